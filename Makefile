@@ -1,0 +1,44 @@
+# Everything happens in a virtual environment of its own; PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Pinned here and not in pyproject.toml: a looser range would pull CUDA builds of several GB.
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test lint bench e2e clean
+
+run: $(VENV)/.installed  ## install, then run the offline default through Flower
+	$(BIN)/fedlora run quickstart
+
+test: $(VENV)/.installed-dev  ## install, then run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## format, style, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+e2e: $(VENV)/.installed-dev  ## whole deployments of real processes on loopback (minutes)
+	FEDLORA_E2E=1 $(BIN)/python -m pytest tests/deploy -m e2e
+
+bench: $(VENV)/.installed-dev  ## speed and memory beside unsplit training
+	$(BIN)/fedlora bench
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { \
+	  echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): torch first, then the rest (a few minutes, once)"
+	$(PIP) --upgrade pip
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""The edge side of fedlora: what runs where the data is."""

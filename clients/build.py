@@ -1,0 +1,271 @@
+"""Putting clients together: model parts, data, head and report from a scenario."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from clients.edge_client import EdgeClient, EdgeModel
+from clients.head import ClientHead
+from clients.private import OwnerTerms, build_release, content
+from clients.reports import simulated_report
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.link.frame import Frame
+from fedlora.link.handshake import PROTOCOL, Identity
+from fedlora.link.messages import HELLO
+from fedlora.split.blocks import Cut, cut_widths
+from fedlora.split.checkpoint import DTYPES, Checkpoint
+from fedlora.split.edge import Back, Front
+from fedlora.split.resolve import model_folder
+from fedlora.tasks.base import Sample, check_length, head_trains, task_class
+from fedlora.tasks.data import Record, load_records, require_column
+from fedlora.tasks.partition import holdout_split, partition
+from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class EdgeParts:
+    """What all clients of a process share.
+
+    Attributes
+    ----------
+    scenario
+        The run's scenario, with the labels filled in.
+    checkpoint, tokenizer, model
+        The frozen parts.
+    """
+
+    scenario: Scenario
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    model: EdgeModel
+
+    @property
+    def identity(self) -> Identity:
+        """What the handshake compares."""
+        return Identity(
+            PROTOCOL,
+            self.checkpoint.config_digest,
+            self.checkpoint.weights_digest,
+            self.tokenizer.digest,
+            self.scenario.model.dtype,
+        )
+
+
+def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
+    """Load the client's ends of the model; no block is read unless the cut leaves some here.
+
+    Parameters
+    ----------
+    scenario
+        The run's scenario.
+    labels
+        Class names, where the scenario does not name them.
+
+    Raises
+    ------
+    FedloraError
+        When the model, the tokenizer or the cut cannot be used.
+    """
+    if not scenario.task.labels:
+        scenario = replace(scenario, task=replace(scenario.task, labels=tuple(labels)))
+    checkpoint = Checkpoint(model_folder(scenario.model.path))
+    dtype = DTYPES[scenario.model.dtype]
+    cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
+    task = task_class(scenario.task.kind)(scenario.task, scenario.task.labels)
+    server_pools = task.pooled and cut.stop == cut.blocks
+    model = EdgeModel(
+        front=Front(checkpoint, cut, dtype),
+        back=Back(checkpoint, cut, dtype, final=not server_pools),
+        task=task,
+        width=cut_widths(checkpoint, cut, final=server_pools)[1],
+        server_pools=server_pools,
+    )
+    check_length(scenario.task, checkpoint)
+    return EdgeParts(scenario, checkpoint, load_tokenizer(checkpoint.folder), model)
+
+
+def build_client(
+    parts: EdgeParts,
+    number: int,
+    train: Sequence[Sample],
+    held_out: Sequence[Sample],
+    terms: OwnerTerms | None = None,
+    contents: Sequence[bytes] = (),
+) -> EdgeClient:
+    """Build one client over shared parts.
+
+    Parameters
+    ----------
+    parts
+        The process's frozen parts.
+    number
+        The client's number, from 0; its identifier is the number in decimal.
+    train, held_out
+        Its samples.
+    terms
+        What its owner allows; by default everything, as in a simulation that writes no ledger.
+    contents
+        What makes each sample itself, training samples first; for the owner's ledger.
+
+    Raises
+    ------
+    FedloraError
+        When it has no training sample, or its owner does not allow the run.
+    """
+    scenario, model = parts.scenario, parts.model
+    if not train:
+        raise FedloraError(
+            f"client {number} has no training sample; give it data, or use fewer clients"
+        )
+    if scenario.train.embedding:  # a trained embedding is the client's own
+        model = replace(model, front=copy.deepcopy(model.front))
+        model.front.weight.requires_grad_()
+    module = model.task.head(
+        parts.checkpoint, DTYPES[scenario.model.dtype], _head_width(parts), scenario.seed
+    )
+    trains_head = head_trains(scenario.head, model.task)
+    release = build_release(
+        scenario,
+        number,
+        terms or OwnerTerms(),
+        samples=train,
+        contents=contents,
+        head=module,
+        trains_head=trains_head,
+        pools=model.server_pools,
+        classes=len(model.task.labels),
+    )
+    head = ClientHead(
+        module,
+        trains=trains_head,
+        config=scenario.head,
+        train=scenario.train,
+        embedding=model.front.weight if scenario.train.embedding else None,
+        uploads=release.uploads_head,
+    )
+    return EdgeClient(
+        str(number),
+        number,
+        scenario,
+        model,
+        head,
+        train,
+        held_out,
+        release,
+        simulated_report(scenario, number),
+    )
+
+
+def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:
+    """Return the frame that opens a client's session."""
+    fields: dict[str, Any] = {
+        **parts.identity.to_dict(),
+        "token": token,
+        "rows": len(client.batches.samples),
+        "held_out_rows": len(client.held_out),
+    }
+    return Frame(HELLO, client.name, 0, fields)
+
+
+class SimulatedData:
+    """The records of a simulation, spread over its clients.
+
+    Parameters
+    ----------
+    scenario
+        Data, partition and seed are used.
+    clients
+        Number of clients.
+    """
+
+    def __init__(self, scenario: Scenario, clients: int) -> None:
+        self.scenario = scenario
+        self.clients = clients
+        self.records = load_records(scenario.data, "train")
+        self.test = load_records(scenario.data, "test") if scenario.data.test else []
+        pooled = task_class(scenario.task.kind).pooled
+        self.label_column = scenario.data.label if pooled else ""
+        self.parts = partition(
+            self.records, scenario.partition, clients, self.label_column, scenario.seed
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names: the scenario's, or all that occur in the training data."""
+        if self.scenario.task.labels or not self.label_column:
+            return self.scenario.task.labels
+        require_column(self.records, self.label_column, "data.label")
+        return tuple(sorted({record[self.label_column] for record in self.records}))
+
+    def rows_of(self, client: int) -> tuple[list[Record], list[Record]]:
+        """Return one client's training and held-out records.
+
+        With a common test file client k evaluates rows k, k + clients, ..., so that the clients
+        together evaluate every row once.
+        """
+        if self.test:
+            train: Sequence[int] = self.parts[client].tolist()
+            return [self.records[i] for i in train], list(self.test[client :: self.clients])
+        kept, held_out = holdout_split(
+            self.parts[client], self.scenario.data.holdout, self.scenario.seed, client
+        )
+        return [self.records[i] for i in kept], [self.records[i] for i in held_out]
+
+    def build(
+        self,
+        parts: EdgeParts,
+        client: int,
+        part: int | None = None,
+        terms: OwnerTerms | None = None,
+    ) -> EdgeClient:
+        """Encode one client's records and build it.
+
+        Parameters
+        ----------
+        parts
+            What the clients of this process share.
+        client
+            Number of the client.
+        part
+            Its share of the records, by default its own.
+        terms
+            What its owner allows.
+        """
+        encode = partial(
+            parts.model.task.samples, tokenizer=parts.tokenizer, data=self.scenario.data
+        )
+        rows = self.rows_of(client if part is None else part)
+        samples = (encode(rows[0]), encode(rows[1]))
+        contents: list[bytes] = []
+        if terms is not None and terms.ledger is not None:
+            contents = [c for pair in zip(rows, samples, strict=True) for c in _contents(*pair)]
+        return build_client(parts, client, samples[0], samples[1], terms, contents)
+
+    def label_counts(self, client: int) -> Mapping[str, int]:
+        """Count the labels (or the partition column's values) of one client's rows."""
+        column = self.label_column or self.scenario.partition.column
+        counts: dict[str, int] = {}
+        for index in self.parts[client].tolist():
+            value = self.records[index].get(column, "") if column else ""
+            counts[value] = counts.get(value, 0) + 1
+        return counts
+
+
+def _contents(records: Sequence[Record], samples: Sequence[Sample]) -> list[bytes]:
+    """Return what makes each sample itself: its record, or its tokens where some gave none."""
+    if len(records) == len(samples):
+        return [content(record) for record in records]
+    return [str(sample.ids).encode() for sample in samples]
+
+
+def _head_width(parts: EdgeParts) -> int:
+    """Width of what the head takes: after the final stage."""
+    cut = Cut.of(
+        parts.checkpoint, parts.scenario.model.client_front, parts.scenario.model.client_back
+    )
+    return cut_widths(parts.checkpoint, Cut(cut.blocks, cut.start, cut.blocks), final=True)[1]

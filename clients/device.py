@@ -1,0 +1,98 @@
+"""A client on its own device: its data and model are where its node configuration says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.build import SimulatedData, hello, load_parts
+from clients.edge_client import EdgeClient
+from clients.keeper import Keeper
+from clients.private import OwnerTerms
+from fedlora.config import Scenario, scenario_from_toml
+from fedlora.errors import FedloraError
+from fedlora.link.stream_client import StreamClient
+from fedlora.tasks.base import task_class
+
+_RUN = re.compile(r"[0-9a-f]{16}")
+
+
+def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str:
+    """Answer the server until it ends the session; return what went wrong, or nothing.
+
+    Parameters
+    ----------
+    session
+        The session message: scenario, address, certificate, token, number of clients.
+    node_config
+        ``partition-id``; ``data`` and ``test`` name this device's own files, ``model`` its model
+        folder, ``state`` where it keeps head and optimiser between rounds. Without ``data`` the
+        device takes its part of the scenario's data. The owner's terms are in ``privacy-epsilon``
+        and the other keys of ``clients.private``.
+    """
+    torch.set_num_threads(1)
+    try:
+        scenario = local_scenario(scenario_from_toml(session["scenario"]), node_config)
+        own_data = "data" in node_config
+        clients = 1 if own_data else int(session["clients"])
+        data = SimulatedData(scenario, clients)
+        number = int(session["client"])
+        parts = load_parts(scenario, data.labels)
+        terms = OwnerTerms.from_node_config(node_config, number)
+        edge: EdgeClient = data.build(parts, number, 0 if own_data else number, terms)
+        with closing(edge.release):
+            stream = StreamClient(
+                session["address"],
+                session["certificate"] or None,
+                max_frame_bytes=scenario.link.max_frame_mib << 20,
+            )
+            keeper = Keeper(edge, state_folder(node_config, str(session["run"])) / edge.name)
+            stream.serve({edge.name: keeper.handle}, [hello(parts, edge, session["token"])])
+    except FedloraError as error:
+        return str(error)
+    return ""
+
+
+def state_folder(node_config: Mapping[str, Any], run: str) -> Path:
+    """Return where this device keeps its states of a run, by the name that the server gave it.
+
+    Raises
+    ------
+    FedloraError
+        When the name is not one that a server gives.
+    """
+    if not _RUN.fullmatch(run):
+        raise FedloraError(f"the run is called {run[:40]!r}; both sides need one fedlora release")
+    default = Path.home() / ".fedlora" / "states"
+    return Path(str(node_config.get("state", default))).expanduser() / run
+
+
+def local_scenario(scenario: Scenario, node_config: Mapping[str, Any]) -> Scenario:
+    """Return the scenario with this device's own paths, which the server never learns.
+
+    Raises
+    ------
+    FedloraError
+        When the classes would have to be guessed from one device's data.
+    """
+    if "model" in node_config:
+        model = dataclasses.replace(scenario.model, path=str(node_config["model"]))
+        scenario = dataclasses.replace(scenario, model=model)
+    if "data" in node_config:
+        if task_class(scenario.task.kind).pooled and not scenario.task.labels:
+            raise FedloraError(
+                "task.labels is empty, and one device's data may lack a class; name all classes "
+                "in the scenario"
+            )
+        data = dataclasses.replace(
+            scenario.data, train=str(node_config["data"]), test=str(node_config.get("test", ""))
+        )
+        partition = dataclasses.replace(scenario.partition, kind="iid")
+        scenario = dataclasses.replace(scenario, data=data, partition=partition)
+    return scenario

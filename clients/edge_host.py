@@ -1,0 +1,110 @@
+"""A named Ray actor that hosts many simulated clients over one frozen embedding and one stream.
+
+Flower's simulation serves at most a few handlers at once and keeps no client on a fixed worker, so
+a handler that blocked until its session ended would deadlock a barrier over all clients. The
+handler hands its session over instead and returns. The actor is detached, or it would die with the
+worker that made it; the ServerApp ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fedlora.errors import FedloraError
+
+log = logging.getLogger("fedlora.edge")
+
+NAMESPACE = "fedlora"
+
+
+class EdgeHost:
+    """Some of a simulation's clients.
+
+    Parameters
+    ----------
+    session
+        Session message of any of them: scenario, address, certificate, number of clients, and the
+        folders of their privacy ledgers and of their states.
+    """
+
+    def __init__(self, session: Mapping[str, Any]) -> None:
+        import torch
+
+        from clients.build import SimulatedData, load_parts
+        from fedlora.config import scenario_from_toml
+        from fedlora.link.stream_client import StreamClient
+
+        torch.set_num_threads(1)
+        scenario = scenario_from_toml(session["scenario"])
+        if scenario.python_path:
+            sys.path.insert(0, scenario.python_path)
+        self._data = SimulatedData(scenario, int(session["clients"]))
+        self._parts = load_parts(scenario, self._data.labels)
+        self._stream = StreamClient(
+            session["address"],
+            session["certificate"] or None,
+            max_frame_bytes=scenario.link.max_frame_mib << 20,
+        )
+        self._ledgers = session["ledgers"]
+        self._keep = Path(session["keep"])
+        self._sessions: dict[int, Future[None]] = {}
+
+    def attach(self, client: int, token: str) -> str:
+        """Build a client and open its session; return what is wrong, or nothing."""
+        from clients.build import hello
+        from clients.keeper import Keeper
+        from clients.private import OwnerTerms
+
+        try:
+            ledger = Path(self._ledgers) / str(client) if self._ledgers else None
+            edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger))
+            keeper = Keeper(edge, self._keep / edge.name)
+            opening = hello(self._parts, edge, token)
+            self._sessions[client] = self._stream.attach(edge.name, keeper.handle, opening)
+        except FedloraError as error:
+            return str(error)
+        return ""
+
+    def result(self, client: int) -> dict[str, Any]:
+        """Return what is known of a client: its label counts, and how its session ended."""
+        session = self._sessions.get(client)
+        error = session.exception() if session is not None and session.done() else None
+        counts = self._data.label_counts(client)
+        return {
+            "labels": list(counts),
+            "label_rows": list(counts.values()),
+            "classes": list(self._parts.scenario.task.labels),
+            "error": "" if error is None else str(error),
+        }
+
+
+def hand_over(session: Mapping[str, Any]) -> str:
+    """Give a session to its edge host, made if need be; return what is wrong, or nothing."""
+    plain = {key: session[key] for key in session}
+    actor = ray.remote(EdgeHost).options(  # type: ignore[attr-defined]  # ray's decorator is untyped
+        name=session["host"],
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,
+    )
+    host = actor.remote(plain)
+    try:
+        return str(ray.get(host.attach.remote(plain["client"], plain["token"])))
+    except ray.exceptions.ActorDiedError as error:
+        cause = getattr(error, "cause", None)
+        return str(cause or error).strip().splitlines()[-1]
+
+
+def result_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a client's edge host knows of it."""
+    host = ray.get_actor(request["host"], namespace=NAMESPACE)
+    result: dict[str, Any] = ray.get(host.result.remote(request["client"]))
+    return result

@@ -1,0 +1,183 @@
+"""The client's trainable part: its head, and its token embedding where that trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedlora.config import HeadConfig, TrainConfig
+from fedlora.errors import ProtocolError
+from fedlora.link.messages import HEAD_GRADIENT as GRADIENT
+from fedlora.link.messages import HEAD_WEIGHT as WEIGHT
+from fedlora.state import load_optimizer_state, load_tensors, optimizer_state
+
+
+class ClientHead:
+    """A head, how it is shared, and its optimiser.
+
+    Parameters
+    ----------
+    module
+        The head.
+    trains
+        Whether it trains.
+    config
+        How it is shared: ``personal`` steps alone; ``round`` steps alone and is averaged at the end
+        of a round; ``step`` sends its unreduced gradient and is given the weights.
+    train
+        Learning rates and schedule.
+    embedding
+        The client's own token embedding where it trains, else None.
+    uploads
+        Whether the gradient of a head that is shared every step may leave; under privacy the server
+        computes it from what was released.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        trains: bool,
+        config: HeadConfig,
+        train: TrainConfig,
+        embedding: nn.Parameter | None = None,
+        uploads: bool = True,
+    ) -> None:
+        self.module = module
+        self.share = config.share if trains else "personal"
+        self._train = train
+        self._uploads = uploads
+        self._embedding = embedding
+        for parameter in module.parameters():
+            parameter.requires_grad_(trains)
+        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._initial = copy.deepcopy({n: p.data for n, p in self._parameters.items()})
+        self._initial_embedding = None if embedding is None else embedding.detach().clone()
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the initial weights with a fresh optimiser."""
+        self._weight = 0.0
+        self._embedding_weight = 0.0
+        decay = self._train.weight_decay
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(self._initial[name])
+            parameter.grad = None
+        self._optimizer = None
+        if self._parameters:
+            self._optimizer = torch.optim.AdamW(self._parameters.values(), weight_decay=decay)
+        self._embedding_optimizer = None
+        if self._embedding is not None and self._initial_embedding is not None:
+            self._embedding.data.copy_(self._initial_embedding)
+            self._embedding.grad = None
+            self._embedding_optimizer = torch.optim.AdamW([self._embedding], weight_decay=decay)
+
+    def update(self, weight: float, step: int, *, last: bool) -> dict[str, torch.Tensor]:
+        """Use the gradient that a batch left in the head.
+
+        Parameters
+        ----------
+        weight
+            Samples or target tokens of the batch.
+        step
+            Number of the optimiser step.
+        last
+            Whether the batch completes the step.
+
+        Returns
+        -------
+        dict
+            Tensors to upload: the unreduced gradient where heads are shared every step.
+        """
+        self._embedding_weight += weight
+        if not self._parameters:
+            return {}
+        if self.share == "step":
+            own = self._parameters if self._uploads else {}
+            upload = {
+                GRADIENT + name: p.grad.float() for name, p in own.items() if p.grad is not None
+            }
+            self._zero()
+            return upload
+        self._weight += weight
+        if last:
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._weight)
+            self._step(step)
+            self._weight = 0.0
+        return {}
+
+    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the common weights that came from the server, if any.
+
+        Raises
+        ------
+        ProtocolError
+            When one has another name, shape or type, or is not finite.
+        """
+        for key, weight in tensors.items():
+            if not key.startswith(WEIGHT):
+                continue
+            own = self._parameters.get(key.removeprefix(WEIGHT))
+            if own is None or weight.shape != own.shape or weight.dtype != torch.float32:
+                raise ProtocolError(
+                    f"the server sent {key!r} of shape {tuple(weight.shape)}, which this head "
+                    "does not have"
+                )
+            if not torch.isfinite(weight).all():
+                raise ProtocolError(f"the server sent {key!r} with NaN or infinity")
+            own.data.copy_(weight)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights to upload, in fp32, where heads are shared, else nothing."""
+        if self.share == "personal":
+            return {}
+        return {WEIGHT + name: p.detach().float() for name, p in self._parameters.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights and optimisers, for the client's own disk."""
+        embedding = {} if self._embedding is None else {"weight": self._embedding}
+        return {
+            "weights": self._parameters,
+            "optimizer": optimizer_state(self._optimizer),
+            "embedding": embedding,
+            "embedding_optimizer": optimizer_state(self._embedding_optimizer),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave; raises ``FedloraError`` for another head's state."""
+        self.reset()
+        load_tensors(self._parameters, state["weights"])
+        load_optimizer_state(self._optimizer, state["optimizer"])
+        if self._embedding is not None:
+            load_tensors({"weight": self._embedding}, state["embedding"])
+            load_optimizer_state(self._embedding_optimizer, state["embedding_optimizer"])
+
+    def step_embedding(self, step: int, last: bool) -> None:
+        """Update the token embedding with the gradients that have come back through the cut."""
+        if self._embedding_optimizer is None or self._embedding is None or not last:
+            return
+        if self._embedding.grad is not None:
+            self._embedding.grad.div_(self._embedding_weight)
+        _step(self._embedding_optimizer, self._train.learning_rate(step))
+        self._embedding_weight = 0.0
+
+    def _step(self, step: int) -> None:
+        if self._optimizer is not None:
+            _step(self._optimizer, self._train.learning_rate(step, head=True))
+
+    def _zero(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+
+def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,92 @@
+"""What of a batch may leave the client."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+
+
+class GradientRelease(ABC):
+    """Turns the gradient at the cut into what is uploaded.
+
+    Attributes
+    ----------
+    sample_mean
+        Whether each sample's loss is to be its token mean, so that its gradient can be clipped.
+    reports_losses
+        Whether training losses may be told to the server.
+    reports_metrics
+        Whether held-out metrics may be.
+    uploads_head
+        Whether the exact gradient of a shared head may leave.
+    """
+
+    sample_mean: bool
+    reports_losses: bool
+    reports_metrics: bool
+    uploads_head: bool
+
+    @abstractmethod
+    def __call__(
+        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """Return what leaves.
+
+        Parameters
+        ----------
+        gradient
+            Packed gradient, shape (sum of lengths, width).
+        lengths
+            Rows of ``gradient`` that belong to each sample.
+        samples
+            Numbers of the samples in the client's data.
+        """
+
+    @abstractmethod
+    def activation(
+        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """Return what leaves of an activation, packed like the gradient.
+
+        Held-out samples are numbered after the training samples.
+        """
+
+    @abstractmethod
+    def spent(self) -> Mapping[str, float]:
+        """Return what the server is told with each upload and at the end: ``rho``, ``sigma``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held on disk."""
+
+
+class PlainRelease(GradientRelease):
+    """No protection: the exact gradient leaves."""
+
+    sample_mean = False
+    reports_losses = True
+    reports_metrics = True
+    uploads_head = True
+
+    def __call__(
+        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """See ``GradientRelease``."""
+        del lengths, samples
+        return gradient
+
+    def activation(
+        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """See ``GradientRelease``."""
+        del lengths, samples
+        return packed
+
+    def spent(self) -> Mapping[str, float]:
+        """See ``GradientRelease``."""
+        return {}
+
+    def close(self) -> None:
+        """See ``GradientRelease``."""

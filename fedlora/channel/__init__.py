@@ -1,0 +1,1 @@
+"""The air interface: channels, rates, air time and who may send."""

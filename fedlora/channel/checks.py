@@ -1,0 +1,63 @@
+"""Checks of a user's values: each raises one sentence that quotes the value and the mend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from fedlora.errors import FedloraError
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a finite number from ``low`` to ``high``, both included.
+
+    Raises
+    ------
+    FedloraError
+        When the value is not a number, not finite, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FedloraError(f"{name} is {value!r}, a {type(value).__name__}; set a number")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not (math.isfinite(result) and low <= result <= high):
+        bounds = _range(low, high)
+        raise FedloraError(f"{name} is {value!r:.80}; set a finite number {bounds}".rstrip())
+    return result
+
+
+def positive(name: str, value: Any) -> float:
+    """Return a finite number above zero.
+
+    Raises
+    ------
+    FedloraError
+        When the value is not one.
+    """
+    if number(name, value) <= 0:
+        raise FedloraError(f"{name} is {value}; set a number above 0")
+    return float(value)
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return the value if it is one of the choices.
+
+    Raises
+    ------
+    FedloraError
+        When it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise FedloraError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    return value
+
+
+def _range(low: float, high: float) -> str:
+    if math.isfinite(low) and math.isfinite(high):
+        return f"from {low:g} to {high:g}"
+    if math.isfinite(low):
+        return f"of at least {low:g}"
+    return f"of at most {high:g}" if math.isfinite(high) else ""

@@ -1,0 +1,92 @@
+"""Sending a payload over a channel that may fade meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from fedlora.channel.channel import Channel
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of a payload.
+
+    Attributes
+    ----------
+    delivered
+        Whether all of it arrived within the deadline.
+    seconds
+        Air time spent on it: until it arrived, or until the deadline.
+    bits_sent
+        Bits that were sent in that time.
+    """
+
+    delivered: bool
+    seconds: float
+    bits_sent: int
+
+
+def deliver(
+    channel: Channel,
+    bits: int,
+    client: int,
+    round: int,
+    *,
+    start_s: float = 0.0,
+    deadline_s: float = math.inf,
+    direction: str = "down",
+    bandwidth_hz: float | None = None,
+) -> Delivery:
+    """Send a payload at the true rate of each fading block until it is through or late.
+
+    Parameters
+    ----------
+    channel
+        The channel of the run.
+    bits
+        Size of the payload.
+    client, round
+        Indices of the client and the round.
+    start_s
+        When the transmission starts, in seconds after the round does.
+    deadline_s
+        Latency budget, in seconds after ``start_s``.
+    direction
+        ``up`` or ``down``.
+    bandwidth_hz
+        Bandwidth of the client where a scheduler set it.
+    """
+    block_s = channel.config.block_s if channel.fades_within_round else math.inf
+    left, elapsed_s = float(bits), 0.0
+    for block in itertools.count(math.floor(start_s / block_s)):
+        # Rounding may put the start on the wrong side of a block's end.
+        lasts_s = max(0.0, (block + 1) * block_s - start_s - elapsed_s)
+        middle_s = 0.0 if math.isinf(block_s) else (block + 0.5) * block_s
+        rate_bps = channel.truth(client, round, middle_s, bandwidth_hz).rate_bps(direction)
+        needed_s, budget_s = left / rate_bps, deadline_s - elapsed_s
+        if needed_s <= min(lasts_s, budget_s):
+            return Delivery(True, elapsed_s + needed_s, bits)
+        if budget_s <= lasts_s:
+            return Delivery(False, deadline_s, math.floor(bits - left + rate_bps * budget_s))
+        left -= rate_bps * lasts_s
+        elapsed_s += lasts_s
+    raise AssertionError("a count has no end")
+
+
+def communication_cost(bits: float, rate_bps: float, deadline_s: float) -> float:
+    """Return the share of a latency budget that a payload takes; above 1 it is late.
+
+    AirLLM's cost ``c = bits / max(C T, 1)`` (released code).
+
+    Parameters
+    ----------
+    bits
+        Size of the payload.
+    rate_bps
+        Rate of the link, in bit/s.
+    deadline_s
+        Latency budget, in seconds.
+    """
+    return bits / max(rate_bps * deadline_s, 1.0)

@@ -1,0 +1,1 @@
+"""Channel models: what a client's link is like in each fading block."""

@@ -1,0 +1,165 @@
+"""Replay of a recorded channel."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedlora.channel.checks import number, positive
+from fedlora.channel.config import ChannelConfig
+from fedlora.channel.models.base import ChannelModel, Link
+from fedlora.errors import FedloraError
+
+_COLUMNS = ("time_s", "client", "snr_db", "up_snr_db", "down_snr_db", "bandwidth_hz")
+_GAP_FACTOR = 3.0
+_EXCESS = "cells beyond the header"
+
+
+@dataclass(frozen=True)
+class _Series:
+    time_s: np.ndarray
+    up_snr_db: np.ndarray
+    down_snr_db: np.ndarray
+    bandwidth_hz: np.ndarray | None
+    period_s: float
+
+    def row(self, time_s: float) -> int:
+        """Return the row in force at a time; the series repeats when it ends."""
+        within_s = self.time_s[0] + math.fmod(time_s, self.period_s)
+        return int(np.searchsorted(self.time_s, within_s + 1e-9, side="right")) - 1
+
+
+class TraceChannel(ChannelModel):
+    """Values of a CSV file, each held until the next, repeated when the file ends.
+
+    The file has a header line and the columns ``time_s``, ``snr_db`` (or ``up_snr_db`` and
+    ``down_snr_db``) and optionally ``client`` (an index; without it all clients share the trace)
+    and ``bandwidth_hz`` (without it the scenario's). Time starts with the client's first row.
+
+    Parameters
+    ----------
+    config, seed
+        See ``ChannelModel``.
+    path
+        The file.
+    """
+
+    def __init__(self, config: ChannelConfig, seed: int, *, path: str = "") -> None:
+        super().__init__(config, seed)
+        if not path or not isinstance(path, str):
+            raise FedloraError(
+                "channel.options.path is empty; name the CSV file that trace replays"
+            )
+        self._path = path
+        self._series = _read(Path(path), config.up_snr_offset_db)
+
+    def sample(self, client: int, block: int) -> Link:
+        """Return the link of a client in a fading block."""
+        series = self._series.get(client, self._series.get(None))
+        if series is None:
+            have = ", ".join(str(name) for name in sorted(k for k in self._series if k is not None))
+            raise FedloraError(
+                f"trace {self._path} has no rows for client {client}, only for {have}; "
+                "add them, or leave out the column client so that all clients share the trace"
+            )
+        row = series.row(self.time_s(block))
+        bandwidth_hz = self.bandwidth_hz(client, block)
+        if series.bandwidth_hz is not None:
+            bandwidth_hz = float(series.bandwidth_hz[row])
+        return Link(float(series.up_snr_db[row]), float(series.down_snr_db[row]), bandwidth_hz)
+
+
+def _read(path: Path, up_snr_offset_db: float) -> dict[int | None, _Series]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FedloraError(f"cannot read trace {path}: {reason}; check the path") from None
+    reader = csv.DictReader(text.splitlines(), restkey=_EXCESS, skipinitialspace=True)
+    header = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = header
+    _check_header(path, header)
+    groups: dict[int | None, list[tuple[int, dict[str, float]]]] = {}
+    for cells in reader:
+        values = _row(path, reader.line_num, cells)
+        client = _client(path, reader.line_num, values.pop("client", None))
+        groups.setdefault(client, []).append((reader.line_num, values))
+    if not groups:
+        raise FedloraError(f"trace {path} has a header but no rows; add at least one")
+    return {client: _series(path, rows, up_snr_offset_db) for client, rows in groups.items()}
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    unknown = [name for name in header if name not in _COLUMNS]
+    if unknown:
+        raise FedloraError(
+            f"trace {path} has the unknown column {unknown[0]!r}; known: {', '.join(_COLUMNS)}"
+        )
+    both = {"up_snr_db", "down_snr_db"} <= set(header)
+    if "time_s" not in header or not ("snr_db" in header or both):
+        raise FedloraError(
+            f"trace {path} has the columns {', '.join(header) or 'of an empty file'}; it needs "
+            "time_s, and snr_db or both up_snr_db and down_snr_db"
+        )
+
+
+def _row(path: Path, line: int, cells: dict[str, str | None]) -> dict[str, float]:
+    if _EXCESS in cells:
+        raise FedloraError(
+            f"trace {path} line {line} has more cells than the header; write one for each column"
+        )
+    values = {}
+    for name, cell in cells.items():
+        try:
+            values[name] = number(name, float(cell or ""))
+        except (ValueError, TypeError):
+            raise FedloraError(
+                f"trace {path} line {line} has {cell!r} for {name}; write a finite number, a trace "
+                "has no empty cells"
+            ) from None
+    return values
+
+
+def _client(path: Path, line: int, value: float | None) -> int | None:
+    if value is None:
+        return None
+    if value < 0 or value != int(value):
+        raise FedloraError(
+            f"trace {path} line {line} has client {value:g}; write an index, 0 or more"
+        )
+    return int(value)
+
+
+def _series(
+    path: Path, rows: list[tuple[int, dict[str, float]]], up_snr_offset_db: float
+) -> _Series:
+    lines = [line for line, _ in rows]
+    column = {name: np.array([values[name] for _, values in rows]) for name in rows[0][1]}
+    time_s = column["time_s"]
+    steps_s = np.diff(time_s)
+    if np.any(steps_s <= 0):
+        at = int(np.argmax(steps_s <= 0)) + 1
+        raise FedloraError(
+            f"trace {path} line {lines[at]} has time_s {time_s[at]:g} after {time_s[at - 1]:g}; "
+            "sort the rows of each client by time_s, each time once"
+        )
+    usual_s = float(np.median(steps_s)) if len(steps_s) else 1.0
+    if np.any(steps_s > _GAP_FACTOR * usual_s):
+        at = int(np.argmax(steps_s > _GAP_FACTOR * usual_s))
+        raise FedloraError(
+            f"trace {path} has a gap of {steps_s[at]:g} s after line {lines[at]} where rows are "
+            f"usually {usual_s:g} s apart; fill it in or cut the trace there"
+        )
+    for value in column.get("bandwidth_hz", ()):
+        positive(f"a bandwidth_hz of trace {path}", float(value))
+    down_snr_db = column.get("down_snr_db", column.get("snr_db"))
+    up_snr_db = column.get("up_snr_db")
+    if up_snr_db is None:
+        up_snr_db = column["snr_db"] + up_snr_offset_db
+    assert down_snr_db is not None
+    period_s = float(time_s[-1] - time_s[0]) + usual_s
+    return _Series(time_s, up_snr_db, down_snr_db, column.get("bandwidth_hz"), period_s)

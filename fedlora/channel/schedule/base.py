@@ -1,0 +1,106 @@
+"""What every scheduler has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedlora import registry
+from fedlora.channel.channel import check_options, check_plugin
+from fedlora.channel.config import ScheduleConfig
+from fedlora.channel.state import ChannelState
+
+
+@dataclass(frozen=True)
+class ClientLoad:
+    """What a round would ask of a client.
+
+    Attributes
+    ----------
+    up_bits, down_bits
+        What it would send and receive in the round, in bits.
+    compute_s
+        Time that it would compute, in seconds.
+    """
+
+    up_bits: float
+    down_bits: float
+    compute_s: float = 0.0
+
+
+class Scheduler(ABC):
+    """Chooses the clients of each round and divides the bandwidth among them.
+
+    A scheduler is built as ``Scheduler(rounds=..., seed=..., total_bandwidth_hz=..., **options)``.
+
+    Parameters
+    ----------
+    rounds
+        Rounds of the run.
+    seed
+        The run's seed, 0 or more.
+    total_bandwidth_hz
+        Bandwidth to divide in each direction, in Hz; 0 where the scenario does not set it.
+    """
+
+    def __init__(self, *, rounds: int, seed: int, total_bandwidth_hz: float = 0.0) -> None:
+        self.rounds = rounds
+        self.seed = seed
+        self.total_bandwidth_hz = total_bandwidth_hz
+
+    @abstractmethod
+    def select(
+        self,
+        round: int,
+        reports: Mapping[int, ChannelState],
+        loads: Mapping[int, ClientLoad],
+    ) -> dict[int, float]:
+        """Return the clients of a round, each with its bandwidth in Hz.
+
+        Parameters
+        ----------
+        round
+            Index of the round, from 0.
+        reports
+            What each client that could take part reports of its channel.
+        loads
+            What the round would ask of each of them.
+        """
+
+    def observe(self, round: int, delay_s: float) -> None:  # noqa: B027  # stateless ones need none
+        """Learn how long a round took, in seconds: its slowest client's computing and air time."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``observe`` has changed as a table that JSON can hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # likewise
+        """Take up what ``state_dict`` returned."""
+
+    def share(self, clients: list[int], reports: Mapping[int, ChannelState]) -> dict[int, float]:
+        """Return equal parts of the total bandwidth, or where none is set each client's own."""
+        if not self.total_bandwidth_hz:
+            return {client: reports[client].bandwidth_hz for client in clients}
+        return dict.fromkeys(clients, self.total_bandwidth_hz / max(len(clients), 1))
+
+
+def build_scheduler(config: ScheduleConfig, *, rounds: int, seed: int) -> Scheduler:
+    """Return the scheduler that a scenario names.
+
+    Raises
+    ------
+    FedloraError
+        When it is unknown or its options are wrong.
+    """
+    cls = registry.resolve("schedulers", config.scheduler)
+    common = {
+        "rounds": rounds,
+        "seed": seed,
+        "total_bandwidth_hz": config.total_bandwidth_hz,
+    }
+    check_plugin(cls, Scheduler, "channel.schedule.scheduler", config.scheduler)
+    check_options(cls, "channel.schedule.options", config.options, **common)
+    scheduler: Scheduler = cls(**common, **config.options)
+    return scheduler

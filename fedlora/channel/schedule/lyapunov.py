@@ -1,0 +1,104 @@
+"""Online scheduling and bandwidth allocation under a limit on the mean delay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.channel.checks import number, positive
+from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
+from fedlora.channel.schedule.base import ClientLoad, Scheduler
+from fedlora.channel.state import ChannelState
+
+
+class LyapunovScheduler(Scheduler):
+    """As many clients as possible while rounds keep to a delay on average.
+
+    After the online algorithm of Wang, Zhou, Shi and Letaief (arXiv 2407.02924), reconstructed from
+    its abstract: the bound on the convergence gap falls with the number of participants of each
+    round, weighted by the round; a virtual queue ``Q(t+1) = max(Q(t) + tau(t) - tau_mean, 0)``
+    stands for the limit on the mean delay; each round minimises
+    ``Q(t) tau(t) - trade_off w(t) |S(t)|`` over the participants S and the division of bandwidth.
+    The minimum is exact: for each number of participants the fastest round is found.
+
+    Parameters
+    ----------
+    rounds, seed, total_bandwidth_hz
+        See ``Scheduler``; without a total the clients' own bandwidths are pooled.
+    mean_delay_s
+        Limit ``tau_mean`` on the mean delay of a round, in seconds.
+    trade_off
+        Weight V of one more participant, in square seconds: the larger, the more take part and the
+        longer the mean delay takes to settle.
+    contraction
+        Factor by which the convergence bound forgives a round's loss with every later round; the
+        weight ``w(t)`` is ``contraction ** (rounds - 1 - t)``. 1 weighs all rounds alike.
+    min_clients
+        Smallest number of participants.
+    max_delay_s
+        Longest round that more than ``min_clients`` participants may make, in seconds; 0 means ten
+        times the mean. The queue's guarantee needs bounded delays, and while the queue is empty
+        nothing else would keep a client in a deep fade from holding up the round.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        seed: int,
+        total_bandwidth_hz: float = 0.0,
+        mean_delay_s: float,
+        trade_off: float = 1.0,
+        contraction: float = 1.0,
+        min_clients: int = 1,
+        max_delay_s: float = 0.0,
+    ) -> None:
+        super().__init__(rounds=rounds, seed=seed, total_bandwidth_hz=total_bandwidth_hz)
+        option = "channel.schedule.options."
+        self._mean_delay_s = positive(option + "mean_delay_s", mean_delay_s)
+        self._trade_off = number(option + "trade_off", trade_off, low=0.0)
+        self._contraction = number(option + "contraction", contraction, 1e-9, 1.0)
+        self._min_clients = int(number(option + "min_clients", min_clients, low=0))
+        max_delay_s = number(option + "max_delay_s", max_delay_s, low=0.0)
+        self._max_delay_s = max_delay_s or 10 * self._mean_delay_s
+        self.queue_s = 0.0
+
+    def select(
+        self, round: int, reports: Mapping[int, ChannelState], loads: Mapping[int, ClientLoad]
+    ) -> dict[int, float]:
+        """Return the clients of a round, each with its bandwidth in Hz."""
+        clients = sorted(reports)
+        total_hz = self.total_bandwidth_hz or sum(reports[k].bandwidth_hz for k in clients)
+        curves = DelayCurves.of(clients, reports, loads)
+        worth = self._trade_off * self._contraction ** max(self.rounds - 1 - round, 0)
+        best = 0.0 if self._min_clients == 0 else math.inf
+        division: dict[int, float] = {}
+        for count in range(max(1, min(self._min_clients, len(clients))), len(clients) + 1):
+            delay_s, chosen, bandwidth_hz = fastest_round(curves, count, total_hz)
+            if delay_s > self._max_delay_s and count > self._min_clients:
+                break
+            objective = self.queue_s * delay_s - worth * count
+            if objective <= best:
+                best = objective
+                division = {
+                    clients[place]: float(hz)
+                    for place, hz in zip(chosen, bandwidth_hz, strict=True)
+                }
+            # Delay grows with the number of participants, so no larger number can win any more.
+            if self.queue_s * delay_s - worth * len(clients) > best:
+                break
+        return dict(sorted(division.items()))
+
+    def observe(self, round: int, delay_s: float) -> None:
+        """Learn how long a round took, in seconds."""
+        del round
+        self.queue_s = max(self.queue_s + delay_s - self._mean_delay_s, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the virtual queue."""
+        return {"queue_s": self.queue_s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the virtual queue."""
+        self.queue_s = number("queue_s of the scheduler's state", state["queue_s"], low=0.0)

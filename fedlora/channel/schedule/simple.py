@@ -1,0 +1,51 @@
+"""Schedulers that do not look at the channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedlora.channel.schedule.base import ClientLoad, Scheduler
+from fedlora.channel.state import ChannelState
+from fedlora.channel.streams import Stream, stream
+from fedlora.errors import FedloraError
+
+
+class AllClients(Scheduler):
+    """Everybody takes part."""
+
+    def select(
+        self, round: int, reports: Mapping[int, ChannelState], loads: Mapping[int, ClientLoad]
+    ) -> dict[int, float]:
+        """Return all clients with their bandwidth in Hz."""
+        del round, loads
+        return self.share(sorted(reports), reports)
+
+
+class RandomClients(Scheduler):
+    """As many clients as are asked for, drawn anew each round.
+
+    Parameters
+    ----------
+    rounds, seed, total_bandwidth_hz
+        See ``Scheduler``.
+    clients
+        Clients of a round; all, if fewer are there.
+    """
+
+    def __init__(
+        self, *, rounds: int, seed: int, total_bandwidth_hz: float = 0.0, clients: int
+    ) -> None:
+        super().__init__(rounds=rounds, seed=seed, total_bandwidth_hz=total_bandwidth_hz)
+        if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
+            raise FedloraError(
+                f"channel.schedule.options.clients is {clients!r}; set a whole number from 1"
+            )
+        self._clients = clients
+
+    def select(
+        self, round: int, reports: Mapping[int, ChannelState], loads: Mapping[int, ClientLoad]
+    ) -> dict[int, float]:
+        """Return the drawn clients with their bandwidth in Hz."""
+        del loads
+        order = stream(self.seed, Stream.SCHEDULE, round).permutation(sorted(reports))
+        return self.share(sorted(int(client) for client in order[: self._clients]), reports)

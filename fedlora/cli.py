@@ -1,0 +1,218 @@
+"""The command line: ``fedlora run``, ``export``, ``doctor``, and the verbs of other packages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from fedlora import __version__
+from fedlora.errors import FedloraError
+
+app = typer.Typer(
+    name="fedlora",
+    help="Federated split fine-tuning of language models with LoRA, over links that fade.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+ScenarioArgument = Annotated[
+    str,
+    typer.Argument(help="A shipped scenario (`fedlora scenarios`), or the path of a TOML file."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a scenario key, such as `train.rounds=3`."
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run folder (default: `runs/NAME-TIME`).")
+]
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument = "quickstart", out: OutOption = None, set_: SetOption = None
+) -> None:
+    """Run a scenario through Flower's simulation, and show what came of it.
+
+    Everything lands in the run folder: `summary.json`, `metrics.jsonl`, the adapter in PEFT's
+    layout, plots and `report.html`. Ctrl-C ends the run and keeps what there is.
+    """
+    from fedlora.commands.run import run_simulation
+
+    run_simulation(scenario, out, set_ or [])
+
+
+@app.command()
+def resume(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a run that stopped.")],
+) -> None:
+    """Go on with a simulation that was interrupted, or died, from its last finished round."""
+    from fedlora.commands.resume import resume_simulation
+
+    resume_simulation(run_folder)
+
+
+@app.command()
+def scenarios() -> None:
+    """List the shipped scenarios."""
+    from fedlora.scenarios import describe_scenarios
+
+    for name, purpose in describe_scenarios():
+        typer.echo(f"{name:24} {purpose}")
+
+
+@app.command()
+def keys(
+    part: Annotated[str, typer.Argument(help="Show only keys that contain this.")] = "",
+) -> None:
+    """List every scenario key with its default and its meaning."""
+    from fedlora.commands.keys import print_keys
+
+    print_keys(part)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="`peft`: an adapter at the chosen ranks; `padded`: the same with one rank for all "
+            "(for servers such as vLLM that know one rank); `merged`: the whole model.",
+            click_type=click.Choice(["peft", "padded", "merged"]),
+        ),
+    ] = "peft",
+    client: Annotated[
+        str | None, typer.Option(help="Use the ranks that this client had at the end.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
+    ] = None,
+) -> None:
+    """Write a run's adapter for PEFT, for servers with one rank, or merged into the model."""
+    from fedlora.commands.export import export_run
+
+    export_run(run_folder, out, format_, client, rank)
+
+
+@app.command()
+def infer(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: lines of stdin.")] = None,
+    client: Annotated[
+        str | None, typer.Option(help="Use the ranks that this client had at the end.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="For language models.")] = 48,
+) -> None:
+    """Use backbone and adapter on this machine: classify texts, or continue them."""
+    from fedlora.commands.infer import infer_texts
+
+    infer_texts(run_folder, texts or sys.stdin.read().splitlines(), client, rank, max_new_tokens)
+
+
+@app.command()
+def doctor(
+    server: Annotated[
+        str, typer.Option(help="On a device: HOST[:PORT] of the SuperLink to look at as well.")
+    ] = "",
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="The authority's certificate, `ca.crt`.")
+    ] = None,
+    stream_port: Annotated[
+        int, typer.Option(help="`link.port` of the runs to come, to look at as well.")
+    ] = 0,
+    model: Annotated[
+        str, typer.Option(help="This machine's model or edge package, to look at as well.")
+    ] = "",
+) -> None:
+    """Say what is wrong with this machine, and how to mend it.
+
+    With `--server`, run on a device: also whether the server's ports, certificate and clock serve.
+    """
+    from fedlora.commands.doctor import examine
+    from fedlora.commands.reach import examine_model, examine_server
+
+    findings = [
+        *(examine_server(server, root_certificates, stream_port) if server else ()),
+        *(examine_model(model) if model else ()),
+    ]
+    raise typer.Exit(0 if examine(findings) else 1)
+
+
+@app.command()
+def certs(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    host: Annotated[
+        list[str],
+        typer.Option("--host", help="Name or address that clients dial; may be given repeatedly."),
+    ],
+    nodes: Annotated[int, typer.Option(min=0, help="Number of node keys.")],
+    days: Annotated[int, typer.Option(min=1, help="Days until the certificates end.")] = 365,
+    port: Annotated[int, typer.Option(help="The SuperLink's port, for the commands.")] = 8000,
+) -> None:
+    """Make the keys of a deployment, and print the commands that use them.
+
+    A second call with the same folder adds what is missing, such as more nodes.
+    """
+    from fedlora.commands.certs import print_certificates
+
+    print_certificates(out, host, nodes, days, port)
+
+
+@app.command(name="slice")
+def slice_(
+    model: Annotated[
+        str, typer.Argument(help="A whole model: folder, `hub:NAME`, or `package:NAME/FOLDER`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    front: Annotated[
+        int, typer.Option(min=0, help="`model.client_front` of the scenario to come.")
+    ] = 0,
+    back: Annotated[
+        int, typer.Option(min=0, help="`model.client_back` of the scenario to come.")
+    ] = 0,
+) -> None:
+    """Make the edge package of a model: all that a client needs, without the server's blocks."""
+    from fedlora.commands.slice import slice_model
+
+    slice_model(model, out, front, back)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and status 2."""
+    sys.path.insert(0, os.getcwd())  # a plug-in named module:Class may lie where the user stands
+    for entry in sorted(entry_points(group="fedlora.commands"), key=lambda e: e.name):
+        app.command(entry.name)(entry.load())
+    try:
+        status = app(standalone_mode=False)
+    except FedloraError as error:
+        typer.secho(f"fedlora: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        typer.secho("fedlora: interrupted; what was finished is kept", err=True)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)

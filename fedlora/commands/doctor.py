@@ -1,0 +1,149 @@
+"""``fedlora doctor``: what is wrong with this machine, and the mend."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("flwr", "ray", "torch", "transformers", "peft", "opacus", "grpcio", "safetensors")
+_MEMORY_GIB, _DISK_GIB = 3.0, 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    what
+        What was looked at.
+    found
+        What was found.
+    mend
+        What to do about it; empty when all is well.
+    """
+
+    what: str
+    found: str
+    mend: str = ""
+
+
+def examine(further: Iterable[Finding] = ()) -> bool:
+    """Print every finding of this machine and what else was found; False when one needs mending."""
+    table = Table("", "what", "found", "mend", title="fedlora doctor")
+    well = True
+    for finding in itertools.chain(*(check() for check in _CHECKS), further):
+        mark = "[red]✗[/red]" if finding.mend else "[green]✓[/green]"
+        table.add_row(mark, finding.what, finding.found, finding.mend)
+        well &= not finding.mend
+    Console().print(table)
+    return well
+
+
+def _python() -> Iterator[Finding]:
+    found = sys.version.split()[0]
+    good = sys.version_info >= (3, 11)
+    yield Finding("Python", found, "" if good else "install Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "missing", "pip install fedlora")
+
+
+def _tools() -> Iterator[Finding]:
+    for name in ("flwr", "flower-superlink"):
+        path = Path(sys.executable).with_name(name)
+        mend = (
+            ""
+            if path.exists()
+            else "reinstall flwr in this environment: pip install --force-reinstall flwr"
+        )
+        yield Finding(f"command {name}", str(path), mend)
+
+
+def _shadowed() -> Iterator[Finding]:
+    import importlib.util
+
+    root = Path(__file__).parents[2]
+    for package in ("clients", "strategies", "simulations"):
+        spec = importlib.util.find_spec(package)
+        place = Path(spec.origin).parent if spec and spec.origin else None
+        good = place is not None and place.parent == root
+        mend = f"rename your folder {place}, or start elsewhere: it hides fedlora's package"
+        yield Finding(f"package {package}", str(place), "" if good else mend)
+
+
+def _loopback() -> Iterator[Finding]:
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            with socket.create_connection(server.getsockname()[:2], timeout=2):
+                yield Finding("loopback sockets", "work")
+    except OSError as error:
+        yield Finding("loopback sockets", str(error), "allow TCP on 127.0.0.1 (check the firewall)")
+    proxy = os.environ.get("http_proxy") or os.environ.get("HTTP_PROXY")
+    bypass = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    bad = bool(proxy) and "127.0.0.1" not in bypass
+    mend = "export no_proxy=127.0.0.1,localhost, or Flower's requests go to the proxy"
+    yield Finding("proxy", proxy or "none", mend if bad else "")
+
+
+def _resources() -> Iterator[Finding]:
+    cores = os.cpu_count() or 1
+    yield Finding("CPU cores", str(cores))
+    memory = psutil.virtual_memory().available / 2**30
+    mend = "" if memory >= _MEMORY_GIB else f"free memory: a simulation needs {_MEMORY_GIB:g} GiB"
+    yield Finding("memory available", f"{memory:.1f} GiB", mend)
+    shm = Path("/dev/shm")
+    if shm.exists():
+        free = shutil.disk_usage(shm).free / 2**30
+        mend = (
+            ""
+            if free > 0.1
+            else "enlarge /dev/shm, where Ray keeps objects (docker: --shm-size=1g)"
+        )
+        yield Finding("/dev/shm free", f"{free:.1f} GiB", mend)
+    for place in (Path.cwd(), Path(os.environ.get("TMPDIR", "/tmp"))):
+        free = shutil.disk_usage(place).free / 2**30
+        mend = "" if free >= _DISK_GIB else f"free {_DISK_GIB:g} GiB in {place}"
+        if not os.access(place, os.W_OK):
+            mend = f"make {place} writable, or start elsewhere"
+        yield Finding(f"disk at {place}", f"{free:.1f} GiB free", mend)
+
+
+def _device() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding("torch", str(error), "reinstall torch")
+        return
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        yield Finding("GPU", f"{name}; use --set compute.device=cuda:0")
+    else:
+        yield Finding("GPU", "none; the CPU is used")
+
+
+_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _packages,
+    _tools,
+    _shadowed,
+    _loopback,
+    _resources,
+    _device,
+)

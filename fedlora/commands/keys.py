@@ -1,0 +1,79 @@
+"""``fedlora keys``: every scenario key, its default and what it means, from the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.config import Scenario
+
+
+@dataclass(frozen=True)
+class Key:
+    """One scenario key.
+
+    Attributes
+    ----------
+    name
+        As in ``--set``.
+    default
+        As TOML would have it.
+    meaning
+        From the docstring.
+    """
+
+    name: str
+    default: str
+    meaning: str
+
+
+def scenario_keys(section: Any = None, prefix: str = "") -> Iterator[Key]:
+    """Yield the keys of a section and of the sections in it."""
+    section = Scenario() if section is None else section
+    meanings = _attributes(type(section))
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from scenario_keys(value, f"{prefix}{field.name}.")
+        else:
+            yield Key(prefix + field.name, _shown(value), meanings.get(field.name, ""))
+
+
+def print_keys(part: str) -> None:
+    """Print the keys whose name contains ``part``."""
+    table = Table("key", "default", "meaning", show_lines=True)
+    for key in scenario_keys():
+        if part in key.name:
+            table.add_row(key.name, key.default, key.meaning)
+    Console().print(table)
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """Read the Attributes section of a NumPy docstring: a name line, then an indented text."""
+    text = inspect.getdoc(cls) or ""
+    _, found, body = text.partition("Attributes\n----------\n")
+    meanings: dict[str, str] = {}
+    if not found:
+        return meanings
+    for block in re.split(r"\n(?=\S)", body):
+        names, _, meaning = block.partition("\n")
+        for name in names.split(","):
+            meanings[name.strip()] = " ".join(meaning.split())
+    return meanings
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return repr(value)
+    return str(list(value) if isinstance(value, tuple) else value)

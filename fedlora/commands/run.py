@@ -1,0 +1,91 @@
+"""``fedlora run``: a simulation in its own Flower, followed to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedlora.config import Scenario, scenario_to_toml, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.launch import FlowerSimulation, SimulationRequest, interruptible
+from fedlora.report.page import write_report
+from fedlora.report.progress import ProgressView
+from fedlora.report.run_folder import RunFolder
+from fedlora.report.table import print_result
+from fedlora.scenarios import check_scenario, find_scenario
+from fedlora.server.partial import summarise_rounds
+
+
+def run_simulation(name: str, out: Path | None, overrides: Sequence[str]) -> None:
+    """Run a scenario and print its result.
+
+    Parameters
+    ----------
+    name
+        Name or path of a scenario.
+    out
+        Run folder; None makes one under ``runs``.
+    overrides
+        ``section.key=value`` assignments.
+
+    Raises
+    ------
+    FedloraError
+        When the scenario cannot be used, or the run failed; what was finished stays in the folder.
+    """
+    scenario = with_overrides(find_scenario(name), overrides)
+    check_scenario(scenario)
+    folder = RunFolder.create((out or default_folder(scenario)).resolve())
+    folder.write_scenario(scenario_to_toml(scenario))
+    follow_simulation(folder, scenario)
+
+
+def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
+    """Let Flower simulate the run of a folder, follow it to its end, and print its result.
+
+    Where the folder holds a checkpoint, the run goes on from it.
+
+    Parameters
+    ----------
+    folder
+        The run's folder, with the scenario in it.
+    scenario
+        The same scenario.
+
+    Raises
+    ------
+    FedloraError
+        When the run failed; what was finished stays in the folder.
+    """
+    console = Console()
+    console.print(f"fedlora: [bold]{scenario.name}[/bold] through Flower, into {folder.path}")
+    request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
+    try:
+        with interruptible(), FlowerSimulation(request) as simulation:
+            with ProgressView(folder, console=console) as view:
+                status = view.follow(lambda: simulation.working)
+    except KeyboardInterrupt:
+        folder.append_event("done", status="interrupted", text="interrupted by the user")
+        _keep_partial(folder)
+        raise
+    if status != "finished":
+        _keep_partial(folder)
+        reason = view.text or f"Flower ended the run without a word; see {simulation.log}"
+        raise FedloraError(f"{reason} (log: {folder.log})")
+    write_report(folder)
+    print_result(folder, console)
+
+
+def default_folder(scenario: Scenario) -> Path:
+    """Return a run folder that does not exist yet."""
+    return Path("runs") / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _keep_partial(folder: RunFolder) -> None:
+    """Write summary and report of the rounds that were finished, if any."""
+    if folder.read_metrics() and folder.read_summary() is None:
+        summarise_rounds(folder)
+        write_report(folder)

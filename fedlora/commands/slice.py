@@ -1,0 +1,30 @@
+"""``fedlora slice``: the part of a model that a client needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from fedlora.split.resolve import model_folder
+from fedlora.split.slice import slice_checkpoint
+
+
+def slice_model(model: str, out: Path, client_front: int, client_back: int) -> None:
+    """Write a model's edge package, and say how large it is.
+
+    Parameters
+    ----------
+    model
+        As ``model.path`` in a scenario.
+    out
+        Folder to write.
+    client_front, client_back
+        Blocks that stay on the client.
+    """
+    package = slice_checkpoint(model_folder(model), out, client_front, client_back)
+    typer.echo(
+        f"wrote {package.tensors} tensors, {package.size_bytes / 1e6:.1f} of "
+        f"{package.whole_bytes / 1e6:.1f} MB, to {out} (checkpoint "
+        f"{package.manifest.weights_digest[:16]})"
+    )

@@ -1,0 +1,47 @@
+"""The scenario: everything that defines a run, as frozen dataclasses read from TOML.
+
+A scenario file holds one table per section below. ``load_scenario`` reads it, ``with_overrides``
+applies ``--set section.key=value``, ``scenario_to_toml`` writes it back as it was resolved. Every
+value is checked when it is read; an error quotes the value and the mend.
+"""
+
+from fedlora.config.checks import require
+from fedlora.config.learning import (
+    DataConfig,
+    HeadConfig,
+    LoraConfig,
+    ModelConfig,
+    PartitionConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from fedlora.config.scenario import Scenario
+from fedlora.config.system import (
+    ComputeConfig,
+    EvaluateConfig,
+    FederationConfig,
+    LinkConfig,
+    RanksConfig,
+)
+from fedlora.config.toml import load_scenario, scenario_from_toml, scenario_to_toml, with_overrides
+
+__all__ = [
+    "ComputeConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FederationConfig",
+    "HeadConfig",
+    "LinkConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "RanksConfig",
+    "Scenario",
+    "TaskConfig",
+    "TrainConfig",
+    "load_scenario",
+    "require",
+    "scenario_from_toml",
+    "scenario_to_toml",
+    "with_overrides",
+]

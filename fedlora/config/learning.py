@@ -1,0 +1,267 @@
+"""The scenario's sections on what is learnt: model, task, data, adapters, training, head."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fedlora.config.checks import require
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the checkpoint is and where it is cut.
+
+    Attributes
+    ----------
+    path
+        Local folder, ``package:NAME/SUB/FOLDER`` inside an installed package, or a hub name.
+    dtype
+        Precision of the frozen weights and of the server's compute.
+    client_front, client_back
+        Number of frozen decoder blocks that stay on the client before and after the server's part.
+    """
+
+    path: str = "package:simulations/quickstart/decoder"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    client_front: int = 0
+    client_back: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("client_front", "client_back"):
+            value = getattr(self, name)
+            require(value >= 0, f"model.{name} is {value}; it counts blocks, so set 0 or more")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learnt.
+
+    Attributes
+    ----------
+    kind
+        ``classification``, ``causal_lm``, or ``module:Class`` of a task plug-in.
+    pool
+        How the server pools a row for classification: last token, mean over tokens, or first (CLS).
+    max_length
+        Longest sample in tokens; longer ones are cut.
+    labels
+        Names of the classes in order; empty means: all that occur in the training data, sorted.
+        A deployment, where nobody sees all data, must name them.
+    """
+
+    kind: str = "classification"
+    pool: Literal["last", "mean", "cls"] = "last"
+    max_length: int = 64
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_length >= 2,
+            f"task.max_length is {self.max_length}; a sample needs at least 2 tokens",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    r"""Which records there are and how they are read.
+
+    Attributes
+    ----------
+    train, test
+        csv, tsv, jsonl or txt file, folder of a saved Hugging Face dataset, ``package:...``, or
+        ``hub:NAME``. ``test`` is a common test file; when it is empty, each client keeps
+        ``holdout`` of its own rows for evaluation.
+    columns
+        Column names of a csv or tsv file without a header line.
+    text, label
+        Names of the columns that hold the text and the class.
+    prompt_separator
+        For language modelling: the part of the text before this string is the prompt, whose tokens
+        are not trained on. Empty: every token is trained on.
+    record_separator
+        For txt: what separates records (a line break by default).
+    pattern
+        For txt: a regular expression with named groups that become columns, for example
+        ``(?P<speaker>.+?):\n(?P<text>.+)``.
+    split
+        Split of a saved or hub dataset that is trained on.
+    holdout
+        Fraction of each client's rows that is held out for evaluation when ``test`` is empty.
+    max_rows
+        Use only the first rows of each file; 0 means all.
+    """
+
+    train: str = "package:simulations/quickstart/requests.csv"
+    test: str = ""
+    columns: tuple[str, ...] = ()
+    text: str = "text"
+    label: str = "label"
+    prompt_separator: str = ""
+    record_separator: str = "\n"
+    pattern: str = ""
+    split: str = "train"
+    holdout: float = 0.1
+    max_rows: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 <= self.holdout < 1.0,
+            f"data.holdout is {self.holdout}; set a fraction from 0 up to, but not including, 1",
+        )
+        require(self.max_rows >= 0, f"data.max_rows is {self.max_rows}; set 0 for all rows")
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """How the simulation spreads the records over clients.
+
+    Attributes
+    ----------
+    kind
+        ``iid``, ``dirichlet`` over labels, ``shards`` of sorted labels, or ``column``: the groups
+        of one column (such as a speaker) are dealt to the clients whole.
+    alpha
+        Dirichlet concentration; small values give each client few labels.
+    shards_per_client
+        Number of label shards a client receives.
+    column
+        Column whose groups stay together for ``column``; for ``dirichlet`` and ``shards`` the
+        label column is used when it is empty.
+    min_rows
+        Smallest number of rows that a client may end up with.
+    """
+
+    kind: Literal["iid", "dirichlet", "shards", "column"] = "iid"
+    alpha: float = 0.5
+    shards_per_client: int = 2
+    column: str = ""
+    min_rows: int = 8
+
+    def __post_init__(self) -> None:
+        require(
+            self.alpha > 0,
+            f"partition.alpha is {self.alpha}; a Dirichlet concentration is above 0",
+        )
+        require(
+            self.shards_per_client >= 1,
+            f"partition.shards_per_client is {self.shards_per_client}; set 1 or more",
+        )
+        require(
+            self.kind != "column" or bool(self.column),
+            "partition.kind is column but partition.column is empty; name the column",
+        )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapters on the server.
+
+    Attributes
+    ----------
+    r_max
+        Largest rank; every projection's A and B have this many components, of which a client uses
+        the first r.
+    alpha
+        LoRA scaling numerator; the scale is alpha / r_max whatever the rank.
+    dropout
+        Dropout on the adapter's input.
+    targets
+        Names of the modules to adapt (suffixes, as in PEFT), or ``all-linear``.
+    """
+
+    r_max: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+
+    def __post_init__(self) -> None:
+        require(self.r_max >= 1, f"lora.r_max is {self.r_max}; set 1 or more")
+        require(self.alpha > 0, f"lora.alpha is {self.alpha}; set a positive number")
+        require(
+            0.0 <= self.dropout < 1.0,
+            f"lora.dropout is {self.dropout}; set a probability from 0 up to, but not including, 1",
+        )
+        require(
+            bool(self.targets),
+            "lora.targets is empty; name modules such as q_proj, or all-linear",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Rounds, steps and the optimiser.
+
+    Attributes
+    ----------
+    rounds, steps
+        Number of rounds, and optimiser steps in each.
+    batch_size
+        Rows that each client contributes to a step.
+    lr, head_lr
+        Peak learning rates of the adapters and of the head (0: the same as ``lr``).
+    warmup_steps, schedule
+        Linear warm-up, then ``constant``, ``linear`` or ``cosine`` decay to 0 at the last step.
+    weight_decay, clip_norm
+        Decoupled weight decay; clipping of the averaged gradient's global norm (0: none).
+    accumulate
+        Exchanges whose gradients are added up for one optimiser step.
+    embedding
+        Whether each client also trains its token embedding (costs a second exchange a step).
+    """
+
+    rounds: int = 5
+    steps: int = 20
+    batch_size: int = 4
+    lr: float = 1e-3
+    head_lr: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    embedding: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "steps", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name} is {value}; set 1 or more")
+        require(self.lr > 0, f"train.lr is {self.lr}; set a positive learning rate")
+        for name in ("head_lr", "warmup_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name} is {value}; set 0 or more")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.rounds * self.steps
+
+    def learning_rate(self, step: int, *, head: bool = False) -> float:
+        """Return the learning rate of optimiser step ``step``, counted from 0 over the run."""
+        peak = self.head_lr if head and self.head_lr > 0 else self.lr
+        if step < self.warmup_steps:
+            return peak * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        if self.schedule == "linear":
+            return peak * (1 - progress)
+        if self.schedule == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * progress))
+        return peak
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The task head on the clients.
+
+    Attributes
+    ----------
+    share
+        ``personal``: every client its own; ``round``: averaged at the end of a round; ``step``:
+        gradients averaged every step, so that all heads stay equal.
+    train
+        Whether it trains; ``auto`` trains a classification head and freezes a language-model head.
+    """
+
+    share: Literal["personal", "round", "step"] = "personal"
+    train: Literal["auto", "yes", "no"] = "auto"

@@ -1,0 +1,66 @@
+"""The scenario: everything that defines a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedlora.channel.config import ChannelConfig
+from fedlora.config.checks import require
+from fedlora.config.learning import (
+    DataConfig,
+    HeadConfig,
+    LoraConfig,
+    ModelConfig,
+    PartitionConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from fedlora.config.system import (
+    ComputeConfig,
+    EvaluateConfig,
+    FederationConfig,
+    LinkConfig,
+    RanksConfig,
+)
+from fedlora.privacy.policy import PrivacyPolicy
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A whole run; see the sections for their keys.
+
+    Attributes
+    ----------
+    name
+        Used for the run folder and the report.
+    seed
+        Everything random except privacy noise follows from it.
+    python_path
+        Folder of a stranger's plug-ins, put on the import path of the server and the edge hosts.
+    """
+
+    name: str = "quickstart"
+    seed: int = 0
+    python_path: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
+    channel: ChannelConfig = field(default_factory=ChannelConfig)
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed is {self.seed}; random streams need 0 or more")
+        require(
+            self.federation.clients_per_round <= self.federation.clients,
+            f"federation.clients_per_round {self.federation.clients_per_round} exceeds "
+            f"federation.clients {self.federation.clients}; lower it or add clients",
+        )

@@ -1,0 +1,148 @@
+"""The scenario's sections on who takes part and how: federation, link, ranks, compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedlora.config.checks import require
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Who takes part.
+
+    Attributes
+    ----------
+    clients
+        Number of clients; in a Flower simulation the number of SuperNodes decides.
+    clients_per_round
+        How many are drawn each round; 0 means all.
+    min_clients
+        Fewest connected clients a round may start with.
+    connect_timeout_s
+        How long the server waits for clients to connect.
+    """
+
+    clients: int = 8
+    clients_per_round: int = 0
+    min_clients: int = 1
+    connect_timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        require(self.clients >= 1, f"federation.clients is {self.clients}; set 1 or more")
+        require(
+            self.clients_per_round >= 0,
+            f"federation.clients_per_round is {self.clients_per_round}; set 0 for all",
+        )
+        require(
+            self.min_clients >= 1, f"federation.min_clients is {self.min_clients}; set 1 or more"
+        )
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """How tensors travel.
+
+    Attributes
+    ----------
+    activation, representation, gradient
+        Codec of each payload: ``fp32``, ``bf16``, ``int8`` (a scale per token), or a plug-in.
+    host, port, public_host
+        Address the tensor stream binds (port 0: any free one) and the name clients dial.
+    step_timeout_s
+        How long the server waits for a client's answer before it leaves it out.
+    max_frame_mib
+        Largest frame that is accepted.
+    """
+
+    activation: str = "fp32"
+    representation: str = "fp32"
+    gradient: str = "fp32"
+    host: str = "127.0.0.1"
+    port: int = 0
+    public_host: str = ""
+    step_timeout_s: float = 120.0
+    max_frame_mib: int = 256
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.port <= 65535, f"link.port is {self.port}; set 0 (any free port) to 65535"
+        )
+        require(
+            self.step_timeout_s > 0,
+            f"link.step_timeout_s is {self.step_timeout_s}; set seconds > 0",
+        )
+        require(
+            self.max_frame_mib >= 1, f"link.max_frame_mib is {self.max_frame_mib}; set 1 or more"
+        )
+
+
+@dataclass(frozen=True)
+class RanksConfig:
+    """Which strategy chooses the ranks.
+
+    Attributes
+    ----------
+    strategy
+        Name of a registered strategy or ``module:Class``.
+    options
+        Keyword arguments of the strategy.
+    """
+
+    strategy: str = "uniform"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured besides training.
+
+    Attributes
+    ----------
+    every
+        Evaluate on held-out rows every so many rounds (the last round always).
+    batch_size
+        Rows that each client contributes to an evaluation exchange.
+    baseline
+        Train the same head for the same steps on the frozen backbone first, for ``metric_before``.
+    report
+        Whether clients report held-out metrics although privacy is on; epsilon does not cover them.
+        Without privacy they always do; on a device the owner has to agree too (``privacy-report``).
+    """
+
+    every: int = 1
+    batch_size: int = 32
+    baseline: bool = True
+    report: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"evaluate.every is {self.every}; set 1 or more")
+        require(self.batch_size >= 1, f"evaluate.batch_size is {self.batch_size}; set 1 or more")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Devices and threads.
+
+    Attributes
+    ----------
+    device
+        Torch device of the server's blocks, such as ``cpu`` or ``cuda:0``.
+    threads
+        CPU threads of the server; 0 means one for each core.
+    edge_hosts
+        Processes that host the simulated clients; 0 means one for each core. The result does not
+        depend on it.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    edge_hosts: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 0, f"compute.threads is {self.threads}; set 0 for all cores")
+        require(
+            self.edge_hosts >= 0, f"compute.edge_hosts is {self.edge_hosts}; set 0 for one a core"
+        )

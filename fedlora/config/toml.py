@@ -1,0 +1,182 @@
+"""Scenarios as TOML: reading, writing, and overriding single keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fedlora.config.checks import require
+from fedlora.config.scenario import Scenario
+from fedlora.errors import FedloraError
+
+T = TypeVar("T")
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a scenario file.
+
+    Raises
+    ------
+    FedloraError
+        When the file cannot be read or is not a valid scenario.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FedloraError(
+            f"cannot read scenario {path}: {error.strerror}; check the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise FedloraError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    return scenario_from_toml(text, source=str(path))
+
+
+def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
+    """Read a scenario from TOML text.
+
+    Raises
+    ------
+    FedloraError
+        When the text is not TOML, a key is unknown (the nearest known one is named), or a value
+        has the wrong type or is out of range.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FedloraError(f"{source} is not valid TOML: {error}; mend that line") from None
+    return _build(Scenario, table, "")
+
+
+def scenario_to_toml(scenario: Scenario) -> str:
+    """Write a scenario with every key, as ``scenario_from_toml`` reads it back."""
+    scalars, tables = [], []
+    for item in fields(scenario):
+        value = getattr(scenario, item.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            tables.append(_table(item.name, dataclasses.asdict(value)))
+        else:
+            scalars.append(f"{item.name} = {_toml(value)}")
+    return "\n".join(scalars) + "\n\n" + "\n\n".join(tables) + "\n"
+
+
+def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
+    """Apply ``section.key=value`` assignments, where the value is TOML or a bare word.
+
+    Raises
+    ------
+    FedloraError
+        When an assignment does not parse or names an unknown key.
+    """
+    table = dataclasses.asdict(scenario)
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        require(
+            bool(sign) and bool(name.strip()),
+            f"cannot read --set {assignment!r}; write it as section.key=value",
+        )
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            require(
+                not text.lstrip().startswith(("[", "{")),
+                f"cannot read --set {assignment!r}; write strings within a list in quotes, such as "
+                '["a", "b"]',
+            )
+            value = text
+        place: Any = table
+        *sections, key = name.strip().split(".")
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                raise FedloraError(_unknown(".".join(sections), place, section))
+            place = place[section]
+        if key not in place and sections[-1:] != ["options"]:
+            raise FedloraError(_unknown(name.strip(), place, key))
+        place[key] = value
+    return _build(Scenario, table, "")
+
+
+def _build(cls: type[T], table: Mapping[str, Any], prefix: str) -> T:
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
+    values = {}
+    for key, value in table.items():
+        if key not in known:
+            raise FedloraError(_unknown(prefix + key, dict.fromkeys(known), key))
+        values[key] = _convert(hints[key], value, prefix + key)
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if is_dataclass(hint):
+        require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table, write [{name}]")
+        return _build(typing.cast(type, hint), value, name + ".")
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [value]
+        require(isinstance(value, (list, tuple)), f"{name} is {value!r}; write a list")
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(element, item, name) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, name)
+    if origin is not None:
+        require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table")
+        return dict(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        require(abs(value) <= sys.float_info.max, f"{name} is {value}; write a finite number")
+        return float(value)
+    right = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+    require(right, f"{name} is {value!r}, a {type(value).__name__}; write a {hint.__name__}")
+    return value
+
+
+def _unknown(name: str, known: Mapping[str, Any], key: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(sorted(known))}"
+    return f"unknown scenario key {name}; {mend}"
+
+
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    lines, nested = [f"[{name}]"], []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if value:
+                nested.append(_table(f"{name}.{_key(key)}", value))
+        elif value is not None:
+            lines.append(f"{_key(key)} = {_toml(value)}")
+    return "\n\n".join(["\n".join(lines), *nested])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml(key)

@@ -1,0 +1,255 @@
+"""Starting a run through Flower's simulation: a SuperLink of its own, on ports of its own.
+
+Two runs at once do not meet: each has its own FLWR_HOME, SuperLink, port and Ray. All processes are
+in one session, and whatever happens they are ended together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from fedlora import __version__
+from fedlora.errors import FedloraError
+
+_CONNECTION = "fedlora"
+_START_S = 60.0
+_END_S = 5.0
+
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+_APP = f"""\
+[project]
+name = "fedlora-run"
+version = "{__version__}"
+description = "A fedlora run"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedlora"
+
+[tool.flwr.app.components]
+serverapp = "fedlora.server.app:app"
+clientapp = "clients.app:app"
+
+[tool.flwr.app.config]
+scenario = ""
+set = ""
+out = ""
+prepared = true
+"""
+
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """What to run.
+
+    Attributes
+    ----------
+    scenario
+        Path of a scenario file.
+    out
+        Run folder, already made.
+    clients
+        Number of simulated clients.
+    """
+
+    scenario: Path
+    out: Path
+    clients: int
+
+
+class FlowerSimulation:
+    """A SuperLink in simulation mode with one run, as a context manager.
+
+    Parameters
+    ----------
+    request
+        What to run.
+
+    Raises
+    ------
+    FedloraError
+        When Flower does not start.
+    """
+
+    def __init__(self, request: SimulationRequest) -> None:
+        self.request = request
+        self._home = tempfile.TemporaryDirectory(prefix="fedlora-flower-")
+        self._superlink: subprocess.Popen[bytes] | None = None
+        self._submitted = time.monotonic()
+        self.log = request.out / "flower.txt"
+
+    def __enter__(self) -> FlowerSimulation:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether the SuperLink is still there."""
+        return self._superlink is not None and self._superlink.poll() is None
+
+    @property
+    def working(self) -> bool:
+        """Whether the SuperLink is there and still has a process for the run."""
+        if not self.running or self._superlink is None:
+            return False
+        if time.monotonic() < self._submitted + _START_S:
+            return True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return any(
+                "flwr-simulation" in " ".join(process.cmdline())
+                for process in psutil.Process(self._superlink.pid).children(recursive=True)
+            )
+        return False
+
+    def stop(self) -> None:
+        """End the SuperLink, the run and its Ray."""
+        if self._superlink is not None:
+            _end_tree(self._superlink.pid)
+            self._superlink = None
+        with contextlib.suppress(OSError):
+            self._home.cleanup()
+
+    def _start(self) -> None:
+        home = Path(self._home.name)
+        port = free_port()
+        tools = Path(sys.executable).parent
+        # Flower starts its helpers by name, also where the virtual environment is not activated.
+        path = f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        environment = {**os.environ, **_QUIET, "FLWR_HOME": str(home), "PATH": path}
+        with self.log.open("ab") as log:
+            self._superlink = subprocess.Popen(
+                [
+                    tools / "flower-superlink",
+                    *("--insecure", "--simulation", "--isolation", "subprocess"),
+                    *("--host", "127.0.0.1", "--port", str(port)),
+                ],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_for(f"http://127.0.0.1:{port}/health")
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
+            f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        app = home / "app"
+        app.mkdir()
+        (app / "pyproject.toml").write_text(_APP)
+        cores = os.cpu_count() or 1
+        submitted = subprocess.run(
+            [
+                tools / "flwr",
+                *("run", app, _CONNECTION),
+                "--federation-config",
+                (
+                    f"num-supernodes={self.request.clients} client-resources-num-cpus=1 "
+                    f"init-args-num-cpus={max(2, cores)} init-args-log-to-driver=false"
+                ),
+                "--run-config",
+                f'scenario="{self.request.scenario}" out="{self.request.out}" prepared=true',
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_START_S,
+            check=False,
+        )
+        self._submitted = time.monotonic()
+        if submitted.returncode != 0:
+            tail = (submitted.stderr or submitted.stdout).strip().splitlines()[-1:]
+            raise FedloraError(f"Flower did not take the run ({' '.join(tail)}); see {self.log}")
+
+    def _wait_for(self, url: str) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            if not self.running:
+                break
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                with urllib.request.urlopen(url, timeout=2):
+                    return
+            time.sleep(0.1)
+        raise FedloraError(
+            f"flower-superlink did not start within {_START_S:g} s; see {self.log} for its words"
+        )
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn a termination signal into KeyboardInterrupt, so that everything is ended in order."""
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_tree(pid: int) -> None:
+    """End a process and all its descendants: politely first, then for certain."""
+    try:
+        parent = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=_END_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_END_S)

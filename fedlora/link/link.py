@@ -1,0 +1,43 @@
+"""What the engine sees of a client: a link that carries one request and one reply at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from fedlora.link.frame import Frame
+
+
+class Link(ABC):
+    """A connection to one client.
+
+    Attributes
+    ----------
+    client
+        Identifier of the client at the other end.
+    wire_bytes_down, wire_bytes_up
+        Bytes sent and received so far, framing included.
+    """
+
+    client: str
+    wire_bytes_down: int = 0
+    wire_bytes_up: int = 0
+
+    @abstractmethod
+    def send(self, frame: Frame) -> None:
+        """Send a request without waiting; raise ``ClientLost`` when the link is closed."""
+
+    @abstractmethod
+    def receive(self, timeout_s: float) -> Frame:
+        """Return the reply to the last request.
+
+        Raises
+        ------
+        ClientLost
+            When the link closed or no reply came within ``timeout_s`` seconds.
+        ProtocolError
+            When the reply is no valid frame, or answers another request.
+        """
+
+    @abstractmethod
+    def close(self, reason: str = "") -> None:
+        """Close the link; a reason is sent to the client where the transport can."""

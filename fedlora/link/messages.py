@@ -1,0 +1,59 @@
+"""The messages of a session, in the order in which they can occur.
+
+The engine asks, the client answers with the frame in the right column. Rows of a batch travel
+packed: a tensor of shape (tokens, width) holds the tokens of all rows one after the other, and
+``lengths`` (int32, one for each row) tells where a row ends.
+
+=============  =========================================  =========================================
+request        holds                                      reply
+=============  =========================================  =========================================
+(none)                                                    ``hello``: token, digests, sizes
+``welcome``    what the server settled                    ``ready``
+``phase``      ``baseline`` or ``train``: start anew      ``ready``: first weights of a shared head
+``round``      round number, ranks                        ``report``: channel state, statistics
+``batch``      ask for the first batch of a round         ``activation``: e, lengths
+``step``       representation z; common head weights      ``gradient``: g, and the next e
+``embedding``  dL/de, where the embedding trains          ``activation`` or ``ready``
+``head``       common head weights to adopt               ``ready``
+``round_end``                                             ``round_report``: losses, head weights
+``eval_begin``                                            ``activation`` or ``metrics``
+``eval``       representation z of held-out rows          ``activation`` or ``metrics``
+``keep``       round that has ended: store your state     ``ready``: whether it is stored
+``restore``    round to go back to                        ``ready``: whether its state was there
+``end``                                                   ``result``
+=============  =========================================  =========================================
+
+A client that cannot or will not go on answers any request with ``leave`` and a reason.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+HELLO: Final = "hello"
+WELCOME: Final = "welcome"
+READY: Final = "ready"
+PHASE: Final = "phase"
+ROUND: Final = "round"
+REPORT: Final = "report"
+BATCH: Final = "batch"
+ACTIVATION: Final = "activation"
+STEP: Final = "step"
+GRADIENT: Final = "gradient"
+EMBEDDING: Final = "embedding"
+HEAD: Final = "head"
+ROUND_END: Final = "round_end"
+ROUND_REPORT: Final = "round_report"
+EVAL_BEGIN: Final = "eval_begin"
+EVAL: Final = "eval"
+METRICS: Final = "metrics"
+KEEP: Final = "keep"
+RESTORE: Final = "restore"
+END: Final = "end"
+RESULT: Final = "result"
+LEAVE: Final = "leave"
+
+HEAD_GRADIENT: Final = "head_gradient."
+"""Prefix of the tensors that carry a head's unreduced gradient."""
+HEAD_WEIGHT: Final = "head_weight."
+"""Prefix of the tensors that carry a head's weights."""

@@ -1,0 +1,182 @@
+"""One stream on the server: its clients' handshakes, and the way of their frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link.frame import Frame, encode_frame, peek_frame
+from fedlora.link.messages import HELLO, WELCOME
+from fedlora.link.stream import MAX_HELLO_BYTES, REFUSED, farewell, printable
+from fedlora.link.stream_link import StreamLink
+from fedlora.link.tokens import TokenStore
+
+log = logging.getLogger("fedlora.link")
+
+Admit = Callable[[Frame, str], Mapping[str, Any]]
+
+MAX_REFUSALS = 16  # hellos that are refused on one stream before it is ended
+MAX_CLIENT_ID = 128  # characters
+
+
+@dataclass(frozen=True)
+class StreamTerms:
+    """What holds for every stream of a server.
+
+    Attributes
+    ----------
+    tokens, admit, max_frame_bytes, queue_frames, hello_timeout_s, max_clients
+        See ``StreamServer``.
+    offer
+        Takes the link of a client that was admitted.
+    loop
+        The server's event loop.
+    admissions
+        Where ``admit`` runs.
+    """
+
+    tokens: TokenStore
+    admit: Admit
+    max_frame_bytes: int
+    queue_frames: int
+    hello_timeout_s: float
+    max_clients: int
+    offer: Callable[[StreamLink], None]
+    loop: asyncio.AbstractEventLoop
+    admissions: Executor
+
+
+class ServerStream:
+    """Reads frames and hands them to links, and writes what links have queued.
+
+    All of it runs on the server's event loop, except ``post``.
+
+    Parameters
+    ----------
+    terms
+        What holds for every stream of the server.
+    context
+        The gRPC call.
+
+    Attributes
+    ----------
+    links
+        Every client that was admitted on the stream.
+    ended
+        Why the stream ended, once it has.
+    """
+
+    def __init__(self, terms: StreamTerms, context: grpc.aio.ServicerContext) -> None:
+        self.links: dict[str, StreamLink] = {}
+        # What holds unless the server ends the stream; gRPC does not tell these apart.
+        self.ended = "the client closed its stream, died, or exceeded link.max_frame_mib"
+        self._terms = terms
+        self._context = context
+        self.peer = str(context.peer())
+        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._joining: dict[str, asyncio.Task[None]] = {}
+        self._refusals = 0
+
+    async def run(self) -> None:
+        """Carry frames until either side ends the stream or the peer breaks the protocol."""
+        reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
+        tasks = {reader, writer}
+        try:
+            done: set[asyncio.Task[None]] = set()
+            while not done:
+                limit_s = None if self.links else self._terms.hello_timeout_s
+                done, _ = await asyncio.wait(
+                    tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not (done or self.links or self._joining):
+                    raise ProtocolError(f"no client was admitted within {limit_s:g} s")
+            for task in done:
+                task.result()
+            if reader in done:  # the client has no more to say; let it have what is queued
+                self._outgoing.put_nowait(None)
+                await asyncio.wait({writer}, timeout=self._terms.hello_timeout_s)
+        finally:
+            for task in (reader, writer, *self._joining.values()):
+                task.cancel()
+
+    def finish(self, reason: str) -> None:
+        """End the stream after everything that is queued."""
+        self.ended = reason
+        self._outgoing.put_nowait(None)
+
+    def post(self, data: bytes) -> None:
+        """Queue bytes for the client, from any thread."""
+        self._terms.loop.call_soon_threadsafe(self._outgoing.put_nowait, data)
+
+    async def _write(self) -> None:
+        while (data := await self._outgoing.get()) is not None:
+            await self._context.write(data)
+
+    async def _read(self) -> None:
+        while (data := await self._context.read()) is not grpc.aio.EOF:
+            self._route(data)
+
+    def _route(self, data: bytes) -> None:
+        frame = peek_frame(data, self._terms.max_frame_bytes)
+        if frame.kind == HELLO:
+            self._greet(frame, len(data))
+            return
+        link = self.links.get(frame.client)
+        if link is None:
+            raise ProtocolError(f"client {frame.client!r} sent {frame.kind!r} before hello")
+        if link.deliver(frame.seq, data):
+            return
+        if link.lost:
+            raise ProtocolError(f"client {link.client} went on after its session had ended")
+        log.warning("client %s is dropped: it sent an unasked frame", link.client)
+        link.close(printable(f"frame {frame.seq} answers no request"))
+
+    def _greet(self, hello: Frame, size: int) -> None:
+        client = hello.client
+        if not 0 < len(client) <= MAX_CLIENT_ID or not client.isprintable():
+            raise ProtocolError(
+                f"client identifier {client!r} is not 1 to {MAX_CLIENT_ID} printable characters"
+            )
+        if size > MAX_HELLO_BYTES:
+            raise ProtocolError(f"hello of {size} bytes exceeds the limit of {MAX_HELLO_BYTES}")
+        if client in self._joining:
+            raise ProtocolError(f"client {client} said hello twice")
+        if len({client, *self.links, *self._joining}) > self._terms.max_clients:
+            raise ProtocolError(f"the stream carries {self._terms.max_clients} clients already")
+        self._joining[client] = asyncio.create_task(self._join(hello, size))
+
+    async def _join(self, hello: Frame, size: int) -> None:
+        """Redeem a client's token, ask whether it is admitted, and answer it."""
+        terms, client = self._terms, hello.client
+        try:
+            grantee = terms.tokens.redeem(str(hello.fields.get("token", "")))
+            fields = await terms.loop.run_in_executor(terms.admissions, terms.admit, hello, grantee)
+            link = StreamLink(hello, grantee, self.post, terms.max_frame_bytes, terms.queue_frames)
+            link.wire_bytes_up = size
+            if client in self.links:  # without a word, which its new session would hear
+                self.links[client].lose("the client connected anew")
+            link.send(Frame(WELCOME, client, 0, fields))
+        except FedloraError as error:
+            self._refuse(client, str(error))
+        except Exception:
+            log.exception("admission of client %s failed", client)
+            self._refuse(client, "the server failed to admit the client; its log says why")
+        else:
+            self.links[client] = link
+            terms.offer(link)
+        finally:
+            del self._joining[client]
+
+    def _refuse(self, client: str, reason: str) -> None:
+        log.warning("client %s from %s is refused: %s", client, self.peer, printable(reason))
+        self._refusals += 1
+        self._outgoing.put_nowait(encode_frame(farewell(REFUSED, client, reason)))
+        if self._refusals >= MAX_REFUSALS:
+            self.finish(f"{MAX_REFUSALS} hellos were refused")

@@ -1,0 +1,234 @@
+"""The server of the tensor stream: one event loop for all clients, links for the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import tls
+from fedlora.link.heap import keep_freed_memory
+from fedlora.link.server_stream import Admit, ServerStream, StreamTerms
+from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY, channel_options, printable
+from fedlora.link.stream_link import StreamLink
+from fedlora.link.tokens import TokenStore
+
+log = logging.getLogger("fedlora.link")
+
+
+class StreamServer:
+    """Accepts clients on a gRPC bidirectional stream and offers a ``Link`` for each.
+
+    One stream carries any number of clients. A stream is opened with an unused token; each client
+    on it begins with ``hello``, whose field ``token`` is redeemed. ``admit`` then accepts or
+    refuses the client, which is told by ``welcome`` or ``refused``. Everything here runs on one
+    background thread and its event loop, ``admit`` on another, one call at a time; frames are
+    decoded in the thread that calls ``StreamLink.receive``.
+
+    Parameters
+    ----------
+    host, port
+        Address to bind; port 0 takes any free one.
+    identity
+        Certificate and key; None means plain text, on loopback only.
+    max_frame_bytes
+        Largest frame that is sent or accepted.
+    admit
+        Called with a hello and the grantee of its token; returns the fields of ``welcome``, or
+        raises ``FedloraError``, whose sentence the client gets.
+    tokens
+        Redeems tokens; the same store grants them.
+    queue_frames
+        Requests that a client may leave unanswered before it is given up.
+    hello_timeout_s
+        A stream is ended when no client was admitted on it within this time.
+    max_streams, max_clients
+        Streams at one time, and clients on each of them.
+    keepalive_s, keepalive_timeout_s
+        A peer that is silent this long is pinged, and given up when it does not answer in time.
+
+    Raises
+    ------
+    FedloraError
+        When the address cannot be bound, or plain text is asked for beyond loopback.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        identity: tls.TlsIdentity | None,
+        max_frame_bytes: int,
+        admit: Admit,
+        tokens: TokenStore,
+        queue_frames: int = 4,
+        hello_timeout_s: float = 10.0,
+        max_streams: int = 1024,
+        max_clients: int = 1024,
+        keepalive_s: float = 20.0,
+        keepalive_timeout_s: float = 10.0,
+    ) -> None:
+        if identity is None:
+            tls.require_loopback(host)
+        keep_freed_memory()
+        self.certificate_pem = identity.certificate_pem if identity else None
+        self.tokens = tokens
+        self._admissions = ThreadPoolExecutor(1, "fedlora-admit")
+        self._loop = asyncio.new_event_loop()
+        self._terms = StreamTerms(
+            tokens=tokens,
+            admit=admit,
+            max_frame_bytes=max_frame_bytes,
+            queue_frames=queue_frames,
+            hello_timeout_s=hello_timeout_s,
+            max_clients=max_clients,
+            offer=self._offer,
+            loop=self._loop,
+            admissions=self._admissions,
+        )
+        self._options = [
+            *channel_options(max_frame_bytes, keepalive_s, keepalive_timeout_s),
+            ("grpc.so_reuseport", 0),  # or a port that is taken would be shared in silence
+            ("grpc.max_connection_idle_ms", 30_000),
+            ("grpc.server_handshake_timeout_ms", round(1000 * hello_timeout_s)),
+            # Clients ping as well; without this they are cut off for pinging too often.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", round(500 * keepalive_s)),
+        ]
+        self._max_streams = max_streams
+        self._streams: set[ServerStream] = set()
+        self._links: dict[str, StreamLink] = {}
+        self._accepted: queue.SimpleQueue[StreamLink | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fedlora-link", daemon=True)
+        self._thread.start()
+        try:
+            self.port: int = self._call(self._start(host, port, identity), 30.0)
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            raise
+
+    def accept(self, timeout_s: float) -> StreamLink | None:
+        """Return the next admitted client, or None when none came in time.
+
+        The client has been sent ``welcome``; the first ``receive`` returns its answer, ``ready``.
+
+        Raises
+        ------
+        FedloraError
+            When the server was stopped.
+        """
+        try:
+            link = self._accepted.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if link is None:
+            self._accepted.put(None)  # for whoever else waits
+            raise FedloraError("the stream server was stopped; no client can connect any more")
+        return link
+
+    def stop(self, grace_s: float = 2.0) -> None:
+        """End every stream, giving frames that are queued ``grace_s`` seconds to leave."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._accepted.put(None)
+        self._admissions.shutdown(wait=False, cancel_futures=True)
+        self._call(self._finish(grace_s), grace_s + 10.0)
+        self._thread.join(1.0)
+
+    def __enter__(self) -> StreamServer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _call(self, coroutine: Any, timeout_s: float) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
+
+    async def _start(self, host: str, port: int, identity: tls.TlsIdentity | None) -> int:
+        self._server = grpc.aio.server(
+            options=self._options, maximum_concurrent_rpcs=self._max_streams
+        )
+        handler = grpc.stream_stream_rpc_method_handler(self._serve)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
+        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if identity is None:
+                bound: int = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, tls.server_credentials(identity))
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise FedloraError(
+                f"cannot listen on {address}; set link.port to a free port (0 takes any) and "
+                "link.host to an address of this machine"
+            )
+        await self._server.start()
+        return bound
+
+    async def _finish(self, grace_s: float) -> None:
+        for stream in self._streams:
+            stream.finish("the server stopped")
+        stop = asyncio.ensure_future(self._server.stop(grace_s))
+        # Bounded: a connection whose peer does not read holds it up, when all calls have ended.
+        await asyncio.wait({stop}, timeout=grace_s + 1.0)
+        # And it returns before the tasks of its calls have ended.
+        calls = asyncio.all_tasks() - {asyncio.current_task(), stop}
+        if calls:
+            await asyncio.wait(calls, timeout=1.0)
+        stop.add_done_callback(lambda _: self._loop.stop())
+
+    async def _serve(self, _requests: Any, context: grpc.aio.ServicerContext) -> None:
+        """Run one stream from its opening to its end."""
+        try:
+            self.tokens.check(dict(context.invocation_metadata() or ()).get(TOKEN_KEY, ""))
+        except FedloraError as error:
+            log.warning("stream from %s is refused: %s", context.peer(), error)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        stream = ServerStream(self._terms, context)
+        self._streams.add(stream)
+        breach = ""
+        try:
+            # At once: while the first write is under way, gRPC could not send it with a status.
+            await context.send_initial_metadata(())
+            await stream.run()
+        except ProtocolError as error:
+            breach = stream.ended = printable(error)
+        finally:
+            self._forget(stream, breach)
+        if breach:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, breach)
+
+    def _forget(self, stream: ServerStream, breach: str) -> None:
+        self._streams.discard(stream)
+        lost = ", ".join(client for client, link in stream.links.items() if not link.lost)
+        if (lost or breach) and not self._stopped.is_set():
+            clients = printable(lost) or "none"
+            log.warning("stream of %s is ended: %s; lost: %s", stream.peer, stream.ended, clients)
+        for client, link in stream.links.items():
+            link.lose(stream.ended)
+            if self._links.get(client) is link:
+                del self._links[client]
+
+    def _offer(self, link: StreamLink) -> None:
+        """Queue an admitted client's link, in place of an older one of that client."""
+        old = self._links.get(link.client)
+        if old is not None:
+            old.close("the client connected anew")
+        self._links[link.client] = link
+        self._accepted.put(link)

@@ -1,0 +1,132 @@
+"""TLS for the tensor stream: a certificate made for one run, which the clients pin."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedlora.errors import FedloraError
+
+SERVER_NAME: Final = "fedlora"
+"""Name in every certificate; a client checks it whatever address it dialled."""
+
+
+@dataclass(frozen=True)
+class TlsIdentity:
+    """A server's certificate and its private key; the key lives in memory only.
+
+    Attributes
+    ----------
+    certificate_pem
+        What clients pin; not secret.
+    private_key_pem
+        Not for logs and not for disk.
+    """
+
+    certificate_pem: bytes
+    private_key_pem: bytes = field(repr=False)
+
+
+def create_identity(public_host: str = "", valid_days: float = 30.0) -> TlsIdentity:
+    """Return a fresh self-signed EC P-256 certificate and its key.
+
+    Parameters
+    ----------
+    public_host
+        Host name or address that clients dial.
+    valid_days
+        Days from now until the certificate ends; it starts one day back, for clocks that are late.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
+    hosts = dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", public_host or SERVER_NAME])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=valid_days))
+        .add_extension(x509.SubjectAlternativeName([_alternative(h) for h in hosts]), False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+        .sign(key, hashes.SHA256())
+    )
+    return TlsIdentity(
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+
+
+def server_credentials(identity: TlsIdentity) -> Any:
+    """Return the gRPC server credentials of an identity."""
+    return grpc.ssl_server_credentials([(identity.private_key_pem, identity.certificate_pem)])
+
+
+def open_channel(address: str, certificate_pem: bytes | None, options: list[Any]) -> Any:
+    """Return a gRPC channel that trusts this one certificate and no authority.
+
+    Parameters
+    ----------
+    address
+        ``host:port``.
+    certificate_pem
+        The pinned certificate; None means plain text, for loopback addresses only.
+    options
+        gRPC channel options.
+
+    Raises
+    ------
+    FedloraError
+        When plain text is asked for an address that is not loopback.
+    """
+    if certificate_pem is None:
+        require_loopback(address.rpartition(":")[0])
+        return grpc.insecure_channel(address, options)
+    credentials = grpc.ssl_channel_credentials(root_certificates=certificate_pem)
+    name = ("grpc.ssl_target_name_override", SERVER_NAME)
+    return grpc.secure_channel(address, credentials, [*options, name])
+
+
+def require_loopback(host: str) -> None:
+    """Refuse plain text, which would show tokens and tensors, on anything but loopback.
+
+    Raises
+    ------
+    FedloraError
+        When the host is not a loopback address.
+    """
+    if not is_loopback(host):
+        raise FedloraError(
+            f"host {host!r} is not loopback and would be spoken to in plain text; use TLS "
+            "(create_identity), or 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address stays on this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return x509.DNSName(host)

@@ -1,0 +1,1 @@
+"""LoRA with a rank for each client and projection."""

@@ -1,0 +1,113 @@
+"""AdamW that keeps time for each LoRA component.
+
+A component that no client trained in a step must stay as it is. Plain AdamW would go on moving it
+by its momentum and decay it, so every component has its own step counter, and an untouched one has
+no update of weight, moments or counter. Where all train, this is ``torch.optim.AdamW``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedlora.errors import FedloraError
+from fedlora.lora.layers import Projection
+
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
+
+
+class ComponentAdamW:
+    """Decoupled weight decay Adam (arXiv 1711.05101) over the factors of all projections.
+
+    Parameters
+    ----------
+    projections
+        What to update.
+    weight_decay
+        Decoupled decay, multiplied by the learning rate.
+    """
+
+    def __init__(self, projections: Sequence[Projection], weight_decay: float = 0.0) -> None:
+        self.projections = projections
+        self.weight_decay = weight_decay
+        r_max = projections[0].A.shape[0]
+        self.steps = torch.zeros(len(projections), r_max)
+        # B is handled transposed, so that components are rows in both factors.
+        self._first = [torch.zeros_like(f) for p in projections for f in (p.A, p.B.T)]
+        self._second = [torch.zeros_like(m) for m in self._first]
+
+    @torch.no_grad()
+    def step(self, lr: float, active: torch.Tensor) -> None:
+        """Update the active components with the gradients that the factors hold.
+
+        Parameters
+        ----------
+        lr
+            Learning rate of this step.
+        active
+            Components to update, bool, shape (projections, r_max).
+        """
+        self.steps += active
+        for index, projection in enumerate(self.projections):
+            rows = active[index].to(projection.A.device)
+            if projection.A.grad is None or projection.B.grad is None or not bool(rows.any()):
+                continue
+            time = self.steps[index].clamp_min(1.0).double()
+            corrections = [(1 - beta**time).to(projection.A).unsqueeze(1) for beta in _BETAS]
+            pairs = ((projection.A, projection.A.grad), (projection.B.T, projection.B.grad.T))
+            for place, (factor, grad) in enumerate(pairs, 2 * index):
+                self._update(place, factor, grad, lr, rows[:, None], corrections)
+
+    def _update(
+        self,
+        place: int,
+        factor: torch.Tensor,
+        grad: torch.Tensor,
+        lr: float,
+        rows: torch.Tensor,
+        corrections: Sequence[torch.Tensor],
+    ) -> None:
+        first, second = self._first[place], self._second[place]
+        first.copy_(torch.where(rows, first.lerp(grad, 1 - _BETAS[0]), first))
+        second.copy_(torch.where(rows, second * _BETAS[1] + (1 - _BETAS[1]) * grad**2, second))
+        denominator = (second / corrections[1]).sqrt_().add_(_EPS)
+        update = first / corrections[0] / denominator
+        moved = factor * (1 - lr * self.weight_decay) - lr * update
+        factor.copy_(torch.where(rows, moved, factor))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for projection in self.projections:
+            projection.A.grad = None
+            projection.B.grad = None
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return moments and step counters as named tensors."""
+        state = {"steps": self.steps}
+        for place, (first, second) in enumerate(zip(self._first, self._second, strict=True)):
+            state[f"{place}.first"] = first
+            state[f"{place}.second"] = second
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what ``state_dict`` gave; raises ``FedloraError`` for another model's state."""
+        own = self.state_dict()
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise FedloraError(
+                "optimiser state is of other projections; resume with the same lora section"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+@torch.no_grad()
+def clip_global_norm(gradients: Sequence[torch.Tensor], clip_norm: float) -> float:
+    """Scale gradients in place to a joint norm of at most ``clip_norm``; return the norm before."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm > 0:
+        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.device))
+    return float(norm)

@@ -1,0 +1,71 @@
+"""One rank for each client and projection inside one batch: prefix masks on LoRA's A.
+
+The batch holds the rows of all clients. A forward hook multiplies the output of ``lora_A`` by a
+mask of shape (rows, 1, r_max) whose row is 1 for the first r_k components. Autograd then gives
+component j only the gradient of rows whose client has a rank above j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from fedlora.lora.layers import ADAPTER, Projection
+
+
+class RankMasks:
+    """Masks of all projections for the rows of the present batch.
+
+    Parameters
+    ----------
+    projections
+        Adapted projections, in order.
+    r_max
+        Number of components of each.
+    """
+
+    def __init__(self, projections: Sequence[Projection], r_max: int) -> None:
+        self.r_max = r_max
+        self._masks: list[torch.Tensor | None] = [None] * len(projections)
+        for index, projection in enumerate(projections):
+            A: nn.Module = projection.module.lora_A[ADAPTER]
+            A.register_forward_hook(partial(self._apply, index))
+
+    def set(
+        self, ranks: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device
+    ) -> None:
+        """Set the masks of a batch.
+
+        Parameters
+        ----------
+        ranks
+            For each client its rank at each projection.
+        rows
+            Number of rows of each client, in batch order.
+        device
+            Where the blocks compute.
+        """
+        table = torch.tensor(ranks, device=device)
+        repeats = torch.tensor(rows, device=device)
+        for index in range(len(self._masks)):
+            r = table[:, index]
+            # A projection that everybody trains whole needs no mask and no multiplication.
+            self._masks[index] = None if bool((r == self.r_max).all()) else self._prefix(r, repeats)
+
+    def _prefix(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
+        mask = torch.arange(self.r_max, device=r.device) < r[:, None]
+        return mask.repeat_interleave(repeats, dim=0)
+
+    def _apply(
+        self, index: int, module: nn.Module, inputs: object, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        del module, inputs
+        mask = self._masks[index]
+        if mask is None:
+            return None
+        # Some blocks flatten rows and tokens into one axis before their feed-forward part.
+        grouped = output.view(mask.shape[0], -1, self.r_max)
+        return (grouped * mask[:, None].to(output.dtype)).view_as(output)

@@ -1,0 +1,39 @@
+"""Which linear modules carry an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedlora.errors import FedloraError
+
+ALL_LINEAR = "all-linear"
+
+
+def choose_targets(linear: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the names of the modules to adapt, in the order of the model.
+
+    Parameters
+    ----------
+    linear
+        Names of all linear modules of the blocks.
+    wanted
+        The scenario's ``lora.targets``: ends of names, or ``all-linear`` alone.
+
+    Raises
+    ------
+    FedloraError
+        When one of them names no linear module.
+    """
+    if tuple(wanted) == (ALL_LINEAR,):
+        return list(linear)
+    chosen: set[str] = set()
+    for target in wanted:
+        matches = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not matches:
+            suffixes = sorted({name.rpartition(".")[2] for name in linear})
+            raise FedloraError(
+                f"lora.targets names {target!r}, which matches no linear module of the server's "
+                f"blocks; choose from {', '.join(suffixes)} or {ALL_LINEAR}"
+            )
+        chosen.update(matches)
+    return [name for name in linear if name in chosen]

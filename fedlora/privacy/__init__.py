@@ -1,0 +1,1 @@
+"""Differential privacy of what a client uploads: mechanism, accounting, ledger, attacks."""

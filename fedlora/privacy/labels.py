@@ -1,0 +1,137 @@
+"""Randomised response: protect a class label once instead of every gradient it leads to.
+
+Against a server that holds the activations, a classification gradient adds one secret: the label.
+So the client may draw a randomised label once for each sample and train on it for good (Warner
+1965; Kairouz, Bonawitz and Ramage 2016). Gradients, the client's head, its losses: all of it is
+computed from the randomised label and from what the server has, so all of it is covered, without
+clipping, noise, or a bound on rounds. The label is epsilon-differentially private with delta 0: at
+epsilon 8 one label in 3,000 is wrong for two classes, at epsilon 1 one in 4.
+
+What it does not cover are the inputs, as little as noise on gradients does, and labels that follow
+from the inputs, such as the next tokens of a text.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedlora.errors import FedloraError
+from fedlora.privacy import journal
+from fedlora.privacy.policy import check_epsilon
+
+FORMAT = "fedlora-randomised-labels/1"
+
+
+def flip_probability(classes: int, epsilon: float) -> float:
+    """Return the probability that a label is replaced by another one.
+
+    Raises
+    ------
+    FedloraError
+        When there are fewer than 2 classes or epsilon is out of range.
+    """
+    check_epsilon("epsilon", epsilon)
+    if classes < 2:
+        raise FedloraError(f"{classes} classes leave no label to protect; use 2 or more")
+    return (classes - 1) / (math.exp(epsilon) + classes - 1)
+
+
+def randomise(label: int, classes: int, epsilon: float) -> int:
+    """Draw a randomised label from the operating system's generator.
+
+    Raises
+    ------
+    FedloraError
+        As ``flip_probability``, and when the label is no class.
+    """
+    if not 0 <= label < classes:
+        raise FedloraError(f"label {label} is not among {classes} classes; mend the data")
+    # rounded up, so that the truth is never kept more often than epsilon allows
+    threshold = math.ceil(flip_probability(classes, epsilon) * 2.0**128)
+    if secrets.randbelow(2**128) >= threshold:
+        return label
+    return (label + 1 + secrets.randbelow(classes - 1)) % classes
+
+
+class RandomisedLabels:
+    """A client's randomised labels, drawn once and kept on its disk.
+
+    Drawing again would spend epsilon again, so what was drawn is synced to disk before it is used,
+    and the file refuses another epsilon. Keep it beside the ledger, under the ledger's lock.
+
+    Parameters
+    ----------
+    path
+        File; it is created when there is none.
+    classes
+        Number of classes.
+    epsilon
+        Privacy of each label, replace-one, whatever is computed from it.
+
+    Raises
+    ------
+    FedloraError
+        When the file is damaged or was drawn for other classes or another epsilon.
+    """
+
+    def __init__(self, path: Path, classes: int, epsilon: float) -> None:
+        flip_probability(classes, epsilon)
+        self._path, self._classes, self._epsilon = path, classes, epsilon
+        self._drawn: dict[int, int] = {}
+        if path.exists():
+            self._read()
+
+    def draw(self, labels: Mapping[int, int]) -> dict[int, int]:
+        """Return the randomised label of each sample.
+
+        Parameters
+        ----------
+        labels
+            True label by sample identifier (``Ledger.sample_ids``).
+
+        Raises
+        ------
+        FedloraError
+            When a label is no class or the disk fails.
+        """
+        new = {
+            sample: randomise(label, self._classes, self._epsilon)
+            for sample, label in labels.items()
+            if sample not in self._drawn
+        }
+        if new:
+            drawn = self._drawn | new
+            record = {
+                "format": FORMAT,
+                "classes": self._classes,
+                "epsilon": self._epsilon,
+                "labels": list(drawn.items()),
+            }
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                journal.replace(self._path, [journal.encode(record)])
+            except OSError as error:
+                raise FedloraError(
+                    f"cannot write {self._path}: {error.strerror}; mend the disk or the path"
+                ) from error
+            self._drawn = drawn
+        return {sample: self._drawn[sample] for sample in labels}
+
+    def _read(self) -> None:
+        records = [record for record, _ in journal.read(self._path)]
+        record = records[0] if len(records) == 1 else None
+        if record is None or record.get("format") != FORMAT:
+            raise FedloraError(
+                f"randomised labels {self._path} are damaged; restore them, since drawing again "
+                "spends their epsilon again"
+            )
+        if (record["classes"], record["epsilon"]) != (self._classes, self._epsilon):
+            raise FedloraError(
+                f"randomised labels {self._path} were drawn for {record['classes']} classes at "
+                f"epsilon {record['epsilon']:g}, not {self._classes} at {self._epsilon:g}; keep "
+                "that setting, since drawing again adds to what is spent"
+            )
+        self._drawn = dict(record["labels"])

@@ -1,0 +1,297 @@
+"""The budget that a client keeps on its own disk, whatever the server asks for.
+
+For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up. A
+charge is appended and synced to disk before the upload may leave, so that a crash can only make the
+ledger count an upload that never left. Three files belong together:
+
+``NAME``
+    Journal of the charges, see ``fedlora.privacy.book`` and ``fedlora.privacy.journal``. When the
+    charges outgrow the sums they are merged into them.
+``NAME.mark``
+    Number of the last charge that was on disk; it gives away a journal that lost charges.
+``NAME.lock``
+    Held by the process that uses the ledger; the operating system releases it when that dies.
+
+Samples are known by salted hashes of their content, so a ledger tells nothing about them and
+reordering a data file changes nothing. Restoring an old copy of all three files at once is the one
+thing that the ledger cannot see.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedlora.errors import FedloraError
+from fedlora.privacy import journal
+from fedlora.privacy.book import Book
+from fedlora.privacy.calibration import epsilon_of, rho_budget
+from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.policy import ClientLimit
+
+CLOCK_SLACK_S = 60.0  # what time synchronisation may set a clock back by
+
+_JOURNAL_BYTES_MIN = 1 << 20
+
+
+class BudgetSpentError(FedloraError):
+    """The client's own limit does not pay for another upload of some sample."""
+
+
+class Ledger:
+    """A client's record of what each of its samples has spent; a context manager.
+
+    Use one ledger for a data set, over all runs. It is not thread-safe.
+
+    Parameters
+    ----------
+    path
+        Journal file; it is created when there is none, two more are kept beside it.
+    client
+        Whose ledger it is.
+    limit
+        The owner's limit; without one nothing is refused, only counted.
+    clock
+        Seconds since the epoch.
+
+    Raises
+    ------
+    FedloraError
+        When the ledger is in use, damaged, another client's, rolled back, or from the future.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        client: str,
+        limit: ClientLimit | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path, self.client, self.limit = path, client, limit
+        self._clock = clock
+        self._total = math.inf
+        if limit is not None:
+            self._total = rho_budget(limit.epsilon, limit.delta, tight=limit.tight)
+        self._mark = journal.Mark(path.with_name(path.name + ".mark"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock: int | None = _lock(path)
+        except OSError as error:
+            raise self._failed("open", error) from error
+        try:
+            self._book = self._read()
+            self._rewrite()
+            self._mark.write(self._book.seq)
+        except BaseException as error:
+            os.close(self._lock)
+            if isinstance(error, OSError):
+                raise self._failed("open", error) from error
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process use the ledger; closing twice does no harm."""
+        self._usable = False
+        self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
+        """Return the identifiers of samples, in order.
+
+        Parameters
+        ----------
+        contents
+            What makes each sample itself, such as its text; leave the label out, so that a mended
+            label is no new sample. Equal samples in one call get different identifiers, so pass a
+            client's whole data set at once.
+        """
+        seen: Counter[bytes] = Counter()
+        ids = []
+        for content in contents:
+            key = self._book.salt + seen[content].to_bytes(8, "big")
+            seen[content] += 1
+            digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
+            ids.append(int.from_bytes(digest, "big"))
+        return ids
+
+    def charge(self, sample_ids: Sequence[int], sigma: float) -> None:
+        """Book one upload of each sample and sync it to disk; only then may the upload leave.
+
+        Parameters
+        ----------
+        sample_ids
+            Samples of the upload, from ``sample_ids``; one that occurs twice pays twice.
+        sigma
+            Noise of the upload over the clipping norm.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the limit does not pay for it; nothing is booked.
+        FedloraError
+            When sigma is below the owner's floor, the clock went back, or the disk failed; after
+            a failure of the disk the ledger must be opened anew.
+        """
+        self._check_floor(sigma)
+        ids, cost = [int(i) for i in sample_ids], upload_cost(sigma)
+        needed = max(self._book.after(ids, cost).values(), default=0.0)
+        if not needed <= self._total:
+            raise BudgetSpentError(
+                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho):.3g} of its "
+                f"privacy-epsilon {self._in_epsilon(self._total):.3g}, which does not pay for "
+                f"another upload at sigma {sigma:g}; it leaves the run"
+            )
+        charge = {"seq": self._book.seq + 1, "time": self._now(self._book), "rho": cost, "ids": ids}
+        line = journal.encode(charge)
+        if not self._usable:
+            raise FedloraError(f"ledger {self.path} is closed; open it again")
+        self._usable = False  # a failure on the way leaves the file in doubt
+        try:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._book.apply(charge)
+            self._mark.write(self._book.seq)
+            self._bytes += len(line)
+            if self._bytes > self._rewrite_bytes:
+                self._file.close()
+                self._rewrite()
+        except OSError as error:
+            raise self._failed("charge", error) from error
+        self._usable = True
+
+    def check_plan(self, sample_ids: Sequence[int], sigma: float, uploads: int) -> None:
+        """Refuse a run whose planned uploads the limit does not pay for; book nothing.
+
+        Parameters
+        ----------
+        sample_ids
+            The client's samples.
+        sigma
+            Noise of each upload over the clipping norm.
+        uploads
+            How often each sample is to be uploaded.
+
+        Raises
+        ------
+        FedloraError
+            When the plan is beyond the limit or sigma is below the owner's floor.
+        """
+        self._check_floor(sigma)
+        spent = max((self._book.spent.get(i, 0.0) for i in sample_ids), default=0.0)
+        planned = spent + uploads * upload_cost(sigma)
+        if not planned <= self._total:
+            raise FedloraError(
+                f"{uploads} uploads at sigma {sigma:g} would bring client {self.client} from "
+                f"epsilon {self._in_epsilon(spent):.3g} to {self._in_epsilon(planned):.3g}, beyond "
+                f"its privacy-epsilon {self._in_epsilon(self._total):.3g}; plan fewer rounds or "
+                "more noise"
+            )
+
+    @property
+    def rho(self) -> float:
+        """The largest sum of rho that any sample has spent, replace-one."""
+        return self._book.largest
+
+    def epsilon(self, delta: float, *, tight: bool = False) -> float:
+        """Return the epsilon of the sample that has spent most, replace-one."""
+        return epsilon_of(self.rho, delta, tight=tight)
+
+    def _in_epsilon(self, rho: float) -> float:
+        """Return a rho as the owner reads it, in terms of the limit."""
+        limit = self.limit or ClientLimit(epsilon=1.0)
+        return epsilon_of(rho, limit.delta, tight=limit.tight)
+
+    def _check_floor(self, sigma: float) -> None:
+        floor = 0.0 if self.limit is None else self.limit.min_sigma
+        if not sigma >= floor:
+            raise FedloraError(
+                f"the run asks for sigma {sigma:g} but client {self.client} has privacy-min-sigma "
+                f"{floor:g}; raise the run's noise"
+            )
+
+    def _now(self, book: Book) -> float:
+        now = self._clock()
+        if now < book.time - CLOCK_SLACK_S:
+            raise FedloraError(
+                f"the clock is {book.time - now:.0f} s behind the last charge in {self.path}; set "
+                "the clock, or nobody can tell whether the ledger was rolled back"
+            )
+        return max(now, book.time)
+
+    def _failed(self, verb: str, error: OSError) -> FedloraError:
+        return FedloraError(
+            f"cannot {verb} ledger {self.path}: {error.strerror}; mend the disk or the path, then "
+            "start again"
+        )
+
+    def _read(self) -> Book:
+        """Read the ledger, or start one where there is none."""
+        mark = self._mark.read()
+        if not self.path.exists():
+            if mark:
+                raise FedloraError(
+                    f"ledger {self.path} is gone although {mark} charges were booked; restore it, "
+                    f"or delete {self._mark.path.name} too if its samples are no longer used"
+                )
+            self._mark.create()
+            fresh = Book(self.client, secrets.token_bytes(16), seq=0, time=self._clock())
+            journal.replace(self.path, fresh.lines())
+            mark = 0
+        book = Book.read(self.path)
+        if book.client != self.client:
+            raise FedloraError(
+                f"ledger {self.path} is that of client {book.client}, not {self.client}; set "
+                "another ledger path"
+            )
+        if mark is None:
+            raise FedloraError(f"{self._mark.path} is gone; restore the ledger's newest copy")
+        if mark > book.seq:
+            raise FedloraError(
+                f"ledger {self.path} ends at charge {book.seq} but charge {mark} was booked; it "
+                "was rolled back or cut short, restore its newest copy"
+            )
+        self._now(book)
+        return book
+
+    def _rewrite(self) -> None:
+        """Merge the charges into the sums, and append to the new file from now on."""
+        journal.replace(self.path, self._book.lines())
+        self._file = self.path.open("ab")
+        self._bytes = self.path.stat().st_size
+        self._rewrite_bytes = max(_JOURNAL_BYTES_MIN, 4 * self._bytes)
+        self._usable = True
+
+
+def _lock(path: Path) -> int:
+    """Take the lock beside the journal; the system releases it with the process."""
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise FedloraError(
+            f"ledger {path} is in use by another process; stop that or set another ledger path"
+        ) from None
+    return lock

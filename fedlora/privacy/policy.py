@@ -1,0 +1,207 @@
+"""What a scenario asks for in privacy, and what a client's owner allows.
+
+Convention of the whole package: ``sigma`` is the standard deviation of the noise over the clipping
+norm C. Two neighbouring samples' clipped gradients differ by at most 2C under replace-one and by C
+under zero-out, so the noise multiplier of the literature is sigma / 2 and sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from fedlora.errors import FedloraError
+
+Unit = Literal["sample", "token"]
+Release = Literal["full", "row_space", "logits"]
+
+EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
+
+
+@dataclass(frozen=True)
+class PrivacyPolicy:
+    """The scenario's ``[privacy]`` section; neither ``epsilon`` nor ``sigma`` means no noise.
+
+    Attributes
+    ----------
+    epsilon
+        Budget of each sample over the whole run, local and replace-one; sigma follows from it and
+        from the planned uploads.
+    sigma
+        Standard deviation of the noise on an uploaded gradient, over ``clip_norm``; instead of
+        ``epsilon``.
+    delta
+        The delta that epsilon is stated at; below one over the number of samples.
+    clip_norm
+        Largest Frobenius norm C of a sample's gradient (of a token's, with ``unit = "token"``).
+    unit
+        What is protected: a whole ``sample``, or the gradient of a single ``token``.
+    release
+        What is noised, see ``fedlora.privacy.head_space``: the ``full`` gradient at the cut, its
+        coordinates in the ``row_space`` of a shared head, or its private part in the space of the
+        head's ``logits``, once for each sample.
+    uploads
+        How often a sample is uploaded in the run; 0: what rounds, steps and batch size come to.
+    tight
+        Calibrate to the exact epsilon of Gaussian noise instead of its Rényi bound; the same
+        (epsilon, delta) then needs some 7% less noise.
+    activation_sigma, activation_clip_norm
+        Noise on the forward activations over their clipping norm, and that norm; without
+        ``activation_sigma`` activations leave as they are and epsilon does not cover them.
+    insecure_noise_seed
+        Draw the noise from this seed, in a simulation that has to repeat bit for bit; the run then
+        has no guarantee.
+    """
+
+    epsilon: float | None = None
+    sigma: float | None = None
+    delta: float = 1e-5
+    clip_norm: float = 0.05
+    unit: Unit = "sample"
+    release: Release = "full"
+    uploads: int = 0
+    tight: bool = False
+    activation_sigma: float | None = None
+    activation_clip_norm: float = 1.0
+    insecure_noise_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and self.sigma is not None:
+            raise FedloraError(
+                f"privacy.epsilon is {self.epsilon} and privacy.sigma is {self.sigma}; set one, "
+                "the other follows from it"
+            )
+        if self.epsilon is not None:
+            check_epsilon("privacy.epsilon", self.epsilon)
+        for name in ("sigma", "activation_sigma"):
+            if getattr(self, name) is not None:
+                check_positive(f"privacy.{name}", getattr(self, name))
+        for name in ("clip_norm", "activation_clip_norm"):
+            check_positive(f"privacy.{name}", getattr(self, name))
+        check_delta("privacy.delta", self.delta)
+        if self.unit not in ("sample", "token"):
+            raise FedloraError(f"privacy.unit is {self.unit!r}; set sample or token")
+        if self.release not in ("full", "row_space", "logits"):
+            raise FedloraError(
+                f"privacy.release is {self.release!r}; set full, row_space or logits"
+            )
+        if self.uploads < 0:
+            raise FedloraError(f"privacy.uploads is {self.uploads}; set 0 to derive it, or more")
+        if self.activation_sigma is not None and not self.enabled:
+            raise FedloraError(
+                f"privacy.activation_sigma is {self.activation_sigma} but gradients leave without "
+                "noise; set privacy.epsilon or privacy.sigma too"
+            )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether gradients are clipped and noised before they leave."""
+        return self.epsilon is not None or self.sigma is not None
+
+    def check_samples(self, samples: int) -> None:
+        """Refuse a delta that would let one of a client's samples leak whole.
+
+        Raises
+        ------
+        FedloraError
+            When delta is not below 1 / samples.
+        """
+        if self.enabled and self.delta * samples >= 1:
+            raise FedloraError(
+                f"privacy.delta is {self.delta:g} with {samples} samples; set it below "
+                f"{1 / samples:g}"
+            )
+
+
+@dataclass(frozen=True)
+class ClientLimit:
+    """What a data owner allows, whatever the server asks for.
+
+    It is read from the node's own configuration and never from the run's.
+
+    Attributes
+    ----------
+    epsilon, delta
+        Most that any sample may spend, over all runs, replace-one.
+    min_sigma
+        Least noise that an upload may carry, over the clipping norm.
+    tight
+        Hold the exact epsilon of Gaussian noise to the limit instead of its Rényi bound.
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    min_sigma: float = 0.0
+    tight: bool = False
+
+    def __post_init__(self) -> None:
+        check_epsilon("privacy-epsilon", self.epsilon)
+        check_delta("privacy-delta", self.delta)
+        if not (math.isfinite(self.min_sigma) and self.min_sigma >= 0):
+            raise FedloraError(
+                f"privacy-min-sigma is {self.min_sigma}; set 0 for no floor, or more"
+            )
+
+    @classmethod
+    def from_node_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """Read the keys ``privacy-epsilon``, ``-delta``, ``-min-sigma`` and ``-tight``.
+
+        Returns
+        -------
+        ClientLimit or None
+            None when no key is set: the owner sets no limit.
+
+        Raises
+        ------
+        FedloraError
+            When a value is no number or out of range, or the epsilon is missing.
+        """
+        names = ("epsilon", "delta", "min_sigma", "tight")
+        keys = {name: "privacy-" + name.replace("_", "-") for name in names}
+        given = {name: config[key] for name, key in keys.items() if key in config}
+        if not given:
+            return None
+        if "epsilon" not in given:
+            raise FedloraError(
+                f"node config sets {', '.join(keys[name] for name in given)} but no "
+                "privacy-epsilon; set the most that a sample may spend"
+            )
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            try:
+                values[name] = _truth(value) if name == "tight" else float(value)
+            except (TypeError, ValueError):
+                kind = "true or false" if name == "tight" else "a number"
+                raise FedloraError(f"node config {keys[name]} is {value!r}; set {kind}") from None
+        return cls(**values)
+
+
+def _truth(value: Any) -> bool:
+    """Return a Boolean, also where the configuration only carries text."""
+    words = {"true": True, "false": False}
+    if str(value).lower() not in words:
+        raise ValueError(value)
+    return words[str(value).lower()]
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise FedloraError(f"{name} is {value}; set a finite number above 0")
+
+
+def check_epsilon(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is an epsilon that promises something."""
+    check_positive(name, value)
+    if value > EPSILON_MAX:
+        raise FedloraError(
+            f"{name} is {value:g}, which promises nothing; set at most {EPSILON_MAX:g}"
+        )
+
+
+def check_delta(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is a probability above 0 and below 1."""
+    if not 0 < value < 1:
+        raise FedloraError(f"{name} is {value}; set a probability above 0 and below 1")

@@ -1,0 +1,191 @@
+"""What a report says about privacy, in words that a data-protection officer can use.
+
+The ``privacy`` block of ``summary.json``. Its headline is the Rényi bound under replace-one
+adjacency, for the sample that spent most; the zero-out figure and the exact ones stand beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.special import ndtr
+
+from fedlora.errors import FedloraError
+from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
+from fedlora.privacy.policy import PrivacyPolicy
+
+REPLACE_ONE = "replace-one (another sample in its place; every upload counts in full)"
+ZERO_OUT = "zero-out (a zero gradient in the sample's place)"
+
+ACTIVATIONS = (
+    "The forward activations, from which the server can recover the input text: it has to be "
+    "trusted with the inputs."
+)
+PERSONAL_HEAD = (
+    "The head that each client trains on its labels as they are: the gradients of later samples "
+    "carry traces of earlier ones."
+)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What else of the data leaves the clients, without a mechanism of its own.
+
+    Attributes
+    ----------
+    head
+        ``public``: frozen, or trained on released gradients alone. ``personal``: trained on the
+        client with its labels as they are, so that the gradients of later samples carry traces of
+        earlier ones. ``shared``: such a head leaves the client too.
+    embedding
+        Whether token embeddings train.
+    losses, statistics
+        Whether clients report losses and metrics, and statistics of their text.
+    """
+
+    head: Literal["public", "personal", "shared"]
+    embedding: bool = False
+    losses: bool = False
+    statistics: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the batches of a run were drawn, for whoever only sees the released adapter.
+
+    Attributes
+    ----------
+    rate
+        Chance that a given sample takes part in a given step.
+    steps
+        Number of steps.
+    """
+
+    rate: float
+    steps: int
+
+
+def privacy_statement(
+    policy: PrivacyPolicy,
+    rho: float,
+    sigma: float,
+    exposure: Exposure,
+    sampling: Sampling | None = None,
+) -> dict[str, object]:
+    """Return the ``privacy`` block of a run under an enabled policy.
+
+    Parameters
+    ----------
+    policy
+        The run's policy.
+    rho
+        Largest rho that any sample of any client has spent, replace-one; clients' samples are
+        disjoint, so the maximum counts and not the sum.
+    sigma
+        Least noise of any uploaded gradient, over the clipping norm.
+    exposure
+        What else of the data left the clients.
+    sampling
+        To state the epsilon of DP-SGD under sampling beside the local one.
+
+    Returns
+    -------
+    dict
+        ``epsilon`` (None without a guarantee), ``delta``, ``adjacency``, ``covers``, ``excludes``,
+        and the figures beside them; ``label_auc_bound`` is the largest area under the ROC curve
+        with which any attacker can tell two labels apart.
+
+    Raises
+    ------
+    FedloraError
+        When the policy is off.
+    """
+    if not policy.enabled:
+        raise FedloraError("privacy is off, so there is nothing to state; set privacy.epsilon")
+    if not (rho >= 0 and sigma > 0):
+        raise FedloraError(f"rho {rho} and sigma {sigma} state nothing; pass what was spent")
+    zero_out = convert(rho, "zero_out")
+    if policy.release == "logits":
+        zero_out *= 2  # labels are released as points of a norm of up to sqrt(2) C
+    secret = policy.insecure_noise_seed is None
+    block: dict[str, object] = {
+        "epsilon": _finite(rdp_epsilon(rho, policy.delta)) if secret else None,
+        "delta": policy.delta,
+        "adjacency": REPLACE_ONE,
+        "guarantee": secret,
+        "unit": policy.unit,
+        "release": policy.release,
+        "epsilon_exact": _finite(exact_epsilon(rho, policy.delta)) if secret else None,
+        "zero_out": {
+            "adjacency": ZERO_OUT,
+            "epsilon": _finite(rdp_epsilon(zero_out, policy.delta)) if secret else None,
+            "epsilon_exact": _finite(exact_epsilon(zero_out, policy.delta)) if secret else None,
+        },
+        "label_auc_bound": float(ndtr(math.sqrt(rho))) if secret else None,
+        "rho": _finite(rho),
+        "sigma": sigma,
+        "clip_norm": policy.clip_norm,
+        "covers": _covers(policy),
+        "excludes": _excludes(policy, exposure),
+    }
+    if not secret:
+        block["warning"] = (
+            f"The noise was drawn from privacy.insecure_noise_seed {policy.insecure_noise_seed}, "
+            "so whoever knows that number can remove it: this run protects nobody."
+        )
+    if sampling is not None and secret:
+        block["adapter"] = _adapter(policy, rho, sigma, sampling)
+    return block
+
+
+def _covers(policy: PrivacyPolicy) -> list[str]:
+    unit = "sample as a whole" if policy.unit == "sample" else "single token of a sample"
+    uploads = f"What the gradients that a {unit} uploads tell the server, above all its label."
+    results = "Whatever is computed from those gradients: adapters, optimiser state, ranks."
+    activations = "Its forward activations, which are clipped and noised too."
+    return [uploads, results, *([activations] if policy.activation_sigma is not None else [])]
+
+
+def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
+    parts = {
+        ACTIVATIONS: policy.activation_sigma is None,
+        "A text as a whole: it is protected less, the longer it is.": policy.unit == "token",
+        PERSONAL_HEAD: exposure.head != "public",
+        "That head itself, which leaves the client.": exposure.head == "shared",
+        "The token embeddings that clients train.": exposure.embedding,
+        "Losses and metrics that clients report.": exposure.losses,
+        "Statistics of their text that clients report.": exposure.statistics,
+        "How long samples are, which take part when, and the time it takes.": True,
+        "A record that a client holds more than once: each copy has its own epsilon.": True,
+    }
+    return [text for text, applies in parts.items() if applies]
+
+
+def _adapter(
+    policy: PrivacyPolicy, rho: float, sigma: float, sampling: Sampling
+) -> dict[str, object]:
+    """State the adapter's epsilon for those who never saw the uploads."""
+    accountant = SampledAccountant()
+    accountant.step(sigma, sampling.rate, sampling.steps)
+    return {
+        "epsilon": _finite(rdp_epsilon(rho, policy.delta)),
+        "meaning": (
+            "The adapter is computed from covered gradients alone, so the local epsilon holds for "
+            "it too, against anybody."
+        ),
+        "epsilon_sampled": _finite(accountant.rdp_epsilon(policy.delta)),
+        "epsilon_sampled_prv": _finite(accountant.prv_epsilon(policy.delta)),
+        "sample_rate": sampling.rate,
+        "sampled_meaning": (
+            "What DP-SGD's accountant says of these steps under zero-out adjacency. It holds only "
+            "against those who know neither the activations nor who took part, for batches drawn "
+            "by Poisson sampling, and if as much noise reaches the adapter in steps without the "
+            "sample; it is no guarantee of this run."
+        ),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,35 @@
+"""Rank strategies: what they see, what they decide, and how a run calls them.
+
+Whoever writes a strategy needs this module alone.
+"""
+
+from fedlora.channel.state import ChannelState
+from fedlora.errors import FedloraError
+from fedlora.ranks.budget import fit_budget
+from fedlora.ranks.check import check_rank_strategy
+from fedlora.ranks.guard import Complaint, GuardedStrategy
+from fedlora.ranks.reports import ClientOutcome, ClientReport, DataStatistics, DeviceInfo
+from fedlora.ranks.space import Projection, RankDecision, RankSpace, RankVector
+from fedlora.ranks.state import pack_state, unpack_state
+from fedlora.ranks.strategy import RankStrategy, create_strategy
+
+__all__ = [
+    "ChannelState",
+    "ClientOutcome",
+    "ClientReport",
+    "Complaint",
+    "DataStatistics",
+    "DeviceInfo",
+    "FedloraError",
+    "GuardedStrategy",
+    "Projection",
+    "RankDecision",
+    "RankSpace",
+    "RankStrategy",
+    "RankVector",
+    "check_rank_strategy",
+    "create_strategy",
+    "fit_budget",
+    "pack_state",
+    "unpack_state",
+]

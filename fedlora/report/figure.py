@@ -1,0 +1,121 @@
+"""One look for every plot: colours for the colour-blind, quiet axes, no global state.
+
+``matplotlib.pyplot`` keeps figures and settings for the whole process; ``Figure`` objects do not,
+so plots can be drawn from any thread.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from fedlora.report.run_folder import replace_file
+
+INK = "#24292f"
+MUTED = "#6b7480"
+GRID = "#e3e7eb"
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c6d31",
+    "#4d4d4d",
+)
+"""Okabe and Ito's palette, which stays distinct for the colour-blind, its yellow replaced."""
+
+SEQUENTIAL = "Blues"
+WIDTH_INCHES = 8.0
+DPI = 150
+MAX_NAME = 24
+
+
+def panels(columns: int = 1, *, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side, in the house style.
+
+    Parameters
+    ----------
+    columns
+        Number of panels.
+    height
+        Of the figure, in inches.
+    """
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.06)
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
+    for ax in axes:
+        _quiet(ax)
+    return figure, axes
+
+
+def literal(names: Iterable[str]) -> list[str]:
+    """Return names that come from data so that they are drawn as they are, and not too long."""
+    short = (name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names)
+    return [name.replace("$", r"\$") for name in short]  # an even number of $ would start maths
+
+
+def label(ax: Axes, *, title: str, x: str, y: str) -> None:
+    """Set title and axis labels."""
+    ax.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold", pad=8)
+    ax.set_xlabel(x, fontsize=9, color=MUTED)
+    ax.set_ylabel(y, fontsize=9, color=MUTED)
+
+
+def round_axis(ax: Axes, rounds: Sequence[int]) -> None:
+    """Give the horizontal axis whole rounds, with room at both ends."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    if rounds:
+        ax.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
+
+
+def legend(ax: Axes, *, columns: int = 1) -> None:
+    """Put a legend without a frame below the panel."""
+    handles, names = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(
+            handles,
+            names,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            ncols=columns,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
+            handlelength=1.6,
+            columnspacing=1.4,
+        )
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises
+    ------
+    FedloraError
+        When the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    replace_file(path, buffer.getvalue())
+    return path
+
+
+def _quiet(ax: Axes) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(MUTED)
+        ax.spines[side].set_linewidth(0.8)
+    ax.tick_params(colors=MUTED, labelsize=8, length=3, width=0.8)
+    ax.grid(axis="y", color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)

@@ -1,0 +1,118 @@
+"""Which plots a run has, in the order of the report, with captions that say how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fedlora.report import air_plots, plots
+from fedlora.report.figure import save
+from fedlora.report.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the report.
+
+    Attributes
+    ----------
+    name
+        File name in ``plots/`` without its ending.
+    title, caption
+        Shown with it; the caption says how to read it.
+    """
+
+    name: str
+    title: str
+    caption: str
+
+
+GALLERY = (
+    Plot(
+        "learning",
+        "Learning",
+        "Left: the metric on rows that nobody trained on, over the rows of all clients; the band "
+        "holds the middle 80% of the clients, the dashed line is what the same head reaches on "
+        "the frozen backbone. What lies beyond that line is owed to the adapters. Right: a "
+        "held-out loss that rises while the training loss falls means overfitting.",
+    ),
+    Plot(
+        "clients",
+        "Clients",
+        "Each row is a client: the hollow dot is its metric at the first evaluation, the filled "
+        "one at the last. A short bar on the worse side of the dashed mean is a client that the "
+        "federation serves badly.",
+    ),
+    Plot(
+        "holdings",
+        "Who holds what",
+        "The area of a bubble is the number of training rows of that label at that client. Columns "
+        "that look alike mean identically distributed data; gaps are labels that a client never "
+        "sees in training.",
+    ),
+    Plot(
+        "traffic",
+        "Traffic",
+        "Payload of each round summed over clients, by kind, on one scale for both directions. "
+        "Activations and gradients go up; representations and adapters come down. Framing is not "
+        "included.",
+    ),
+    Plot(
+        "channel",
+        "Channel and ranks",
+        "Left: the uplink as the clients reported it. Right: the mean rank that each client was "
+        "given. A strategy that follows the channel gives the same order in both.",
+    ),
+    Plot(
+        "ranks",
+        "Rank by projection",
+        "Mean rank over all rounds and clients: where in the network the strategy spends its "
+        "budget. One colour everywhere is an even spread.",
+    ),
+    Plot(
+        "air",
+        "Air time",
+        "Modelled seconds on the air in each round, that is, of the slowest of the clients that "
+        "send in parallel. An adapter that misses its deadline is late: the client keeps the one "
+        "it had.",
+    ),
+)
+
+
+def write_plots(folder: RunFolder) -> list[Path]:
+    """Draw every plot that the run has data for into ``plots/``.
+
+    Returns
+    -------
+    list of Path
+        The files written. ``holdings`` is not among them: who knows the partition draws it when
+        the run starts, with ``write_holdings``.
+    """
+    rounds, summary = folder.read_metrics(), folder.read_summary() or {}
+    figures = {
+        "learning": plots.learning(rounds, metric_before=summary.get("metric_before")),
+        "clients": plots.client_metric(rounds),
+        "traffic": plots.traffic(rounds),
+        "channel": air_plots.channel(rounds),
+        "ranks": air_plots.ranks(rounds, _projections(summary)),
+        "air": air_plots.air_time(rounds),
+    }
+    return [_write(folder, name, figure) for name, figure in figures.items() if figure is not None]
+
+
+def write_holdings(folder: RunFolder, counts: Mapping[str, Mapping[str, int]]) -> Path | None:
+    """Draw who holds what into ``plots/holdings.png``; see ``fedlora.report.plots.holdings``."""
+    figure = plots.holdings(counts)
+    return None if figure is None else _write(folder, "holdings", figure)
+
+
+def _projections(summary: Mapping[str, Any]) -> list[tuple[int, str]]:
+    return [(int(layer), str(name)) for layer, name in summary.get("projections") or ()]
+
+
+def _write(folder: RunFolder, name: str, figure: Figure) -> Path:
+    return save(figure, folder.plots / f"{name}.png")

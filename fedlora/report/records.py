@@ -1,0 +1,199 @@
+"""What a run writes while it goes on, and how to read it back when keys are missing.
+
+``metrics.jsonl`` holds one ``RoundRecord`` a line. Readers never rely on a key: a run may have no
+channel model, no privacy, no evaluation in some round, or come from another version.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TypedDict
+
+DIRECTIONS: Mapping[str, tuple[str, ...]] = {
+    "up": ("activation", "gradient", "control"),
+    "down": ("representation", "adapter", "control"),
+}
+"""Kinds of payload by direction, seen from the client."""
+
+
+class ClientRecord(TypedDict, total=False):
+    """One client in one round.
+
+    ``rows`` are training rows, ``loss`` and ``metric`` held-out values, ``ranks`` the rank of each
+    projection in the order of the rank space, ``snr_db`` the uplink signal-to-noise ratio,
+    ``rate_bps`` its rate in bit/s, ``bits_*`` payload without framing, ``adapter_bits`` what the
+    delivery costs, ``delivered`` None when none was due, ``epsilon`` what is spent so far.
+    """
+
+    rows: int
+    loss: float | None
+    metric: float | None
+    mean_rank: float | None
+    ranks: Sequence[int]
+    snr_db: float | None
+    rate_bps: float | None
+    bits_up: int
+    bits_down: int
+    adapter_bits: int
+    delivered: bool | None
+    epsilon: float | None
+
+
+class RoundRecord(TypedDict, total=False):
+    """One round of training.
+
+    ``rho`` and ``sigma`` are the privacy that the sample that spent most has spent so far (see
+    ``fedlora.privacy.accounting``) and the least noise of an upload.
+    ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
+    ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``late_deliveries`` and ``lost`` are of
+    this round alone. ``train_loss`` is the mean over the round's steps; ``loss`` and ``metric`` are
+    held-out values, None in rounds without evaluation.
+    """
+
+    round: int
+    step: int
+    train_loss: float | None
+    loss: float | None
+    metric: float | None
+    metric_name: str
+    higher_is_better: bool
+    seconds: float
+    tokens: int
+    bits: Mapping[str, Mapping[str, int]]
+    wire_bytes: Mapping[str, int]
+    air_seconds: float
+    client_seconds: float
+    mean_rank: float
+    late_deliveries: int
+    lost: Sequence[str]
+    rho: float
+    sigma: float
+    clients: Mapping[str, ClientRecord]
+
+
+Rounds = Sequence[RoundRecord]
+
+
+def number(value: object) -> float | None:
+    """Return a finite number, or None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    result = float(value)
+    return result if math.isfinite(result) else None
+
+
+def series(rounds: Rounds, key: str) -> tuple[list[int], list[float]]:
+    """Return the rounds that have a number under ``key``, and the numbers."""
+    pairs = [
+        (record.get("round", index), value)
+        for index, record in enumerate(rounds, start=1)
+        if (value := number(record.get(key))) is not None
+    ]
+    return [r for r, _ in pairs], [v for _, v in pairs]
+
+
+def client_ids(rounds: Rounds) -> list[str]:
+    """Return every client that occurs, ``client-2`` before ``client-10``."""
+    return sorted(
+        {client for record in rounds for client in record.get("clients") or {}}, key=_natural
+    )
+
+
+def client_series(rounds: Rounds, client: str, key: str) -> tuple[list[int], list[float]]:
+    """Return the rounds in which one client has a number under ``key``, and the numbers."""
+    pairs = [
+        (record.get("round", index), value)
+        for index, record in enumerate(rounds, start=1)
+        if (value := number((record.get("clients") or {}).get(client, {}).get(key))) is not None
+    ]
+    return [r for r, _ in pairs], [v for _, v in pairs]
+
+
+def total_bits(rounds: Rounds) -> dict[str, dict[str, int]]:
+    """Sum the payload over rounds, by direction and kind; every known kind is there."""
+    totals = {way: dict.fromkeys(kinds, 0) for way, kinds in DIRECTIONS.items()}
+    for record in rounds:
+        for way, kinds in (record.get("bits") or {}).items():
+            for kind, bits in kinds.items():
+                totals.setdefault(way, {})[kind] = totals.setdefault(way, {}).get(kind, 0) + bits
+    return totals
+
+
+@dataclass(frozen=True)
+class ClientTotals:
+    """One client over the whole run.
+
+    Attributes
+    ----------
+    client
+        Its identifier.
+    rows, metric, loss, epsilon
+        The last value that was reported.
+    snr_db, mean_rank
+        Means over the rounds that reported one.
+    bits_up, bits_down
+        Payload over all rounds.
+    deliveries, deliveries_due
+        Adapters that arrived in time, and that were due.
+    rounds_lost
+        Rounds in which the client was lost.
+    """
+
+    client: str
+    rows: float | None
+    metric: float | None
+    loss: float | None
+    epsilon: float | None
+    snr_db: float | None
+    mean_rank: float | None
+    bits_up: float
+    bits_down: float
+    deliveries: int
+    deliveries_due: int
+    rounds_lost: int
+
+
+def client_totals(rounds: Rounds) -> list[ClientTotals]:
+    """Sum up every client's rounds, in natural order of the identifiers."""
+    return [_totals(rounds, client) for client in client_ids(rounds)]
+
+
+def _totals(rounds: Rounds, client: str) -> ClientTotals:
+    def values(key: str) -> list[float]:
+        return client_series(rounds, client, key)[1]
+
+    def last(key: str) -> float | None:
+        return values(key)[-1] if values(key) else None
+
+    delivered = [
+        (record.get("clients") or {}).get(client, {}).get("delivered") for record in rounds
+    ]
+    return ClientTotals(
+        client=client,
+        rows=last("rows"),
+        metric=last("metric"),
+        loss=last("loss"),
+        epsilon=last("epsilon"),
+        snr_db=mean(values("snr_db")),
+        mean_rank=mean(values("mean_rank")),
+        bits_up=sum(values("bits_up")),
+        bits_down=sum(values("bits_down")),
+        deliveries=sum(item is True for item in delivered),
+        deliveries_due=sum(item is not None for item in delivered),
+        rounds_lost=sum(client in (record.get("lost") or ()) for record in rounds),
+    )
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the arithmetic mean, or None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
+    ]

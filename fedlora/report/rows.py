@@ -1,0 +1,190 @@
+"""The rows of the result tables, shared by the terminal and the report page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedlora.report.records import DIRECTIONS, ClientTotals, number
+from fedlora.report.units import (
+    ABSENT,
+    bits_scale,
+    bits_text,
+    bytes_text,
+    count_text,
+    number_text,
+    seconds_text,
+)
+
+Row = tuple[str, str, str]
+"""Name, value, remark."""
+
+NO_PRIVACY = "no differential privacy"
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Say in one sentence what the run came to."""
+    name = str(summary.get("metric_name") or "metric")
+    metric, before = number(summary.get("metric")), number(summary.get("metric_before"))
+    done = f"after {_plural(summary.get('rounds'), 'round')}"
+    done += f" with {_plural(summary.get('clients'), 'client')}"
+    if metric is None:
+        return f"No evaluation was reached {done}."
+    text = f"{name[:1].upper()}{name[1:]} {number_text(metric)} on held-out data {done}"
+    if before is None:
+        return f"{text}."
+    gain = metric - before if summary.get("higher_is_better", True) else before - metric
+    reference = "the same head on the frozen backbone"
+    if number_text(gain).strip("-") == number_text(0.0):
+        return f"{text}, the same as {reference}."
+    word = "better" if gain > 0 else "worse"
+    difference = number_text(abs(gain))
+    return f"{text}, {difference} {word} than {reference} ({number_text(before)})."
+
+
+def result_rows(summary: Mapping[str, Any]) -> list[list[Row]]:
+    """Return the result table in groups: result, work, traffic, air, privacy."""
+    return [
+        _result(summary),
+        _work(summary),
+        _traffic(summary),
+        _ranks_and_air(summary),
+        [_privacy(summary.get("privacy"))],
+    ]
+
+
+def client_table(
+    totals: Sequence[ClientTotals], metric_name: str
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the header (name, line break, unit) and a row for each client.
+
+    Columns that nobody has a value in are left out.
+    """
+    lost = [str(item.rounds_lost) if item.rounds_lost else ABSENT for item in totals]
+    columns: list[tuple[str, list[str]]] = [
+        ("client", [item.client for item in totals]),
+        ("rows", [count_text(item.rows) for item in totals]),
+        (metric_name, [number_text(item.metric) for item in totals]),
+        ("SNR\ndB", [_optional(item.snr_db, "{:.1f}") for item in totals]),
+        ("mean\nrank", [_optional(item.mean_rank, "{:.1f}") for item in totals]),
+        _bits_column("up", [item.bits_up for item in totals]),
+        _bits_column("down", [item.bits_down for item in totals]),
+        ("in\ntime", [_delivered(item) for item in totals]),
+        ("epsilon", [_optional(item.epsilon, "{:.2f}") for item in totals]),
+        ("lost", lost),
+    ]
+    kept = [(name, cells) for name, cells in columns if any(cell != ABSENT for cell in cells)]
+    return [name for name, _ in kept], list(zip(*(cells for _, cells in kept), strict=True))
+
+
+def _result(summary: Mapping[str, Any]) -> list[Row]:
+    higher = bool(summary.get("higher_is_better", True))
+    metric, before = number(summary.get("metric")), number(summary.get("metric_before"))
+    value = number_text(metric)
+    if before is not None:
+        value = f"{number_text(before)} → {value}"
+    remark = "↑ higher is better" if higher else "↓ lower is better"
+    if metric is not None and before is not None:
+        remark = f"{metric - before:+.3f}, {remark}"
+    name = str(summary.get("metric_name") or "metric")
+    return [(name, value, remark), ("loss", number_text(number(summary.get("loss"))), "held out")]
+
+
+def _work(summary: Mapping[str, Any]) -> list[Row]:
+    def pace(key: str, unit: str) -> str:
+        value = number(summary.get(key))
+        if value is None:
+            return ""
+        return f"{number_text(value) if value < 100 else count_text(value)} {unit}"
+
+    rows: list[Row] = [
+        ("rounds", count_text(number(summary.get("rounds"))), ""),
+        (
+            "steps",
+            count_text(number(summary.get("steps"))),
+            pace("steps_per_second", "steps/s"),
+        ),
+        ("clients", count_text(number(summary.get("clients"))), ""),
+        (
+            "tokens",
+            count_text(number(summary.get("tokens"))),
+            pace("tokens_per_second", "tokens/s"),
+        ),
+        ("time", seconds_text(number(summary.get("seconds"))), "rounds with evaluation"),
+        (
+            "trainable parameters",
+            count_text(number(summary.get("trainable_parameters"))),
+            "adapters on the server",
+        ),
+    ]
+    for name, key in (("server", "peak_rss_server_bytes"), ("edge", "peak_rss_edge_bytes")):
+        size = number(summary.get(key))
+        if size is not None:
+            rows.append((f"{name} memory", bytes_text(size), "peak resident"))
+    return rows
+
+
+def _traffic(summary: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    bits = summary.get("bits") or {}
+    for way, training in DIRECTIONS.items():
+        kinds = {kind: number(value) or 0.0 for kind, value in (bits.get(way) or {}).items()}
+        total = sum(kinds.get(kind, 0.0) for kind in training)
+        rows.append((f"bits {way}", bits_text(total), "payload of training, without framing"))
+        for kind, value in kinds.items():
+            if value:
+                remark = "" if kind in training else "besides training"
+                rows.append((f"  {kind}", bits_text(value), remark))
+    return rows
+
+
+def _ranks_and_air(summary: Mapping[str, Any]) -> list[Row]:
+    rank, air_seconds = number(summary.get("mean_rank")), number(summary.get("air_seconds"))
+    rows: list[Row] = [
+        ("mean rank", _optional(rank, "{:.2f}"), "over rounds, clients, projections"),
+    ]
+    if not air_seconds:
+        return [*rows, ("air time", "none", "no channel modelled")]
+    late = count_text(number(summary.get("late_deliveries")))
+    return [
+        *rows,
+        ("air time", seconds_text(air_seconds), "modelled; slowest client, every round"),
+        ("late deliveries", late, "adapters past their deadline"),
+    ]
+
+
+def privacy_text(privacy: Mapping[str, Any]) -> tuple[str, str]:
+    """Return epsilon, and delta with the adjacency that it holds for."""
+    epsilon, delta = number(privacy.get("epsilon")), number(privacy.get("delta")) or 0.0
+    if epsilon is None or privacy.get("guarantee") is False:
+        return _optional(epsilon, "{:.2f}"), "without guarantee"
+    return f"{epsilon:.2f}", f"at delta {delta:g}, {adjacency_text(privacy)}"
+
+
+def adjacency_text(privacy: Mapping[str, Any]) -> str:
+    """Return the name of the adjacency as the field writes it, such as ``replace-one``."""
+    return str(privacy.get("adjacency") or "unstated").replace("_", "-")
+
+
+def _privacy(privacy: Mapping[str, Any] | None) -> Row:
+    if not privacy:
+        return ("privacy", "none", NO_PRIVACY)
+    return ("epsilon", *privacy_text(privacy))
+
+
+def _bits_column(way: str, values: Sequence[float]) -> tuple[str, list[str]]:
+    scale, unit = bits_scale(max(values, default=0.0))
+    return f"{way}\n{unit}", [f"{value / scale:,.1f}" for value in values]
+
+
+def _delivered(item: ClientTotals) -> str:
+    return f"{item.deliveries}/{item.deliveries_due}" if item.deliveries_due else ABSENT
+
+
+def _optional(value: float | None, form: str) -> str:
+    return ABSENT if value is None else form.format(value)
+
+
+def _plural(count: object, noun: str) -> str:
+    value = number(count)
+    return f"{count_text(value)} {noun}" if value == 1 else f"{count_text(value)} {noun}s"

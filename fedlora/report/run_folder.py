@@ -1,0 +1,315 @@
+"""The folder of one run: what is written while it goes on, and how it is read back.
+
+Every file is either appended line by line (``metrics.jsonl``, ``events.jsonl``, ``log.txt``) or
+replaced as a whole (``summary.json``), so that a run that dies at any moment leaves valid results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from fedlora.errors import FedloraError
+from fedlora.report.records import RoundRecord, number
+from fedlora.report.summary import Summary
+
+OUTPUTS = (
+    "scenario.toml",
+    "metrics.jsonl",
+    "summary.json",
+    "adapter",
+    "head.safetensors",
+    "checkpoint",
+    "plots",
+    "report.html",
+    "log.txt",
+)
+
+
+class RunFolder:
+    """Paths of a run's files, and the only code that writes and reads its records.
+
+    Making the object touches nothing on disk, so that several processes can hold one: the process
+    that starts the run calls ``create``; the engine appends; the command line reads.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock: BinaryIO | None = None
+
+    @property
+    def scenario(self) -> Path:
+        """The scenario as it was resolved."""
+        return self.path / "scenario.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One ``RoundRecord`` a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Progress, one event a line; its presence marks a run folder."""
+        return self.path / "events.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The final figures."""
+        return self.path / "summary.json"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in the layout of PEFT."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a resume needs."""
+        return self.path / "checkpoint"
+
+    @property
+    def plots(self) -> Path:
+        """The plots as PNG files."""
+        return self.path / "plots"
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """The log in plain text."""
+        return self.path / "log.txt"
+
+    @classmethod
+    def create(cls, path: Path | str) -> RunFolder:
+        """Make a folder ready for a new run and hold it as long as the object lives.
+
+        The results of an earlier run in the same folder are replaced; files that fedlora does not
+        write are left alone.
+
+        Raises
+        ------
+        FedloraError
+            When the folder holds something else than a run, belongs to a run that is still going
+            on, or cannot be written.
+        """
+        folder = cls(path)
+        with _explained(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()) and not folder.events.is_file():
+                raise FedloraError(
+                    f"{folder.path} is not empty and holds no earlier run; choose another folder"
+                )
+            folder._hold()
+            folder.events.write_bytes(b"")
+            for name in OUTPUTS:
+                _remove(folder.path / name)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path | str) -> RunFolder:
+        """Hold the folder of a run that is to go on; what it has written stays.
+
+        Raises
+        ------
+        FedloraError
+            When the run is still going on, or the folder cannot be written.
+        """
+        folder = cls(path)
+        with _explained(folder.path):
+            folder._hold()
+            events, _ = folder.read_events()
+            # In place, as the lock is on this file; whoever follows it must not see the old end.
+            folder.events.write_bytes(b"")
+            for event in events:
+                if event.get("event") != "done":
+                    _append_line(folder.events, event, sync=False)
+        return folder
+
+    def write_scenario(self, toml_text: str) -> None:
+        """Write the resolved scenario."""
+        replace_file(self.scenario, toml_text.encode())
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Append one round to ``metrics.jsonl`` and sync it to disk.
+
+        Raises
+        ------
+        FedloraError
+            When the disk is full or the file cannot be written; earlier rounds stay.
+        """
+        _append_line(self.metrics, record, sync=True)
+
+    def append_event(self, event: str, /, **fields: object) -> None:
+        """Append one progress event, stamped with the time; see ``fedlora.report.progress``."""
+        _append_line(self.events, {"event": event, "time": time.time(), **fields}, sync=False)
+
+    def write_summary(self, summary: Summary) -> None:
+        """Replace ``summary.json``: at any moment it is the old or the new one, whole."""
+        text = json.dumps(_plain(summary.to_dict()), indent=2, allow_nan=False)
+        replace_file(self.summary, (text + "\n").encode())
+
+    def read_metrics(self) -> list[RoundRecord]:
+        """Return the rounds in order.
+
+        A line that is torn is left out, and of a round that was repeated after a resume the last
+        record counts.
+        """
+        lines, _ = _read_lines(self.metrics, 0)
+        rounds: dict[float, RoundRecord] = {}
+        for index, record in enumerate(lines, start=1):
+            rounds[number(record.get("round")) or index] = cast(RoundRecord, record)
+        return [rounds[key] for key in sorted(rounds)]
+
+    def read_events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Return the events from a byte offset on, and the offset to go on from.
+
+        A line that is still being written is left for the next call.
+        """
+        return _read_lines(self.events, offset)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the summary, or None when there is none that can be read."""
+        try:
+            summary = json.loads(self.summary.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return summary if isinstance(summary, dict) else None
+
+    def log_handler(self, level: int = logging.INFO) -> logging.Handler:
+        """Return a handler that appends to ``log.txt``."""
+        with _explained(self.log):
+            handler = _LogHandler(self.log, encoding="utf-8")
+        handler.setLevel(level)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        return handler
+
+    def _hold(self) -> None:
+        lock = self.events.open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise FedloraError(
+                f"a run is still going on in {self.path}; wait for it or choose another folder"
+            ) from None
+        self._lock = lock
+
+
+class _LogHandler(logging.FileHandler):
+    """A file handler that drops a line it cannot write: the next round's record reports why."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # name of the base class
+        del record
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file aside, sync it and rename it into place.
+
+    Raises
+    ------
+    FedloraError
+        When it cannot be written; an earlier file of that name stays as it was.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _append_line(path: Path, record: Mapping[str, object], *, sync: bool) -> None:
+    line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    with _explained(path), path.open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"  # by a crash or a full disk
+            line = b"\n" + line if torn else line
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if sync:
+            os.fsync(file.fileno())
+
+
+def _read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    records = []
+    for line in data[:end].splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records, offset + end
+
+
+def _plain(value: object) -> object:
+    """Turn numpy scalars, tuples and mappings into JSON, and what is not finite into null."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return number(value)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "free some space; what was written before is kept"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            mend = "choose a folder that you may write to"
+        else:
+            mend = "choose another folder"
+        raise FedloraError(f"cannot write {path}: {error.strerror}; {mend}") from None

@@ -1,0 +1,68 @@
+"""Figures as people read them: SI units, three to four digits, grouped thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ABSENT = "–"
+
+
+def bits_text(bits: float | None) -> str:
+    """Write a number of bits with an SI prefix, such as ``12.3 Mbit``."""
+    if bits is None:
+        return ABSENT
+    scale, unit = bits_scale(bits)
+    return _three_digits(bits, scale, unit)
+
+
+def bits_scale(largest: float) -> tuple[float, str]:
+    """Return the number of bits in the unit that suits the largest of some values, and its name."""
+    return _scale(largest, "bit", 1000, ("", "k", "M", "G", "T", "P"))
+
+
+def bytes_text(size: float | None) -> str:
+    """Write a number of bytes with a binary prefix, such as ``412 MiB``."""
+    if size is None:
+        return ABSENT
+    scale, unit = _scale(size, "B", 1024, ("", "Ki", "Mi", "Gi", "Ti"))
+    return _three_digits(size, scale, unit)
+
+
+def count_text(count: float | None) -> str:
+    """Write a whole number with grouped thousands, such as ``102,400``."""
+    return ABSENT if count is None else f"{count:,.0f}"
+
+
+def number_text(value: float | None) -> str:
+    """Write a metric, loss or mean: three decimals below 10, four digits from there on."""
+    if value is None:
+        return ABSENT
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Write a duration: ``0.35 s``, ``24.8 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def _scale(largest: float, unit: str, base: int, prefixes: Sequence[str]) -> tuple[float, str]:
+    power = 0
+    while abs(largest) >= 0.9995 * base ** (power + 1) and power < len(prefixes) - 1:
+        power += 1
+    return float(base**power), f"{prefixes[power]}{unit}"
+
+
+def _three_digits(value: float, scale: float, unit: str) -> str:
+    value /= scale
+    digits = 0 if scale == 1 or abs(value) >= 99.95 else 2 if abs(value) < 9.995 else 1
+    return f"{value:,.{digits}f} {unit}"

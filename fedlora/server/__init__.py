@@ -1,0 +1,1 @@
+"""The server: compute, rounds, and the Flower ServerApp."""

@@ -1,0 +1,183 @@
+"""The server's account of the air: true channels, adapter delivery, and the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from fedlora.channel.channel import build_channel
+from fedlora.channel.ledger import AirLedger, AirRow
+from fedlora.channel.schedule.base import ClientLoad, build_scheduler
+from fedlora.config import Scenario
+from fedlora.ranks.reports import ClientReport
+from fedlora.report.records import ClientRecord, RoundRecord
+
+Purpose = Literal["train", "evaluation", "baseline"]
+
+_KIND = {
+    "activation": "activation",
+    "gradient": "gradient",
+    "head_gradient": "gradient",
+    "representation": "representation",
+    "embedding": "representation",
+}
+
+
+class Air:
+    """Books what travels and delivers adapters.
+
+    Gradients of the head count as ``gradient``; what comes down for each token (representation and,
+    where the embedding trains, dL/de) as ``representation``; lengths and head weights as
+    ``control``. Evaluation and the frozen-backbone baseline are booked outside the air budget.
+
+    Parameters
+    ----------
+    scenario
+        Its channel section and seed are used.
+
+    Attributes
+    ----------
+    enabled
+        Whether adapters are delivered over the air, so that a client has what arrived.
+    purpose
+        What the exchanges of the moment are for.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.config = scenario.channel
+        self.channel = build_channel(scenario.channel, scenario.seed)
+        self.ledger = AirLedger(self.channel)
+        self.enabled = self.config.deliver_every > 0
+        self.purpose: Purpose = "train"
+        self._scheduler = build_scheduler(
+            scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed
+        )
+        # A client that has not taken part yet is taken to be loaded like the last one that has.
+        self._load = ClientLoad(1e6, 1e6)
+        self._loads: dict[int, ClientLoad] = {}
+        self._bits = {"train": [0, 0], "evaluation": [0, 0], "baseline": [0, 0]}
+
+    def begin_round(self, round_: int, bandwidth_hz: Mapping[str, float] | None = None) -> None:
+        """Open round ``round_``, counted from 1, with the bandwidth that clients were given."""
+        shares = {int(client): hz for client, hz in (bandwidth_hz or {}).items()}
+        self.ledger.start_round(round_ - 1, shares)
+
+    def schedule(
+        self, round_: int, reports: Mapping[str, ClientReport]
+    ) -> tuple[dict[str, ClientReport], dict[str, float]]:
+        """Let the scheduler choose who takes part and divide the bandwidth.
+
+        Returns
+        -------
+        tuple
+            Reports of the chosen clients, at the bandwidth that they were given, and that
+            bandwidth in Hz. A client without a channel report takes part as it is.
+        """
+        states = {int(c): r.channel for c, r in reports.items() if r.channel is not None}
+        loads = {client: self._loads.get(client, self._load) for client in states}
+        division = self._scheduler.select(round_ - 1, states, loads)
+        chosen: dict[str, ClientReport] = {}
+        for client, report in reports.items():
+            hz = division.get(int(client))
+            if report.channel is None:
+                chosen[client] = report
+            elif hz is not None:
+                state = self.channel.at_bandwidth(report.channel, hz)
+                chosen[client] = dataclasses.replace(report, channel=state)
+        return chosen, {str(client): hz for client, hz in division.items()}
+
+    def end_round(self, round_: int, clients: Iterable[str]) -> None:
+        """Tell the scheduler how long the round took, and remember what it asked of each client."""
+        self._scheduler.observe(round_ - 1, self.ledger.totals(round_ - 1)["air_seconds"])
+        for client in clients:
+            row = self.row(round_, client)
+            if row is not None:
+                self._load = ClientLoad(*(sum(row.bits[way].values()) for way in ("up", "down")))
+                self._loads[int(client)] = self._load
+
+    def book(
+        self,
+        client: str,
+        direction: str,
+        tensors: Mapping[str, torch.Tensor],
+        wire_bytes: int,
+    ) -> None:
+        """Book the tensors of one frame, which took ``wire_bytes`` on the wire."""
+        bits: dict[str, int] = {}
+        for name, tensor in tensors.items():
+            kind = _KIND.get(name.partition(".")[0], "control")
+            kind = kind if self.purpose == "train" else self.purpose
+            bits[kind] = bits.get(kind, 0) + 8 * tensor.nbytes
+        for kind, amount in bits.items():
+            self.ledger.book(int(client), direction, kind, amount, wire_bytes)
+            self._bits[self.purpose][direction == "down"] += amount
+            wire_bytes = 0  # a frame's framing is counted once
+
+    def with_budgets(self, reports: Mapping[str, ClientReport]) -> dict[str, ClientReport]:
+        """Add to each report the bits that its downlink carries within the deadline.
+
+        Also in rounds without delivery, so that a strategy's ranks do not jump between them.
+        """
+        if not self.enabled:
+            return dict(reports)
+        return {
+            client: dataclasses.replace(
+                report, budget_bits=report.channel.down_rate_bps * self.config.deadline_s
+            )
+            if report.channel
+            else report
+            for client, report in reports.items()
+        }
+
+    def delivers(self, round_: int) -> bool:
+        """Tell whether adapters are due at the end of a round."""
+        return self.enabled and round_ % self.config.deliver_every == 0
+
+    def deliver(self, client: str, bits: int) -> bool:
+        """Send a client its adapter; False when it came later than the deadline allows."""
+        return self.ledger.deliver(int(client), bits, bits // 8).delivered
+
+    def row(self, round_: int, client: str) -> AirRow | None:
+        """Return what a client sent and received in a round."""
+        return self.ledger.row(round_ - 1, int(client))
+
+    def bits_so_far(self) -> tuple[int, int]:
+        """Return the bits up and down of the present purpose since the run began."""
+        up, down = self._bits[self.purpose]
+        return up, down
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been booked, for a checkpoint between rounds."""
+        bits = {purpose: list(amounts) for purpose, amounts in self._bits.items()}
+        return {"ledger": self.ledger.state_dict(), "bits": bits}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave, in place of what was booked since the start."""
+        self.ledger.load_state_dict(state["ledger"])
+        self._bits = {purpose: list(amounts) for purpose, amounts in state["bits"].items()}
+
+    def client_record(self, round_: int, client: str) -> ClientRecord:
+        """Return a client's part of a round record."""
+        row = self.row(round_, client)
+        if row is None:
+            return ClientRecord()
+        return ClientRecord(
+            bits_up=sum(row.bits["up"].values()),
+            bits_down=sum(row.bits["down"].values()),
+            adapter_bits=row.bits["down"]["adapter"],
+            delivered=row.delivered,
+        )
+
+    def round_record(self, round_: int) -> RoundRecord:
+        """Return the ledger's part of a round record."""
+        totals = self.ledger.totals(round_ - 1)
+        return RoundRecord(
+            bits=totals["bits"],
+            wire_bytes=totals["wire_bytes"],
+            air_seconds=totals["air_seconds"],
+            client_seconds=totals["client_seconds"],
+            late_deliveries=totals["late_deliveries"],
+        )

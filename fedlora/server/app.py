@@ -1,0 +1,26 @@
+"""The Flower ServerApp: who takes part, sessions, results and failures go through Flower.
+
+Tensors take their own road: this app opens the tensor stream, and each client gets one long
+message with the stream's address, the certificate to pin and a token that opens its session.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before Flower or Ray start anything: neither is to call home.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]  # flwr is not typed for us
+def main(grid: Grid, context: Context) -> None:
+    """Run the scenario that the run configuration names."""
+    from fedlora.server.flower import run_over_flower
+
+    run_over_flower(grid, context.run_config, context.run_id)

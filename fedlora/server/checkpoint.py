@@ -1,0 +1,182 @@
+"""Checkpoints of a run at round boundaries, with nothing in flight, and going on from one."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlora.config import Scenario, load_scenario
+from fedlora.errors import FedloraError
+from fedlora.link import messages as m
+from fedlora.report.run_folder import RunFolder, replace_file
+from fedlora.server.cohort import Request
+from fedlora.server.head import SharedHead
+from fedlora.server.training import Training
+from fedlora.state import RoundStates
+
+log = logging.getLogger("fedlora.server")
+
+_FORMAT = 1
+
+
+class Checkpoints:
+    """A run's checkpoints: adapter, optimiser, shared head, deliveries, strategy and air ledger.
+
+    Clients store their part, personal heads and their optimisers, on their own disks first. The
+    last two rounds are kept on both sides, so that whoever dies at whatever moment, there is a
+    round that everybody has.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+
+    Attributes
+    ----------
+    clients
+        Folder of simulated clients' states.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.clients = folder / "clients"
+        self._name = folder / "run"
+        self._states = RoundStates(folder)
+
+    def hold(self) -> None:
+        """Keep other processes from going on with this run as long as the object lives.
+
+        Raises
+        ------
+        FedloraError
+            When another process holds it.
+        """
+        self._states.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._states.folder / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FedloraError(
+                f"a process of this run still writes to {self._states.folder}; end it first"
+            ) from None
+
+    def name(self) -> str:
+        """Return the run's own name, by which devices find their states of it again."""
+        if not self._name.exists():
+            replace_file(self._name, secrets.token_hex(8).encode())
+        return self._name.read_text(encoding="ascii")
+
+    def save(self, training: Training) -> None:
+        """Let all clients store their states, then store the server's."""
+        cohort = training.cohort
+        request = Request(m.KEEP, {"round": training.done})
+        for client, reply in cohort.ask(cohort.clients, request).items():
+            if reply.kind != m.READY or reply.fields.get("round") != training.done:
+                log.warning("client %s could not store its state", client)
+        self._states.write(training.done, _state_of(training))
+
+    def latest(self) -> dict[str, Any] | None:
+        """Return the last state that can be read, or None when there is none at all.
+
+        Raises
+        ------
+        FedloraError
+            When there are states but none can be read.
+        """
+        for round_, state in self._states.readable():
+            log.info("round %d is taken up", round_)
+            return state
+        if self._states.rounds():
+            raise FedloraError(f"no checkpoint in {self._states.folder} can be read; start anew")
+        return None
+
+    def restore(self, training: Training, state: Mapping[str, Any]) -> None:
+        """Put the server and all connected clients to where they were; see ``Training.run``.
+
+        Raises
+        ------
+        FedloraError
+            When the checkpoint is of another release or another scenario.
+        """
+        if state.get("format") != _FORMAT:
+            raise FedloraError(
+                f"the checkpoint has format {state.get('format')}, this release reads {_FORMAT}; "
+                "resume with the release that began the run"
+            )
+        round_ = int(state["round"])
+        self._states.forget_after(round_)
+        training.engine.load_state_dict(state["engine"])
+        training.ranking.load_state_dict(state["ranking"])
+        training.spending.load_state_dict(state["spending"])
+        for name, value in state["metrics"].items():
+            setattr(training, name, value)
+        training.delivered = {
+            client: (state["adapters"][place], ranks)
+            for client, (place, ranks) in state["delivered"].items()
+        }
+        training.done, training.head = round_, None
+        if state["head"] is not None:
+            training.head = SharedHead(state["head"]["weights"], training.scenario.train)
+            training.head.load_state_dict(state["head"])
+        self.restore_clients(training, training.cohort.clients)
+        training.air.load_state_dict(state["air"])  # what went down for this counted before
+
+    def restore_clients(self, training: Training, clients: Sequence[str]) -> None:
+        """Put clients that have just connected to the end of the rounds that are done."""
+        cohort, done = training.cohort, training.done
+        replies = cohort.ask(clients, Request(m.RESTORE, {"round": done}))
+        for client, reply in replies.items():
+            kept = reply.fields.get("round")
+            if reply.kind != m.READY or kept != done:
+                log.warning(
+                    "client %s goes on from its state of round %s, not %d", client, kept, done
+                )
+        if training.head is not None:
+            cohort.ask(replies, Request(m.HEAD, {}, training.head.tensors()))
+
+
+def open_run(path: Path) -> tuple[Scenario, RunFolder]:
+    """Open the folder of a run that stopped before its end, for going on.
+
+    Raises
+    ------
+    FedloraError
+        When it holds no run, is finished, has no checkpoint, or belongs to a run that goes on.
+    """
+    folder = RunFolder(path)
+    if not folder.scenario.is_file():
+        raise FedloraError(f"{path} holds no run; name a run folder")
+    summary = folder.read_summary()
+    if summary is not None and not summary.get("unfinished"):
+        raise FedloraError(f"the run in {path} is finished; start another with fedlora run")
+    if not RoundStates(folder.checkpoint).rounds():
+        raise FedloraError(f"{path} has no checkpoint: no round was finished; start it anew")
+    return load_scenario(folder.scenario), RunFolder.reopen(path)
+
+
+def _state_of(training: Training) -> dict[str, Any]:
+    adapters: list[Any] = []  # one that several clients were delivered is stored once
+    delivered: dict[str, Any] = {}
+    for client, (adapter, ranks) in training.delivered.items():
+        known = [place for place, other in enumerate(adapters) if other is adapter]
+        if not known:
+            adapters.append(adapter)
+        delivered[client] = (known[0] if known else len(adapters) - 1, list(ranks))
+    return {
+        "format": _FORMAT,
+        "round": training.done,
+        "engine": training.engine.state_dict(),
+        "head": None if training.head is None else training.head.state_dict(),
+        "adapters": adapters,
+        "delivered": delivered,
+        "ranking": training.ranking.state_dict(),
+        "air": training.air.state_dict(),
+        "spending": training.spending.state_dict(),
+        "metrics": {
+            name: getattr(training, name)
+            for name in ("metric_before", "metric_name", "higher_is_better")
+        },
+    }

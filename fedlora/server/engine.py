@@ -1,0 +1,229 @@
+"""The compute of a step on the server: all clients' rows in one forward and one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.lora.adamw import ComponentAdamW, clip_global_norm
+from fedlora.lora.average import ContributionCount, average_gradients
+from fedlora.lora.layers import add_lora, set_adapter_dropout
+from fedlora.lora.masks import RankMasks
+from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
+from fedlora.split.checkpoint import DTYPES, Checkpoint
+from fedlora.split.edge import pool_packed
+
+AdapterState = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """What one client uploaded for a step.
+
+    Attributes
+    ----------
+    activation
+        Packed token representations, shape (sum of lengths, width).
+    lengths
+        Tokens of each row.
+    ranks
+        Rank at each projection.
+    """
+
+    activation: torch.Tensor
+    lengths: Sequence[int]
+    ranks: Sequence[int]
+
+
+class SplitEngine:
+    """Frozen blocks with LoRA, and the optimiser.
+
+    Parameters
+    ----------
+    checkpoint
+        Where the weights are.
+    scenario
+        Model, LoRA, task and training sections are used.
+    pools
+        Whether rows are pooled here before they go down.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, scenario: Scenario, *, pools: bool) -> None:
+        cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
+        self.scenario = scenario
+        self.pool = scenario.task.pool if pools else None
+        self.device = torch.device(scenario.compute.device)
+        self.input_width, self.output_width = cut_widths(checkpoint, cut, final=pools)
+        self.blocks = Blocks(
+            checkpoint, cut.start, cut.stop, final=pools, dtype=DTYPES[scenario.model.dtype]
+        )
+        self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
+        self.blocks.to(self.device)
+        self.r_max = scenario.lora.r_max
+        self.masks = RankMasks(self.projections, self.r_max)
+        self.optimizer = ComponentAdamW(self.projections, scenario.train.weight_decay)
+        self._rows: Sequence[ClientRows] = ()
+        self._input: torch.Tensor | None = None
+        self._output: torch.Tensor | None = None
+        self._sensitivity = torch.zeros(len(self.projections))
+        self._sensed_steps = 0
+        self._start_step()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen blocks."""
+        return DTYPES[self.scenario.model.dtype]
+
+    def forward(
+        self, rows: Sequence[ClientRows], *, train: bool, exchange: int = 0
+    ) -> list[torch.Tensor]:
+        """Run one batch of all clients.
+
+        Parameters
+        ----------
+        rows
+            The clients' uploads, in the order of their identifiers.
+        train
+            Whether ``backward`` follows.
+        exchange
+            Number of the training exchange in the run, from which dropout masks follow.
+
+        Returns
+        -------
+        list of torch.Tensor
+            For each client what goes down: (rows, width) if pooled, else packed (tokens, width).
+        """
+        packed = torch.cat([r.activation for r in rows]).to(self.device, self.dtype)
+        lengths = [length for r in rows for length in r.lengths]
+        packed.requires_grad_(train and self.scenario.train.embedding)
+        padded, mask, places = pad_rows(packed, lengths)
+        self.masks.set([r.ranks for r in rows], [len(r.lengths) for r in rows], self.device)
+        set_adapter_dropout(self.projections, train)
+        drops = train and self.scenario.lora.dropout > 0
+        with torch.set_grad_enabled(train), torch.random.fork_rng(enabled=drops):
+            if drops:
+                torch.manual_seed((self.scenario.seed << 32 | exchange) % 2**63)
+            states = self.blocks(padded, mask)
+            output = states.reshape(-1, states.shape[-1])[places]
+            if self.pool:
+                output = pool_packed(output, lengths, self.pool)
+        if train:
+            self._rows, self._input, self._output = rows, packed, output
+        sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
+        return list(torch.split(output.detach().float(), sizes))
+
+    def backward(
+        self, gradients: Sequence[torch.Tensor | None], weights: Sequence[float]
+    ) -> list[torch.Tensor] | None:
+        """Back-propagate the clients' gradients of their unreduced losses, and add them up.
+
+        Parameters
+        ----------
+        gradients
+            In the order of ``forward``'s rows and the shape of what it returned; None where a
+            client gave none, whose rows then count for nothing.
+        weights
+            Samples or target tokens of each client.
+
+        Returns
+        -------
+        list of torch.Tensor or None
+            Where the embedding trains: gradient at each client's activation, packed.
+        """
+        assert self._output is not None and self._input is not None
+        sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in self._rows]
+        width = self._output.shape[-1]
+        cotangent = torch.cat(
+            [
+                torch.zeros(n, width) if g is None else g
+                for g, n in zip(gradients, sizes, strict=True)
+            ]
+        )
+        torch.autograd.backward(self._output, cotangent.to(self.device, self._output.dtype))
+        for row, gradient, weight in zip(self._rows, gradients, weights, strict=True):
+            if gradient is not None:
+                self.count.add(row.ranks, weight)
+        self._output = None
+        if self._input.grad is None:
+            return None
+        tokens = [sum(r.lengths) for r in self._rows]
+        return list(torch.split(self._input.grad.float(), tokens))
+
+    def update(self, step: int, shared: Sequence[torch.Tensor] = ()) -> None:
+        """Average what has been added up over its contributors, clip, and step the optimiser.
+
+        Parameters
+        ----------
+        step
+            Number of the optimiser step, from 0, for the schedule.
+        shared
+            Averaged head gradients, clipped in place together with the adapters'.
+        """
+        active = average_gradients(self.projections, self.count)
+        gradients = [g for p in self.projections for g in (p.A.grad, p.B.grad) if g is not None]
+        clip_norm = self.scenario.train.clip_norm
+        if clip_norm > 0:
+            clip_global_norm([*gradients, *shared], clip_norm)
+        self._note_sensitivity()
+        self.optimizer.step(self.scenario.train.learning_rate(step), active)
+        self._start_step()
+
+    def round_sensitivity(self) -> list[float] | None:
+        """Return each projection's mean of abs(w dL/dw) over the steps since the last call.
+
+        The importance of AdaLoRA (arXiv 2303.10512, eq. 8), from the averaged gradient; None when
+        there was no step.
+        """
+        total, steps = self._sensitivity, self._sensed_steps
+        self._sensitivity, self._sensed_steps = torch.zeros(len(self.projections)), 0
+        return (total / steps).tolist() if steps else None
+
+    @torch.no_grad()
+    def _note_sensitivity(self) -> None:
+        for index, p in enumerate(self.projections):
+            if p.A.grad is not None and p.B.grad is not None:
+                total = (p.A * p.A.grad).abs().sum() + (p.B * p.B.grad).abs().sum()
+                self._sensitivity[index] += total.item() / (p.A.numel() + p.B.numel())
+        self._sensed_steps += 1
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """Return a copy of all factors, as ``NAME.A`` and ``NAME.B``."""
+        state = {}
+        for projection in self.projections:
+            state[f"{projection.name}.A"] = projection.A.detach().clone()
+            state[f"{projection.name}.B"] = projection.B.detach().clone()
+        return state
+
+    @torch.no_grad()
+    def load_adapter(self, state: AdapterState) -> None:
+        """Set all factors from what ``adapter`` returned."""
+        for projection in self.projections:
+            projection.A.copy_(state[f"{projection.name}.A"])
+            projection.B.copy_(state[f"{projection.name}.B"])
+
+    def state_dict(self) -> dict[str, AdapterState]:
+        """Return factors and optimiser, for a checkpoint between rounds.
+
+        Nothing else changes: what is random follows from the seed and the number of the exchange.
+        """
+        return {"adapter": self.adapter(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, AdapterState]) -> None:
+        """Take back what ``state_dict`` gave; raises ``FedloraError`` for another model's state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.load_adapter(state["adapter"])
+
+    def full_ranks(self) -> list[int]:
+        """Return the vector that uses every component."""
+        return [self.r_max] * len(self.projections)
+
+    def zero_ranks(self) -> list[int]:
+        """Return the vector that leaves the backbone as it is."""
+        return [0] * len(self.projections)
+
+    def _start_step(self) -> None:
+        self.optimizer.zero_grad()
+        self.count = ContributionCount(len(self.projections), self.r_max)

@@ -1,0 +1,146 @@
+"""Held-out evaluation: the server runs the blocks, the clients keep labels and compute metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.codec import create_codec, put
+from fedlora.link.frame import Frame
+from fedlora.server.cohort import Cohort, Request
+from fedlora.server.engine import AdapterState, ClientRows, SplitEngine
+from fedlora.server.steps import Ranks, read_batch
+from fedlora.server.uploads import Activation
+from fedlora.tasks.base import Counts, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts of the clients' held-out rows.
+
+    Attributes
+    ----------
+    counts
+        By client; clients without held-out rows are missing.
+    total
+        All of them added up (sums, so exact whatever the clients' sizes); None for none.
+    """
+
+    counts: Mapping[str, Counts]
+    total: Counts | None
+
+
+class Evaluator:
+    """Evaluates every client with the adapter that it has.
+
+    Parameters
+    ----------
+    scenario, engine, cohort
+        As for ``StepLoop``.
+    task
+        Reads the clients' counts.
+    """
+
+    def __init__(
+        self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, task: type[Task]
+    ) -> None:
+        self.scenario = scenario
+        self.engine = engine
+        self.cohort = cohort
+        self.task = task
+        self._up = create_codec(scenario.link.activation)
+        self._down = create_codec(scenario.link.representation)
+
+    def run(
+        self, clients: Iterable[str], ranks: Ranks, adapters: Mapping[str, AdapterState]
+    ) -> Evaluation:
+        """Run all held-out rows of some clients.
+
+        Parameters
+        ----------
+        clients
+            Whom to evaluate.
+        ranks
+            For each, the ranks at which its adapter is used.
+        adapters
+            For each client, the factors it was last delivered; missing: the present ones.
+        """
+        rows = self.scenario.evaluate.batch_size
+        counts: dict[str, Counts] = {}
+        total: Counts | None = None
+        seen: dict[str, int] = {}
+        replies = self.cohort.ask(clients, Request(m.EVAL_BEGIN, {"rows": rows}))
+        present = self.engine.adapter() if adapters else {}
+        try:
+            while replies:
+                open_, done = _partition(replies)
+                for client, reply in done.items():
+                    total = self._add(client, reply, seen.get(client, 0), counts, total)
+                batch = self._batch(open_, seen)
+                replies = self._exchange(batch, ranks, adapters, present)
+        finally:
+            if adapters:
+                self.engine.load_adapter(present)
+        return Evaluation(counts, total)
+
+    def _exchange(
+        self,
+        batch: Mapping[str, Activation],
+        ranks: Ranks,
+        adapters: Mapping[str, AdapterState],
+        present: AdapterState,
+    ) -> dict[str, Frame]:
+        """Forward the clients that hold the same adapter together."""
+        groups: dict[int, list[str]] = {}
+        for client in batch:
+            groups.setdefault(id(adapters.get(client)), []).append(client)
+        requests = {}
+        for members in groups.values():
+            if adapters:
+                self.engine.load_adapter(adapters.get(members[0], present))
+            z = self.engine.forward(
+                [ClientRows(batch[c].packed, batch[c].lengths, ranks[c]) for c in members],
+                train=False,
+            )
+            for client, part in zip(members, z, strict=True):
+                requests[client] = Request(m.EVAL, {}, put("representation", part, self._down))
+        return self.cohort.exchange(requests)
+
+    def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:
+        """Read the next rows of every client; drop one that has more than it said."""
+        rows = self.scenario.evaluate.batch_size
+        batch = read_batch(self.scenario, self.engine, self.cohort, self._up, replies, rows)
+        for client, activation in list(batch.items()):
+            seen[client] = seen.get(client, 0) + len(activation.lengths)
+            held_out = self.cohort[client].held_out_rows
+            if seen[client] > held_out:
+                self.cohort.drop(client, f"it has more than the {held_out} held-out rows it told")
+                del batch[client]
+        return batch
+
+    def _add(
+        self, client: str, reply: Frame, rows: int, counts: dict[str, Counts], total: Counts | None
+    ) -> Counts | None:
+        """Note a client's counts and add them to the total; drop a client that errs."""
+        try:
+            self.cohort.expect(client, reply, m.METRICS)
+            if reply.fields.get("counts") is None and rows == 0:
+                return total
+            own = self.task.read_counts(reply.fields.get("counts"))
+            if own.samples != rows:
+                raise ProtocolError(f"its counts are of {own.samples} rows, it evaluated {rows}")
+            total = own if total is None else total + own
+            counts[client] = own
+        except FedloraError as error:
+            self.cohort.drop(client, str(error))
+        except ValueError:
+            self.cohort.drop(client, "its counts have other classes than those of other clients")
+        return total
+
+
+def _partition(replies: Mapping[str, Frame]) -> tuple[dict[str, Frame], dict[str, Frame]]:
+    open_ = {c: r for c, r in replies.items() if r.kind == m.ACTIVATION}
+    return open_, {c: r for c, r in replies.items() if c not in open_}

@@ -1,0 +1,234 @@
+"""A run over Flower: find the nodes, open their sessions, train, collect, end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedlora.config import Scenario, scenario_to_toml, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.report.page import write_report
+from fedlora.report.run_folder import RunFolder
+from fedlora.scenarios import find_scenario
+from fedlora.server.checkpoint import Checkpoints, open_run
+from fedlora.server.results import export, write_results
+from fedlora.server.run import ServerRun
+from fedlora.server.sessions import RECORD, Node, Places, Sessions
+
+log = logging.getLogger("fedlora.server")
+
+HELLO, COLLECT = "query.hello", "query.collect"
+HOST_NAMESPACE = "fedlora"
+_POLL_S = 0.2
+
+
+def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
+    """Run the scenario of a Flower run configuration.
+
+    Parameters
+    ----------
+    grid
+        Flower's way to the nodes.
+    config
+        ``scenario`` (name, path or TOML text), ``set`` (overrides, separated by blanks), ``out``
+        (run folder), ``prepared`` (whether the caller has made the folder), and ``resume`` (folder
+        of a run to go on with, in place of all these). Where the folder holds a checkpoint, the run
+        goes on from it.
+    run_id
+        Flower's number of the run.
+    """
+    scenario = find_scenario(str(config.get("scenario") or "quickstart"))
+    scenario = with_overrides(scenario, str(config.get("set") or "").split())
+    out = str(config.get("out") or "") or f"runs/{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    prepared = bool(config.get("prepared", False))
+    if config.get("resume"):
+        scenario, folder = open_run(Path(str(config["resume"])))
+    else:
+        folder = RunFolder(Path(out)) if prepared else RunFolder.create(Path(out))
+    with _logging_to(folder), _outcome_in(folder):
+        if scenario.python_path:
+            sys.path.insert(0, scenario.python_path)
+        nodes = _find_nodes(grid, scenario)
+        scenario = _sized(scenario, len(nodes))
+        folder.write_scenario(scenario_to_toml(scenario))
+        hosts = _edge_hosts(scenario, nodes, run_id)
+        server = ServerRun(scenario, folder)
+        try:
+            results = _train(grid, server, nodes, hosts, folder)
+        finally:
+            _end_hosts(sorted(set(hosts.values())))
+        write_results(folder, server, results)
+    if not prepared:  # otherwise whoever made the folder follows the run and reports on it
+        write_report(folder)
+
+
+def _train(
+    grid: Grid,
+    server: ServerRun,
+    nodes: Sequence[Node],
+    hosts: Mapping[int, str],
+    folder: RunFolder,
+) -> dict[str, dict[str, Any]]:
+    """Train from the start or the last checkpoint; return what each client said at the end."""
+    training, checkpoints = server.training, Checkpoints(folder.checkpoint)
+    checkpoints.hold()
+    state = checkpoints.latest()
+    private = server.scenario.privacy.enabled
+    places = Places(
+        run=checkpoints.name(),
+        hosts=hosts,
+        states=checkpoints.clients.resolve(),
+        ledgers=(folder.path / "ledgers").resolve() if private else None,
+    )
+    with Sessions(grid, server, nodes, places) as sessions:
+
+        def after_round() -> None:
+            export(server).save(folder.adapter)
+            checkpoints.save(training)
+            if training.done < server.scenario.train.rounds:
+                checkpoints.restore_clients(training, sessions.readmit())
+
+        sessions.open()
+        training.after_round = after_round
+        training.run(partial(checkpoints.restore, training, state) if state else None)
+        results = {client: dict(found) for client, found in server.end().items()}
+        for client, found in _collect(grid, nodes, hosts).items():
+            results.setdefault(client, {}).update(found)
+    return results
+
+
+def _find_nodes(grid: Grid, scenario: Scenario) -> list[Node]:
+    """Ask nodes who they are until all of the federation are there.
+
+    In a simulation the first node tells how many there are; in a deployment the scenario does.
+    """
+    deadline = time.monotonic() + scenario.federation.connect_timeout_s
+    known: dict[int, Node] = {}
+    wanted = scenario.federation.clients
+    while time.monotonic() < deadline and len(known) < wanted:
+        fresh = sorted(set(grid.get_node_ids()) - set(known))
+        if not known:
+            fresh = fresh[:1]
+        for node, total in _ask_who(grid, fresh):
+            known[node.id] = node
+            if node.simulated:
+                wanted = total
+        time.sleep(_POLL_S if len(known) < wanted else 0)
+    nodes = sorted(known.values(), key=lambda node: node.client)
+    if len(nodes) < scenario.federation.min_clients or not nodes:
+        raise FedloraError(
+            f"{len(nodes)} nodes answered within {scenario.federation.connect_timeout_s:g} s, "
+            f"federation.min_clients is {scenario.federation.min_clients}; start more SuperNodes"
+        )
+    clients = [node.client for node in nodes]
+    if len(set(clients)) < len(clients):
+        raise FedloraError(
+            f"nodes have the partition-ids {clients}; give each SuperNode its own in --node-config"
+        )
+    return nodes
+
+
+def _ask_who(grid: Grid, ids: Sequence[int]) -> list[tuple[Node, int]]:
+    messages = [Message(RecordDict(), dst_node_id=i, message_type=HELLO) for i in ids]
+    found = []
+    for reply in grid.send_and_receive(messages, timeout=60) if messages else ():
+        if reply.has_error():
+            log.warning("node %s cannot take part: %s", reply.metadata.src_node_id, reply.error)
+            continue
+        record = reply.content[RECORD]
+        node = Node(reply.metadata.src_node_id, int(record["client"]), bool(record["simulated"]))
+        found.append((node, int(record["clients"])))
+    return found
+
+
+def _sized(scenario: Scenario, clients: int) -> Scenario:
+    """Return the scenario for the number of nodes that there are."""
+    federation = scenario.federation
+    if clients == federation.clients:
+        return scenario
+    drawn = federation.clients_per_round if federation.clients_per_round < clients else 0
+    return dataclasses.replace(
+        scenario,
+        federation=dataclasses.replace(federation, clients=clients, clients_per_round=drawn),
+    )
+
+
+def _edge_hosts(scenario: Scenario, nodes: Sequence[Node], run_id: int) -> dict[int, str]:
+    """Deal the simulated clients to edge hosts; return each client's host."""
+    simulated = [node.client for node in nodes if node.simulated]
+    hosts = scenario.compute.edge_hosts or os.cpu_count() or 1
+    return {client: f"edge-{run_id}-{place % hosts}" for place, client in enumerate(simulated)}
+
+
+def _collect(
+    grid: Grid, nodes: Sequence[Node], hosts: Mapping[int, str]
+) -> dict[str, dict[str, Any]]:
+    """In a simulation, fetch what each client's host knows of it."""
+    clients = {node.id: node.client for node in nodes if node.client in hosts}
+    messages = [
+        Message(
+            RecordDict({RECORD: ConfigRecord({"client": client, "host": hosts[client]})}),
+            dst_node_id=node,
+            message_type=COLLECT,
+        )
+        for node, client in clients.items()
+    ]
+    replies = grid.send_and_receive(messages, timeout=60) if messages else ()
+    return {
+        str(clients[reply.metadata.src_node_id]): dict(reply.content[RECORD])
+        for reply in replies
+        if not reply.has_error()
+    }
+
+
+def _end_hosts(names: Sequence[str]) -> None:
+    """End the detached Ray actors that host simulated clients."""
+    if not names:
+        return
+    import ray
+
+    for name in names:
+        try:
+            ray.kill(ray.get_actor(name, namespace=HOST_NAMESPACE))
+        except ValueError:
+            log.debug("edge host %s had not started", name)
+
+
+@contextmanager
+def _logging_to(folder: RunFolder) -> Iterator[None]:
+    logger = logging.getLogger("fedlora")
+    handler = folder.log_handler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _outcome_in(folder: RunFolder) -> Iterator[None]:
+    """Note how the run ended, so that whoever follows its events is told."""
+    try:
+        yield
+    except FedloraError as error:
+        log.error("%s", error)
+        folder.append_event("done", status="failed", text=str(error))
+        raise
+    except BaseException as error:
+        log.exception("the run failed")
+        folder.append_event("done", status="failed", text=f"{type(error).__name__}: {error}")
+        raise
+    folder.append_event("done", status="finished", text="")

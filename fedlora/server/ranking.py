@@ -1,0 +1,93 @@
+"""Asking the rank strategy, and telling it what became of its choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedlora.config import Scenario
+from fedlora.lora.layers import Projection as LoraProjection
+from fedlora.ranks.guard import GuardedStrategy
+from fedlora.ranks.reports import ClientOutcome, ClientReport
+from fedlora.ranks.space import Projection, RankDecision, RankSpace
+from fedlora.ranks.strategy import create_strategy
+from fedlora.server.air import Air
+
+
+def rank_space(
+    projections: Sequence[LoraProjection], layers: str, r_max: int, bits_per_parameter: int
+) -> RankSpace:
+    """Return the space of the engine's projections, named as they are inside their block."""
+    return RankSpace(
+        tuple(
+            Projection(p.name.removeprefix(f"{layers}.{p.layer}."), p.layer, p.d_in, p.d_out)
+            for p in projections
+        ),
+        r_max=r_max,
+        bits_per_parameter=bits_per_parameter,
+    )
+
+
+class Ranking:
+    """The scenario's strategy, guarded, and the clients' losses that it learns from.
+
+    Parameters
+    ----------
+    scenario
+        Names the strategy.
+    space
+        What it chooses from.
+    """
+
+    def __init__(self, scenario: Scenario, space: RankSpace) -> None:
+        self.space = space
+        self.strategy = GuardedStrategy(create_strategy(scenario.ranks, scenario.seed))
+        self.strategy.prepare(space)
+        self._losses: dict[str, float | None] = {}
+
+    def allocate(self, round_: int, reports: Mapping[str, ClientReport]) -> dict[str, RankDecision]:
+        """Return the ranks of a round's clients."""
+        return dict(self.strategy.allocate(round_, reports, self.space))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the strategy's state and the losses it is told next, for a checkpoint."""
+        return {"strategy": self.strategy.state_dict(), "losses": self._losses}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.strategy.load_state_dict(state["strategy"])
+        self._losses = dict(state["losses"])
+
+    def observe(
+        self,
+        round_: int,
+        losses: Mapping[str, float | None],
+        sensitivity: Sequence[float] | None,
+        air: Air,
+    ) -> None:
+        """Tell the strategy how the round ended.
+
+        Parameters
+        ----------
+        round_
+            Number of the round.
+        losses
+            Held-out loss of each client that took part and is still there; None if not known.
+        sensitivity
+            For each projection the mean of abs(w dL/dw) over its factors.
+        air
+            What was sent and delivered.
+        """
+        outcomes = {}
+        for client, loss in losses.items():
+            row = air.row(round_, client)
+            outcomes[client] = ClientOutcome(
+                loss_before=self._losses.get(client),
+                loss_after=loss,
+                delivered=row.delivered if row else None,
+                bits=row.bits if row else {},
+                seconds=row.seconds if row else {},
+                sensitivity=tuple(sensitivity) if sensitivity is not None else None,
+            )
+        self._losses |= losses
+        self.strategy.observe(round_, outcomes)

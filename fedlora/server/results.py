@@ -1,0 +1,93 @@
+"""What a finished run leaves on disk: adapter, summary, and who held what."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from fedlora.lora.export import Adapter
+from fedlora.report.gallery import write_holdings
+from fedlora.report.run_folder import RunFolder
+from fedlora.report.summary import Summary
+from fedlora.server.cohort import natural
+from fedlora.server.run import ServerRun
+from fedlora.tasks.base import task_class
+
+
+def write_results(
+    folder: RunFolder, server: ServerRun, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write adapter, shared head and summary, and draw who held what.
+
+    Parameters
+    ----------
+    folder
+        The run's folder, which holds its rounds.
+    server
+        The run.
+    results
+        What each client said at the end; in a simulation with its label counts.
+    """
+    export(server).save(folder.adapter)
+    scenario, training = server.scenario, server.training
+    if training.head is not None:
+        told = (list(found["classes"]) for found in results.values() if found.get("classes"))
+        classes = next(told, list(scenario.task.labels))
+        weights = {name: p.detach() for name, p in training.head.parameters.items()}
+        save_file(weights, head_file(folder), metadata={"labels": json.dumps(classes)})
+    holdings = _holdings(results)
+    summary = Summary.from_rounds(
+        folder.read_metrics(),
+        **training.summary_fields(),
+        clients=scenario.federation.clients,
+        seed=scenario.seed,
+        peak_rss_server_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        extra={
+            "task": scenario.task.kind,
+            "projections": [(p.layer, p.name) for p in server.training.ranking.space.projections],
+            "label_counts": holdings,
+            "outside_air_bits": server.air.ledger.outside_bits(),
+            "lost_clients": server.cohort.lost,
+        },
+    )
+    folder.write_summary(summary)
+    write_holdings(folder, holdings)
+
+
+def head_file(folder: RunFolder) -> Path:
+    """Return where the head lies that all clients share; personal heads stay with the clients."""
+    return folder.path / "head.safetensors"
+
+
+def _holdings(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return the number of rows of each client by label, where the clients told."""
+    held = {
+        client: dict(zip(results[client]["labels"], results[client]["label_rows"], strict=True))
+        for client in sorted(results, key=natural)
+        if "labels" in results[client]
+    }
+    labels = sorted({label for counts in held.values() for label in counts})
+    return {label: {c: counts.get(label, 0) for c, counts in held.items()} for label in labels}
+
+
+def export(server: ServerRun) -> Adapter:
+    """Return the adapter at full rank, with the names that plain PEFT expects."""
+    family = server.engine.blocks.family
+    language = not task_class(server.scenario.task.kind).pooled
+    prefix = family.prefix if language else ""
+    return Adapter(
+        {
+            prefix + p.name: (p.A.detach().float().cpu(), p.B.detach().float().cpu())
+            for p in server.engine.projections
+        },
+        server.scenario.lora.alpha,
+        str(server.checkpoint.folder),
+        "CAUSAL_LM" if language else "FEATURE_EXTRACTION",
+        any(isinstance(m, Conv1D) for m in server.engine.blocks.layers.modules()),
+    )

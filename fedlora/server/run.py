@@ -1,0 +1,101 @@
+"""A run on the server, whatever links its clients come over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.frame import Frame
+from fedlora.link.handshake import PROTOCOL, Identity, check_identity
+from fedlora.link.link import Link
+from fedlora.server.air import Air
+from fedlora.server.cohort import Cohort, Member, Request
+from fedlora.server.engine import SplitEngine
+from fedlora.server.ranking import Ranking, rank_space
+from fedlora.server.training import Recorder, Training
+from fedlora.split.blocks import Cut
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.resolve import model_folder
+from fedlora.tasks.base import check_length, task_class
+from fedlora.tasks.tokenizer import load_tokenizer
+
+_MAX_ROWS = 1 << 40
+
+
+class ServerRun:
+    """Loads the server's part of the model, admits clients and trains.
+
+    Parameters
+    ----------
+    scenario
+        What to do.
+    recorder
+        Where progress goes.
+
+    Raises
+    ------
+    FedloraError
+        When the model or the scenario cannot be used.
+    """
+
+    def __init__(self, scenario: Scenario, recorder: Recorder) -> None:
+        torch.set_num_threads(scenario.compute.threads or torch.get_num_threads())
+        self.scenario = scenario
+        self.checkpoint = Checkpoint(model_folder(scenario.model.path))
+        check_length(scenario.task, self.checkpoint)
+        self.identity = Identity(
+            PROTOCOL,
+            self.checkpoint.config_digest,
+            self.checkpoint.weights_digest,
+            load_tokenizer(self.checkpoint.folder).digest,
+            scenario.model.dtype,
+        )
+        cut = Cut.of(self.checkpoint, scenario.model.client_front, scenario.model.client_back)
+        pools = task_class(scenario.task.kind).pooled and cut.stop == cut.blocks
+        self.engine = SplitEngine(self.checkpoint, scenario, pools=pools)
+        self.air = Air(scenario)
+        space = rank_space(
+            self.engine.projections,
+            self.engine.blocks.family.layers,
+            scenario.lora.r_max,
+            scenario.channel.bits_per_parameter,
+        )
+        self.cohort = Cohort(scenario.link.step_timeout_s, self.air.book)
+        self.training = Training(
+            scenario, self.engine, self.cohort, self.air, Ranking(scenario, space), recorder
+        )
+
+    def admit(self, hello: Frame) -> dict[str, Any]:
+        """Check a client's ``hello`` and return the fields of its ``welcome``.
+
+        Raises
+        ------
+        ProtocolError
+            When it speaks another protocol, holds another checkpoint, or its name or sizes are
+            not usable.
+        """
+        check_identity(self.identity, hello.fields)
+        if not hello.client.isdecimal() or len(hello.client) > 9:
+            raise ProtocolError(
+                f"client id {hello.client[:40]!r} is not a number; set partition-id to one"
+            )
+        for name in ("rows", "held_out_rows"):
+            value = hello.fields.get(name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_ROWS:
+                raise ProtocolError(f"{name} is {value!r}; it counts rows from 0")
+        return {"rounds": self.scenario.train.rounds, "steps": self.scenario.train.steps}
+
+    def join(self, link: Link, hello: Frame) -> None:
+        """Take in an admitted client."""
+        self.cohort.add(Member(link, int(hello.fields["rows"]), int(hello.fields["held_out_rows"])))
+
+    def end(self) -> dict[str, Mapping[str, Any]]:
+        """End every session, and return the clients' last words by client."""
+        results = self.cohort.ask(self.cohort.clients, Request(m.END))
+        self.cohort.close()
+        return {client: reply.fields for client, reply in results.items()}

@@ -1,0 +1,270 @@
+"""The clients' sessions: invited through Flower, connected over the tensor stream."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flwr.app import DEFAULT_TTL, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedlora.config import Scenario, scenario_to_toml
+from fedlora.errors import FedloraError
+from fedlora.link.frame import Frame
+from fedlora.link.stream_link import StreamLink
+from fedlora.link.stream_server import StreamServer
+from fedlora.link.tls import create_identity
+from fedlora.link.tokens import TokenStore
+from fedlora.server.run import ServerRun
+
+log = logging.getLogger("fedlora.server")
+
+SESSION = "train.session"
+RECORD = "fedlora"
+_POLL_S = 0.2
+_READY_S = 10.0
+MOST_LOSSES = 3
+"""A device that was lost or late more often in a run is not invited any more."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Flower node that takes part.
+
+    Attributes
+    ----------
+    id
+        Flower's number of the node.
+    client
+        Its client number: the partition-id of its node configuration.
+    simulated
+        Whether it is a virtual node of Flower's simulation.
+    """
+
+    id: int
+    client: int
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the clients of a run keep what they keep.
+
+    Attributes
+    ----------
+    run
+        The run's name, by which a device finds its own folders again.
+    hosts
+        Edge host of each simulated client.
+    states, ledgers
+        Folders for simulated clients' states and privacy ledgers; the latter may be None.
+    """
+
+    run: str
+    hosts: Mapping[int, str] = field(default_factory=dict)
+    states: Path = Path()
+    ledgers: Path | None = None
+
+
+class Sessions:
+    """The tensor stream and every node's session, as a context manager.
+
+    Parameters
+    ----------
+    grid
+        Flower's way to the nodes.
+    server
+        Takes in those who connect.
+    nodes
+        Who is invited.
+    places
+        What the invitations say of folders and hosts.
+
+    Raises
+    ------
+    FedloraError
+        When the stream's port cannot be bound.
+    """
+
+    def __init__(
+        self, grid: Grid, server: ServerRun, nodes: Sequence[Node], places: Places
+    ) -> None:
+        self._grid = grid
+        self._server = server
+        self._scenario = server.scenario
+        self._nodes = {str(node.client): node for node in nodes}
+        self._places = places
+        self._open: dict[str, str] = {}  # client of each invitation that Flower has not answered
+        self._invited: set[str] = set()
+        self._tokens = TokenStore()
+        link = self._scenario.link
+        self._stream = StreamServer(
+            link.host,
+            link.port,
+            identity=create_identity(link.public_host),
+            max_frame_bytes=link.max_frame_mib << 20,
+            admit=self._admit,
+            tokens=self._tokens,
+        )
+
+    def __enter__(self) -> Sessions:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.stop()
+
+    def open(self) -> None:
+        """Invite all nodes, and wait until each has connected, failed, or run out of time.
+
+        Raises
+        ------
+        FedloraError
+            When fewer than ``federation.min_clients`` connected.
+        """
+        federation, cohort = self._scenario.federation, self._server.cohort
+        self._invite(self._nodes)
+        self._wait(lambda: not self._invited, federation.connect_timeout_s)
+        for client in sorted(self._invited, key=int):
+            self._fail(client, f"did not connect in {federation.connect_timeout_s:g} s")
+        if len(cohort.clients) < federation.min_clients:
+            raise FedloraError(
+                f"{len(cohort.clients)} of {len(self._nodes)} clients connected, "
+                f"federation.min_clients is {federation.min_clients} ({cohort.reasons()}); mend "
+                "that and start again"
+            )
+
+    def readmit(self) -> list[str]:
+        """Between two rounds: invite devices that were lost or late, and take in who is back.
+
+        Where fewer than ``federation.min_clients`` are left the run pauses here, at most for
+        ``federation.connect_timeout_s``.
+
+        Returns
+        -------
+        list of str
+            Clients that are back and have to be told where the run stands.
+        """
+        federation, cohort = self._scenario.federation, self._server.cohort
+        before = set(cohort.clients)
+        gone = [
+            client
+            for client in cohort.may_return
+            if client not in self._invited
+            and not self._nodes[client].simulated
+            and cohort.times_lost[client] <= MOST_LOSSES
+        ]
+        self._invite(gone)
+        self._wait(lambda: True, 0.0)
+        if len(cohort.clients) < federation.min_clients and self._invited:
+            log.warning(
+                "the run pauses: %d clients are connected, federation.min_clients is %d (%s)",
+                len(cohort.clients),
+                federation.min_clients,
+                cohort.reasons(),
+            )
+            self._wait(
+                lambda: len(cohort.clients) >= federation.min_clients or not self._invited,
+                federation.connect_timeout_s,
+            )
+        return [client for client in cohort.clients if client not in before]
+
+    def _invite(self, clients: Iterable[str]) -> None:
+        """Send nodes their session message, with a token that opens one session."""
+        messages, invited = [], list(clients)
+        for client in invited:
+            node = self._nodes[client]
+            record = ConfigRecord(self._invitation(client, node))
+            messages.append(
+                Message(
+                    RecordDict({RECORD: record}),
+                    dst_node_id=node.id,
+                    message_type=SESSION,
+                    ttl=session_ttl_s(self._scenario),
+                )
+            )
+        if messages:
+            # The answer to an earlier invitation tells of a session that is over.
+            self._open = {m: c for m, c in self._open.items() if c not in invited}
+            self._open |= dict(zip(self._grid.push_messages(messages), invited, strict=True))
+            self._invited |= set(invited)
+
+    def _invitation(self, client: str, node: Node) -> dict[str, Any]:
+        link, places = self._scenario.link, self._places
+        ledgers = places.ledgers if node.simulated else None
+        return {
+            "scenario": scenario_to_toml(self._scenario),
+            "address": f"{link.public_host or '127.0.0.1'}:{self._stream.port}",
+            "certificate": self._stream.certificate_pem or b"",
+            "token": self._tokens.grant(client, self._scenario.federation.connect_timeout_s),
+            "client": node.client,
+            "clients": len(self._nodes),
+            "host": places.hosts.get(node.client, ""),
+            "run": places.run,
+            "keep": str(places.states) if node.simulated else "",
+            "ledgers": str(ledgers) if ledgers else "",
+        }
+
+    def _admit(self, hello: Frame, grantee: str) -> dict[str, Any]:
+        if hello.client != grantee:
+            raise FedloraError(f"the token was granted to client {grantee}, not {hello.client}")
+        return self._server.admit(hello)
+
+    def _wait(self, done: Callable[[], bool], limit_s: float) -> None:
+        """Take in clients and note failures until all is done or time is up; look once at least."""
+        deadline, next_poll = time.monotonic() + limit_s, 0.0
+        while True:
+            link = self._stream.accept(_POLL_S if limit_s else 0.01)
+            if link is not None:
+                self._take_in(link)
+                continue
+            if time.monotonic() >= next_poll:
+                self._poll()
+                next_poll = time.monotonic() + 1.0
+            if done() or time.monotonic() >= deadline:
+                return
+
+    def _take_in(self, link: StreamLink) -> None:
+        cohort = self._server.cohort
+        try:
+            link.receive(_READY_S)
+            cohort.drop(link.client, "it connected anew")
+            self._server.join(link, link.hello)
+        except FedloraError as error:
+            self._fail(link.client, str(error))
+        else:
+            self._invited.discard(link.client)
+
+    def _poll(self) -> None:
+        """Take note of the nodes whose ClientApp failed or refused."""
+        if not self._open:
+            return
+        for message in self._grid.pull_messages(list(self._open)):
+            client = self._open.pop(message.metadata.reply_to_message_id)
+            if message.has_error():
+                reason = f"its ClientApp failed ({message.error.reason})"
+            else:
+                reason = str(message.content[RECORD].get("error", ""))
+            if reason and client in self._invited:
+                self._fail(client, reason)
+
+    def _fail(self, client: str, reason: str) -> None:
+        log.warning("client %s does not take part: %s", client, reason)
+        self._invited.discard(client)
+        self._server.cohort.lost[client] = reason
+
+
+def session_ttl_s(scenario: Scenario) -> float:
+    """Return how long a session may last: every exchange as long as it may take, and 12 h more."""
+    train = scenario.train
+    exchanges = 2 * train.total_steps * train.accumulate + 10 * train.rounds
+    return float(DEFAULT_TTL) + exchanges * scenario.link.step_timeout_s

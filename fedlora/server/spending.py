@@ -1,0 +1,98 @@
+"""What the clients' privacy has cost so far, as they tell the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedlora.config import Scenario
+from fedlora.link.frame import Frame
+from fedlora.privacy.accounting import rdp_epsilon
+from fedlora.privacy.plan import exposure
+from fedlora.privacy.statement import Sampling, privacy_statement
+from fedlora.report.records import RoundRecord, Rounds, number
+from fedlora.server.uploads import read_number
+from fedlora.tasks.base import head_trains, task_class
+
+_SIGMA_MIN = 1e-3  # less noise than this promises nothing
+
+
+class Spending:
+    """Each client's spending in this run, from the figures that accompany its uploads.
+
+    Parameters
+    ----------
+    scenario
+        The run's scenario.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._rho: dict[str, float] = {}
+        self._sigma: dict[str, float] = {}
+        self._rate = 0.0
+
+    def note(self, client: str, reply: Frame) -> None:
+        """Read the figures of an upload.
+
+        Raises
+        ------
+        ProtocolError
+            When they are missing or out of range.
+        """
+        rho, sigma = read_number(reply, "rho"), read_number(reply, "sigma", low=_SIGMA_MIN)
+        self._rho[client], self._sigma[client] = rho, sigma
+
+    def note_rows(self, rows: Iterable[int]) -> None:
+        """Take note of the clients' training rows, for the sampling rate."""
+        batch = self._scenario.train.batch_size
+        self._rate = max((min(1.0, batch / n) for n in rows if n), default=0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return each client's figures, for a checkpoint between rounds."""
+        return {"rho": self._rho, "sigma": self._sigma}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave; clients' next figures replace it."""
+        self._rho, self._sigma = dict(state["rho"]), dict(state["sigma"])
+
+    def sigma(self, client: str) -> float:
+        """Return the noise of a client's latest upload, over the clipping norm."""
+        return self._sigma[client]
+
+    def epsilon(self, client: str) -> float | None:
+        """Return what a client has spent, replace-one; None without noise that is secret."""
+        policy = self._scenario.privacy
+        if not policy.enabled or policy.insecure_noise_seed is not None:
+            return None
+        return rdp_epsilon(self._rho.get(client, 0.0), policy.delta)
+
+    def round_fields(self) -> RoundRecord:
+        """Return the figures of a round record."""
+        if not self._sigma:
+            return RoundRecord()
+        return RoundRecord(rho=max(self._rho.values()), sigma=min(self._sigma.values()))
+
+    def statement(self) -> dict[str, Any] | None:
+        """Return the summary's ``privacy`` block; None without privacy."""
+        scenario, sampling = self._scenario, None
+        if scenario.privacy.release != "logits":  # whose noise is not drawn anew at each step
+            steps = scenario.train.total_steps * scenario.train.accumulate
+            sampling = Sampling(self._rate, steps)
+        return _statement(scenario, self.round_fields(), sampling)
+
+
+def statement_of_rounds(scenario: Scenario, rounds: Rounds) -> dict[str, Any] | None:
+    """Return the ``privacy`` block of a run that ended before its last round."""
+    return _statement(scenario, rounds[-1] if rounds else RoundRecord(), None)
+
+
+def _statement(
+    scenario: Scenario, figures: RoundRecord, sampling: Sampling | None
+) -> dict[str, Any] | None:
+    rho, sigma = number(figures.get("rho")), number(figures.get("sigma"))
+    if not scenario.privacy.enabled or rho is None or sigma is None:
+        return None
+    trains = head_trains(scenario.head, task_class(scenario.task.kind))
+    told = exposure(scenario, trains_head=trains)
+    return privacy_statement(scenario.privacy, rho, sigma, told, sampling)

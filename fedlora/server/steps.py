@@ -1,0 +1,333 @@
+"""The step loop: forward over all clients, gradients back from the clients, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.codec import Codec, create_codec, put
+from fedlora.link.frame import Frame
+from fedlora.lora.adamw import clip_global_norm
+from fedlora.privacy.head_space import head_gradients, release_width
+from fedlora.server.cohort import Cohort, Request
+from fedlora.server.engine import ClientRows, SplitEngine
+from fedlora.server.head import SharedHead
+from fedlora.server.spending import Spending
+from fedlora.server.uploads import (
+    Activation,
+    read_activation,
+    read_gradient,
+    read_named,
+    read_number,
+)
+
+Ranks = Mapping[str, Sequence[int]]
+Answer = tuple[torch.Tensor | None, float, float | None]
+"""What a client answers to a step: gradient, weight and unreduced loss."""
+
+
+@dataclass
+class StepTally:
+    """What the steps of a round came to.
+
+    Attributes
+    ----------
+    tokens
+        Tokens that went through the blocks.
+    rows
+        Training rows of each client.
+    losses
+        Mean loss of each step; None where a client does not tell its loss.
+    """
+
+    tokens: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    losses: list[float | None] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean of the steps' losses, or None when one is unknown."""
+        known = [loss for loss in self.losses if loss is not None]
+        return sum(known) / len(known) if known and len(known) == len(self.losses) else None
+
+
+class StepLoop:
+    """Runs steps with whoever is connected.
+
+    Parameters
+    ----------
+    scenario
+        Steps, accumulation, codecs and limits.
+    engine
+        The server's compute.
+    cohort
+        The clients.
+    on_step
+        Called after every optimiser step with its number in the run, its loss, and its tokens.
+
+    Attributes
+    ----------
+    spending
+        What the clients say that their privacy has cost.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        engine: SplitEngine,
+        cohort: Cohort,
+        on_step: Callable[[int, float | None, int], None],
+    ) -> None:
+        self.scenario = scenario
+        self.engine = engine
+        self.cohort = cohort
+        self.on_step = on_step
+        self.spending = Spending(scenario)
+        link = scenario.link
+        self._up = create_codec(link.activation)
+        self._down = create_codec(link.representation)
+        self._back = create_codec(link.gradient)
+
+    def run(
+        self,
+        clients: Sequence[str],
+        ranks: Ranks,
+        first_step: int,
+        head: SharedHead | None,
+        *,
+        train: bool,
+    ) -> StepTally:
+        """Run the optimiser steps of one round.
+
+        Parameters
+        ----------
+        clients
+            Who takes part.
+        ranks
+            For each, its rank at every projection.
+        first_step
+            Number of the first step in the run.
+        head
+            The head that is shared every step, if there is one.
+        train
+            False runs the frozen backbone and trains heads only.
+
+        Raises
+        ------
+        FedloraError
+            When no client is left.
+        """
+        config, tally = self.scenario.train, StepTally()
+        batch = self._activations(self.cohort.ask(clients, Request(m.BATCH)))
+        for step in range(first_step, first_step + config.steps):
+            loss_sum: float | None = 0.0
+            weight_sum, tokens = 0.0, 0
+            for part in range(config.accumulate):
+                update = part == config.accumulate - 1
+                more = not (update and step == first_step + config.steps - 1)
+                if not batch:
+                    raise self._deserted(step)
+                fields = {
+                    "step": step,
+                    "update": update,
+                    # under privacy a shared head learns from what is released for the cut
+                    "gradient": train or (head is not None and self.scenario.privacy.enabled),
+                    "next": more and not config.embedding,
+                }
+                exchange = step * config.accumulate + part
+                replies, z = self._exchange(batch, ranks, exchange, fields, head, train=train)
+                gradients = self._gradients(replies, z, head, train=train)
+                if not gradients:
+                    raise self._deserted(step)
+                for client, (_, weight, loss) in gradients.items():
+                    weight_sum += weight
+                    loss_sum = None if loss is None or loss_sum is None else loss_sum + loss
+                    rows = len(batch[client].lengths)
+                    tally.rows[client] = tally.rows.get(client, 0) + rows
+                tokens += sum(sum(a.lengths) for a in batch.values())
+                upstream = self._backward(batch, gradients) if train else None
+                if config.embedding:
+                    replies = self._embeddings(upstream, batch, fields, more=more)
+                left = {c: reply for c, reply in replies.items() if c in self.cohort}
+                batch = self._activations(left) if more else {}
+            self._update(step, head, train=train)
+            loss = None if loss_sum is None or not weight_sum else loss_sum / weight_sum
+            tally.losses.append(loss)
+            tally.tokens += tokens
+            self.on_step(step, loss, tokens)
+        return tally
+
+    def _exchange(
+        self,
+        batch: Mapping[str, Activation],
+        ranks: Ranks,
+        exchange: int,
+        fields: Mapping[str, object],
+        head: SharedHead | None,
+        *,
+        train: bool,
+    ) -> tuple[dict[str, Frame], dict[str, torch.Tensor]]:
+        """Forward, send every client its representation, and collect the answers."""
+        rows = [ClientRows(a.packed, a.lengths, ranks[c]) for c, a in batch.items()]
+        parts = self.engine.forward(rows, train=train, exchange=exchange)
+        z = dict(zip(batch, parts, strict=True))
+        shared = head.tensors() if head else {}
+        requests = {
+            client: Request(m.STEP, fields, put("representation", part, self._down) | shared)
+            for client, part in z.items()
+        }
+        return self.cohort.exchange(requests), z
+
+    def _gradients(
+        self,
+        replies: Mapping[str, Frame],
+        z: Mapping[str, torch.Tensor],
+        head: SharedHead | None,
+        *,
+        train: bool,
+    ) -> dict[str, Answer]:
+        """Read gradient, weight and loss from the answers; drop who answers wrongly."""
+        read = {}
+        for client, reply in replies.items():
+            try:
+                self.cohort.expect(client, reply, m.GRADIENT)
+                weight = read_number(reply, "weight", low=1e-9, high=float(len(z[client])))
+                known = reply.fields.get("loss") is not None
+                loss = read_number(reply, "loss") if known else None
+                if self.scenario.privacy.enabled:
+                    self.spending.note(client, reply)
+                read_tensors = self._read_exact
+                if head is not None and self.scenario.privacy.enabled:
+                    read_tensors = self._read_released
+                gradient = read_tensors(client, reply, z[client], head, weight, train=train)
+                read[client] = (gradient, weight, loss)
+            except ProtocolError as error:
+                self.cohort.drop(client, str(error))
+        return read
+
+    def _read_exact(
+        self,
+        client: str,
+        reply: Frame,
+        z: torch.Tensor,
+        head: SharedHead | None,
+        weight: float,
+        *,
+        train: bool,
+    ) -> torch.Tensor | None:
+        """Read the gradient at the cut, and that of a shared head."""
+        del client
+        shape = (z.shape[0], z.shape[1])
+        gradient = read_gradient(reply, self._back, shape) if train else None
+        if head is not None:
+            head.add(read_named(reply, m.HEAD_GRADIENT, head.shapes), weight)
+        return gradient
+
+    def _read_released(
+        self,
+        client: str,
+        reply: Frame,
+        z: torch.Tensor,
+        head: SharedHead | None,
+        weight: float,
+        *,
+        train: bool,
+    ) -> torch.Tensor | None:
+        """Compute both gradients from what a client released under privacy."""
+        assert head is not None
+        policy, matrix = self.scenario.privacy, head.linear_weight()
+        width = release_width(policy.release, *matrix.shape)
+        found = head_gradients(
+            policy.release,
+            read_gradient(reply, self._back, (len(z), width)),
+            z.cpu(),
+            matrix,
+            clip_norm=policy.clip_norm,
+            sigma=self.spending.sigma(client),
+        )
+        head.add({"weight": found.head}, weight)
+        return found.cut if train else None
+
+    def _backward(
+        self,
+        batch: Mapping[str, Activation],
+        gradients: Mapping[str, Answer],
+    ) -> list[torch.Tensor] | None:
+        nothing: Answer = (None, 0.0, None)
+        return self.engine.backward(
+            [gradients.get(client, nothing)[0] for client in batch],
+            [gradients.get(client, nothing)[1] for client in batch],
+        )
+
+    def _embeddings(
+        self,
+        upstream: list[torch.Tensor] | None,
+        batch: Mapping[str, Activation],
+        fields: Mapping[str, object],
+        *,
+        more: bool,
+    ) -> dict[str, Frame]:
+        """Send dL/de where the embedding trains; the answer brings the next batch."""
+        if upstream is None:  # the frozen-backbone baseline leaves the embedding alone
+            return self.cohort.ask(batch, Request(m.BATCH)) if more else {}
+        fields = {"step": fields["step"], "update": fields["update"], "next": more}
+        requests = {
+            client: Request(m.EMBEDDING, fields, put("embedding", gradient, self._back))
+            for client, gradient in zip(batch, upstream, strict=True)
+        }
+        return self.cohort.exchange(requests)
+
+    def _deserted(self, step: int) -> FedloraError:
+        return FedloraError(
+            f"no client is left at step {step + 1} ({self.cohort.reasons()}); mend that and start "
+            "again"
+        )
+
+    def _update(self, step: int, head: SharedHead | None, *, train: bool) -> None:
+        shared = head.averaged() if head else []
+        if train:
+            self.engine.update(step, shared)
+        elif self.scenario.train.clip_norm > 0 and shared:
+            clip_global_norm(shared, self.scenario.train.clip_norm)
+        if head:
+            head.step(step)
+
+    def _activations(self, replies: Mapping[str, Frame]) -> dict[str, Activation]:
+        """Read the next batch of every client that answered; drop who answers wrongly."""
+        return read_batch(
+            self.scenario,
+            self.engine,
+            self.cohort,
+            self._up,
+            replies,
+            self.scenario.train.batch_size,
+        )
+
+
+def read_batch(
+    scenario: Scenario,
+    engine: SplitEngine,
+    cohort: Cohort,
+    codec: Codec,
+    replies: Mapping[str, Frame],
+    max_rows: int,
+) -> dict[str, Activation]:
+    """Read the activations in a round of answers; a client that answers wrongly is dropped."""
+    batch = {}
+    for client, reply in replies.items():
+        try:
+            batch[client] = read_activation(
+                reply,
+                codec,
+                width=engine.input_width,
+                max_rows=max_rows,
+                max_length=scenario.task.max_length,
+            )
+        except ProtocolError as error:
+            cohort.drop(client, str(error))
+    return batch

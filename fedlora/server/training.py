@@ -1,0 +1,371 @@
+"""A run: the frozen-backbone baseline, then rounds of ranks, steps, delivery and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.frame import Frame
+from fedlora.privacy.plan import check_release
+from fedlora.ranks.reports import ClientReport
+from fedlora.ranks.space import RankDecision
+from fedlora.report.records import ClientRecord, RoundRecord
+from fedlora.server.air import Air
+from fedlora.server.cohort import Cohort, Request
+from fedlora.server.engine import AdapterState, SplitEngine
+from fedlora.server.evaluation import Evaluation, Evaluator
+from fedlora.server.head import SharedHead, Weights
+from fedlora.server.ranking import Ranking
+from fedlora.server.steps import StepLoop, StepTally
+from fedlora.server.uploads import read_named
+from fedlora.tasks.base import Counts, Task, head_trains, task_class
+
+log = logging.getLogger("fedlora.server")
+
+
+class Recorder(Protocol):
+    """Where a run writes down how it goes; ``RunFolder`` is one."""
+
+    def append_event(self, event: str, /, **fields: object) -> None:
+        """Note progress."""
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Note a finished round."""
+
+
+class Training:
+    """Runs a scenario over connected clients.
+
+    Parameters
+    ----------
+    scenario
+        What to do.
+    engine
+        The server's compute.
+    cohort
+        The connected clients.
+    air
+        Channel truth, delivery and the ledger.
+    ranking
+        The rank strategy.
+    recorder
+        Where progress goes.
+
+    Attributes
+    ----------
+    after_round
+        Called when a round is finished and recorded.
+    metric_before
+        Metric of the same head on the frozen backbone, once it is known.
+    delivered
+        For each client the adapter that it has, where adapters are delivered over the air.
+    done
+        Rounds that are finished.
+    spending
+        What the clients' privacy has cost.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        engine: SplitEngine,
+        cohort: Cohort,
+        air: Air,
+        ranking: Ranking,
+        recorder: Recorder,
+    ) -> None:
+        self.after_round: Callable[[], None] = lambda: None
+        self.scenario = scenario
+        self.engine = engine
+        self.cohort = cohort
+        self.air = air
+        self.ranking = ranking
+        self.recorder = recorder
+        self.task: type[Task] = task_class(scenario.task.kind)
+        trains = head_trains(scenario.head, self.task)
+        check_release(scenario, pools=engine.pool is not None, trains_head=trains)
+        self.metric_before: float | None = None
+        self.metric_name = ""
+        self.higher_is_better = True
+        self.head: SharedHead | None = None
+        self.delivered: dict[str, tuple[AdapterState, Sequence[int]]] = {}
+        self._evaluator = Evaluator(scenario, engine, cohort, self.task)
+        self._steps = StepLoop(scenario, engine, cohort, self._on_step)
+        self.done = 0
+        self.spending = self._steps.spending
+        self._phase = ""
+        self._round = 0
+        self._tokens = 0
+
+    def run(self, restore: Callable[[], None] | None = None) -> None:
+        """Run the baseline, if wanted, and all rounds that are not done yet.
+
+        Parameters
+        ----------
+        restore
+            In a run that is taken up again: puts everything, ``done`` included, to where it was.
+
+        Raises
+        ------
+        FedloraError
+            When fewer clients are left than a round needs.
+        """
+        if self.scenario.evaluate.baseline and restore is None:
+            self._baseline()
+        self._begin("train")
+        if restore is not None:
+            restore()
+        for round_ in range(self.done + 1, self.scenario.train.rounds + 1):
+            self._train_round(round_)
+
+    def _baseline(self) -> None:
+        """Train the same head for the same steps on the frozen backbone."""
+        self._begin("baseline")
+        zero = self._everyone(self.engine.zero_ranks())
+        if head_trains(self.scenario.head, self.task):
+            steps = self.scenario.train.steps
+            for round_ in range(1, self.scenario.train.rounds + 1):
+                self._round = round_
+                chosen = self._select(round_)
+                self.cohort.ask(chosen, Request(m.ROUND, {"round": round_}))
+                tally = self._steps.run(
+                    self._present(chosen),
+                    zero,
+                    (round_ - 1) * steps,
+                    self._step_head(),
+                    train=False,
+                )
+                self._share_head(tally)
+        evaluation = self._evaluator.run(self.cohort.clients, zero, {})
+        self.metric_before, _ = self._metrics(evaluation.total)
+        self.recorder.append_event(
+            "round", phase="baseline", metric=self.metric_before, metric_name=self.metric_name
+        )
+
+    def _train_round(self, round_: int) -> None:
+        """Run reports, ranks, steps, head, delivery and evaluation, then note the round."""
+        started, self._round = time.perf_counter(), round_
+        before = set(self.cohort.lost)
+        drawn = self._select(round_)
+        reports = self._reports(self.cohort.ask(drawn, Request(m.ROUND, {"round": round_})))
+        chosen, bandwidth_hz = self.air.schedule(round_, reports)
+        self.air.begin_round(round_, bandwidth_hz)
+        reports = self.air.with_budgets(chosen)
+        decisions = self.ranking.allocate(round_, reports)
+        steps = self.scenario.train.steps
+        tally = self._steps.run(
+            self._present(list(decisions)),
+            {client: decision.train for client, decision in decisions.items()},
+            (round_ - 1) * steps,
+            self._step_head(),
+            train=True,
+        )
+        self._share_head(tally)
+        self._deliver(round_, decisions)
+        evaluation = self._evaluate(round_, decisions)
+        record = self._record(round_, reports, decisions, tally, evaluation)
+        losses = {c: own["loss"] for c, own in record["clients"].items() if c in self.cohort}
+        self.ranking.observe(round_, losses, self.engine.round_sensitivity(), self.air)
+        self.air.end_round(round_, decisions)
+        record["seconds"] = time.perf_counter() - started
+        record["lost"] = sorted(set(self.cohort.lost) - before)
+        self.recorder.append_round(record)
+        self.done = round_
+        self.after_round()
+        self.recorder.append_event(
+            "round",
+            phase="train",
+            **{k: record.get(k) for k in ("round", "step", "loss", "metric", "metric_name")},
+        )
+
+    def _begin(self, phase: str) -> None:
+        """Put clients and shared head back to the start."""
+        self._phase, self._tokens = phase, 0
+        self.air.purpose = "train" if phase == "train" else "baseline"
+        self.air.begin_round(1)  # shared heads are handed in before the first round
+        config = self.scenario.train
+        self._steps.spending.note_rows(self.cohort[c].rows for c in self.cohort.clients)
+        self.recorder.append_event(
+            "phase",
+            name=phase,
+            rounds=config.rounds,
+            steps=config.steps,
+            clients=len(self.cohort.clients),
+        )
+        replies = self.cohort.ask(self.cohort.clients, Request(m.PHASE, {"name": phase}))
+        self.head = None
+        for client, reply in replies.items():
+            weights = self._head_weights(client, reply)
+            if weights and self.head is None:
+                self.head = SharedHead(weights, config)
+
+    def _select(self, round_: int) -> list[str]:
+        """Draw the clients of a round; the same for the same seed and round."""
+        clients = self.cohort.clients
+        if len(clients) < self.scenario.federation.min_clients:
+            raise FedloraError(
+                f"{len(clients)} clients are connected, federation.min_clients is "
+                f"{self.scenario.federation.min_clients} ({self.cohort.reasons()}); mend that and "
+                "start again"
+            )
+        wanted = self.scenario.federation.clients_per_round
+        if not 0 < wanted < len(clients):
+            return clients
+        rng = np.random.default_rng((self.scenario.seed, round_))
+        drawn = rng.choice(len(clients), wanted, replace=False)
+        return [clients[i] for i in sorted(drawn)]
+
+    def _reports(self, replies: Mapping[str, Frame]) -> dict[str, ClientReport]:
+        reports = {}
+        for client, reply in replies.items():
+            try:
+                self.cohort.expect(client, reply, m.REPORT)
+                reports[client] = ClientReport.from_dict(dict(reply.fields))
+            except FedloraError as error:
+                self.cohort.drop(client, str(error))
+        return reports
+
+    def _share_head(self, tally: StepTally) -> None:
+        """End the round at the clients, and give everybody the common head."""
+        share = self.scenario.head.share
+        request = Request(m.ROUND_END, {"weights": self.head is not None and share == "round"})
+        replies = self.cohort.ask(tally.rows, request)
+        if self.head is None:
+            return
+        if share == "round":
+            weights = {c: self._head_weights(c, r) for c, r in replies.items()}
+            weights = {c: w for c, w in weights.items() if w and c in self.cohort}
+            if weights:
+                self.head.average(list(weights.values()), [tally.rows[c] for c in weights])
+        self.cohort.ask(self.cohort.clients, Request(m.HEAD, {}, self.head.tensors()))
+
+    def _head_weights(self, client: str, reply: Frame) -> Weights:
+        try:
+            shapes = self.head.shapes if self.head is not None else None
+            return read_named(reply, m.HEAD_WEIGHT, shapes)
+        except ProtocolError as error:
+            self.cohort.drop(client, str(error))
+            return {}
+
+    def _deliver(self, round_: int, decisions: Mapping[str, RankDecision]) -> None:
+        """Send the adapters; a client that is late or is sent none keeps the one it has."""
+        if not self.air.delivers(round_):
+            return
+        state: AdapterState | None = None
+        for client, decision in decisions.items():
+            bits = self.ranking.space.bits(decision.deliver)
+            if not bits or client not in self.cohort:
+                continue  # rank 0 everywhere sends nothing, so there is nothing to replace
+            if self.air.deliver(client, bits):
+                state = state or self.engine.adapter()  # one copy for all who get it now
+                self.delivered[client] = (state, decision.deliver)
+
+    def _evaluate(self, round_: int, decisions: Mapping[str, RankDecision]) -> Evaluation | None:
+        config = self.scenario
+        if round_ % config.evaluate.every and round_ != config.train.rounds:
+            return None
+        self.air.purpose = "evaluation"
+        present = self._everyone(self.engine.full_ranks())
+        present |= {client: list(decision.deliver) for client, decision in decisions.items()}
+        adapters: dict[str, AdapterState] = {}
+        if self.air.enabled:
+            # Who never received an adapter works with the bare backbone.
+            present = self._everyone(self.engine.zero_ranks())
+            present |= {client: list(ranks) for client, (_, ranks) in self.delivered.items()}
+            adapters = {client: state for client, (state, _) in self.delivered.items()}
+        evaluation = self._evaluator.run(self.cohort.clients, present, adapters)
+        self.air.purpose = "train"
+        return evaluation
+
+    def _record(
+        self,
+        round_: int,
+        reports: Mapping[str, ClientReport],
+        decisions: Mapping[str, RankDecision],
+        tally: StepTally,
+        evaluation: Evaluation | None,
+    ) -> RoundRecord:
+        metric, loss = self._metrics(evaluation.total) if evaluation else (None, None)
+        clients: dict[str, ClientRecord] = {}
+        for client, decision in decisions.items():
+            own = evaluation.counts.get(client) if evaluation else None
+            own_metric, own_loss = self._metrics(own)
+            channel = reports[client].channel
+            record: ClientRecord = self.air.client_record(round_, client)
+            record |= ClientRecord(
+                rows=tally.rows.get(client, 0),
+                metric=own_metric,
+                loss=own_loss,
+                mean_rank=decision.deliver.mean,
+                ranks=list(decision.deliver),
+                epsilon=self._steps.spending.epsilon(client),
+                snr_db=channel.down_snr_db if channel else None,
+                rate_bps=channel.down_rate_bps if channel else None,
+            )
+            clients[client] = record
+        spent = self._steps.spending.round_fields()
+        return (
+            self.air.round_record(round_)
+            | spent
+            | RoundRecord(
+                round=round_,
+                step=round_ * self.scenario.train.steps,
+                train_loss=tally.loss,
+                loss=loss,
+                metric=metric,
+                metric_name=self.metric_name,
+                higher_is_better=self.higher_is_better,
+                tokens=tally.tokens,
+                mean_rank=float(np.mean([d.deliver.mean for d in decisions.values()])),
+                clients=clients,
+            )
+        )
+
+    def _metrics(self, counts: Counts | None) -> tuple[float | None, float | None]:
+        """Return the task's metric and the loss of counts, and note the metric's name."""
+        if counts is None:
+            return None, None
+        metrics = counts.metrics()
+        self.metric_name = metrics[0].name
+        self.higher_is_better = metrics[0].higher_is_better
+        return metrics[0].value, next(x.value for x in metrics if x.name == "loss")
+
+    def _on_step(self, step: int, loss: float | None, tokens: int) -> None:
+        self._tokens += tokens
+        up, down = self.air.bits_so_far()
+        self.recorder.append_event(
+            "step",
+            phase=self._phase,
+            round=self._round,
+            step=step + 1,
+            loss=loss,
+            tokens=self._tokens,
+            bits_up=up,
+            bits_down=down,
+        )
+
+    def _step_head(self) -> SharedHead | None:
+        return self.head if self.scenario.head.share == "step" else None
+
+    def _everyone(self, ranks: Sequence[int]) -> dict[str, Sequence[int]]:
+        return dict.fromkeys(self.cohort.clients, ranks)
+
+    def _present(self, clients: Sequence[str]) -> list[str]:
+        return [client for client in clients if client in self.cohort]
+
+    def summary_fields(self) -> dict[str, Any]:
+        """Return what the summary needs beyond the rounds."""
+        return {
+            "metric_name": self.metric_name,
+            "higher_is_better": self.higher_is_better,
+            "metric_before": self.metric_before,
+            "privacy": self._steps.spending.statement(),
+            "trainable_parameters": sum(p.A.numel() + p.B.numel() for p in self.engine.projections),
+        }

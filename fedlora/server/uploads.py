@@ -1,0 +1,92 @@
+"""Reading what clients upload: shape, type, size and values are checked before use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedlora.errors import ProtocolError
+from fedlora.link.codec import Codec, take
+from fedlora.link.frame import Frame
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A batch at the cut.
+
+    Attributes
+    ----------
+    packed
+        Shape (sum of lengths, width), fp32.
+    lengths
+        Tokens of each row.
+    """
+
+    packed: torch.Tensor
+    lengths: Sequence[int]
+
+
+def read_activation(
+    frame: Frame, codec: Codec, *, width: int, max_rows: int, max_length: int
+) -> Activation:
+    """Read the activation that a reply carries.
+
+    Raises
+    ------
+    ProtocolError
+        When rows, lengths, width, dtype or values are not as agreed.
+    """
+    lengths = frame.tensors.get("lengths")
+    if lengths is None or lengths.dtype != torch.int32 or lengths.dim() != 1:
+        raise ProtocolError("an activation needs its lengths as an int32 vector")
+    if not 1 <= len(lengths) <= max_rows:
+        raise ProtocolError(f"an activation of {len(lengths)} rows exceeds the batch of {max_rows}")
+    sizes = lengths.tolist()
+    if min(sizes) < 1 or max(sizes) > max_length:
+        raise ProtocolError(
+            f"rows of {min(sizes)} to {max(sizes)} tokens; task.max_length allows 1 to {max_length}"
+        )
+    return Activation(take(frame.tensors, "activation", codec, (sum(sizes), width)), sizes)
+
+
+def read_gradient(frame: Frame, codec: Codec, shape: tuple[int, int]) -> torch.Tensor:
+    """Read the gradient at the cut, in the shape of the representation that was sent."""
+    return take(frame.tensors, "gradient", codec, shape)
+
+
+def read_number(
+    frame: Frame, name: str, *, low: float = 0.0, high: float = sys.float_info.max
+) -> float:
+    """Read a finite number in a range from a reply's fields."""
+    value = frame.fields.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ProtocolError(
+            f"{name} is {str(value)[:40]!r}; expected a number from {low:g} to {high:g}"
+        )
+    return float(value)
+
+
+def read_named(
+    frame: Frame, prefix: str, shapes: Mapping[str, torch.Size] | None
+) -> dict[str, torch.Tensor]:
+    """Read the fp32 tensors whose name starts with ``prefix``, without it.
+
+    Parameters
+    ----------
+    frame
+        A reply.
+    prefix
+        Part of the name to strip.
+    shapes
+        What must be there; None accepts any names and shapes.
+    """
+    found = {k.removeprefix(prefix): t for k, t in frame.tensors.items() if k.startswith(prefix)}
+    if shapes is not None and {n: t.shape for n, t in found.items()} != dict(shapes):
+        raise ProtocolError(f"{prefix}* tensors do not have the agreed names and shapes")
+    for name, tensor in found.items():
+        if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+            raise ProtocolError(f"{prefix}{name} must be finite and of type float32")
+    return found

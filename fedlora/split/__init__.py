@@ -1,0 +1,1 @@
+"""Cutting a transformer, and loading only the part that a side needs."""

@@ -1,0 +1,206 @@
+"""A run of transformer blocks as Hugging Face's own code, with only its tensors loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedlora.errors import FedloraError
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.family import Family, Loader, find_family
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which blocks of a model are where: the server holds blocks ``start`` to ``stop - 1``.
+
+    Attributes
+    ----------
+    blocks
+        Number of blocks of the whole model.
+    start, stop
+        First block on the server, and first block after it.
+    """
+
+    blocks: int
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, client_front: int, client_back: int) -> Cut:
+        """Cut a checkpoint; raises ``FedloraError`` when no block is left for the server."""
+        config = checkpoint.config
+        blocks = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
+        if client_front + client_back >= blocks:
+            raise FedloraError(
+                f"model.client_front {client_front} and model.client_back {client_back} leave none "
+                f"of the model's {blocks} blocks to the server; lower them"
+            )
+        return cls(blocks, client_front, blocks - client_back)
+
+
+class Blocks(nn.Module):
+    """Blocks ``start`` to ``stop - 1`` of a checkpoint, frozen.
+
+    Parameters
+    ----------
+    checkpoint
+        Where the tensors are.
+    start, stop
+        Range of blocks. When it begins at 0 the embedding stage after the token embedding
+        (positions, norms) is included.
+    final
+        Whether the modules after the last block are included.
+    dtype
+        Precision of the weights and the computation.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, start: int, stop: int, *, final: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModel
+
+        self.family: Family = find_family(checkpoint)
+        self.start = start
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+        options = {"add_pooling_layer": False} if not self.family.causal else {}
+        with init_empty_weights(include_buffers=False):
+            self.model = AutoModel.from_config(config, dtype=dtype, **options)
+        self._keep(start, stop, final)
+        loader = Loader(checkpoint, self.family, dtype)
+        for name, _ in list(self.model.named_parameters()):
+            _assign(self.model, name, loader(self.original_name(name)))
+        self.eval()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks that are here."""
+        layers = self.model.get_submodule(self.family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states that come out."""
+        return int(self.model.config.hidden_size)
+
+    def original_name(self, name: str) -> str:
+        """Return what the undivided base model calls a module or parameter of this part."""
+        prefix = self.family.layers + "."
+        if not name.startswith(prefix):
+            return name
+        index, dot, rest = name[len(prefix) :].partition(".")
+        return f"{prefix}{int(index) + self.start}{dot}{rest}"
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Run the blocks.
+
+        Parameters
+        ----------
+        hidden
+            Token embeddings or hidden states, shape (rows, length, width).
+        mask
+            1 for real tokens, 0 for padding on the right, shape (rows, length); None: no padding.
+
+        Returns
+        -------
+        torch.Tensor
+            Hidden states, shape (rows, length, width).
+        """
+        output = self.model(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
+        states: torch.Tensor = output.last_hidden_state
+        return states
+
+    def _keep(self, start: int, stop: int, final: bool) -> None:
+        parent_name, _, attribute = self.family.layers.rpartition(".")
+        parent = self.model.get_submodule(parent_name)
+        setattr(parent, attribute, nn.ModuleList(list(self.layers)[start:stop]))
+        # Hugging Face's loop counts kept layers from 0, so their types must start there too.
+        config: Any = self.model.config
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[start:stop]
+        config.num_hidden_layers = stop - start
+        if start > 0:
+            self.family.skip_embedding_stage(self.model)
+        else:
+            _replace(self.model, self.family.embedding, nn.Identity())
+        if start > 0 and _has(self.model, self.family.embedding):
+            _replace(self.model, self.family.embedding, nn.Identity())
+        if not final:
+            for name in self.family.final:
+                if _has(self.model, name):
+                    _replace(self.model, name, nn.Identity())
+
+
+def cut_widths(checkpoint: Checkpoint, cut: Cut, *, final: bool) -> tuple[int, int]:
+    """Return the widths of what goes up and what comes down at the cut.
+
+    Both are the hidden size, except next to an embedding of another width (OPT-350m): the token
+    embedding goes up as it is, and what has passed the final stage has the embedding's width.
+    """
+    config = checkpoint.config
+    hidden = int(config.get("hidden_size", config.get("n_embd", 0)))
+    embedding = int(config.get("word_embed_proj_dim", hidden))
+    return (
+        embedding if cut.start == 0 else hidden,
+        embedding if final and cut.stop == cut.blocks else hidden,
+    )
+
+
+def pad_rows(
+    packed: torch.Tensor, lengths: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Spread packed tokens over rows padded on the right.
+
+    Parameters
+    ----------
+    packed
+        Tokens of all rows one after the other, shape (tokens, width).
+    lengths
+        Tokens of each row.
+
+    Returns
+    -------
+    tuple
+        Rows, shape (rows, longest, width); mask, shape (rows, longest), or None when no row is
+        padded; positions of the packed tokens in the flattened rows, shape (tokens,).
+    """
+    longest = max(lengths)
+    sizes = torch.tensor(lengths, device=packed.device)
+    real = torch.arange(longest, device=packed.device) < sizes[:, None]
+    places = real.flatten().nonzero().squeeze(1)
+    rows = packed.new_zeros(len(lengths) * longest, packed.shape[1])
+    rows = rows.index_copy(0, places, packed).view(len(lengths), longest, -1)
+    return rows, (None if bool(real.all()) else real.long()), places
+
+
+def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    module_name, _, attribute = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    expected = getattr(module, attribute).shape
+    if tensor.shape != expected:
+        raise FedloraError(
+            f"tensor {name} has shape {tuple(tensor.shape)}, config.json implies "
+            f"{tuple(expected)}; weights and configuration must be of one checkpoint"
+        )
+    setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    module: Any = model
+    for part in name.split("."):
+        module = getattr(module, part, None)
+        if module is None:
+            return False
+    return True
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent_name, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent_name), attribute, module)

@@ -1,0 +1,161 @@
+"""The client's two ends of the model: front (up to the cut) and back (after it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedlora.errors import FedloraError
+from fedlora.split.blocks import Blocks, Cut, pad_rows
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.family import Loader, find_family
+
+_HEAD = "lm_head.weight"
+
+
+class Front(nn.Module):
+    """Token embedding, and the blocks that stay on the client before the cut.
+
+    Parameters
+    ----------
+    checkpoint
+        Where the tensors are; only this part's are read.
+    cut
+        Where the model is cut.
+    dtype
+        Precision of the frozen weights.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, cut: Cut, dtype: torch.dtype) -> None:
+        super().__init__()
+        family = find_family(checkpoint)
+        self.weight = nn.Parameter(token_embedding(checkpoint, dtype), requires_grad=False)
+        self.scale = family.embedding_scale(checkpoint.config)
+        self.blocks: nn.Module | None = None
+        if cut.start > 0:
+            self.blocks = Blocks(checkpoint, 0, cut.start, final=False, dtype=dtype)
+
+    def forward(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Embed packed token ids.
+
+        Parameters
+        ----------
+        ids
+            Tokens of all rows one after the other, shape (tokens,).
+        lengths
+            Tokens of each row.
+
+        Returns
+        -------
+        torch.Tensor
+            What goes over the cut, shape (tokens, width).
+        """
+        embedded = F.embedding(ids, self.weight)
+        if self.scale != 1.0:
+            embedded = embedded * torch.tensor(self.scale, dtype=embedded.dtype)
+        if self.blocks is None:
+            return embedded
+        return run_packed(self.blocks, embedded, lengths)
+
+
+class Back(nn.Module):
+    """The blocks that stay on the client after the cut, and the final stage of a packed task.
+
+    Parameters
+    ----------
+    checkpoint, cut, dtype
+        As for ``Front``.
+    final
+        Whether the client runs the modules between the last block and the head. They run on the
+        server where it pools.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, cut: Cut, dtype: torch.dtype, *, final: bool
+    ) -> None:
+        super().__init__()
+        self.blocks: nn.Module | None = None
+        self.final: nn.Module = nn.Identity()
+        if cut.stop < cut.blocks:
+            self.blocks = Blocks(checkpoint, cut.stop, cut.blocks, final=final, dtype=dtype)
+        elif final:
+            family = find_family(checkpoint)
+            self.final = family.final_stage(checkpoint.config, Loader(checkpoint, family, dtype))
+
+    def forward(self, hidden: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Map packed hidden states (tokens, width) to what the head takes (tokens, width)."""
+        if self.blocks is not None:
+            hidden = run_packed(self.blocks, hidden, lengths)
+        output: torch.Tensor = self.final(hidden)
+        return output
+
+
+def run_packed(blocks: nn.Module, packed: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Run blocks over packed tokens: pad, run, pack again."""
+    rows, mask, places = pad_rows(packed, lengths)
+    states: torch.Tensor = blocks(rows, mask)
+    return states.reshape(-1, states.shape[-1])[places]
+
+
+def pool_packed(hidden: torch.Tensor, lengths: Sequence[int], how: str) -> torch.Tensor:
+    """Reduce packed hidden states (tokens, width) to one vector a row (rows, width).
+
+    Parameters
+    ----------
+    hidden
+        Tokens of all rows one after the other.
+    lengths
+        Tokens of each row.
+    how
+        ``last`` token, ``mean`` over tokens, or ``cls`` (first token).
+    """
+    sizes = torch.tensor(lengths, device=hidden.device)
+    ends = sizes.cumsum(0)
+    if how == "last":
+        return hidden[ends - 1]
+    if how == "cls":
+        return hidden[ends - sizes]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), sizes)
+    total = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, row, hidden)
+    return total / sizes[:, None].to(hidden.dtype)
+
+
+def token_embedding(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.Tensor:
+    """Return the input embedding (vocabulary, width).
+
+    Where input and output embedding are tied, a checkpoint may hold it under either name.
+    """
+    family = find_family(checkpoint)
+    load = Loader(checkpoint, family, dtype)
+    name = family.embedding + ".weight"
+    if load.name(name) is None and checkpoint.config.get("tie_word_embeddings", True):
+        return checkpoint.load(_HEAD, dtype)
+    return load(name)
+
+
+def language_head(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.Tensor:
+    """Return the output embedding (vocabulary, width): its own, or the token embedding if tied.
+
+    Raises
+    ------
+    FedloraError
+        When the family has no language-model head, or the checkpoint lacks it.
+    """
+    family = find_family(checkpoint)
+    if not family.causal:
+        raise FedloraError(
+            f"model_type {checkpoint.model_type!r} cannot be trained as a language model; "
+            "set task.kind to classification"
+        )
+    tied = checkpoint.config.get("tie_word_embeddings")
+    if _HEAD in checkpoint.entries and not tied:
+        return checkpoint.load(_HEAD, dtype)
+    if tied is False:
+        raise FedloraError(
+            f"{checkpoint.folder} has neither lm_head.weight nor tied embeddings; "
+            "use a checkpoint that was saved as a causal language model"
+        )
+    return token_embedding(checkpoint, dtype)

@@ -1,0 +1,28 @@
+"""Gemma, Gemma 2 and the text model of Gemma 3: Llama's layout with a scaled embedding."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from fedlora.split.families.llama import Llama
+from fedlora.split.family import Config, Loader
+from fedlora.split.norms import RMSNorm
+
+
+class Gemma(Llama):
+    """``GemmaModel``, ``Gemma2Model``, ``Gemma3TextModel``."""
+
+    def embedding_scale(self, config: Config) -> float:
+        """See ``Family``."""
+        return math.sqrt(config["hidden_size"])
+
+    def logit_cap(self, config: Config) -> float:
+        """See ``Family``; Gemma 2 caps at 30 unless its configuration says otherwise."""
+        default = 30.0 if config["model_type"] == "gemma2" else None
+        return float(config.get("final_logit_softcapping", default) or 0.0)
+
+    def final_stage(self, config: Config, load: Loader) -> nn.Module:
+        """See ``Family``."""
+        return RMSNorm(load("norm.weight"), config.get("rms_norm_eps", 1e-6), offset=1.0)

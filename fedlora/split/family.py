@@ -1,0 +1,114 @@
+"""What fedlora must know of a model family in order to cut it.
+
+A family names the modules of Hugging Face's base model (``AutoModel``) and rebuilds, in plain
+torch, the two parts that an edge process needs: token embedding and output stage. Everything
+between runs Hugging Face's own code on the server.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fedlora.errors import FedloraError
+from fedlora.registry import names, resolve
+from fedlora.split.checkpoint import Checkpoint
+
+Config = Mapping[str, Any]
+
+
+class Family(ABC):
+    """Names and parts of one architecture.
+
+    Attributes
+    ----------
+    prefix
+        What a task checkpoint puts before the base model's tensor names.
+    embedding
+        Base-model name of the token embedding module.
+    layers
+        Base-model name of the list of blocks.
+    final
+        Base-model names of the modules after the last block, in order; absent ones are skipped.
+    causal
+        Whether the model can be trained as a language model.
+    """
+
+    prefix: ClassVar[str]
+    embedding: ClassVar[str]
+    layers: ClassVar[str]
+    final: ClassVar[tuple[str, ...]] = ()
+    causal: ClassVar[bool] = True
+
+    def embedding_scale(self, config: Config) -> float:
+        """Return the constant that multiplies a token embedding."""
+        return 1.0
+
+    def logit_cap(self, config: Config) -> float:
+        """Return the soft cap c in ``c tanh(x / c)`` of the logits, or 0 for none."""
+        return 0.0
+
+    @abstractmethod
+    def final_stage(self, config: Config, load: Loader) -> nn.Module:
+        """Build the modules between the last block and the head, in plain torch."""
+
+    @abstractmethod
+    def skip_embedding_stage(self, model: nn.Module) -> None:
+        """Make a base model's blocks take what earlier blocks give, without positions."""
+
+
+class Loader:
+    """Finds base-model tensors in a checkpoint, whatever prefix it was saved with.
+
+    Parameters
+    ----------
+    checkpoint
+        The files.
+    family
+        Supplies the prefix.
+    dtype
+        What tensors are cast to.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.family = family
+        self.dtype = dtype
+
+    def name(self, base_name: str) -> str | None:
+        """Return the checkpoint's name of a base-model tensor, or None when it has none."""
+        # Early BERT checkpoints call a LayerNorm's weight and bias gamma and beta.
+        old = base_name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+        for candidate in (base_name, old):
+            for name in (self.family.prefix + candidate, candidate):
+                if name in self.checkpoint.entries:
+                    return name
+        return None
+
+    def __call__(self, base_name: str) -> torch.Tensor:
+        """Return a base-model tensor."""
+        return self.checkpoint.load(self.name(base_name) or base_name, self.dtype)
+
+
+def find_family(checkpoint: Checkpoint) -> Family:
+    """Return the family of a checkpoint.
+
+    Raises
+    ------
+    FedloraError
+        When no registered family covers its ``model_type``.
+    """
+    kind = checkpoint.model_type
+    if kind not in names("families"):
+        raise FedloraError(
+            f"model_type {kind!r} in {checkpoint.folder} is of no supported family; supported: "
+            f"{', '.join(names('families'))} (a plug-in can add one)"
+        )
+    family = resolve("families", kind)()
+    assert isinstance(family, Family)
+    return family

@@ -1,0 +1,111 @@
+"""Edge packages: the part of a checkpoint that a client needs, without the server's blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fedlora.errors import FedloraError
+from fedlora.split.blocks import Cut
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.edge import Back, Front, language_head
+from fedlora.split.family import find_family
+from fedlora.split.manifest import Manifest
+
+_SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Package:
+    """An edge package that was written.
+
+    Attributes
+    ----------
+    tensors
+        Number of tensors in it.
+    size_bytes, whole_bytes
+        Size of its tensors, and of those of the whole checkpoint.
+    manifest
+        What it says of itself.
+    """
+
+    tensors: int
+    size_bytes: int
+    whole_bytes: int
+    manifest: Manifest
+
+
+def slice_checkpoint(
+    source: Path, out: Path, client_front: int = 0, client_back: int = 0
+) -> Package:
+    """Write the edge package of a checkpoint.
+
+    Parameters
+    ----------
+    source
+        Folder of a whole checkpoint.
+    out
+        Folder to write, which must be empty or absent.
+    client_front, client_back
+        Blocks that stay on the client before and after the cut.
+
+    Raises
+    ------
+    FedloraError
+        When the checkpoint is a package itself or cannot be cut so, or the folder is in use.
+    """
+    checkpoint = _Wanted(source)
+    if checkpoint.manifest is not None:
+        raise FedloraError(f"{source} is an edge package itself; slice the whole model")
+    if out.exists() and any(out.iterdir()):
+        raise FedloraError(f"{out} is not empty; choose another --out")
+    wanted = checkpoint.wanted_by_clients(client_front, client_back)
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name in wanted:
+        with safe_open(checkpoint.entries[name].file, framework="pt") as file:
+            tensors[name] = file.get_tensor(name)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    for pattern in _SIDE_FILES:
+        for file_ in sorted(source.glob(pattern)):
+            shutil.copyfile(file_, out / file_.name)
+    manifest = Manifest(
+        checkpoint.weights_digest, checkpoint.digest_of(wanted), client_front, client_back
+    )
+    manifest.write(out)
+    # Last: without it the folder is refused, so that half a package is never taken for a whole one.
+    shutil.copyfile(source / "config.json", out / "config.json")
+    sizes = {name: entry.stop - entry.start for name, entry in checkpoint.entries.items()}
+    return Package(len(wanted), sum(sizes[n] for n in wanted), sum(sizes.values()), manifest)
+
+
+class _Wanted(Checkpoint):
+    """A checkpoint that notes which tensors are asked for, and reads none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._asked: set[str] = set()
+
+    def load(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Note the name; the tensor that is returned has a shape and no values."""
+        if name not in self.entries:
+            return super().load(name, dtype)  # which says what is missing
+        self._asked.add(name)
+        return torch.empty(self.entries[name].shape, dtype=dtype, device="meta")
+
+    def wanted_by_clients(self, client_front: int, client_back: int) -> list[str]:
+        """Return the names of the tensors that a client of any task asks for."""
+        cut = Cut.of(self, client_front, client_back)
+        Front(self, cut, torch.float32)
+        Back(self, cut, torch.float32, final=True)
+        if find_family(self).causal:
+            # Saved without an output embedding it is still of use for classification.
+            with contextlib.suppress(FedloraError):
+                language_head(self, torch.float32)
+        return sorted(self._asked)

@@ -1,0 +1,181 @@
+"""What a task is to the client: samples, a head, and the gradient at the cut."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import nn
+
+from fedlora.config import DataConfig, HeadConfig, TaskConfig
+from fedlora.errors import FedloraError
+from fedlora.registry import resolve
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.tasks.data import Record
+from fedlora.tasks.metrics import Metric
+from fedlora.tasks.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded sample.
+
+    Attributes
+    ----------
+    ids
+        Token ids.
+    target
+        Class index, or for language modelling the next token at each position (-1: not trained).
+    """
+
+    ids: tuple[int, ...]
+    target: int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """Loss of a batch and its gradient at the head's input.
+
+    Attributes
+    ----------
+    total
+        Unreduced loss: the sum over samples, or over target tokens.
+    weight
+        What ``total`` is to be divided by for a mean: samples, or target tokens.
+    gradient
+        Derivative of ``total`` by what the head was given, in its shape.
+    """
+
+    total: float
+    weight: float
+    gradient: torch.Tensor
+
+
+class Counts(Protocol):
+    """Sums over evaluated samples that add up over batches and clients."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+
+    def __add__(self, other: Self) -> Self:
+        """Return the counts of both."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the task's metric first, then others, among them ``loss``."""
+
+
+class Task(ABC):
+    """A kind of problem, as the client sees it.
+
+    Parameters
+    ----------
+    config
+        The scenario's ``task`` section.
+    labels
+        Class names in order; empty for language modelling.
+
+    Attributes
+    ----------
+    pooled
+        Whether the head takes one vector a row (pooled on the server) instead of one a token.
+    trains_head
+        Whether the head trains where the scenario says ``auto``.
+    """
+
+    pooled: ClassVar[bool]
+    trains_head: ClassVar[bool]
+
+    def __init__(self, config: TaskConfig, labels: Sequence[str] = ()) -> None:
+        self.config = config
+        self.labels = tuple(labels)
+
+    @abstractmethod
+    def samples(
+        self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
+    ) -> list[Sample]:
+        """Encode records.
+
+        Raises
+        ------
+        FedloraError
+            When a record cannot be used, such as one with an unknown label.
+        """
+
+    @abstractmethod
+    def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
+        """Build the head; the same seed gives the same weights on every client."""
+
+    @abstractmethod
+    def loss(
+        self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool
+    ) -> TaskLoss:
+        """Compute loss and gradient, and add the head's own gradient where it trains.
+
+        Parameters
+        ----------
+        head
+            What ``head`` built.
+        z
+            Input of the head: (samples, width) if pooled, else packed (tokens, width).
+        samples
+            The batch.
+        sample_mean
+            Reduce each sample to its token mean first, so that a sample's gradient does not grow
+            with its length (as per-sample clipping needs).
+        """
+
+    @abstractmethod
+    def measure(self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample]) -> Counts:
+        """Return the counts of an evaluation batch."""
+
+    @staticmethod
+    @abstractmethod
+    def read_counts(value: Any) -> Counts:
+        """Read counts that came over a wire; raises ``ProtocolError`` when they are not valid."""
+
+
+def head_trains(config: HeadConfig, task: Task | type[Task]) -> bool:
+    """Tell whether the head trains under this scenario."""
+    return task.trains_head if config.train == "auto" else config.train == "yes"
+
+
+def task_class(kind: str) -> type[Task]:
+    """Return the task class that a scenario names.
+
+    Raises
+    ------
+    FedloraError
+        When there is none of that name, or it is no task.
+    """
+    cls = resolve("tasks", kind)
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise FedloraError(
+            f"task.kind {kind!r} is {cls!r:.80}; it must be a subclass of fedlora.tasks.base.Task"
+        )
+    return cls
+
+
+def check_length(config: TaskConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a ``task.max_length`` beyond what the model takes.
+
+    Raises
+    ------
+    FedloraError
+        When samples could be longer than the model's positions.
+    """
+    settings = checkpoint.config
+    longest = settings.get("max_position_embeddings", settings.get("n_positions"))
+    if longest is not None and checkpoint.model_type == "roberta":
+        longest -= settings.get("pad_token_id", 1) + 1  # it counts positions from after padding
+    if longest is not None and config.max_length > longest:
+        raise FedloraError(
+            f"task.max_length {config.max_length} exceeds the {longest} positions of the model; "
+            "lower it"
+        )

@@ -1,0 +1,175 @@
+"""Causal language modelling: next-token loss over the output embedding, in chunks of logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedlora.config import DataConfig
+from fedlora.errors import FedloraError
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.edge import language_head
+from fedlora.split.family import find_family
+from fedlora.tasks.base import Sample, Task, TaskLoss
+from fedlora.tasks.data import Record
+from fedlora.tasks.metrics import LanguageCounts
+from fedlora.tasks.tokenizer import Tokenizer
+
+IGNORED = -1
+_CHUNK_ELEMENTS = 4 << 20  # most logits held at once: 16 MiB in fp32, whatever the vocabulary
+# BLAS slows down on a product as wide as a vocabulary: 57 GFLOP/s against 80 in slices of 1024.
+_VOCABULARY_SLICE = 1024
+
+
+class LanguageHead(nn.Module):
+    """The output embedding, with an optional soft cap on the logits.
+
+    Parameters
+    ----------
+    weight
+        Output embedding, shape (vocabulary, width).
+    cap
+        ``c`` in ``c tanh(x / c)``; 0 for none.
+    """
+
+    def __init__(self, weight: torch.Tensor, cap: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.cap = cap
+
+
+class CausalLanguageModelling(Task):
+    """Predict the next token; perplexity."""
+
+    pooled = False
+    trains_head = False
+
+    def samples(
+        self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
+    ) -> list[Sample]:
+        """See ``Task``; with a prompt separator only what follows it is trained on."""
+        longest = self.config.max_length
+        samples = []
+        for number, record in enumerate(records, 1):
+            text = record[data.text]
+            if data.prompt_separator:
+                prompt, found, completion = text.partition(data.prompt_separator)
+                if not found:
+                    raise FedloraError(
+                        f"record {number} has no {data.prompt_separator!r}; mend the record or set "
+                        "data.prompt_separator to an empty string"
+                    )
+                prompt += data.prompt_separator
+            else:
+                prompt, completion = "", text
+            # Not the tokenizer's closing ids: a text ends with the end token, and only there.
+            prefix = [*tokenizer.opening, *tokenizer.encode(prompt, longest, special=False)]
+            suffix = tokenizer.encode(completion, longest, special=False)
+            end = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+            ids = (prefix + suffix + end)[:longest]
+            targets = [*ids[1:], IGNORED]
+            for place in range(min(len(prefix), len(ids)) - 1):
+                targets[place] = IGNORED
+            if len(ids) >= 2 and any(target != IGNORED for target in targets):
+                samples.append(Sample(tuple(ids), tuple(targets)))
+        if records and not samples:
+            raise FedloraError(
+                f"no record has a token to predict within task.max_length {longest}; raise it or "
+                "shorten the prompts"
+            )
+        return samples
+
+    def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
+        """See ``Task``; the pretrained output embedding, so the seed plays no part."""
+        del width, seed
+        cap = find_family(checkpoint).logit_cap(checkpoint.config)
+        return LanguageHead(language_head(checkpoint, dtype), cap)
+
+    @torch.no_grad()
+    def loss(
+        self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool
+    ) -> TaskLoss:
+        """See ``Task``.
+
+        The gradient of a chunk is ``(softmax - onehot) W``, worked out in place: one buffer of
+        logits instead of the three that autograd keeps.
+        """
+        assert isinstance(head, LanguageHead)
+        gradient = torch.zeros_like(z, dtype=torch.float32)
+        weights = _token_weights(samples, sample_mean)
+        total = 0.0
+        for places, targets, hidden, logits in _chunks(head, z, samples):
+            scale = weights[places][:, None]
+            slope = 1 - (logits / head.cap) ** 2 if head.cap else None
+            peak = logits.amax(1, keepdim=True)
+            wanted = logits.gather(1, targets[:, None])
+            exponentials = logits.sub_(peak).exp_()
+            normalizer = exponentials.sum(1, keepdim=True)
+            total += float((scale * (normalizer.log() + peak - wanted)).sum())
+            delta = exponentials.mul_(scale / normalizer)
+            delta.scatter_add_(1, targets[:, None], -scale)
+            if slope is not None:
+                delta.mul_(slope)
+            gradient[places] = (delta.to(head.weight.dtype) @ head.weight).float()
+            if head.weight.requires_grad:
+                grad = delta.T.to(hidden.dtype) @ hidden
+                head.weight.grad = grad if head.weight.grad is None else head.weight.grad + grad
+        return TaskLoss(total, float(weights.sum()), gradient)
+
+    @torch.no_grad()
+    def measure(
+        self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample]
+    ) -> LanguageCounts:
+        """See ``Task``."""
+        assert isinstance(head, LanguageHead)
+        loss, tokens, correct = 0.0, 0, 0
+        for _, targets, _, logits in _chunks(head, z, samples):
+            loss += F.cross_entropy(logits, targets, reduction="sum").item()
+            tokens += len(targets)
+            correct += int((logits.argmax(1) == targets).sum())
+        return LanguageCounts(loss, tokens, correct, len(samples))
+
+    @staticmethod
+    def read_counts(value: Any) -> LanguageCounts:
+        """See ``Task``."""
+        return LanguageCounts.from_dict(value)
+
+
+def _token_weights(samples: Sequence[Sample], sample_mean: bool) -> torch.Tensor:
+    """Return the weight of each packed token in the loss: 1, or 1 over its sample's targets."""
+    weights: list[float] = []
+    for sample in samples:
+        assert isinstance(sample.target, tuple)
+        count = sum(target != IGNORED for target in sample.target)
+        weights += [(1 / count if sample_mean else 1.0) * (t != IGNORED) for t in sample.target]
+    return torch.tensor(weights)
+
+
+def _chunks(
+    head: LanguageHead, z: torch.Tensor, samples: Sequence[Sample]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield places, targets, hidden states and logits (fp32) of the trained tokens."""
+    targets = torch.tensor([t for sample in samples for t in _tuple(sample.target)])
+    trained = (targets != IGNORED).nonzero().squeeze(1)
+    chunks = math.ceil(len(trained) * len(head.weight) / _CHUNK_ELEMENTS)
+    for places in trained.tensor_split(chunks):  # of nearly equal size
+        hidden = z[places].to(head.weight.dtype)
+        yield places, targets[places], hidden, _logits(head, hidden)
+
+
+def _logits(head: LanguageHead, hidden: torch.Tensor) -> torch.Tensor:
+    logits = torch.empty(len(hidden), len(head.weight))
+    for start in range(0, len(head.weight), _VOCABULARY_SLICE):
+        place = slice(start, start + _VOCABULARY_SLICE)
+        logits[:, place] = hidden @ head.weight[place].T
+    return logits.div_(head.cap).tanh_().mul_(head.cap) if head.cap else logits
+
+
+def _tuple(target: int | tuple[int, ...]) -> tuple[int, ...]:
+    assert isinstance(target, tuple)
+    return target

@@ -1,0 +1,95 @@
+"""Sequence classification with a bare linear head on the pooled representation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedlora.config import DataConfig
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.tasks.base import Sample, Task, TaskLoss
+from fedlora.tasks.data import Record, require_column
+from fedlora.tasks.metrics import ClassificationCounts
+from fedlora.tasks.tokenizer import Tokenizer
+
+_INIT_STD = 0.02  # as Hugging Face initialises a classification head
+_MAX_CLASSES = 4096
+
+
+class Classification(Task):
+    """One class for each text; cross-entropy; accuracy and macro-F1."""
+
+    pooled = True
+    trains_head = True
+
+    def samples(
+        self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
+    ) -> list[Sample]:
+        """See ``Task``."""
+        require_column(records, data.label, "data.label")
+        index = {label: number for number, label in enumerate(self.labels)}
+        samples = []
+        for number, record in enumerate(records, 1):
+            label = record[data.label]
+            if label not in index:
+                raise FedloraError(
+                    f"record {number} has {data.label} {label!r}, which is not among the "
+                    f"{len(index)} task.labels; add it or mend the record"
+                )
+            ids = tokenizer.encode(record[data.text], self.config.max_length)
+            if not ids:
+                raise FedloraError(
+                    f"record {number} has {data.text} {record[data.text]!r}, which has no token; "
+                    "remove the record or mend its text"
+                )
+            samples.append(Sample(tuple(ids), index[label]))
+        return samples
+
+    def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
+        """See ``Task``; always in fp32, since it trains."""
+        del checkpoint, dtype
+        head = nn.Linear(width, len(self.labels), bias=False, device="meta").to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(head.weight, std=_INIT_STD, generator=generator)
+        return head
+
+    def loss(
+        self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool
+    ) -> TaskLoss:
+        """See ``Task``; a sample has one term, so its mean is itself."""
+        del sample_mean
+        z = z.detach().requires_grad_()
+        loss = F.cross_entropy(head(z), _classes(samples), reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert z.grad is not None
+        return TaskLoss(loss.item(), float(len(samples)), z.grad)
+
+    @torch.no_grad()
+    def measure(
+        self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample]
+    ) -> ClassificationCounts:
+        """See ``Task``."""
+        logits, classes = head(z), _classes(samples)
+        return ClassificationCounts.from_predictions(
+            logits.argmax(-1).tolist(),
+            classes.tolist(),
+            len(self.labels),
+            F.cross_entropy(logits, classes, reduction="sum").item(),
+        )
+
+    @staticmethod
+    def read_counts(value: Any) -> ClassificationCounts:
+        """See ``Task``; the number of classes is what the client's matrix has."""
+        confusion = value.get("confusion") if isinstance(value, Mapping) else None
+        if not isinstance(confusion, Sequence) or not 1 <= len(confusion) <= _MAX_CLASSES:
+            raise ProtocolError(f"counts need a confusion matrix of 1 to {_MAX_CLASSES} classes")
+        return ClassificationCounts.from_dict(value, len(confusion))
+
+
+def _classes(samples: Sequence[Sample]) -> torch.Tensor:
+    return torch.tensor([sample.target for sample in samples])

@@ -1,0 +1,1 @@
+"""Speed and memory of split training, beside plain PEFT on the same batches."""

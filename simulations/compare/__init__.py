@@ -1,0 +1,1 @@
+"""``fedlora compare``: rank strategies over SNRs and seeds, with confidence intervals."""

@@ -1,0 +1,84 @@
+"""``fedlora compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedlora.errors import FedloraError
+from simulations.compare.reward import DEFAULT_PRICE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedlora.config import Scenario
+    from simulations.compare.trial import Trial
+
+
+def compare(
+    scenario: Annotated[
+        str, typer.Argument(help="A shipped scenario, or the path of a TOML file.")
+    ],
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: names, `module:Class`, or either with options as in "
+            "`uniform(r=4)`; `uniform(r=1..16)` is one for each rank."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; finished trials are kept.")],
+    snr: Annotated[str, typer.Option(help="Mean SNRs in dB.")] = "-5,0,5,10,15",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted up from the scenario's.")] = 5,
+    price: Annotated[
+        float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
+    ] = DEFAULT_PRICE,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
+    ] = None,
+) -> None:
+    """Compare rank strategies over SNRs and seeds, with confidence intervals.
+
+    All strategies get the same seeds, data and fading. Writes `compare.csv`,
+    `winners.csv` and plots.
+    """
+    from rich.console import Console
+
+    from fedlora.config import with_overrides
+    from fedlora.scenarios import find_scenario
+    from simulations.compare.report import write_results
+    from simulations.compare.runner import run_missing
+    from simulations.compare.store import CompareFolder
+    from simulations.compare.strategies import parse_snrs_db, parse_strategies
+    from simulations.compare.trial import Trial, use_python_path
+
+    base = with_overrides(find_scenario(scenario), set_ or [])
+    use_python_path(base)
+    trials = [
+        Trial(contender, snr_db, base.seed + offset)
+        for contender in parse_strategies(strategies)
+        for snr_db in parse_snrs_db(snr)
+        for offset in range(seeds)
+    ]
+    _check(base, trials)
+    folder = CompareFolder(out, base, price)
+    run_missing(folder, base, trials, price, workers)
+    write_results(folder, base, Console())
+
+
+def _check(base: Scenario, trials: Sequence[Trial]) -> None:
+    from fedlora.ranks import create_strategy
+    from fedlora.scenarios import check_scenario
+    from simulations.compare.trial import trial_scenario
+
+    if base.channel.deliver_every == 0:
+        raise FedloraError(
+            "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "
+            "compare strategies over the air"
+        )
+    check_scenario(base)
+    for trial in trials:
+        create_strategy(trial_scenario(base, trial).ranks, trial.seed)

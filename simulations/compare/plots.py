@@ -1,0 +1,159 @@
+"""The plots of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedlora.report.figure import COLOURS, INK, MUTED, SEQUENTIAL, label, literal, panels, save
+from simulations.compare.statistics import Row, by_strategy, interval, snrs_db, with_best_fixed
+from simulations.compare.trial import Result
+
+_MARKERS = "osD^vPX*"
+
+
+def draw_all(
+    folder: Path, results: Sequence[Result], metric_name: str, *, log_metric: bool
+) -> list[Path]:
+    """Draw every plot and return the files.
+
+    Parameters
+    ----------
+    folder
+        Where they go.
+    results
+        All finished trials.
+    metric_name
+        What the column ``metric`` holds.
+    log_metric
+        Whether the metric is shown on a logarithmic axis.
+    """
+    rows = with_best_fixed([result.row for result in results])
+    figures = {
+        "reward-over-snr": _over_snr(rows, "reward", "reward in nats", 1.0),
+        "metric-over-snr": _over_snr(rows, "metric", metric_name, 1.0, log=log_metric),
+        "bits-over-snr": _over_snr(rows, "adapter_bits", "adapters in Mbit", 1e-6),
+        "metric-over-bits": _metric_over_bits(rows, metric_name, log=log_metric),
+    }
+    for name in sorted({result.row["strategy"] for result in results}):
+        own = [result for result in results if result.row["strategy"] == name]
+        if not name.startswith("uniform"):
+            figures[f"ranks-{_slug(name)}"] = _rank_map(name, own)
+            figures[f"time-{_slug(name)}"] = _over_time(name, own)
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _over_snr(
+    rows: Sequence[Row], column: str, title: str, scale: float, *, log: bool = False
+) -> Figure:
+    figure, (ax,) = panels(height=3.8)
+    groups = by_strategy(rows)
+    for index, (name, own) in enumerate(groups.items()):
+        # Side by side, or the intervals of like strategies would hide each other.
+        shift = 0.18 * (index - (len(groups) - 1) / 2)
+        snrs = snrs_db(own)
+        points = [
+            interval([scale * row[column] for row in own if row["snr_db"] == snr]) for snr in snrs
+        ]
+        _errors(ax, index, name, [s + shift for s in snrs], points)
+    if log:
+        ax.set_yscale("log")
+    label(ax, title=f"{title}, with 95% confidence intervals", x="mean SNR in dB", y=title)
+    ax.set_xticks(snrs_db(rows))
+    ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Figure:
+    figure, (ax,) = panels(height=3.8)
+    for index, (name, own) in enumerate(by_strategy(rows).items()):
+        snrs = snrs_db(own)
+        here = [[row for row in own if row["snr_db"] == snr] for snr in snrs]
+        bits = [float(np.mean([1e-6 * row["adapter_bits"] for row in group])) for group in here]
+        points = [interval([row["metric"] for row in group]) for group in here]
+        _errors(ax, index, name, bits, points)
+    if log:
+        ax.set_yscale("log")
+    label(
+        ax,
+        title="What the bits buy: one point for each SNR",
+        x="adapters on the air in Mbit",
+        y=metric_name,
+    )
+    ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _rank_map(name: str, results: Sequence[Result]) -> Figure:
+    """Mean delivered rank by layer and projection, one panel for each SNR."""
+    snrs = snrs_db([result.row for result in results])
+    places = results[0].projections
+    layers = sorted({layer for layer, _ in places})
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    maps = []
+    for snr in snrs:
+        ranks = np.mean([r.mean_ranks for r in results if r.row["snr_db"] == snr], axis=0)
+        grid = np.full((len(kinds), len(layers)), np.nan)
+        for (layer, kind), rank in zip(places, ranks, strict=True):
+            grid[kinds.index(kind), layers.index(layer)] = rank
+        maps.append(grid)
+    figure, axes = panels(len(snrs), height=1.4 + 0.25 * len(kinds))
+    top = max(float(np.nanmax(grid)) for grid in maps)
+    for ax, snr, grid in zip(axes, snrs, maps, strict=True):
+        ax.imshow(grid, aspect="auto", cmap=SEQUENTIAL, vmin=0, vmax=max(top, 1e-9))
+        if grid.size <= 64:
+            for (y, x), rank in np.ndenumerate(grid):
+                dark = rank > 0.6 * top
+                colour = "white" if dark else INK
+                ax.text(x, y, f"{rank:.1f}", ha="center", va="center", fontsize=6, color=colour)
+        ax.set_yticks(range(len(kinds)), literal(kinds) if ax is axes[0] else [], fontsize=7)
+        ax.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=7)
+        ax.grid(visible=False)
+        label(ax, title=f"{snr:g} dB", x="layer", y="")
+    figure.suptitle(f"Mean delivered rank, {literal([name])[0]}", fontsize=9, color=MUTED)
+    return figure
+
+
+def _over_time(name: str, results: Sequence[Result]) -> Figure:
+    """SNR and delivered rank of one client over the rounds of one run."""
+    snrs = snrs_db([result.row for result in results])
+    middle = snrs[len(snrs) // 2]
+    result = next(r for r in results if r.row["snr_db"] == middle)
+    client = result.trace[0]["client"]
+    trace = [entry for entry in result.trace if entry["client"] == client]
+    rounds = [entry["round"] for entry in trace]
+    figure, (left, right) = panels(2)
+    left.plot(rounds, [entry["snr_db"] for entry in trace], color=COLOURS[0], marker="o", ms=4)
+    label(left, title=f"Channel of client {client}", x="round", y="SNR in dB")
+    arrived = [entry["mean_rank"] if entry["delivered"] else np.nan for entry in trace]
+    right.bar(rounds, [entry["mean_rank"] for entry in trace], color=COLOURS[7], label="late")
+    right.bar(rounds, arrived, color=COLOURS[2], label="delivered")
+    right.legend(fontsize=8, frameon=False)
+    label(right, title=f"Mean rank sent, {literal([name])[0]}", x="round", y="mean rank")
+    return figure
+
+
+def _errors(ax: Axes, index: int, name: str, x: Sequence[float], points: Sequence) -> None:
+    means = [point.mean for point in points]
+    known = [np.isfinite(point.low) for point in points]
+    below = [p.mean - p.low if k else 0.0 for p, k in zip(points, known, strict=True)]
+    above = [p.high - p.mean if k else 0.0 for p, k in zip(points, known, strict=True)]
+    ax.errorbar(
+        x,
+        means,
+        yerr=[below, above],
+        color=COLOURS[index % len(COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        markersize=4,
+        linewidth=1,
+        capsize=2,
+        label=literal([name])[0],
+    )
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")

@@ -1,0 +1,106 @@
+"""Running trials side by side, one process for each core."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedlora.config import Scenario
+from simulations.compare.store import CompareFolder
+from simulations.compare.trial import (
+    Trial,
+    run_reference,
+    run_trial,
+    use_python_path,
+)
+
+
+def run_missing(
+    folder: CompareFolder, scenario: Scenario, trials: Sequence[Trial], price: float, workers: int
+) -> None:
+    """Run the trials that the folder does not hold, and the references that they need.
+
+    Parameters
+    ----------
+    folder
+        Takes the results as they come.
+    scenario
+        What is compared.
+    trials
+        All trials of the comparison.
+    price
+        Nats that a whole deadline of air time costs.
+    workers
+        Processes; 0 means one for each core.
+    """
+    # The processes are the parallelism; more threads would only contend.
+    scenario = replace(scenario, compute=replace(scenario.compute, threads=1))
+    missing = [trial for trial in trials if trial.key not in folder.finished]
+    seeds = sorted({trial.seed for trial in missing} - set(folder.references))
+    with _pool(scenario, workers) as pool:
+        references = {pool.submit(run_reference, scenario, seed): seed for seed in seeds}
+        _follow(
+            "references",
+            references,
+            folder.add_reference,
+        )
+        runs = {
+            pool.submit(run_trial, scenario, trial, folder.references[trial.seed], price): trial
+            for trial in missing
+        }
+        _follow("trials", runs, lambda _, result: folder.add(result))
+
+
+def _follow(title: str, futures: dict[Future[Any], Any], keep: Callable[[Any, Any], None]) -> None:
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    if not futures:
+        return
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=len(futures), last="")
+        for future in as_completed(futures):
+            about = futures[future]
+            keep(about, future.result())
+            label = " ".join(map(str, about.key)) if isinstance(about, Trial) else f"seed {about}"
+            progress.update(task, advance=1, last=label)
+
+
+@contextmanager
+def _pool(scenario: Scenario, workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(
+        workers or os.cpu_count() or 1,
+        # A forked process would inherit threads that no longer run.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(scenario,),
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(scenario: Scenario) -> None:
+    torch.set_num_threads(1)
+    use_python_path(scenario)

@@ -1,0 +1,127 @@
+"""The folder of a comparison: finished trials survive an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedlora.config import Scenario, load_scenario, scenario_to_toml
+from fedlora.errors import FedloraError
+from fedlora.report.run_folder import replace_file
+from simulations.compare.reward import Losses
+from simulations.compare.trial import Result
+
+COLUMNS = (
+    "strategy",
+    "snr_db",
+    "seed",
+    "metric",
+    "loss",
+    "reward",
+    "adapter_bits",
+    "air_seconds",
+    "late",
+    "mean_rank",
+)
+
+
+class CompareFolder:
+    """Reads and writes the results of a comparison.
+
+    ``trials.jsonl`` gets a line as soon as a trial ends; ``compare.csv`` is written from it.
+
+    Parameters
+    ----------
+    path
+        The folder; made if it does not exist.
+    scenario
+        What is compared.
+    price
+        Nats that a whole deadline of air time costs.
+
+    Raises
+    ------
+    FedloraError
+        When the folder holds a comparison of another scenario or at another price.
+    """
+
+    def __init__(self, path: Path, scenario: Scenario, price: float) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        kept, price_line = path / "scenario.toml", f"# price = {price!r}"
+        if kept.exists():
+            text = kept.read_text(encoding="utf-8")
+            if not text.startswith(price_line) or load_scenario(kept) != scenario:
+                raise FedloraError(
+                    f"{path} holds a comparison with other settings; give another --out, or "
+                    "delete it"
+                )
+        kept.write_text(f"{price_line}\n{scenario_to_toml(scenario)}", encoding="utf-8")
+        self._trials = path / "trials.jsonl"
+        self._references = path / "references.jsonl"
+        self.results = [_result(table) for table in _read_lines(self._trials)]
+        self.references: dict[int, Losses] = {
+            table["seed"]: table["losses"] for table in _read_lines(self._references)
+        }
+
+    @property
+    def finished(self) -> set[tuple[str, float, int]]:
+        """Keys of the trials that are there."""
+        return {
+            (result.row["strategy"], result.row["snr_db"], result.row["seed"])
+            for result in self.results
+        }
+
+    def add(self, result: Result) -> None:
+        """Keep a finished trial."""
+        self.results.append(result)
+        _append_line(self._trials, asdict(result))
+
+    def add_reference(self, seed: int, losses: Losses) -> None:
+        """Keep the reference of a seed."""
+        self.references[seed] = losses
+        _append_line(self._references, {"seed": seed, "losses": losses})
+
+    def write_csv(self) -> Path:
+        """Write all finished trials, sorted, and return the file's path."""
+        path = self.path / "compare.csv"
+        rows = sorted(
+            (result.row for result in self.results),
+            key=lambda row: (row["strategy"], row["snr_db"], row["seed"]),
+        )
+        write_table(path, COLUMNS, rows)
+        return path
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file whole."""
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
+def _result(table: Mapping[str, Any]) -> Result:
+    projections = [(layer, name) for layer, name in table["projections"]]
+    return Result(table["row"], projections, table["mean_ranks"], table["trace"])
+
+
+def _append_line(path: Path, table: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(table) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines that are whole; an interrupted write leaves half a line at the end."""
+    if not path.exists():
+        return []
+    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
+    if rest:
+        replace_file(path, (whole + "\n" if whole else "").encode())
+    return [json.loads(line) for line in whole.splitlines()]

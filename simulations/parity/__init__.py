@@ -1,0 +1,1 @@
+"""Split training held to unsplit training on the same batches."""

@@ -1,0 +1,1 @@
+"""``fedlora train-policy``: the policy of the strategy ``airllm``, trained by real runs."""

@@ -1,0 +1,75 @@
+"""``fedlora train-policy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlora.errors import FedloraError
+from simulations.compare.reward import DEFAULT_PRICE
+
+FIRST_SEED = 1000
+"""Seeds from here on train policies; comparisons use smaller ones."""
+
+
+def train_policy(
+    scenario: Annotated[
+        str, typer.Argument(help="A shipped scenario, or the path of a TOML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the policy and of its training.")],
+    steps: Annotated[
+        int, typer.Option(min=0, help="Environment steps: decisions for one client in one round.")
+    ] = 640,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
+    snr: Annotated[str, typer.Option(help="Mean SNRs in dB to draw from.")] = "-5,0,5,10,15",
+    channels: Annotated[str, typer.Option(help="Channel models to draw from.")] = "awgn,rayleigh",
+    seeds: Annotated[
+        int, typer.Option(min=1, help=f"Seeds of data and partition, from {FIRST_SEED} on.")
+    ] = 2,
+    price: Annotated[
+        float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
+    ] = DEFAULT_PRICE,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
+    ] = None,
+) -> None:
+    """Train the policy of the strategy `airllm` by real runs of split fine-tuning.
+
+    Writes `policy.safetensors`, which the option `policy` of `airllm` takes, and `curves.png`.
+    """
+    import torch
+
+    from fedlora.config import with_overrides
+    from fedlora.scenarios import check_scenario, find_scenario
+    from simulations.compare.strategies import parse_snrs_db
+    from simulations.train_policy.setting import Setting
+
+    base = with_overrides(find_scenario(scenario), set_ or [])
+    check_scenario(base)
+    torch.set_num_threads(1)
+    try:
+        from simulations.train_policy.train import PolicyTraining
+    except ImportError as error:
+        raise FedloraError(
+            f"training a policy needs {error.name}, which is not installed; run "
+            "`pip install 'fedlora[policy]'`"
+        ) from None
+    setting = Setting(
+        base,
+        seed,
+        tuple(parse_snrs_db(snr)),
+        tuple(name.strip() for name in channels.split(",")),
+        tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+        price,
+    )
+    command = (
+        f"fedlora train-policy {scenario} --steps {steps} --seed {seed} --snr={snr} "
+        f"--channels {channels} --seeds {seeds} --price {price:g}"
+    ) + "".join(f" --set {item}" for item in set_ or [])
+    training = PolicyTraining(setting, out, resume=resume, command=command)
+    training.run(steps)
+    typer.echo(f"policy: {out / 'policy.safetensors'}")

@@ -1,0 +1,88 @@
+"""Held-out loss by round and rank, measured by a few runs without channel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.config import RanksConfig, Scenario
+from simulations.in_process import Record, connect
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A table of held-out losses.
+
+    Attributes
+    ----------
+    ranks
+        Uniform ranks that were measured, ascending, 0 first.
+    losses
+        Held-out loss after each round, shape (ranks, rounds), in nats.
+    """
+
+    ranks: Array
+    losses: Array
+
+    def loss(self, progress: float, rank: float) -> float:
+        """Return the loss of an adapter, interpolated.
+
+        Parameters
+        ----------
+        progress
+            When it was cut from the server's, as a part of all rounds, from 0 to 1.
+        rank
+            Its mean rank.
+        """
+        rounds = np.arange(1, self.losses.shape[1] + 1) / self.losses.shape[1]
+        by_rank = [float(np.interp(progress, rounds, row)) for row in self.losses]
+        # The loss is nearly linear in the logarithm of the rank.
+        return float(np.interp(np.log2(1 + rank), np.log2(1 + self.ranks), by_rank))
+
+
+def profile_ranks(r_max: int) -> list[int]:
+    """Return the ranks to measure: 0, powers of 2 below r_max, and r_max."""
+    powers = [2**k for k in range(r_max.bit_length()) if 2**k < r_max]
+    return [0, *powers, r_max]
+
+
+def measure_profile(
+    scenario: Scenario, path: Path, advance: Callable[[], None] = lambda: None
+) -> Profile:
+    """Run each rank once, unless the file holds it already, and return the table.
+
+    Parameters
+    ----------
+    scenario
+        What to run, with the seed to use.
+    path
+        JSON file that keeps what was measured.
+    advance
+        Called after each run.
+    """
+    kept: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
+    ranks = profile_ranks(scenario.lora.r_max)
+    for rank in ranks:
+        if str(rank) not in kept:
+            plain = replace(
+                scenario,
+                ranks=RanksConfig("uniform", {"r": rank}),
+                channel=replace(scenario.channel, deliver_every=0),
+                evaluate=replace(scenario.evaluate, every=1, baseline=False),
+                # Without adapter nothing changes from round to round.
+                train=replace(scenario.train, rounds=1, steps=1) if rank == 0 else scenario.train,
+            )
+            record = Record()
+            connect(plain, record, workers=1).training.run()
+            losses = [float(item["loss"] or 0.0) for item in record.rounds]
+            kept[str(rank)] = losses * scenario.train.rounds if rank == 0 else losses
+            path.write_text(json.dumps(kept))
+        advance()
+    return Profile(np.array(ranks, dtype=float), np.array([kept[str(rank)] for rank in ranks]))

@@ -1,0 +1,69 @@
+"""In what a policy is trained: which channels, SNRs and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from simulations.train_policy.command import FIRST_SEED
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The distribution of episodes.
+
+    Attributes
+    ----------
+    scenario
+        Model, data, training and bandwidth.
+    seed
+        Of the training itself.
+    snrs_db
+        Mean SNRs to draw from, in dB.
+    channels
+        Channel models to draw from.
+    seeds
+        Seeds to draw from.
+    price
+        Nats that a whole deadline of air time costs.
+    """
+
+    scenario: Scenario
+    seed: int
+    snrs_db: Sequence[float]
+    channels: Sequence[str]
+    seeds: Sequence[int]
+    price: float
+
+    def __post_init__(self) -> None:
+        if self.scenario.seed >= FIRST_SEED:
+            raise FedloraError(
+                f"seed is {self.scenario.seed}; seeds from {FIRST_SEED} on train policies, so set "
+                "a smaller one for the scenario"
+            )
+        if self.scenario.channel.deliver_every == 0:
+            raise FedloraError(
+                "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more"
+            )
+
+    def episode(self, number: int) -> Scenario:
+        """Return the scenario of an episode, drawn from the seed and its number."""
+        rng = np.random.default_rng([self.seed, number])
+        # SNRs and channels take turns, so that few episodes meet all of them alike.
+        places = len(self.snrs_db) * len(self.channels)
+        order = np.random.default_rng([self.seed, 1, number // places]).permutation(places)
+        snr, channel = divmod(int(order[number % places]), len(self.channels))
+        base = self.scenario
+        return replace(
+            base,
+            seed=int(rng.choice(np.array(self.seeds))),
+            channel=replace(
+                base.channel, model=self.channels[channel], snr_db=(float(self.snrs_db[snr]),)
+            ),
+            evaluate=replace(base.evaluate, every=1, baseline=False),
+            compute=replace(base.compute, threads=1),
+        )

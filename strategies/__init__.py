@@ -1,0 +1,1 @@
+"""Rank strategies, one readable file or folder each."""

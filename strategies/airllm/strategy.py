@@ -1,0 +1,220 @@
+"""The strategy ``airllm``: a trained policy, run without the libraries that trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from fedlora.ranks import (
+    ClientOutcome,
+    ClientReport,
+    FedloraError,
+    RankDecision,
+    RankSpace,
+    RankStrategy,
+    RankVector,
+)
+from strategies.airllm.features import (
+    Array,
+    ChannelMemory,
+    Held,
+    budget_rank,
+    client_state,
+    coverage,
+    projection_features,
+)
+from strategies.airllm.plan import delivered_ranks, trained_ranks
+from strategies.airllm.policy import SHIPPED, Policy, load_policy
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a round looks like before it is decided.
+
+    Attributes
+    ----------
+    clients
+        In the order of the rows.
+    states
+        Features of each, shape (clients, features).
+    start
+        Noise that the diffusion starts from, shape (clients, projections, 2).
+    memory
+        Of the channels, this round's included.
+    """
+
+    clients: tuple[str, ...]
+    states: torch.Tensor
+    start: torch.Tensor
+    memory: ChannelMemory
+
+
+class AirLlm(RankStrategy):
+    """AirLLM (arXiv 2507.11515) with state, actions and cost that hold for any model.
+
+    For each client an actor turns the state of its channel, its text and the adapter that it has
+    into a coarse latent; a diffusion refines the latent into a plan for every projection; the plan
+    is moved to the nearest ranks that the budget pays for. The plan says how much is worth sending
+    now (nothing, when the channel is bad and the client has a better adapter already) and how many
+    components are trained beyond those that are sent.
+
+    Parameters
+    ----------
+    seed
+        Of the diffusion's start noise, which depends on the seed, the round and the client only.
+    policy
+        A file that ``fedlora train-policy`` wrote, or the policy itself; the shipped one if left
+        out.
+    rounds
+        Planned number of rounds, if it is known: late rounds weigh more then.
+    use_statistics
+        False ignores what clients tell of their text.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        policy: str | Policy = "",
+        rounds: int | None = None,
+        use_statistics: bool = True,
+    ) -> None:
+        if rounds is not None and rounds < 1:
+            raise FedloraError(f"rounds is {rounds}; set 1 or more, or leave it out if unknown")
+        self.seed = seed
+        self.rounds = rounds
+        self.use_statistics = use_statistics
+        if not isinstance(policy, Policy):
+            policy = load_policy(Path(policy).expanduser() if policy else SHIPPED)
+        self.policy = policy
+        self._features: torch.Tensor | None = None
+        self._space: RankSpace | None = None
+        self.memory = ChannelMemory()
+        self.held: dict[str, Held] = {}
+        self.pending: dict[str, Held] = {}
+        self.pending_memory = ChannelMemory()
+
+    def allocate(
+        self, round: int, clients: Mapping[str, ClientReport], space: RankSpace
+    ) -> dict[str, RankDecision]:
+        """Decide for all clients at once."""
+        if not clients:
+            return {}
+        sight = self.look(round, clients, space)
+        latents = self.policy.latents(sight.states)
+        return self.act(round, clients, space, sight, latents)
+
+    def look(self, round: int, clients: Mapping[str, ClientReport], space: RankSpace) -> Sight:
+        """Return the states of the clients and the start noise of their plans."""
+        if not self.use_statistics:
+            clients = {name: _without_statistics(report) for name, report in clients.items()}
+        covered = [coverage(budget_rank(r, space), space.r_max) for r in clients.values()]
+        memory = self.memory.add(np.array(covered))
+        states = [
+            client_state(report, space, memory, self._held(name), round, self.rounds)
+            for name, report in clients.items()
+        ]
+        shape = (len(space), 2)
+        start = [
+            np.random.default_rng([self.seed, round, crc32(name.encode())]).standard_normal(shape)
+            for name in clients
+        ]
+        return Sight(tuple(clients), _tensor(states), _tensor(start), memory)
+
+    def act(
+        self,
+        round: int,
+        clients: Mapping[str, ClientReport],
+        space: RankSpace,
+        sight: Sight,
+        latents: torch.Tensor,
+    ) -> dict[str, RankDecision]:
+        """Return the ranks that latents lead to, shape (clients, 4)."""
+        plans = self.policy.plans(latents, self.projections(space), sight.start)
+        return self.carry_out(round, clients, space, sight, plans.numpy().astype(float))
+
+    def carry_out(
+        self,
+        round: int,
+        clients: Mapping[str, ClientReport],
+        space: RankSpace,
+        sight: Sight,
+        plans: Array,
+    ) -> dict[str, RankDecision]:
+        """Return the ranks that plans lead to, shape (clients, projections, 2)."""
+        units = np.array(space.unit_parameters, dtype=float)
+        largest = (1 + space.r_max) ** sight.memory.largest - 1
+        self.pending, self.pending_memory = {}, sight.memory
+        decisions = {}
+        for name, plan in zip(sight.clients, plans, strict=True):
+            deliver = delivered_ranks(plan[:, 0], space, clients[name].budget_bits)
+            ranks = np.array(deliver, dtype=float)
+            if sum(deliver):
+                rank = float(ranks @ units / units.sum())
+                self.pending[name] = Held(rank, round, tuple(deliver))
+            elif len(self._held(name).ranks) == len(space):
+                # A client that is sent nothing trains on at what it has,
+                ranks = np.array(self._held(name).ranks, dtype=float)
+            else:
+                # or, as long as it has nothing, at what an average channel would bring.
+                ranks = np.full(len(space), (1 + space.r_max) ** sight.memory.mean - 1)
+            train = trained_ranks(plan[:, 1], ranks, largest, space)
+            decisions[name] = RankDecision(train, RankVector(deliver))
+        return decisions
+
+    def observe(self, round: int, outcomes: Mapping[str, ClientOutcome]) -> None:
+        """Remember the channels, and which adapters arrived."""
+        self.memory = self.pending_memory
+        for client, held in self.pending.items():
+            # Where nobody says whether it arrived, no delivery was due and the client has it.
+            if client in outcomes and outcomes[client].delivered is not False:
+                self.held[client] = held
+        self.pending = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered of channels and adapters."""
+        return {
+            "memory": vars(self.memory).copy(),
+            "pending_memory": vars(self.pending_memory).copy(),
+            "held": {name: _packed(held) for name, held in self.held.items()},
+            "pending": {name: _packed(held) for name, held in self.pending.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        self.memory = ChannelMemory(**state["memory"])
+        self.pending_memory = ChannelMemory(**state["pending_memory"])
+        self.held = {name: _unpacked(packed) for name, packed in state["held"].items()}
+        self.pending = {name: _unpacked(packed) for name, packed in state["pending"].items()}
+
+    def _held(self, client: str) -> Held:
+        return self.held.get(client, Held())
+
+    def projections(self, space: RankSpace) -> torch.Tensor:
+        """Return the features of the projections, computed once."""
+        if self._features is None or space != self._space:
+            self._space, self._features = space, _tensor(projection_features(space))
+        return self._features
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def _packed(held: Held) -> list[Any]:
+    return [held.rank, held.round, list(held.ranks)]
+
+
+def _unpacked(packed: list[Any]) -> Held:
+    rank, round, ranks = packed
+    return Held(rank, round, tuple(ranks))
+
+
+def _without_statistics(report: ClientReport) -> ClientReport:
+    return ClientReport(report.channel, None, report.device, report.budget_bits)

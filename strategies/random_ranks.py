@@ -1,0 +1,41 @@
+"""Random ranks: the baseline that a strategy must beat at equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from zlib import crc32
+
+import numpy as np
+
+from fedlora.ranks import ClientReport, RankDecision, RankSpace, RankStrategy, fit_budget
+
+
+class RandomRanks(RankStrategy):
+    """Spread each client's budget over the projections at random, anew in every round.
+
+    Parameters
+    ----------
+    seed
+        Of the draw; a client's ranks depend on the seed, the round and its identifier only.
+    within_budget
+        False draws each rank uniformly from r_min to r_max instead, whatever it costs.
+    """
+
+    def __init__(self, seed: int = 0, within_budget: bool = True) -> None:
+        self.seed = seed
+        self.within_budget = within_budget
+
+    def allocate(
+        self, round: int, clients: Mapping[str, ClientReport], space: RankSpace
+    ) -> dict[str, RankDecision]:
+        """Draw ranks for each client."""
+        decisions = {}
+        for client, report in clients.items():
+            generator = np.random.default_rng([self.seed, round, crc32(client.encode())])
+            if self.within_budget:
+                weights = generator.exponential(size=len(space))
+                ranks = fit_budget(space, report.budget_bits, weights)
+            else:
+                ranks = space.vector(generator.integers(space.r_min, space.r_max + 1, len(space)))
+            decisions[client] = RankDecision(ranks)
+        return decisions

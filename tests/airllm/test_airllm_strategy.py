@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fedlora.ranks import (
+    ChannelState,
+    ClientOutcome,
+    ClientReport,
+    DataStatistics,
+    FedloraError,
+    Projection,
+    RankSpace,
+    check_rank_strategy,
+    pack_state,
+    unpack_state,
+)
+from strategies.airllm.features import STATE_FEATURES, projection_features
+from strategies.airllm.plan import (
+    SHARE_STEP,
+    SMALLEST_SHARE,
+    delivered_ranks,
+    draft,
+    trained_ranks,
+)
+from strategies.airllm.policy import SHIPPED, load_policy
+from strategies.airllm.strategy import AirLlm
+
+
+def space_of(layers, width, r_max=16):
+    shapes = {
+        "q": (width, width),
+        "k": (width, width // 2),
+        "v": (width, width // 2),
+        "up": (width, 4 * width),
+        "down": (4 * width, width),
+    }
+    return RankSpace(
+        tuple(Projection(n, layer, *s) for layer in range(layers) for n, s in shapes.items()), r_max
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    return space_of(2, 64)
+
+
+def reports(space, *uniform_ranks):
+    unit_bits = space.bits(space.uniform(1))
+    return {str(i): ClientReport(budget_bits=r * unit_bits) for i, r in enumerate(uniform_ranks)}
+
+
+@pytest.mark.parametrize(("layers", "width", "r_max"), [(2, 64, 16), (12, 96, 8), (1, 32, 1)])
+def test_it_passes_the_check_for_any_model(layers, width, r_max):
+    assert check_rank_strategy(AirLlm(), space_of(layers, width, r_max)) == []
+    assert check_rank_strategy(AirLlm(rounds=10, use_statistics=False)) == []
+
+
+def test_the_shipped_policy_is_small_and_says_how_it_was_made():
+    assert SHIPPED.stat().st_size < 5_000_000
+    assert load_policy(SHIPPED).trained_on["command"].startswith("fedlora train-policy ")
+
+
+def test_deliveries_keep_to_the_budget(small):
+    clients = reports(small, 0, 0.1, 1.4, 3.5, 7.3, 20)
+    for name, decision in AirLlm().allocate(1, clients, small).items():
+        assert small.bits(decision.deliver) <= clients[name].budget_bits
+
+
+def test_a_first_delivery_uses_what_it_spends_to_the_last_bit(small):
+    clients = reports(small, 1.4)
+    ranks = AirLlm(rounds=8).allocate(1, clients, small)["0"].deliver
+    left = clients["0"].budget_bits - small.bits(ranks)
+    assert 1.0 < small.parameters(ranks) / sum(small.unit_parameters) <= 1.4
+    assert left < 0.5 * clients["0"].budget_bits
+
+
+def test_a_good_adapter_is_not_replaced_while_the_channel_is_bad(small):
+    strategy = AirLlm(rounds=8)
+    good, bad = reports(small, 12.0), reports(small, 0.6)
+    assert sum(strategy.allocate(4, good, small)["0"].deliver) > 0
+    strategy.observe(4, {"0": ClientOutcome(delivered=True)})
+    decision = strategy.allocate(5, bad, small)["0"]
+    assert sum(decision.deliver) == 0
+    assert sum(decision.train) > 0
+
+
+def test_a_late_adapter_is_not_remembered_as_held(small):
+    strategy = AirLlm()
+    strategy.allocate(1, reports(small, 8.0), small)
+    strategy.observe(1, {"0": ClientOutcome(delivered=False)})
+    assert strategy.held == {}
+
+
+def test_ranks_follow_the_channel(small):
+    ranks = [
+        AirLlm(rounds=8).allocate(1, reports(small, budget), small)["0"].deliver.mean
+        for budget in (1.4, 3.5, 7.3, 12.2)
+    ]
+    assert ranks == sorted(ranks)
+    assert ranks[-1] > 3 * ranks[0]
+
+
+def test_a_decision_depends_on_seed_round_and_client_alone(small):
+    clients = reports(small, 7.3, 7.3, 7.3)
+    first = AirLlm(seed=1).allocate(1, clients, small)
+    assert AirLlm(seed=1).allocate(1, clients, small) == first
+    strategy = AirLlm(seed=1)
+    torch.manual_seed(99)
+    assert strategy.allocate(1, clients, small) == first
+    sight = AirLlm(seed=1).look(1, clients, small)
+    again = AirLlm(seed=1).look(1, {"1": clients["1"]}, small)
+    torch.testing.assert_close(again.start[0], sight.start[1])
+    assert not torch.equal(AirLlm(seed=2).look(1, clients, small).start, sight.start)
+    assert not torch.equal(AirLlm(seed=1).look(2, clients, small).start, sight.start)
+
+
+def test_the_state_comes_back_from_a_checkpoint(small):
+    strategy = AirLlm()
+    strategy.allocate(1, reports(small, 3.0, 9.0), small)
+    strategy.observe(1, dict.fromkeys("01", ClientOutcome(delivered=True)))
+    strategy.allocate(2, reports(small, 1.0, 5.0), small)
+    tree, tensors = pack_state(strategy.state_dict())
+    other = AirLlm()
+    other.load_state_dict(unpack_state(json.loads(json.dumps(tree)), tensors))
+    assert other.state_dict() == strategy.state_dict()
+    clients = reports(small, 2.0, 6.0)
+    assert other.allocate(2, clients, small) == strategy.allocate(2, clients, small)
+
+
+def test_what_is_not_known_is_0_beside_its_flag(small):
+    channel = ChannelState(None, None, 1e6, 1e6, 1e6)
+    full = ClientReport(channel, DataStatistics(8.0, 0.4, None, 20.0), budget_bits=1e6)
+    bare = replace(full, statistics=None)
+    look = AirLlm().look(1, {"a": full, "b": bare}, small).states.numpy()
+    known = STATE_FEATURES.index("statistics_known")
+    assert look[:, known].tolist() == [1.0, 0.0]
+    assert np.all(look[1, known:] == 0)
+    assert np.array_equal(look[0, :known], look[1, :known])
+    without = AirLlm(use_statistics=False).look(1, {"a": full}, small).states.numpy()
+    assert np.array_equal(without[0], look[1])
+
+
+def test_features_of_projections_do_not_depend_on_the_width():
+    np.testing.assert_allclose(
+        projection_features(space_of(4, 64)), projection_features(space_of(4, 1024))
+    )
+
+
+def test_a_draft_of_nothing_sends_nothing_and_of_all_sends_the_budget(small):
+    features = torch.from_numpy(projection_features(small)).float()
+    plans = draft(torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]), features).double().numpy()
+    budget = 3.3 * small.bits(small.uniform(1))
+    assert delivered_ranks(plans[0, :, 0], small, budget) == small.uniform(0)
+    ranks = delivered_ranks(plans[1, :, 0], small, budget)
+    units = small.bits_per_parameter * np.array(small.unit_parameters)
+    assert 0 <= budget - small.bits(ranks) < units.min()
+    assert set(ranks) <= {3, 4}
+
+
+def test_a_share_below_the_smallest_is_not_sent(small):
+    plan = np.full(len(small), SMALLEST_SHARE - 1.0)
+    assert delivered_ranks(plan - SHARE_STEP, small, 1e7) == small.uniform(0)
+    assert sum(delivered_ranks(plan, small, 1e7)) > 0
+
+
+def test_the_diffusions_noise_does_not_scatter_ranks(small):
+    rng = np.random.default_rng(0)
+    budget = 1.4 * small.bits(small.uniform(1))
+    noisy = {
+        delivered_ranks(0.04 * rng.standard_normal(len(small)), small, budget) for _ in range(20)
+    }
+    assert len(noisy) == 1
+
+
+def test_training_reaches_from_the_delivered_to_the_largest_rank(small):
+    delivered = np.full(len(small), 3.0)
+    assert trained_ranks(np.full(len(small), -1.0), delivered, 11.0, small) == small.uniform(3)
+    assert trained_ranks(np.full(len(small), 1.0), delivered, 11.0, small) == small.uniform(11)
+    assert trained_ranks(np.full(len(small), 1.0), delivered, 1.0, small) == small.uniform(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 0}, "is of version 0, not 1"),
+        ({"state_features": ["snr"]}, "was trained on the state_features"),
+        ({"projection_features": ["size"]}, "was trained on the projection_features"),
+    ],
+)
+def test_a_policy_of_another_kind_is_refused_in_one_sentence(tmp_path, change, message):
+    with safe_open(SHIPPED, "pt") as file:
+        manifest = json.loads(file.metadata()["fedlora.airllm"])
+    path = tmp_path / "policy.safetensors"
+    save_file(load_file(SHIPPED), path, metadata={"fedlora.airllm": json.dumps(manifest | change)})
+    with pytest.raises(FedloraError, match=message) as caught:
+        AirLlm(policy=str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_policy_is_refused(tmp_path):
+    path = tmp_path / "policy.safetensors"
+    with pytest.raises(FedloraError, match="cannot read policy"):
+        AirLlm(policy=str(path))
+    path.write_bytes(b"nonsense")
+    with pytest.raises(FedloraError, match="cannot read policy"):
+        AirLlm(policy=str(path))
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(FedloraError, match="is no airllm policy"):
+        AirLlm(policy=str(path))
+
+
+def test_a_hundred_clients_of_opt_1_3b_are_decided_within_a_tenth_of_a_second():
+    shapes = [(2048, 2048)] * 4 + [(2048, 8192), (8192, 2048)]
+    space = RankSpace(
+        tuple(Projection(f"p{i}", layer, *s) for layer in range(24) for i, s in enumerate(shapes)),
+        16,
+    )
+    assert len(space) == 144
+    clients = reports(space, *np.linspace(0.5, 20, 100))
+    strategy = AirLlm()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = []
+    for round_ in range(1, 6):
+        # Processor time of this thread: other processes on the machine do not count.
+        started = time.thread_time()
+        strategy.allocate(round_, clients, space)
+        seconds.append(time.thread_time() - started)
+    torch.set_num_threads(threads)
+    assert min(seconds) < 0.1

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.ranks import Projection, RankSpace
+from simulations.train_policy.profile import Profile, profile_ranks
+from simulations.train_policy.setting import Setting
+from simulations.train_policy.teacher import Fading, Planner, demonstrate
+from simulations.train_policy.warm_start import noise_loss, random_space
+from strategies.airllm.features import STATE_FEATURES, projection_features
+from strategies.airllm.network import Denoiser
+
+ROUNDS, R_MAX, PRICE = 6, 8, 0.2
+
+
+@pytest.fixture(scope="module")
+def profile():
+    rounds = np.arange(1, ROUNDS + 1)
+    ranks = np.array([0.0, 1, 2, 4, 8])
+    losses = np.array([2.0 + 3.0 / (1 + r) ** 0.5 * np.exp(-0.3 * rounds) for r in ranks])
+    losses[0] = 5.0
+    return Profile(ranks, losses)
+
+
+@pytest.fixture(scope="module")
+def space():
+    return RankSpace(tuple(Projection("q", layer, 32, 32) for layer in range(3)), R_MAX)
+
+
+def scenario():
+    base = Scenario()
+    return replace(base, channel=replace(base.channel, deliver_every=1))
+
+
+def setting(**more):
+    given = {
+        "scenario": scenario(),
+        "seed": 0,
+        "snrs_db": (0.0, 10.0),
+        "channels": ("awgn", "rayleigh"),
+        "seeds": (1000, 1001),
+        "price": PRICE,
+    }
+    return Setting(**(given | more))
+
+
+def test_the_profile_interpolates_in_rounds_and_in_the_logarithm_of_the_rank(profile):
+    assert profile.loss(1.0, 4) == pytest.approx(profile.losses[3, -1])
+    assert profile.loss(0.5, 2) == pytest.approx(profile.losses[2, 2])
+    halfway = 2 ** ((np.log2(3) + np.log2(5)) / 2) - 1
+    expected = profile.losses[2:4, -1].mean()
+    assert profile.loss(1.0, halfway) == pytest.approx(expected)
+
+
+def test_the_profiled_ranks_end_with_r_max():
+    assert profile_ranks(16) == [0, 1, 2, 4, 8, 16]
+    assert profile_ranks(6) == [0, 1, 2, 4, 6]
+    assert profile_ranks(1) == [0, 1]
+
+
+@pytest.mark.parametrize("snr_db", [-5.0, 5.0, 15.0])
+def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
+    fading = Fading(snr_db, 2.0, rayleigh=False)
+    rng = np.random.default_rng(0)
+    planner = Planner(profile, fading, ROUNDS, R_MAX, PRICE, rng)
+    budget = float(fading.draw(rng, 1)[0])
+
+    def reward(schedule):
+        loss, total = 5.0, 0.0
+        for round_, send in enumerate(schedule, 1):
+            loss = planner.new_loss(round_, budget, float(send), loss)
+            total -= loss + PRICE * planner.cost(budget, float(send))
+        return total
+
+    best = max(map(reward, itertools.product((0, 1), repeat=ROUNDS)))
+    loss, chosen = 5.0, []
+    for round_ in range(1, ROUNDS + 1):
+        chosen.append(planner.choose(round_, budget, loss))
+        loss = planner.new_loss(round_, budget, chosen[-1], loss)
+    assert reward(chosen) == pytest.approx(best, abs=0.02)  # the losses are on a grid
+    assert planner.value(1, 5.0) == pytest.approx(best, abs=0.02)
+
+
+def test_fading_has_the_mean_power_of_the_snr():
+    draws = Fading(10.0, 1.0, rayleigh=True).draw(np.random.default_rng(0), 20_000)
+    assert np.mean(2**draws - 1) == pytest.approx(10.0, rel=0.03)
+    steady = Fading(10.0, 1.0, rayleigh=False).draw(np.random.default_rng(0), 2)
+    assert steady == pytest.approx([np.log2(11)] * 2)
+
+
+def test_demonstrations_send_at_first_and_hold_finite_states(profile, space):
+    rng = np.random.default_rng(0)
+    fading = Fading(5.0, 2.0, rayleigh=True)
+    shown = demonstrate(profile, space, fading, ROUNDS, PRICE, rng, clients=3, train_latent=-0.2)
+    assert shown.states.shape == (3 * ROUNDS, len(STATE_FEATURES))
+    assert np.all(np.isfinite(shown.states))
+    assert np.all((shown.weights >= 0) & (shown.weights <= 1))
+    assert np.all(shown.latents[:3, 0] > 0)
+    assert set(shown.latents[:, 1]) == {-0.2}
+
+
+def test_episodes_take_turns_through_snrs_and_channels_with_training_seeds():
+    drawn = [setting().episode(number) for number in range(4)]
+    met = {(s.channel.model, s.channel.snr_db) for s in drawn}
+    assert met == {(c, (snr,)) for c in ("awgn", "rayleigh") for snr in (0.0, 10.0)}
+    assert {s.seed for s in drawn} <= {1000, 1001}
+    assert [setting().episode(number) for number in range(4)] == drawn
+    assert all(not s.evaluate.baseline and s.evaluate.every == 1 for s in drawn)
+
+
+def test_a_scenario_with_a_training_seed_is_refused():
+    with pytest.raises(FedloraError, match="seeds from 1000 on train policies"):
+        setting(scenario=replace(scenario(), seed=1000))
+
+
+def test_random_models_have_features_in_range():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        features = projection_features(random_space(rng))
+        assert np.all(np.abs(features) <= 1.5)
+
+
+def test_a_denoiser_that_says_nothing_has_the_loss_of_the_noise():
+    denoiser = Denoiser()
+    for parameter in denoiser.parameters():
+        torch.nn.init.zeros_(parameter)
+    plans, latents = torch.zeros(4000, 3, 2), torch.zeros(4000, 4)
+    generator = torch.Generator().manual_seed(0)
+    loss = noise_loss(denoiser, plans, torch.zeros(3, 4), latents, generator)
+    assert loss.shape == (4000,)
+    assert loss.mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_rewards_weigh_the_diffusion_only_after_the_warm_up():
+    from simulations.train_policy.replay import WARM_UP, Refiner, Replay
+
+    torch.manual_seed(0)
+    denoiser = Denoiser()
+    before = [p.clone() for p in denoiser.parameters()]
+    replay, refiner = Replay.empty(), Refiner(denoiser, 0)
+    features = torch.zeros(3, 4)
+
+    def add(count):
+        replay.add(torch.zeros(count, 4), torch.zeros(count, 3, 2), features, np.ones(count))
+
+    add(WARM_UP - 1)
+    assert refiner.refine(replay, 2) == []
+    add(1)
+    assert len(refiner.refine(replay, 2)) == 2
+    assert any(not torch.equal(a, b) for a, b in zip(before, denoiser.parameters(), strict=True))
+
+
+def test_the_replay_forgets_the_oldest(monkeypatch):
+    from simulations.train_policy import replay as module
+
+    monkeypatch.setattr(module, "CAPACITY", 5)
+    replay = module.Replay.empty()
+    for value in range(3):
+        replay.add(
+            torch.zeros(2, 4), torch.zeros(2, 3, 2), torch.zeros(3, 4), np.full(2, float(value))
+        )
+    assert replay.rewards.tolist() == [0, 1, 1, 2, 2]

@@ -1,0 +1,123 @@
+"""``fedlora bench --quick`` runs every experiment, and its JSON holds figures with units."""
+
+from __future__ import annotations
+
+import json
+import math
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from fedlora.errors import FedloraError
+from simulations.bench.command import bench
+from simulations.bench.figures import Figure
+from simulations.bench.settings import QUICK, Settings
+from simulations.bench.tables import print_figures
+
+UNITS = {
+    "tokens/s",
+    "ratio",
+    "relative",
+    "s",
+    "s/step",
+    "ms",
+    "MiB",
+    "KiB",
+    "streams",
+    "imported",
+}
+CONTEST = {"split", "unsplit", "split_to_unsplit", "loss_difference"}
+IN_TURN = {"in_turn", "split_to_in_turn", "in_turn_to_unsplit"}
+MALLOCS = ("default_malloc", "malloc_without_mmap")
+OTHERS = {
+    f"edge.gpt2.{task}.{measured}"
+    for task in ("classification", "causal_lm")
+    for measured in ("peak_resident", "import", "import_cpu", "heavy_packages")
+} | {
+    "scale.minilm.stream",
+    "scale.minilm.in_process",
+    "scale.minilm.stream_to_in_process",
+    "scale.minilm.split_to_unsplit",
+    "scale.minilm.peak_resident",
+    "stream.exchange.tls",
+    "stream.exchange.in_process",
+    "stream.idle.streams",
+    "stream.idle.server",
+    "stream.idle.server_per_stream",
+}
+
+
+def expected_names() -> set[str]:
+    speed = set()
+    for malloc in MALLOCS:
+        for rows in (QUICK.speed_rows, 1):
+            prefix = f"speed.gpt2.in_process.{malloc}.rows_{rows}."
+            speed |= {prefix + name for name in CONTEST | IN_TURN}
+        prefix = f"speed.gpt2.tls.{malloc}.rows_{QUICK.speed_rows}."
+        speed |= {prefix + name for name in CONTEST}
+    return speed | OTHERS
+
+
+def test_quick_writes_every_figure_finite_and_with_its_unit(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    bench(json_file=file, quick=True)
+    content = json.loads(file.read_text())
+    figures = content["figures"]
+    assert set(figures) == expected_names()
+    for figure in figures.values():
+        assert math.isfinite(figure["value"])
+        assert figure["unit"] in UNITS
+    for name, figure in figures.items():
+        if name.endswith("loss_difference"):
+            assert figure["value"] < 1e-5
+        if name.endswith("heavy_packages"):
+            assert figure["value"] == 0
+    assert figures["stream.idle.streams"]["value"] == QUICK.idle_streams
+    assert content["settings"]["tiny"] is True
+    for facts in content["machine"].values():
+        assert facts["cores"] >= 1
+        assert facts["torch_threads"] >= 1
+        assert {"torch", "transformers", "peft"} <= set(facts["versions"])
+    assert "speed in tokens/s" in capsys.readouterr().out
+
+
+def test_an_unknown_experiment_is_refused_with_the_names_there_are():
+    with pytest.raises(FedloraError, match=r"begins with 'sped'.*speed\.gpt2\.in_process"):
+        bench(only="sped")
+
+
+def test_an_unwritable_json_file_is_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(FedloraError, match="cannot write"):
+        bench(json_file=tmp_path / "missing" / "bench.json", quick=True)
+
+
+def test_targets_are_judged_and_figures_must_be_finite():
+    assert Figure("a", 0.96, "ratio", at_least=0.95).met is True
+    assert Figure("a", 0.94, "ratio", at_least=0.95).met is False
+    assert Figure("a", 451.0, "MiB", at_most=450.0).met is False
+    assert Figure("a", 1.0, "s").met is None
+    with pytest.raises(ValueError, match="figure a is nan"):
+        Figure("a", math.nan, "s")
+
+
+def test_tables_fit_a_terminal_and_show_every_figure():
+    figures = [
+        Figure("speed.gpt2.in_process.malloc_without_mmap.rows_4.split", 1234.5, "tokens/s"),
+        Figure("speed.gpt2.in_process.malloc_without_mmap.rows_4.unsplit", 987.0, "tokens/s"),
+        Figure("edge.gpt2.causal_lm.heavy_packages", 0, "imported", at_most=0),
+    ]
+    out = StringIO()
+    print_figures(figures, Console(file=out, width=80))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for shown in ("1,234", "987", "at most 0", "imported"):
+        assert shown in text
+
+
+def test_full_sizes_are_those_that_the_targets_name():
+    settings = Settings()
+    assert (settings.speed_clients, settings.speed_rows, settings.speed_length) == (4, 4, 128)
+    assert (settings.edge_rows, settings.edge_length) == (4, 64)
+    assert (settings.scale_clients, settings.scale_rows, settings.scale_length) == (64, 4, 32)
+    assert (settings.exchange_bytes, settings.idle_streams) == (1_000_000, 256)

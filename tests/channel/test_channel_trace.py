@@ -1,0 +1,82 @@
+"""Replay of recorded channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedlora.channel.config import ChannelConfig
+from fedlora.channel.models.trace import TraceChannel
+from fedlora.errors import FedloraError
+
+
+def replay(tmp_path: Path, text: str, **config: object) -> TraceChannel:
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    return TraceChannel(ChannelConfig(**config), 0, path=str(path))
+
+
+def test_values_are_held_and_the_trace_repeats(tmp_path: Path) -> None:
+    model = replay(
+        tmp_path, "time_s,snr_db\n100,1\n102,2\n104,3\n", round_s=1.0, up_snr_offset_db=-2.0
+    )
+    links = [model.sample(7, block) for block in range(9)]
+    assert [link.down_snr_db for link in links] == [1, 1, 2, 2, 3, 3, 1, 1, 2]
+    assert [link.up_snr_db for link in links] == [-1, -1, 0, 0, 1, 1, -1, -1, 0]
+    assert {link.bandwidth_hz for link in links} == {1e6}
+
+
+def test_blocks_of_a_fractional_length_meet_their_rows(tmp_path: Path) -> None:
+    rows = "".join(f"{index * 0.1:.1f},{index}\n" for index in range(50))
+    model = replay(tmp_path, "time_s,snr_db\n" + rows, round_s=1.0, coherence_s=0.1)
+    assert [model.sample(0, b).down_snr_db for b in range(120)] == [b % 50 for b in range(120)]
+
+
+def test_directions_bandwidth_and_clients_are_read(tmp_path: Path) -> None:
+    model = replay(
+        tmp_path,
+        "\ufefftime_s, client, up_snr_db, down_snr_db, bandwidth_hz\n"
+        "0,0,1,2,1e6\n0,1,3,4,2e6\n1,0,5,6,3e6\n1,1,7,8,4e6\n",
+        round_s=1.0,
+    )
+    first, second = model.sample(0, 1), model.sample(1, 0)
+    assert (first.up_snr_db, first.down_snr_db, first.bandwidth_hz) == (5, 6, 3e6)
+    assert (second.up_snr_db, second.down_snr_db, second.bandwidth_hz) == (3, 4, 2e6)
+    with pytest.raises(FedloraError, match="no rows for client 2, only for 0, 1; add them"):
+        model.sample(2, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs time_s"),
+        ("time_s,snr_db\n", "a header but no rows"),
+        ("time_s,up_snr_db\n0,1\n", "snr_db or both up_snr_db and down_snr_db"),
+        ("time_s,snr_db,rsrp\n0,1,2\n", "unknown column 'rsrp'; known: time_s, client"),
+        ("time_s,snr_db\n0,1\n1,nan\n", "line 3 has 'nan' for snr_db"),
+        ("time_s,snr_db\n0,1\n1,\n", "line 3 has '' for snr_db"),
+        ("time_s,snr_db\n0,1\n1\n", "line 3 has None for snr_db"),
+        ("time_s,snr_db\n0,1\n1,2,3\n", "line 3 has more cells than the header"),
+        ("time_s,snr_db\n0,good\n", "line 2 has 'good' for snr_db"),
+        ("time_s,snr_db\n0,1\n2,1\n1,1\n", "line 4 has time_s 1 after 2; sort the rows"),
+        ("time_s,snr_db\n0,1\n0,2\n", "line 3 has time_s 0 after 0"),
+        ("time_s,snr_db\n0,1\n1,1\n2,1\n9,1\n", "a gap of 7 s after line 4 .* usually 1 s apart"),
+        ("time_s,client,snr_db\n0,-1,1\n", "client -1; write an index"),
+        ("time_s,snr_db,bandwidth_hz\n0,1,0\n", "is 0.0; set a number above 0"),
+    ],
+)
+def test_a_bad_trace_is_explained_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(FedloraError, match=message) as caught:
+        replay(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FedloraError, match=r"cannot read trace .*absent\.csv: No such file"):
+        TraceChannel(ChannelConfig(), 0, path=str(tmp_path / "absent.csv"))
+    with pytest.raises(FedloraError, match="path is empty; name the CSV"):
+        TraceChannel(ChannelConfig(), 0)
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FedloraError, match="it is not UTF-8 text"):
+        TraceChannel(ChannelConfig(), 0, path=str(tmp_path / "binary.csv"))

@@ -1,0 +1,64 @@
+"""A model, data and the command line, in this process and in one of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from fedlora.cli import main
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="session")
+def model(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random GPT-2 with a tokenizer."""
+    folder = tmp_path_factory.mktemp("model") / "gpt2"
+    shutil.copytree(checkpoints["gpt2"], folder)
+    words = {"</s>": 0, **{f"w{number}": number for number in range(1, 101)}}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="</s>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A csv file of 80 texts in two classes."""
+    path = tmp_path / "data.csv"
+    rows = [f"w{number % 90 + 1} w5,{'ab'[number % 2]}" for number in range(80)]
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, model: Path, data: Path) -> Path:
+    """A scenario file over both."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f'name = "mine"\n[model]\npath = "{model}"\n[data]\ntrain = "{data}"\n'
+        "[federation]\nclients = 2\n"
+    )
+    return path
+
+
+@pytest.fixture
+def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call the command line in this process; return its status and what it said of the error."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().err
+
+    return call

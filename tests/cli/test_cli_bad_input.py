@@ -1,0 +1,178 @@
+"""A user's mistake is one sentence with the value and the mend, and status 2; nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedlora.errors import FedloraError
+from fedlora.scenarios import check_scenario, find_scenario
+
+SETTINGS = {
+    "train.rouns=3": "unknown scenario key train.rouns; did you mean rounds?",
+    "train.rounds=three": "train.rounds is 'three'",
+    "task.kind=nowhere:Task": "cannot import 'nowhere'",
+    "task.kind=json:Nothing": "module 'json' has no 'Nothing'",
+    "task.kind=json:JSONDecoder": "must be a subclass of fedlora.tasks.base.Task",
+    "task.kind=clasification": "did you mean classification?",
+    "ranks.strategy=nowhere:Strategy": "cannot import 'nowhere'",
+    "ranks.strategy=unifrom": "did you mean uniform?",
+    "ranks.options.rank=3": "rank",
+    "channel.model=nowhere:Channel": "cannot import 'nowhere'",
+    "channel.schedule.scheduler=random_k": "missing a required argument: 'clients'",
+    "link.gradient=int9": "int9",
+    "model.path=/nowhere/model": "model.path is '/nowhere/model', but there is no such model",
+    "data.train=/nowhere/data.csv": "data.train is '/nowhere/data.csv', but there is no such",
+    "model.client_front=4": "leave none of the model's 4 blocks to the server; lower them",
+    "lora.targets=q_proj": "blocks; choose from c_attn, c_fc, c_proj or all-linear",
+    'task.labels=["a", "c"]': "has the class 'b', which is not among the 2 task.labels",
+    "task.max_length=5000": "task.max_length 5000 exceeds the 64 positions of the model; lower it",
+    "federation.clients=11": "80 records are too few for federation.clients 11",
+    "data.label=intent": "data.label is 'intent', but record 1 of",
+    "data.text=sentence": "data.text is 'sentence', but record 1 of",
+    "partition.column=speaker": "partition.column is 'speaker'",
+    "seed=-3": "seed is -3",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_wrong_setting_is_one_sentence(fedlora, scenario, tmp_path, setting):
+    extra = ["--set", "partition.kind=column"] if "speaker" in setting else []
+    out = tmp_path / "out"
+    status, said = fedlora("run", scenario, "--out", out, "--set", setting, *extra)
+    assert status == 2
+    assert SETTINGS[setting] in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def damaged(tmp_path: Path, model: Path, change: str) -> Path:
+    folder = tmp_path / "damaged"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    match change:
+        case "no tokenizer":
+            (folder / "tokenizer.json").unlink()
+        case "family":
+            (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+        case "no weights":
+            (folder / "model.safetensors").unlink()
+        case "cut short":
+            data = (folder / "model.safetensors").read_bytes()
+            (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+        case "no config":
+            (folder / "config.json").unlink()
+        case "config not JSON":
+            (folder / "config.json").write_text("{")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no tokenizer", "tokenizer"),
+        ("family", "model_type 'mamba'"),
+        ("no weights", "lacks model.safetensors"),
+        ("cut short", "is cut short"),
+        ("no config", "has no config.json; set model.path"),
+        ("config not JSON", "is not valid JSON"),
+    ],
+)
+def test_model_that_cannot_be_used_is_named(fedlora, scenario, model, tmp_path, change, message):
+    folder = damaged(tmp_path, model, change)
+    status, said = fedlora("run", scenario, "--set", f"model.path={folder}")
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+    assert "damaged" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", "", "holds no records"),
+        ("header.csv", "text,label\n", "holds no records"),
+        ("empty.jsonl", "", "holds no records"),
+        ("ragged.csv", "text,label\nw1,a,b\n", "line 2 has 3 fields for 2 columns"),
+        ("broken.jsonl", "{", "line 1 is not valid JSON"),
+        ("some.xml", "<a/>", "whose kind '.xml' is not known"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named(fedlora, scenario, tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    status, said = fedlora("run", scenario, "--set", f"data.train={path}")
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+    assert name in said
+
+
+def test_encoder_cannot_be_a_language_model(checkpoints, model, tmp_path, data):
+    folder = tmp_path / "bert"
+    shutil.copytree(checkpoints["bert"], folder)
+    shutil.copy(model / "tokenizer.json", folder)
+    text = f'[model]\npath = "{folder}"\n[task]\nkind = "causal_lm"\n[data]\ntrain = "{data}"\n'
+    with pytest.raises(FedloraError, match="cannot be trained as a language model"):
+        check_scenario(find_scenario(text))
+
+
+def test_sound_scenario_passes_the_check(scenario):
+    check_scenario(find_scenario(str(scenario)))
+
+
+def test_folder_with_other_files_is_not_taken(fedlora, scenario, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    status, said = fedlora("run", scenario, "--out", tmp_path)
+    assert status == 2
+    assert "is not empty and holds no earlier run; choose another folder" in said
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_unknown_scenario_names_the_nearest(fedlora):
+    status, said = fedlora("run", "quikstart")
+    assert status == 2
+    assert "no scenario is called 'quikstart'; did you mean quickstart?" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--out", "x"], "nowhere"),
+        (["nowhere"], "--out"),
+        (["nowhere", "--out", "x", "--format", "onnx"], "onnx"),
+        (["nowhere", "--out", "x", "--rank", "0"], "--rank"),
+    ],
+)
+def test_export_that_cannot_be_is_refused(fedlora, arguments, message):
+    status, said = fedlora("export", *arguments)
+    assert status == 2
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_unknown_verb_and_option_are_refused(fedlora):
+    assert fedlora("rnu")[0] == 2
+    assert fedlora("run", "--sett", "a=b")[0] == 2
+
+
+def test_process_exits_without_a_traceback(scenario, tmp_path):
+    """The same in a process of its own, as a user calls it."""
+    command = [sys.executable, "-c", "from fedlora.cli import main; main()"]
+    ended = subprocess.run(
+        [*command, "run", str(scenario), "--set", "lora.targets=q_proj"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("fedlora: lora.targets names 'q_proj'")
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from fedlora.errors import FedloraError
+from simulations.compare.strategies import parse_snrs_db, parse_strategies
+
+
+def test_strategies_may_have_options_and_come_from_modules():
+    parsed = parse_strategies('greedy, uniform(r=4),my.module:Mine(step=0.1, name="a b")')
+    assert [(c.name, c.options) for c in parsed] == [
+        ("greedy", {}),
+        ("uniform", {"r": 4}),
+        ("my.module:Mine", {"step": 0.1, "name": "a b"}),
+    ]
+    assert [c.label for c in parsed][1] == "uniform(r=4)"
+
+
+def test_a_range_of_ranks_stands_for_each_of_them():
+    labels = [c.label for c in parse_strategies("uniform(r=1..16),greedy")]
+    assert len(labels) == 17
+    assert labels[0] == "uniform(r=1)"
+    assert labels[15] == "uniform(r=16)"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "greedy,,random", "uniform(r=4", "uniform(4)", "greedy,greedy"]
+)
+def test_strategies_that_cannot_be_read_are_named(text):
+    with pytest.raises(FedloraError) as caught:
+        parse_strategies(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_snrs_are_numbers_of_db():
+    assert parse_snrs_db("-5, 0,7.5") == [-5.0, 0.0, 7.5]
+
+
+@pytest.mark.parametrize("text", ["", "5;10", "5,x", "nan", "inf", "5,5", "1000"])
+def test_snrs_that_do_not_parse_are_quoted(text):
+    with pytest.raises(FedloraError, match=r"--snr .*; (write|list)"):
+        parse_snrs_db(text)

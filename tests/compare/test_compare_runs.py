@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from fedlora.config import load_scenario, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.scenarios import find_scenario
+from simulations.compare.report import write_results
+from simulations.compare.runner import run_missing
+from simulations.compare.store import COLUMNS, CompareFolder
+from simulations.compare.strategies import parse_strategies
+from simulations.compare.trial import Result, Trial, run_reference, run_trial, use_python_path
+
+STRANGER = """
+from fedlora.ranks import RankDecision, RankStrategy
+
+
+class Alternate(RankStrategy):
+    def __init__(self, rank=2):
+        self.rank = rank
+
+    def allocate(self, round, clients, space):
+        deliver = space.uniform(self.rank if round % 2 else 0)
+        return dict.fromkeys(clients, RankDecision(space.uniform(self.rank), deliver))
+"""
+
+
+@pytest.fixture
+def scenario(shared, monkeypatch):
+    monkeypatch.setenv("FEDLORA_SHARED", str(shared))
+    overrides = ["data.max_rows=40", "federation.clients=2", "train.rounds=2", "train.steps=1"]
+    return with_overrides(find_scenario("study-awgn"), overrides)
+
+
+def result(strategy, snr_db, seed, reward):
+    row = dict.fromkeys(COLUMNS, 1.0) | {
+        "strategy": strategy,
+        "snr_db": snr_db,
+        "seed": seed,
+        "reward": reward,
+        "late": 0,
+    }
+    trace = [
+        {"round": r, "client": "0", "snr_db": 3.0, "mean_rank": 2.0, "delivered": True, "loss": 1.0}
+        for r in (1, 2)
+    ]
+    return Result(row, [(0, "q_proj"), (1, "q_proj")], [2.0, 1.0], trace)
+
+
+def test_a_strangers_strategy_runs_and_an_empty_delivery_keeps_the_adapter(
+    scenario, tmp_path, monkeypatch
+):
+    (tmp_path / "stranger_strategy.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scenario = replace(scenario, python_path=str(tmp_path))
+    use_python_path(scenario)
+    (contender,) = parse_strategies("stranger_strategy:Alternate(rank=3)")
+    reference = run_reference(scenario, 1)
+    found = run_trial(scenario, Trial(contender, 5.0, 1), reference, 0.2)
+    assert found.mean_ranks == [1.5] * len(found.projections)
+    # Three ranks to two clients in the first round, nothing in the second.
+    assert found.row["adapter_bits"] == 2 * 3 * 155_648
+    assert found.row["late"] == 0
+    first, second = ([t["loss"] for t in found.trace if t["round"] == r] for r in (1, 2))
+    assert second == first
+    again = run_trial(scenario, Trial(contender, 5.0, 1), reference, 0.2)
+    assert again == found
+
+
+def test_a_strategy_that_errs_ends_the_comparison_with_its_fault(scenario):
+    (contender,) = parse_strategies("uniform(r=99)")
+    with pytest.raises(FedloraError, match="rank 99"):
+        run_trial(scenario, Trial(contender, 5.0, 1), [], 0.2)
+
+
+def test_a_comparison_goes_on_where_it_stopped(scenario, tmp_path):
+    folder = CompareFolder(tmp_path, scenario, 0.2)
+    for item in (result("greedy", 0.0, 1, 0.1), result("random", 0.0, 1, -0.1)):
+        folder.add(item)
+    with (tmp_path / "trials.jsonl").open("a") as stream:
+        stream.write('{"row": {"strat')  # killed while writing
+    again = CompareFolder(tmp_path, scenario, 0.2)
+    assert again.finished == {("greedy", 0.0, 1), ("random", 0.0, 1)}
+    again.add(result("greedy", 0.0, 2, 0.1))
+    assert len(CompareFolder(tmp_path, scenario, 0.2).results) == 3
+    (greedy,) = parse_strategies("greedy")
+    run_missing(again, scenario, [Trial(greedy, 0.0, seed) for seed in (1, 2)], 0.2, workers=1)
+    assert len(again.results) == 3
+
+
+def test_a_folder_of_another_comparison_is_refused(scenario, tmp_path):
+    CompareFolder(tmp_path, scenario, 0.2)
+    for other, price in ((replace(scenario, seed=2), 0.2), (scenario, 0.3)):
+        with pytest.raises(FedloraError, match="comparison with other settings"):
+            CompareFolder(tmp_path, other, price)
+    assert load_scenario(tmp_path / "scenario.toml") == scenario
+
+
+def test_tables_and_plots_are_written(scenario, tmp_path):
+    folder = CompareFolder(tmp_path, scenario, 0.2)
+    for strategy, base in (("greedy", 0.0), ("uniform(r=1)", -1.0), ("uniform(r=2)", -0.5)):
+        for snr_db in (0.0, 5.0):
+            for seed in (1, 2, 3):
+                folder.add(result(strategy, snr_db, seed, base + 0.01 * seed * snr_db))
+    with (tmp_path / "printed.txt").open("w") as stream:
+        write_results(folder, scenario, Console(file=stream, width=120))
+    with (tmp_path / "compare.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 18
+    with (tmp_path / "winners.csv").open() as stream:
+        best = list(csv.DictReader(stream))
+    assert [(row["winner"], row["second"]) for row in best] == [
+        ("greedy", "best fixed rank, uniform(r=2)")
+    ] * 2
+    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert {"metric-over-snr", "bits-over-snr", "metric-over-bits", "ranks-greedy"} <= names
+    assert "uniform(r=2)" in (tmp_path / "printed.txt").read_text()

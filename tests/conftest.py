@@ -1,0 +1,32 @@
+"""Fixtures that several areas share: tiny checkpoints, and where real data may be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import CONFIGS, random_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of a random checkpoint for each family, as ``save_pretrained`` writes it."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    folders = {}
+    for name in CONFIGS:
+        folders[name] = root / name
+        random_model(name).save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real data and models; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("FEDLORA_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data at {folder}; set FEDLORA_SHARED to run this")
+    return folder

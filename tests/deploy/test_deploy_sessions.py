@@ -1,0 +1,189 @@
+"""Sessions of devices: opened by an invitation, lost, and opened again; Flower's part is played."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import clients.device
+import fedlora.server.sessions
+from clients.device import state_folder, take_part
+from clients.keeper import Keeper
+from fedlora.config import Scenario, scenario_from_toml, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.link.stream_client import StreamClient
+from fedlora.report.run_folder import RunFolder
+from fedlora.server.flower import _train
+from fedlora.server.run import ServerRun
+from fedlora.server.sessions import RECORD, Node, session_ttl_s
+from fedlora.state import RoundStates
+
+SCENARIO = """
+[model]
+path = "package:simulations/quickstart/decoder"
+[task]
+max_length = 12
+[data]
+label = "intent"
+max_rows = 30
+[federation]
+clients = 2
+min_clients = 2
+connect_timeout_s = 60
+[train]
+rounds = 3
+steps = 2
+batch_size = 2
+[lora]
+r_max = 2
+[evaluate]
+baseline = false
+every = 3
+"""
+NODES = [Node(id=10, client=0, simulated=False), Node(id=11, client=1, simulated=False)]
+
+
+def tiny(*overrides: str) -> Scenario:
+    return with_overrides(scenario_from_toml(SCENARIO), overrides)
+
+
+class Devices:
+    """Plays Flower: each session message starts the device's part in a thread."""
+
+    def __init__(self, states: Path) -> None:
+        self.states = states
+        self.sent: list[int] = []
+        self._replies: list[SimpleNamespace] = []
+
+    def push_messages(self, messages):
+        names = []
+        for message in messages:
+            names.append(f"message-{len(self.sent)}")
+            self.sent.append(message.metadata.dst_node_id)
+            threading.Thread(target=self._run, args=(names[-1], message), daemon=True).start()
+        return names
+
+    def pull_messages(self, ids):
+        found = [r for r in self._replies if r.metadata.reply_to_message_id in ids]
+        self._replies = [r for r in self._replies if r not in found]
+        return found
+
+    def send_and_receive(self, messages, timeout=None):
+        return []
+
+    def _run(self, name, message):
+        error = take_part(message.content[RECORD], {"state": str(self.states)})
+        metadata = SimpleNamespace(
+            reply_to_message_id=name, src_node_id=message.metadata.dst_node_id
+        )
+        self._replies.append(
+            SimpleNamespace(
+                metadata=metadata, has_error=lambda: False, content={RECORD: {"error": error}}
+            )
+        )
+
+
+@pytest.fixture(autouse=True)
+def letters(monkeypatch):
+    """Messages that can be written outside Flower's processes."""
+
+    def write(content, *, dst_node_id, message_type, ttl):
+        assert message_type == "train.session"
+        assert ttl > 0
+        return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
+
+    monkeypatch.setattr(fedlora.server.sessions, "Message", write)
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Make client 1 lose its stream at its third step, or whenever the list says."""
+    when = [3]
+    streams: list[StreamClient] = []
+    steps = [0]
+
+    class Noted(StreamClient):
+        def serve(self, clients, hellos):
+            if "1" in clients:
+                streams.append(self)
+            super().serve(clients, hellos)
+
+    class Unlucky(Keeper):
+        def handle(self, frame):
+            if frame.client == "1" and frame.kind == "step":
+                steps[0] += 1
+                if steps[0] in when:
+                    streams[-1]._stream.call.cancel()
+            return super().handle(frame)
+
+    monkeypatch.setattr(clients.device, "StreamClient", Noted)
+    monkeypatch.setattr(clients.device, "Keeper", Unlucky)
+    return when
+
+
+def train(scenario: Scenario, tmp_path: Path) -> tuple[Devices, ServerRun, RunFolder]:
+    folder = RunFolder.create(tmp_path / "run")
+    devices, server = Devices(tmp_path / "states"), ServerRun(scenario, folder)
+    _train(devices, server, NODES, {}, folder)
+    return devices, server, folder
+
+
+def test_a_device_whose_stream_broke_is_left_out_and_rejoins(tmp_path, cut_off):
+    devices, server, folder = train(tiny(), tmp_path)
+    rounds = folder.read_metrics()
+    assert [r["round"] for r in rounds] == [1, 2, 3]
+    assert [r["lost"] for r in rounds] == [[], ["1"], []]
+    assert [{c: own["rows"] for c, own in r["clients"].items()} for r in rounds] == [
+        {"0": 4, "1": 4},
+        {"0": 4, "1": 0},
+        {"0": 4, "1": 4},
+    ]
+    assert devices.sent == [10, 11, 11]
+    assert server.cohort.lost == {}
+    assert server.cohort.times_lost["1"] == 1
+    [run] = list((tmp_path / "states").iterdir())
+    assert RoundStates(run / "0").rounds() == [3, 2]
+    assert RoundStates(run / "1").rounds() == [3, 1]
+
+
+def test_a_device_that_is_lost_too_often_is_not_invited_again(tmp_path, cut_off):
+    cut_off[:] = range(100)
+    devices, server, folder = train(
+        tiny("train.rounds=6", "federation.min_clients=1", "evaluate.every=6"), tmp_path
+    )
+    assert len(folder.read_metrics()) == 6
+    assert devices.sent.count(11) <= 4
+    assert server.cohort.clients == ["0"]
+    assert "gone" in server.cohort.lost["1"]
+
+
+def test_too_few_devices_end_the_run_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(clients.device, "hello", _wrong_hello)
+    with pytest.raises(FedloraError, match=r"1 of 2 clients connected.*protocol"):
+        train(tiny(), tmp_path)
+
+
+def _wrong_hello(parts, client, token=""):
+    from dataclasses import replace
+
+    from clients.build import hello
+
+    frame = hello(parts, client, token)
+    if client.name == "0":
+        return frame
+    return replace(frame, fields={**frame.fields, "protocol": 99})
+
+
+def test_a_session_outlives_its_exchanges():
+    scenario = tiny("train.steps=1000", "train.rounds=100")
+    exchanges = scenario.train.rounds * scenario.train.steps
+    assert session_ttl_s(scenario) > exchanges * scenario.link.step_timeout_s
+
+
+@pytest.mark.parametrize("name", ["", "../../etc", "0123456789abcdeg", "0" * 17])
+def test_a_run_name_cannot_lead_out_of_the_state_folder(tmp_path, name):
+    with pytest.raises(FedloraError, match="the run is called"):
+        state_folder({"state": str(tmp_path)}, name)

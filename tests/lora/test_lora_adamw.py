@@ -1,0 +1,121 @@
+"""The optimiser is torch's AdamW where every component trains, and leaves the others alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lora_factors import SIZES, factors, set_random_gradients, values
+
+from fedlora.errors import FedloraError
+from fedlora.lora.adamw import ComponentAdamW, clip_global_norm
+
+ALL = torch.ones(len(SIZES), 3, dtype=torch.bool)
+SOME = torch.tensor([[True, True, False], [False, False, False]])
+
+
+def moments(optimizer: ComponentAdamW) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_all_components_active_is_torch_adamw(weight_decay):
+    ours, theirs = factors(), factors()
+    optimizer = ComponentAdamW(ours, weight_decay)
+    reference = torch.optim.AdamW(
+        [f for p in theirs for f in (p.A, p.B)], weight_decay=weight_decay
+    )
+    for step in range(20):
+        rate = 0.1 / (1 + step)
+        set_random_gradients(ours, step)
+        set_random_gradients(theirs, step)
+        optimizer.step(rate, ALL)
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+    for mine, other in zip(values(ours), values(theirs), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_untouched_components_keep_weights_moments_and_counters():
+    projections = factors()
+    optimizer = ComponentAdamW(projections, weight_decay=0.3)
+    for step in range(3):  # momentum that would carry every component on
+        set_random_gradients(projections, step)
+        optimizer.step(0.1, ALL)
+    weights, state = values(projections), moments(optimizer)
+    for step in range(3, 9):
+        set_random_gradients(projections, step)
+        optimizer.step(0.1, SOME)
+    after, new_state = values(projections), moments(optimizer)
+    assert torch.equal(after[0][2], weights[0][2])
+    assert torch.equal(after[1][:, 2], weights[1][:, 2])
+    assert torch.equal(after[2], weights[2])
+    assert torch.equal(after[3], weights[3])
+    for name, tensor in state.items():
+        if name == "steps":
+            assert tensor.tolist() == [[3, 3, 3], [3, 3, 3]]
+            assert new_state[name].tolist() == [[9, 9, 3], [3, 3, 3]]
+        elif int(name.partition(".")[0]) < 2:  # both factors' moments hold a component in a row
+            assert torch.equal(tensor[2], new_state[name][2])
+            assert not torch.equal(tensor[:2], new_state[name][:2])
+        else:
+            assert torch.equal(tensor, new_state[name])
+
+
+def test_component_that_starts_late_is_corrected_from_its_own_first_step():
+    """The oracle gives the late component an AdamW of its own, which starts when it does."""
+    projections = factors()
+    optimizer = ComponentAdamW(projections)
+    late = torch.nn.Parameter(projections[0].A[2].detach().clone())
+    reference = torch.optim.AdamW([late], lr=0.1, weight_decay=0.0)
+    for step in range(8):
+        set_random_gradients(projections, step)
+        if step >= 5:
+            late.grad = projections[0].A.grad[2].clone()
+            reference.step()
+        optimizer.step(0.1, ALL if step >= 5 else SOME)
+    torch.testing.assert_close(projections[0].A[2], late, rtol=1e-5, atol=1e-6)
+
+
+def test_state_goes_round():
+    first = factors()
+    optimizer = ComponentAdamW(first, 0.1)
+    for step in range(4):
+        set_random_gradients(first, step)
+        optimizer.step(0.1, ALL if step % 2 else SOME)
+    second = factors()
+    with torch.no_grad():
+        for mine, other in zip(second, first, strict=True):
+            mine.A.copy_(other.A)
+            mine.B.copy_(other.B)
+    resumed = ComponentAdamW(second, 0.1)
+    resumed.load_state_dict(moments(optimizer))
+    for projections, its in ((first, optimizer), (second, resumed)):
+        set_random_gradients(projections, 9)
+        its.step(0.05, ALL)
+    assert all(torch.equal(a, b) for a, b in zip(values(first), values(second), strict=True))
+
+
+def test_state_of_another_rank_is_refused():
+    state = ComponentAdamW(factors(r_max=2)).state_dict()
+    with pytest.raises(FedloraError, match="of other projections"):
+        ComponentAdamW(factors()).load_state_dict(state)
+
+
+def test_gradients_are_forgotten():
+    projections = factors()
+    set_random_gradients(projections, 0)
+    ComponentAdamW(projections).zero_grad()
+    assert all(p.A.grad is None and p.B.grad is None for p in projections)
+
+
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+def test_global_norm_is_clipped_as_torch_clips_it(norm):
+    ours, theirs = factors(), factors()
+    set_random_gradients(ours, 0)
+    set_random_gradients(theirs, 0)
+    gradients = [f.grad for p in ours for f in (p.A, p.B)]
+    reference = torch.nn.utils.clip_grad_norm_([f for p in theirs for f in (p.A, p.B)], norm)
+    assert clip_global_norm(gradients, norm) == pytest.approx(float(reference))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.A.grad, other.A.grad)
+        torch.testing.assert_close(mine.B.grad, other.B.grad)

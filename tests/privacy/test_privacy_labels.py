@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from fedlora.errors import FedloraError
+from fedlora.privacy.labels import RandomisedLabels, flip_probability, randomise
+
+
+@pytest.mark.parametrize("classes", [2, 4, 77])
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 8.0, 50.0])
+def test_the_likelihood_ratio_of_any_two_labels_is_the_exponential_of_epsilon(
+    classes: int, epsilon: float
+) -> None:
+    flip = flip_probability(classes, epsilon)
+    assert math.log1p(-flip) - math.log(flip / (classes - 1)) == pytest.approx(epsilon)
+
+
+@pytest.mark.parametrize(("classes", "epsilon"), [(2, 1.0), (5, 2.0)])
+def test_labels_are_drawn_with_these_probabilities(classes: int, epsilon: float) -> None:
+    draws, label = 20_000, 1
+    counts = [0] * classes
+    for _ in range(draws):
+        counts[randomise(label, classes, epsilon)] += 1
+    flip = flip_probability(classes, epsilon)
+    for other, count in enumerate(counts):
+        chance = 1 - flip if other == label else flip / (classes - 1)
+        assert binomtest(count, draws, chance).pvalue > 1e-9
+
+
+def test_a_label_is_drawn_once_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
+    truth = {sample: sample % 3 for sample in range(500)}
+    first = RandomisedLabels(path, 3, 0.5).draw(truth)
+    assert first != truth
+    again = RandomisedLabels(path, 3, 0.5)
+    assert again.draw(dict.fromkeys(truth, 0)) == first
+    more = again.draw(truth | {1000: 2})
+    assert {sample: more[sample] for sample in truth} == first
+    assert RandomisedLabels(path, 3, 0.5).draw({1000: 0}) == {1000: more[1000]}
+
+
+def test_drawing_again_at_another_epsilon_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
+    RandomisedLabels(path, 3, 0.5).draw({1: 2})
+    with pytest.raises(FedloraError, match=r"drawn for 3 classes at epsilon 0\.5, not 3 at 8"):
+        RandomisedLabels(path, 3, 8.0)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "", lambda text: 2 * text])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage) -> None:
+    path = tmp_path / "labels"
+    RandomisedLabels(path, 3, 0.5).draw({1: 2, 2: 0})
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(FedloraError, match="are damaged; restore them"):
+        RandomisedLabels(path, 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "epsilon", "message"),
+    [
+        (0, 1, 1.0, "1 classes leave no label"),
+        (2, 2, 1.0, "label 2 is not among 2 classes"),
+        (-1, 2, 1.0, "label -1 is not among"),
+        (0, 2, 0.0, "epsilon is 0"),
+    ],
+)
+def test_wrong_values_are_refused(label: int, classes: int, epsilon: float, message: str) -> None:
+    with pytest.raises(FedloraError, match=message):
+        randomise(label, classes, epsilon)

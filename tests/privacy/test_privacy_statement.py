@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from fedlora.errors import FedloraError
+from fedlora.privacy.accounting import SampledAccountant, exact_epsilon, rdp_epsilon, rho
+from fedlora.privacy.calibration import calibrate_sigma
+from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.privacy.statement import (
+    ACTIVATIONS,
+    PERSONAL_HEAD,
+    Exposure,
+    Sampling,
+    privacy_statement,
+)
+from fedlora.report.summary import PRIVACY_KEYS
+
+UPLOADS = 3
+SIGMA = calibrate_sigma(8.0, 1e-5, UPLOADS)
+POLICY = PrivacyPolicy(epsilon=8.0)
+PUBLIC = Exposure(head="public")
+
+
+def state(policy: PrivacyPolicy = POLICY, exposure: Exposure = PUBLIC, **more: object) -> dict:
+    return privacy_statement(policy, UPLOADS * rho(SIGMA), SIGMA, exposure=exposure, **more)
+
+
+def test_the_headline_is_replace_one_with_zero_out_beside_it() -> None:
+    block = state()
+    assert set(PRIVACY_KEYS) <= set(block)
+    assert block["epsilon"] == pytest.approx(8.0, rel=1e-6)
+    assert block["adjacency"].startswith("replace-one")
+    assert block["epsilon_exact"] == pytest.approx(exact_epsilon(UPLOADS * rho(SIGMA), 1e-5))
+    zero_out = UPLOADS * rho(SIGMA, "zero_out")
+    assert block["zero_out"]["epsilon"] == pytest.approx(rdp_epsilon(zero_out, 1e-5))
+    assert block["zero_out"]["epsilon"] < block["epsilon_exact"] < block["epsilon"]
+    assert block["guarantee"]
+
+
+def test_what_leaves_unprotected_is_named() -> None:
+    excluded = " ".join(state()["excludes"])
+    assert ACTIVATIONS in excluded
+    assert PERSONAL_HEAD not in excluded
+    assert "Losses" not in excluded
+    exposure = Exposure(head="shared", embedding=True, losses=True, statistics=True)
+    excluded = " ".join(state(exposure=exposure)["excludes"])
+    for part in (PERSONAL_HEAD, "leaves the client", "embeddings", "Losses", "Statistics"):
+        assert part in excluded
+    assert PERSONAL_HEAD in state(exposure=Exposure(head="personal"))["excludes"]
+
+
+def test_noised_activations_move_to_what_is_covered() -> None:
+    block = state(PrivacyPolicy(epsilon=8.0, activation_sigma=4.0))
+    assert ACTIVATIONS not in block["excludes"]
+    assert any("activations" in text for text in block["covers"])
+
+
+def test_a_token_unit_says_that_texts_are_protected_less() -> None:
+    block = state(PrivacyPolicy(epsilon=8.0, unit="token"))
+    assert "single token" in block["covers"][0]
+    assert any("longer" in text for text in block["excludes"])
+
+
+def test_an_insecure_seed_takes_every_guarantee_away() -> None:
+    block = state(
+        PrivacyPolicy(epsilon=8.0, insecure_noise_seed=1), sampling=Sampling(rate=0.1, steps=5)
+    )
+    assert not block["guarantee"]
+    assert block["epsilon"] is block["epsilon_exact"] is block["zero_out"]["epsilon"] is None
+    assert "insecure_noise_seed 1" in block["warning"]
+    assert "adapter" not in block
+
+
+def test_sampling_is_stated_beside_the_local_epsilon_and_not_as_a_guarantee() -> None:
+    adapter = state(sampling=Sampling(rate=0.01, steps=300))["adapter"]
+    accountant = SampledAccountant()
+    accountant.step(SIGMA, 0.01, 300)
+    assert adapter["epsilon"] == pytest.approx(8.0, rel=1e-6)
+    assert adapter["epsilon_sampled"] == accountant.rdp_epsilon(1e-5) < adapter["epsilon"]
+    assert adapter["epsilon_sampled_prv"] <= adapter["epsilon_sampled"]
+    assert "no guarantee" in adapter["sampled_meaning"]
+
+
+def test_the_block_is_json() -> None:
+    block = state(sampling=Sampling(rate=0.01, steps=300))
+    assert json.loads(json.dumps(block, allow_nan=False)) == block
+    infinite = privacy_statement(POLICY, math.inf, SIGMA, exposure=PUBLIC)
+    json.dumps(infinite, allow_nan=False)
+
+
+def test_nothing_is_stated_where_nothing_is_protected() -> None:
+    with pytest.raises(FedloraError, match="privacy is off"):
+        privacy_statement(PrivacyPolicy(), 1.0, 1.0, exposure=PUBLIC)
+    with pytest.raises(FedloraError, match="state nothing"):
+        privacy_statement(POLICY, math.nan, 1.0, exposure=PUBLIC)

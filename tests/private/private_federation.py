@@ -1,0 +1,98 @@
+"""Small private federations in this process, with a tap on what each client uploads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clients.build import SimulatedData, hello, load_parts
+from clients.edge_client import EdgeClient
+from clients.private import OwnerTerms
+from fedlora.config import Scenario, with_overrides
+from fedlora.link.frame import Frame
+from fedlora.link.local import LocalLink, edge_executor
+from fedlora.report.records import RoundRecord
+from fedlora.server.run import ServerRun
+
+LABELS = ("cold", "mild", "warm")
+Handler = Callable[[Frame], Frame]
+
+
+def write_records(path: Path, rows: int) -> Path:
+    rng = random.Random(1)
+    words = {"cold": ["snow", "ice"], "mild": ["rain", "fog"], "warm": ["sun", "beach"]}
+    lines = ["text,label"]
+    for number in range(rows):
+        label = LABELS[number % 3]
+        text = [rng.choice([*words[label], "lamp", "door"]) for _ in range(rng.randint(2, 6))]
+        lines.append(f"{' '.join(text)} {number},{label}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def scenario(data: Path, *overrides: str) -> Scenario:
+    defaults = [
+        f"data.train={data}",
+        "data.holdout=0.2",
+        "federation.clients=2",
+        "partition.min_rows=4",
+        "lora.r_max=2",
+        "task.max_length=12",
+        "train.rounds=2",
+        "train.steps=2",
+        "train.batch_size=4",
+        "evaluate.baseline=false",
+        "evaluate.report=true",
+        "head.share=step",
+        "privacy.sigma=2.0",
+        "privacy.release=logits",
+        "compute.threads=1",
+    ]
+    return with_overrides(Scenario(), [*defaults, *overrides])
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.rounds: list[RoundRecord] = []
+
+    def append_event(self, event: str, /, **fields: Any) -> None:
+        del event, fields
+
+    def append_round(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
+
+
+class Federation:
+    """A server and its clients; ``sent`` holds every pair of request and reply."""
+
+    def __init__(self, config: Scenario, terms: dict[int, OwnerTerms] | None = None) -> None:
+        self.recorder, self.sent = Recorder(), list[tuple[Frame, Frame]]()
+        data = SimulatedData(config, config.federation.clients)
+        self.parts = load_parts(config, data.labels)
+        self.server = ServerRun(config, self.recorder)
+        self.clients = [
+            data.build(self.parts, number, terms=(terms or {}).get(number))
+            for number in range(config.federation.clients)
+        ]
+        executor = edge_executor(1)
+        for client in self.clients:
+            opening = hello(self.parts, client)
+            self.server.admit(opening)
+            self.server.join(LocalLink(client.name, self._tap(client), executor), opening)
+
+    def _tap(self, client: EdgeClient) -> Handler:
+        def handle(frame: Frame) -> Frame:
+            reply = client.handle(frame)
+            self.sent.append((frame, reply))
+            return reply
+
+        return handle
+
+    def run(self) -> Federation:
+        self.server.training.run()
+        return self
+
+    def replies(self, kind: str) -> list[Frame]:
+        return [reply for _, reply in self.sent if reply.kind == kind]

@@ -1,0 +1,190 @@
+"""A whole private run: what travels, what it costs, and what the summary says of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import dp_accounting
+import pytest
+import torch
+from dp_accounting.rdp import RdpAccountant
+from private_federation import Federation, scenario
+
+from clients.private import OwnerTerms
+from fedlora.config import scenario_from_toml, scenario_to_toml
+from fedlora.errors import FedloraError
+from fedlora.link import messages as m
+from fedlora.lora.export import Adapter
+from fedlora.privacy.accounting import ORDERS
+from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.policy import ClientLimit
+from fedlora.report.run_folder import RunFolder
+from fedlora.server.partial import summarise_rounds
+from fedlora.server.results import export, write_results
+from fedlora.server.run import ServerRun
+
+CLIP_NORM, DELTA = 0.05, 1e-5
+
+
+def accounted(sigma: float, uploads: int) -> float:
+    """Return the replace-one epsilon of so many uploads, from an independent accountant."""
+    accountant = RdpAccountant(ORDERS)
+    event = dp_accounting.GaussianDpEvent(sigma / 2)
+    accountant.compose(dp_accounting.SelfComposedDpEvent(event, uploads))
+    return float(accountant.get_epsilon(DELTA))
+
+
+@pytest.mark.parametrize("release", ["full", "row_space", "logits"])
+def test_a_clients_epsilon_is_that_of_an_independent_accountant(
+    records: Path, release: str
+) -> None:
+    federation = Federation(scenario(records, f"privacy.release={release}", "train.rounds=4")).run()
+    for client in federation.clients:
+        uploads = 4 * 2 * 4 / len(client.batches.samples)
+        own = federation.recorder.rounds[-1]["clients"][client.name]["epsilon"]
+        times = 1 if release == "logits" else math.ceil(uploads)
+        assert times > 1 or release == "logits"
+        assert own == pytest.approx(accounted(2.0, times), rel=1e-6)
+    block = federation.server.training.summary_fields()["privacy"]
+    epsilons = [c["epsilon"] for c in federation.recorder.rounds[-1]["clients"].values()]
+    assert block["epsilon"] == pytest.approx(max(epsilons))
+    assert block["guarantee"]
+
+
+def test_a_target_epsilon_is_met_and_not_passed(records: Path) -> None:
+    config = scenario(records, "privacy.release=row_space")
+    table = scenario_to_toml(config).replace("sigma = 2.0", "epsilon = 8.0")
+    federation = Federation(scenario_from_toml(table)).run()
+    epsilon = federation.server.training.summary_fields()["privacy"]["epsilon"]
+    assert 7.99 < epsilon <= 8.0
+
+
+@pytest.mark.parametrize(("release", "width"), [("full", 128), ("row_space", 2), ("logits", 2)])
+def test_nothing_of_a_label_leaves_but_the_release(records: Path, release: str, width: int) -> None:
+    federation = Federation(scenario(records, f"privacy.release={release}")).run()
+    answers = federation.replies(m.GRADIENT)
+    assert len(answers) == 2 * 2 * 2
+    for reply in answers:
+        assert set(reply.fields) == {"weight", "rho", "sigma"}
+        assert set(reply.tensors) <= {"gradient", "activation", "lengths"}
+        assert reply.tensors["gradient"].shape == (4, width)
+    for reply in federation.replies(m.ROUND_REPORT):
+        assert set(reply.fields) == {"samples"}
+        assert not reply.tensors
+
+
+def test_the_shared_head_trains_and_is_the_same_everywhere(records: Path) -> None:
+    federation = Federation(scenario(records))
+    first, second = (client.head.module.weight for client in federation.clients)
+    start = first.detach().clone()
+    federation.run()
+    assert torch.equal(first, second)
+    assert not torch.equal(first, start)
+
+
+def test_metrics_stay_home_unless_the_scenario_lets_them_out(records: Path) -> None:
+    federation = Federation(scenario(records, "evaluate.report=false")).run()
+    assert federation.recorder.rounds[-1]["metric"] is None
+    assert all(reply.fields == {"counts": None} for reply in federation.replies(m.METRICS))
+    assert not any(request.kind == m.EVAL for request, _ in federation.sent)
+    told = Federation(scenario(records)).run()
+    assert told.recorder.rounds[-1]["metric"] is not None
+    texts = [f.server.training.summary_fields()["privacy"]["excludes"] for f in (federation, told)]
+    assert not any("metrics" in text for text in texts[0])
+    assert any("metrics" in text for text in texts[1])
+
+
+def test_an_owner_can_keep_metrics_that_the_scenario_asks_for(records: Path) -> None:
+    federation = Federation(scenario(records), {0: OwnerTerms(reports=False)}).run()
+    rounds = federation.recorder.rounds[-1]["clients"]
+    assert rounds["0"]["metric"] is None
+    assert rounds["1"]["metric"] is not None
+
+
+def test_the_run_goes_on_without_a_client_whose_budget_is_spent(
+    records: Path, tmp_path: Path
+) -> None:
+    config = scenario(records, "privacy.release=full", "train.rounds=3", "privacy.uploads=2")
+    terms = OwnerTerms(tmp_path / "ledger", ClientLimit(8.0))
+    federation = Federation(config, {0: terms})
+    release = federation.clients[0].release
+    release._ledger.charge(release._ids[:16], 2.0)  # another run spends what the plan counted on
+    federation.run()
+    assert len(federation.recorder.rounds) == 3
+    assert "does not pay" in federation.server.cohort.lost["0"]
+    assert [record["lost"] for record in federation.recorder.rounds].count(["0"]) == 1
+    assert federation.server.cohort.clients == ["1"]
+
+
+def test_the_ledger_of_a_run_holds_what_the_record_says(records: Path, tmp_path: Path) -> None:
+    config = scenario(records, "privacy.release=full", "train.rounds=4")
+    federation = Federation(config, {n: OwnerTerms(tmp_path / str(n)) for n in range(2)}).run()
+    federation.server.end()
+    for name, client in federation.recorder.rounds[-1]["clients"].items():
+        with Ledger(tmp_path / name, name) as ledger:
+            assert ledger.epsilon(DELTA) == pytest.approx(client["epsilon"])
+
+
+def test_noise_from_a_seed_repeats_and_promises_nothing(records: Path) -> None:
+    config = scenario(records, "privacy.insecure_noise_seed=3")
+    one, two = Federation(config).run(), Federation(config).run()
+    states = [f.server.engine.adapter() for f in (one, two)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    block = one.server.training.summary_fields()["privacy"]
+    assert block["epsilon"] is None and not block["guarantee"]
+    assert one.recorder.rounds[-1]["clients"]["0"]["epsilon"] is None
+
+
+def test_secret_noise_differs_from_run_to_run(records: Path) -> None:
+    states = [Federation(scenario(records)).run().server.engine.adapter() for _ in range(2)]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_summary_states_epsilon_also_of_an_unfinished_run(
+    records: Path, tmp_path: Path
+) -> None:
+    config = scenario(records, "privacy.release=row_space")
+    federation = Federation(config).run()
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_scenario(scenario_to_toml(config))
+    for record in federation.recorder.rounds:
+        folder.append_round(record)
+    write_results(folder, federation.server, federation.server.end())
+    finished = json.loads((folder.path / "summary.json").read_text())["privacy"]
+    assert finished["epsilon"] == pytest.approx(accounted(2.0, 1), rel=1e-6)
+    assert finished["adapter"]["sample_rate"] < 1
+    assert Adapter.load(folder.adapter).factors.keys() == export(federation.server).factors.keys()
+    summarise_rounds(folder)
+    unfinished = json.loads((folder.path / "summary.json").read_text())["privacy"]
+    assert unfinished["epsilon"] == finished["epsilon"]
+    assert unfinished["excludes"] == finished["excludes"]
+
+
+def test_the_server_refuses_a_scenario_that_clients_would_refuse(records: Path) -> None:
+    config = scenario(records, "head.share=round", "privacy.release=full")
+    with pytest.raises(FedloraError, match=r"head\.share is round"):
+        ServerRun(config, Federation(scenario(records)).recorder)
+
+
+def test_a_personal_head_releases_noised_gradients_and_says_what_is_not_covered(
+    records: Path,
+) -> None:
+    config = scenario(records, "head.share=personal", "privacy.release=full")
+    federation = Federation(config).run()
+    block = federation.server.training.summary_fields()["privacy"]
+    assert any("head that each client trains" in text for text in block["excludes"])
+    first, second = (client.head.module.weight for client in federation.clients)
+    assert not torch.equal(first, second)
+
+
+def test_without_privacy_nothing_is_added_to_what_travels(records: Path) -> None:
+    table = scenario_to_toml(scenario(records)).replace("sigma = 2.0\n", "")
+    federation = Federation(scenario_from_toml(table)).run()
+    for reply in federation.replies(m.GRADIENT):
+        assert set(reply.fields) == {"weight", "loss"}
+        assert "head_gradient.weight" in reply.tensors
+        assert reply.tensors["gradient"].shape == (4, 128)
+    assert federation.server.training.summary_fields()["privacy"] is None
+    assert "rho" not in federation.recorder.rounds[-1]

@@ -1,0 +1,124 @@
+"""The tables say what the summary says."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedlora.report.records import client_totals
+from fedlora.report.rows import headline
+from fedlora.report.table import clients_table, print_result, result_table
+from fedlora.report.units import bits_text, bytes_text, number_text, seconds_text
+
+
+def printed(renderable: object, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_result_table_holds_the_figures_with_units(finished):
+    text = printed(result_table(finished.read_summary()))
+    assert "0.725 → 0.923" in text
+    assert "↑ higher is better" in text
+    assert "252 Mbit" in text
+    assert "7.94" in text
+    assert "replace-one" in text
+
+
+def test_table_says_when_there_is_no_privacy(make_run, make_rounds):
+    folder = make_run(make_rounds(rounds=1), privacy=None)
+    assert "no differential privacy" in printed(result_table(folder.read_summary()))
+
+
+def test_tables_fit_80_columns_without_cutting_a_value(finished):
+    text = printed(clients_table(finished.read_metrics(), metric_name="perplexity"))
+    assert "…" not in text + printed(result_table(finished.read_summary()))
+    for client in ("client-0", "client-7"):
+        assert client in text
+
+
+def test_client_totals_are_those_of_the_rounds(make_rounds):
+    rounds = make_rounds()
+    by_client = {item.client: item for item in client_totals(rounds)}
+    for client, item in by_client.items():
+        records = [r["clients"][client] for r in rounds]
+        assert item.bits_up == sum(r["bits_up"] for r in records)
+        assert item.deliveries == sum(r["delivered"] for r in records)
+        assert item.deliveries_due == len(rounds)
+        assert item.metric == records[-1]["metric"]
+        assert item.snr_db == pytest.approx(sum(r["snr_db"] for r in records) / len(records))
+    assert by_client["client-5"].rounds_lost == 1
+
+
+def test_clients_are_in_natural_order_and_the_rest_is_counted(make_rounds):
+    rounds = make_rounds(rounds=1, clients=12)
+    assert [t.client for t in client_totals(rounds)] == [f"client-{k}" for k in range(12)]
+    assert "and 9 more in metrics.jsonl" in printed(clients_table(rounds, limit=3))
+
+
+def test_columns_without_a_value_are_left_out():
+    text = printed(clients_table([{"round": 1, "clients": {"a": {"rows": 3, "metric": 0.5}}}]))
+    assert "SNR" not in text
+    assert "epsilon" not in text
+
+
+def test_without_clients_there_is_no_client_table():
+    assert clients_table([{"round": 1}]) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "higher", "words"),
+    [
+        (0.9, 0.7, True, "0.200 better than"),
+        (0.6, 0.7, True, "0.100 worse than"),
+        (4.0, 9.5, False, "5.500 better than"),
+        (0.7, 0.7, True, "the same as"),
+        (0.9, None, True, "with 8 clients."),
+        (None, 0.7, True, "No evaluation was reached after 5 rounds"),
+    ],
+)
+def test_headline_says_better_or_worse_in_the_metrics_own_sense(metric, before, higher, words):
+    summary = {
+        "metric_name": "score",
+        "metric": metric,
+        "metric_before": before,
+        "higher_is_better": higher,
+        "rounds": 5,
+        "clients": 8,
+    }
+    assert words in headline(summary)
+
+
+def test_print_result_names_folder_and_survives_a_missing_summary(finished):
+    console = Console(file=io.StringIO(), width=80)
+    print_result(finished, console)
+    assert str(finished.path) in console.file.getvalue()
+    finished.summary.unlink()
+    print_result(finished, console)
+    assert "no summary" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (bits_text(0), "0 bit"),
+        (bits_text(999), "999 bit"),
+        (bits_text(1234), "1.23 kbit"),
+        (bits_text(999_999), "1.00 Mbit"),
+        (bits_text(12_345_678), "12.3 Mbit"),
+        (bits_text(5.4e9), "5.40 Gbit"),
+        (bytes_text(640 << 20), "640 MiB"),
+        (seconds_text(0.348), "0.35 s"),
+        (seconds_text(59.97), "1 min 00 s"),
+        (seconds_text(3599.7), "1 h 00 min"),
+        (seconds_text(185), "3 min 05 s"),
+        (number_text(0.91249), "0.912"),
+        (number_text(1234.56), "1,234.6"),
+        (number_text(None), "–"),
+    ],
+)
+def test_figures_carry_units(text, expected):
+    assert text == expected

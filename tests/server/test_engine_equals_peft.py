@@ -1,0 +1,169 @@
+"""One batch of clients with different ranks equals unsplit PEFT models built at those ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from tiny_models import CAUSAL, CONFIGS
+from torch import nn
+from transformers import AutoModel
+
+from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
+from fedlora.server.engine import ClientRows, SplitEngine
+from fedlora.split.blocks import Cut
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.edge import Back, Front
+
+R_MAX, ALPHA = 4, 6.0
+LENGTHS = {"0": [9, 5], "1": [7], "2": [4, 8, 3]}
+CLASSES = 5
+
+
+def tokens() -> dict[str, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(11)
+    return {
+        client: [torch.randint(3, 101, (n,), generator=generator) for n in lengths]
+        for client, lengths in LENGTHS.items()
+    }
+
+
+def make_engine(folder, pools: bool) -> SplitEngine:
+    scenario = Scenario(
+        lora=LoraConfig(r_max=R_MAX, alpha=ALPHA),
+        task=TaskConfig(pool="mean"),
+        train=TrainConfig(embedding=True),
+    )
+    engine = SplitEngine(Checkpoint(folder), scenario, pools=pools)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # B starts at zero, where half of the gradients vanish
+        for projection in engine.projections:
+            projection.B.normal_(std=0.05, generator=generator)
+    return engine
+
+
+def mixed_ranks(engine: SplitEngine) -> dict[str, list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    size = (len(engine.projections),)
+    return {c: torch.randint(0, R_MAX + 1, size, generator=generator).tolist() for c in LENGTHS}
+
+
+def peft_at(folder, engine: SplitEngine, ranks: list[int]) -> tuple[nn.Module, dict[str, int]]:
+    """Build the undivided base model with PEFT at these ranks, holding the engine's factors."""
+    chosen = {p.name: r for p, r in zip(engine.projections, ranks, strict=True) if r > 0}
+    base = AutoModel.from_pretrained(folder).eval()
+    config = PeftLoraConfig(
+        r=1,
+        target_modules=list(chosen),
+        rank_pattern=chosen,
+        alpha_pattern={name: ALPHA * r / R_MAX for name, r in chosen.items()},
+    )
+    model = get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for projection in engine.projections:
+            if r := chosen.get(projection.name, 0):
+                layer = model.base_model.model.get_submodule(projection.name)
+                layer.lora_A["default"].weight.copy_(projection.A[:r])
+                layer.lora_B["default"].weight.copy_(projection.B[:, :r])
+    return model, chosen
+
+
+def unsplit_loss(model: nn.Module, head: torch.Tensor, rows, pooled: bool) -> torch.Tensor:
+    """Unreduced loss of one client, row by row: mean-pooled class 1, or next token."""
+    total = torch.zeros(())
+    for ids in rows:
+        states = model(input_ids=ids[None]).last_hidden_state[0]
+        if pooled:
+            logits = states.mean(0) @ head[:CLASSES].T
+            total = total + nn.functional.cross_entropy(logits, torch.tensor(1))
+        else:
+            logits = states[:-1] @ head.T
+            total = total + nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
+    return total
+
+
+def client_gradient(back, head, z, rows, pooled: bool) -> tuple[float, torch.Tensor]:
+    z = z.clone().requires_grad_()
+    if pooled:
+        target = torch.ones(len(rows), dtype=torch.long)
+        loss = nn.functional.cross_entropy(z @ head[:CLASSES].T, target, reduction="sum")
+    else:
+        states = back(z, [len(r) for r in rows]).split([len(r) for r in rows])
+        logits = torch.cat([s[:-1] for s in states]) @ head.T
+        targets = torch.cat([r[1:] for r in rows])
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    loss.backward()
+    return float(loss), z.grad
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(torch.dist(a, b) <= 1e-5 * b.norm() + 1e-7)
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["classification", "language"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_mixed_ranks_in_one_batch_equal_clients_run_alone_through_peft(checkpoints, family, pooled):
+    if not pooled and family not in CAUSAL:
+        pytest.skip("encoders are not trained as language models")
+    folder = checkpoints[family]
+    checkpoint = Checkpoint(folder)
+    engine = make_engine(folder, pooled)
+    ranks, data = mixed_ranks(engine), tokens()
+    cut = Cut.of(checkpoint, 0, 0)
+    front = Front(checkpoint, cut, torch.float32)
+    back = Back(checkpoint, cut, torch.float32, final=not pooled)
+    width = engine.output_width if pooled else front.weight.shape[1]
+    head = 0.3 * torch.randn(101, width, generator=torch.Generator().manual_seed(9))
+
+    uploads = [
+        ClientRows(front(torch.cat(rows), LENGTHS[c]).detach(), LENGTHS[c], ranks[c])
+        for c, rows in data.items()
+    ]
+    z = engine.forward(uploads, train=True)
+    answers = [
+        client_gradient(back, head, part, rows, pooled)
+        for part, rows in zip(z, data.values(), strict=True)
+    ]
+    weights = [float(len(rows)) for rows in data.values()]
+    upstream = engine.backward([g for _, g in answers], weights)
+
+    sums = {p.name: (torch.zeros_like(p.A), torch.zeros_like(p.B)) for p in engine.projections}
+    for index, (client, rows) in enumerate(data.items()):
+        model, chosen = peft_at(folder, engine, ranks[client])
+        embedding = model.get_input_embeddings()
+        embedded = []
+        embedding.register_forward_hook(
+            lambda _m, _i, out, kept=embedded: (out.requires_grad_(), kept.append(out))[0]
+        )
+        loss = unsplit_loss(model, head, rows, pooled)
+        grads = torch.autograd.grad(
+            loss, [*embedded, *(p for p in model.parameters() if p.requires_grad)]
+        )
+        names = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert answers[index][0] == pytest.approx(loss.item(), rel=1e-5)
+        whole = torch.cat([g[0] for g in grads[: len(embedded)]])
+        assert close(upstream[index], whole)
+        by_name = dict(zip(names, grads[len(embedded) :], strict=True))
+        for name, r in chosen.items():
+            prefix = f"base_model.model.{name}."
+            sums[name][0][:r] += by_name[prefix + "lora_A.default.weight"]
+            sums[name][1][:, :r] += by_name[prefix + "lora_B.default.weight"]
+    for projection in engine.projections:
+        assert close(projection.A.grad, sums[projection.name][0])
+        assert close(projection.B.grad, sums[projection.name][1])
+
+
+@pytest.mark.parametrize(("front", "back"), [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+def test_targets_of_a_cut_model_keep_their_names_in_the_whole_model(
+    checkpoints, family, front, back
+):
+    scenario = Scenario()
+    scenario = Scenario(model=type(scenario.model)(client_front=front, client_back=back))
+    engine = SplitEngine(Checkpoint(checkpoints[family]), scenario, pools=False)
+    whole = AutoModel.from_pretrained(checkpoints[family])
+    assert {p.layer for p in engine.projections} == set(range(front, 4 - back))
+    for projection in engine.projections:
+        original = whole.get_submodule(projection.name)
+        assert torch.equal(projection.module.get_base_layer().weight, original.weight)

@@ -1,0 +1,55 @@
+"""The folders keep their arrows: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("fedlora", "clients", "strategies", "simulations")
+ALLOWED = {
+    "fedlora": {"fedlora"},
+    "clients": {"fedlora", "clients"},
+    "strategies": {"fedlora", "strategies"},
+    "simulations": set(OURS),
+}
+EDGE = (
+    "transformers", "peft", "ray", "datasets", "flwr", "opacus", "accelerate", "pandas", "pyarrow",
+)  # fmt: skip
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_packages_import_only_what_they_may(package):
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for name in imports(path)
+        if name.partition(".")[0] in OURS and name.partition(".")[0] not in ALLOWED[package]
+    ]
+    assert wrong == []
+
+
+def test_an_edge_client_imports_no_heavy_library():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, clients.device, clients.build, fedlora.tasks.classification, "
+        "fedlora.tasks.causal_lm, fedlora.link.stream_client; "
+        f"print([m for m in {EDGE!r} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,160 @@
+"""Federations of tiny random models for the tests of training, and what they run on."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import models, pre_tokenizers, processors
+
+from clients.build import SimulatedData, hello, load_parts
+from clients.edge_client import EdgeClient
+from fedlora.config import Scenario, with_overrides
+from fedlora.link.frame import Frame
+from fedlora.link.local import LocalLink, edge_executor
+from fedlora.report.records import RoundRecord
+from fedlora.server.run import ServerRun
+
+LABELS = ("north", "south", "west")
+SEPARATOR = "w5"
+Handler = Callable[[Frame], Frame]
+
+
+def add_tokenizer(folder: Path, kind: str) -> None:
+    """Write a word-level tokenizer of 101 ids, which opens and closes texts as the family does."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = [*special, *(f"w{number}" for number in range(4, 101))]
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(special)
+    # OPT begins a text with the token that also ends it, GPT-2 has no opening token.
+    template = {"opt": "</s> $A", "gpt2": "$A", "bert": "<s> $A </s>"}.get(kind, "<s> $A")
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    backend.save(str(folder / "tokenizer.json"))
+    bos = "<s>" if template.startswith("<s>") else "</s>"
+    names = {"bos_token": bos, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def write_records(path: Path, rows: int, *, seed: int = 0, words: int = 20) -> Path:
+    """Write texts of 1 to ``words`` words; each class has words of its own, all share others."""
+    rng = random.Random(seed)
+    lines = ["text,label"]
+    for number in range(rows):
+        label = number % len(LABELS)
+        own = range(10 + 25 * label, 35 + 25 * label)
+        text = [f"w{rng.choice([*own, *range(85, 101)])}" for _ in range(rng.randint(1, words))]
+        text.insert(rng.randint(0, len(text)), SEPARATOR)
+        lines.append(f"{' '.join(text)},{LABELS[label]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def scenario(model: Path, data: Path, *overrides: str) -> Scenario:
+    """Return a small scenario; overrides are as on the command line."""
+    defaults = [
+        f"model.path={model}",
+        f"data.train={data}",
+        "data.holdout=0.2",
+        "partition.min_rows=4",
+        "federation.clients=3",
+        "lora.r_max=3",
+        "lora.alpha=6",
+        "task.pool=mean",
+        "task.max_length=16",
+        "train.rounds=2",
+        "train.steps=3",
+        "train.batch_size=3",
+        "train.lr=0.01",
+        "evaluate.baseline=false",
+        "compute.threads=1",
+    ]
+    return with_overrides(Scenario(), [*defaults, *overrides])
+
+
+class Recorder:
+    """Keeps rounds and events in memory."""
+
+    def __init__(self) -> None:
+        self.rounds: list[RoundRecord] = []
+        self.events: list[dict[str, Any]] = []
+
+    def append_event(self, event: str, /, **fields: Any) -> None:
+        self.events.append({"event": event, **fields})
+
+    def append_round(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
+
+    def losses(self, phase: str = "train") -> list[Any]:
+        """Return the loss of every optimiser step."""
+        return [e["loss"] for e in self.events if e["event"] == "step" and e["phase"] == phase]
+
+
+class Federation:
+    """A server and its clients in this process.
+
+    Parameters
+    ----------
+    config
+        What to run.
+    workers
+        Clients that compute side by side.
+    wrap
+        Stands between a client and its link; may alter what it answers.
+    """
+
+    def __init__(
+        self,
+        config: Scenario,
+        *,
+        workers: int = 1,
+        wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
+    ) -> None:
+        self.recorder = Recorder()
+        count = config.federation.clients
+        data = SimulatedData(config, count)
+        parts = load_parts(config, data.labels)
+        self.clients = [data.build(parts, number) for number in range(count)]
+        self.server = ServerRun(config, self.recorder)
+        executor = edge_executor(workers)
+        for client in self.clients:
+            opening = hello(parts, client)
+            self.server.admit(opening)
+            self.server.join(LocalLink(client.name, wrap(client), executor), opening)
+
+    def run(self) -> Federation:
+        self.server.training.run()
+        return self
+
+    def head(self, client: int = 0) -> list[torch.Tensor]:
+        return [p.detach().clone() for p in self.clients[client].head.module.parameters()]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Tell whether two adapters are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def copy_model(source: Path, target: Path, kind: str) -> Path:
+    shutil.copytree(source, target)
+    add_tokenizer(target, kind)
+    return target
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the relative distance of a tensor from its reference."""
+    return float(torch.dist(a, b) / b.norm().clamp_min(1e-12))
+
+
+def ids_of(samples: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [sample.ids for sample in samples]

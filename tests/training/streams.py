@@ -1,0 +1,56 @@
+"""A federation whose clients come over the TLS stream, spread over one or several edge hosts."""
+
+from __future__ import annotations
+
+import torch
+from federation import Recorder
+
+from clients.build import SimulatedData, hello, load_parts
+from fedlora.config import Scenario
+from fedlora.link.stream_client import StreamClient
+from fedlora.link.stream_server import StreamServer
+from fedlora.link.tls import create_identity
+from fedlora.link.tokens import TokenStore
+from fedlora.server.run import ServerRun
+
+
+def run_over_stream(config: Scenario, hosts: int) -> dict[str, torch.Tensor]:
+    """Run a scenario over TLS and return the adapter."""
+    server, tokens, count = ServerRun(config, Recorder()), TokenStore(), config.federation.clients
+    limit = config.link.max_frame_mib << 20
+    stream = StreamServer(
+        "127.0.0.1",
+        0,
+        identity=create_identity(""),
+        max_frame_bytes=limit,
+        admit=lambda opening, grantee: server.admit(opening),
+        tokens=tokens,
+    )
+    edges = [
+        StreamClient(f"127.0.0.1:{stream.port}", stream.certificate_pem, max_frame_bytes=limit)
+        for _ in range(hosts)
+    ]
+    try:
+        data = SimulatedData(config, count)
+        parts = [load_parts(config, data.labels) for _ in range(hosts)]
+        sessions = []
+        for number in reversed(range(count)):  # the order of arrival must not matter
+            host = number % hosts
+            client = data.build(parts[host], number)
+            opening = hello(parts[host], client, tokens.grant(client.name, 60))
+            sessions.append(edges[host].attach(client.name, client.handle, opening))
+        for _ in range(count):
+            link = stream.accept(30)
+            assert link is not None
+            link.receive(30)
+            server.join(link, link.hello)
+        server.training.run()
+        assert not server.cohort.lost
+        server.end()
+        for session in sessions:
+            session.result(30)
+        return server.engine.adapter()
+    finally:
+        for edge in edges:
+            edge.close()
+        stream.stop()

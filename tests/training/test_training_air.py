@@ -1,0 +1,152 @@
+"""What a run books on the air, and what a client works with when its adapter comes late."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federation import Federation, scenario
+from unsplit import Unsplit
+
+from clients.batches import BatchStream
+
+RANKS = [[1, 3, 1, 2], [3, 3, 1, 1], [3, 1, 1, 3]]
+ARRIVES = [[True, False, True, True], [False, False, True, True], [False, True, True, False]]
+WIDTH, FLOAT = 32, 32
+SNR_DB, DEADLINE_S = 10.0, 0.5
+LAYER = [(32, 96), (32, 32), (32, 128), (128, 32)]  # GPT-2's linear maps at width 32
+RANK_BITS = 4 * sum(d_in + d_out for d_in, d_out in LAYER) * FLOAT
+# Shannon's capacity lets rank 2 through within the deadline, and rank 3 not.
+BANDWIDTH_HZ = 2.5 * RANK_BITS / DEADLINE_S / math.log2(1 + 10 ** (SNR_DB / 10))
+
+DELIVERY = [
+    "channel.deliver_every=1",
+    f"channel.snr_db=[{SNR_DB}]",
+    f"channel.bandwidth_hz=[{BANDWIDTH_HZ}]",
+    f"channel.deadline_s={DEADLINE_S}",
+    "federation.clients=4",
+    "train.rounds=3",
+    "train.lr=0.05",
+    "head.share=step",
+    "ranks.strategy=rank_cycles:RankTable",
+    f"ranks.options.table={RANKS}",
+]
+
+
+def held_out_loss(
+    unsplit: Unsplit, federation: Federation, client: int, adapter: Any, rank: int
+) -> float:
+    """Work out a client's held-out loss in the undivided model with the first components."""
+    with torch.no_grad():
+        for name, factor in unsplit.factors.items():
+            components = torch.arange(3) < rank
+            mask = components[:, None] if name.endswith(".A") else components
+            factor.copy_(adapter[name] * mask)
+        unsplit.heads[0].copy_(federation.head()[0])
+        loss, counts = unsplit.loss([federation.clients[client].held_out])
+    return loss.item() / sum(counts)
+
+
+def test_late_adapter_leaves_the_client_with_the_one_before(tiny, records):
+    federation = Federation(scenario(tiny["gpt2"], records, *DELIVERY))
+    unsplit = Unsplit(federation)
+    engine, training = federation.server.engine, federation.server.training
+    assert [(p.d_in, p.d_out) for p in engine.projections] == LAYER * 4
+    adapters: list[Any] = []
+    holds: list[tuple[int, int] | None] = [None] * 4  # round and rank of what each client has
+
+    def check_round() -> None:
+        number = len(adapters)
+        adapters.append(engine.adapter())
+        record = federation.recorder.rounds[-1]
+        for client in range(4):
+            rank, arrives = RANKS[number][client], ARRIVES[number][client]
+            own = record["clients"][str(client)]
+            assert own["delivered"] == arrives
+            sent = rank * RANK_BITS if arrives else math.floor(2.5 * RANK_BITS)
+            assert own["adapter_bits"] == pytest.approx(sent, abs=1)
+            if arrives:
+                holds[client] = number, rank
+            number_had, rank_had = holds[client] or (number, 0)
+            expected = held_out_loss(unsplit, federation, client, adapters[number_had], rank_had)
+            assert own["loss"] == pytest.approx(expected, rel=1e-5), (number, client)
+        assert record["late_deliveries"] == 4 - sum(ARRIVES[number])
+
+    training.after_round = check_round
+    federation.run()
+    assert len(adapters) == 3
+    assert training.air.ledger.totals()["late_deliveries"] == 5
+    row = training.air.ledger.row(0, 1)
+    assert row is not None
+    assert row.seconds["down"]["adapter"] == pytest.approx(DEADLINE_S)
+
+
+def test_no_delivery_evaluates_with_the_present_adapter_at_no_cost(tiny, records):
+    overrides = [*DELIVERY, "channel.deliver_every=0"]
+    federation = Federation(scenario(tiny["gpt2"], records, *overrides))
+    unsplit = Unsplit(federation)
+    federation.run()
+    last = federation.recorder.rounds[-1]
+    adapter = federation.server.engine.adapter()
+    for client in range(4):
+        expected = held_out_loss(unsplit, federation, client, adapter, RANKS[2][client])
+        assert last["clients"][str(client)]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert federation.server.air.ledger.totals()["bits"]["down"]["adapter"] == 0
+
+
+def tokens_of(samples: Any) -> int:
+    return sum(len(sample.ids) for sample in samples)
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["classification", "language"])
+def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled):
+    task = ["head.share=step"] if pooled else ["task.kind=causal_lm"]
+    config = scenario(tiny["gpt2"], records, *task, "evaluate.baseline=true", "train.accumulate=2")
+    federation = Federation(config).run()
+    ledger, train = federation.server.air.ledger, config.train
+    exchanges = train.total_steps * train.accumulate
+    tokens = 0
+    for number, client in enumerate(federation.clients):
+        stream = BatchStream(client.batches.samples, train.batch_size, config.seed, number)
+        for _ in range(exchanges):
+            tokens += tokens_of(client.batches.samples[i] for i in stream.indices())
+    rows = 3 * exchanges * train.batch_size
+    vectors = rows if pooled else tokens  # what comes down and what goes back up
+    head = 3 * WIDTH * FLOAT if pooled else 0
+    bits = ledger.totals()["bits"]
+    assert bits["up"]["activation"] == tokens * WIDTH * FLOAT
+    assert bits["up"]["gradient"] == vectors * WIDTH * FLOAT + 3 * exchanges * head
+    assert bits["up"]["control"] == rows * 32 + 3 * head  # lengths, and the initial heads
+    assert bits["down"]["representation"] == vectors * WIDTH * FLOAT
+    assert bits["down"]["control"] == 3 * (exchanges + train.rounds) * head
+    assert bits["down"]["adapter"] == 0
+
+    held = [sample for client in federation.clients for sample in client.held_out]
+    evaluated = len(held) if pooled else tokens_of(held)
+    up = tokens_of(held) * WIDTH * FLOAT + 32 * len(held)
+    outside = ledger.outside_bits()
+    assert outside["evaluation"]["up"] == train.rounds * up
+    assert outside["evaluation"]["down"] == train.rounds * evaluated * WIDTH * FLOAT
+    # The baseline trains the head alone, so no gradient of the cut goes up, and evaluates once.
+    training = bits["up"]["activation"] + rows * 32 + 3 * (exchanges + 1) * head if pooled else 0
+    assert outside["baseline"]["up"] == up + training
+
+
+def test_air_time_is_bits_over_the_rate(tiny, records):
+    config = scenario(tiny["gpt2"], records, *DELIVERY, "federation.clients_per_round=2")
+    federation = Federation(config).run()
+    ledger = federation.server.air.ledger
+    rate_bps = BANDWIDTH_HZ * math.log2(1 + 10 ** (SNR_DB / 10))
+    for number, record in enumerate(federation.recorder.rounds):
+        seconds = []
+        for client in range(4):
+            row = ledger.row(number, client)
+            if row is not None:
+                bits = sum(sum(kinds.values()) for kinds in row.bits.values())
+                assert row.air_seconds == pytest.approx(bits / rate_bps, rel=1e-6)
+                seconds.append(row.air_seconds)
+        assert record["air_seconds"] == pytest.approx(max(seconds))
+        assert record["client_seconds"] == pytest.approx(sum(seconds))

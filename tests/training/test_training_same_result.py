@@ -1,0 +1,36 @@
+"""The final adapter, bit for bit, does not depend on workers, hosts, links or the time of day."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from federation import Federation, same, scenario
+from streams import run_over_stream
+
+VARIANTS = {
+    "classification": ["head.share=step", "evaluate.baseline=true", "train.clip_norm=0.5"],
+    "language": ["task.kind=causal_lm", "link.gradient=int8", "link.activation=bf16"],
+    "dropout": ["lora.dropout=0.2", "head.share=round"],
+    "mixed ranks": [
+        "ranks.strategy=rank_cycles:RankCycles",
+        "ranks.options.cycles=[[1],[0,3],[2]]",
+    ],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adapter_is_the_same_for_workers_hosts_and_links(tiny, records, variant):
+    config = scenario(tiny["gpt2"], records, "federation.clients=4", *VARIANTS[variant])
+    first = Federation(config).run().server.engine.adapter()
+    torch.rand(5)  # what else the process draws must not matter
+    assert same(Federation(config, workers=2).run().server.engine.adapter(), first)
+    assert same(run_over_stream(config, hosts=1), first)
+    assert same(run_over_stream(config, hosts=2), first)
+
+
+@pytest.mark.parametrize("variant", ["classification", "dropout"])
+def test_another_seed_gives_another_adapter(tiny, records, variant):
+    config = scenario(tiny["gpt2"], records, *VARIANTS[variant])
+    other = scenario(tiny["gpt2"], records, *VARIANTS[variant], "seed=1")
+    adapter = Federation(config).run().server.engine.adapter()
+    assert not same(Federation(other).run().server.engine.adapter(), adapter)
