@@ -40,13 +40,16 @@ def test_packages_import_only_what_they_may(package):
     assert wrong == []
 
 
-def test_an_edge_client_imports_no_heavy_library():
+def test_an_edge_client_with_its_own_data_imports_no_heavy_library():
     import subprocess
     import sys
 
     code = (
         "import sys, clients.device, clients.build, fedlora.tasks.classification, "
         "fedlora.tasks.causal_lm, fedlora.link.stream_client; "
+        "from fedlora.config import PartitionConfig; "
+        "from fedlora.tasks.partition import partition; "
+        "partition([{}] * 9, PartitionConfig(kind='iid'), 1, '', 0); "
         f"print([m for m in {EDGE!r} if m in sys.modules])"
     )
     done = subprocess.run(

@@ -141,6 +141,8 @@ def test_flwr_run_at_the_root_takes_any_number_of_supernodes(tmp_path, in_proces
     scenario.write_text(scenario_to_toml(tiny("federation.clients=3")))
     environment = {
         **os.environ,
+        # As in an activated environment: flwr looks for flower-superlink on the path.
+        "PATH": os.pathsep.join([str(FEDLORA.parent), os.environ["PATH"]]),
         "FLWR_HOME": str(tmp_path / "flwr"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
         "FLWR_TELEMETRY_ENABLED": "0",
