@@ -10,8 +10,9 @@ from typing import Any
 
 from clients.edge_client import EdgeClient, EdgeModel
 from clients.head import ClientHead
-from clients.private import OwnerTerms, build_release, content
+from clients.private import build_release, content
 from clients.reports import simulated_report
+from clients.terms import OwnerTerms
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.link.frame import Frame

@@ -14,7 +14,7 @@ import torch
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.keeper import Keeper
-from clients.private import OwnerTerms
+from clients.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.errors import FedloraError
 from fedlora.link.stream_client import StreamClient

@@ -170,7 +170,9 @@ class EdgeClient:
 
     def _round(self, frame: Frame) -> Frame:
         self._losses = []
-        return Frame(m.REPORT, fields=self._report(_integer(frame, "round")))
+        report = self._report(_integer(frame, "round"))
+        self.release.begin_round(report.get("channel"))
+        return Frame(m.REPORT, fields=report)
 
     def _first_batch(self, frame: Frame) -> Frame:
         del frame
@@ -186,6 +188,7 @@ class EdgeClient:
         self._losses.append((loss.total, loss.weight))
         self._samples_seen += len(samples)
         reply: dict[str, torch.Tensor] = {}
+        self.release.begin_step(frame.fields.get("rank"))
         if frame.fields.get("gradient", True):
             released = self.release(loss.gradient, self._row_lengths(samples), self._batch)
             reply |= put("gradient", released, self._codecs["gradient"])

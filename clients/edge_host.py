@@ -60,7 +60,7 @@ class EdgeHost:
         """Build a client and open its session; return what is wrong, or nothing."""
         from clients.build import hello
         from clients.keeper import Keeper
-        from clients.private import OwnerTerms
+        from clients.terms import OwnerTerms
 
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None

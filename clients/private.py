@@ -1,79 +1,33 @@
 """A client's privacy: clipping and noise, and a budget that no server can stretch.
 
-The scenario, which comes from the server, says how much noise a run has. The owner's own terms are
-in the node configuration: ``privacy-epsilon``, ``-delta``, ``-min-sigma`` and ``-tight`` limit what
-any sample may ever spend, ``privacy-ledger`` is where that is kept, and ``privacy-report`` allows
-held-out metrics to be reported.
+The scenario, which comes from the server, says how much noise a run has. The owner's own terms
+(``clients.terms``) are in the node configuration.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
 
 from clients.release import GradientRelease, PlainRelease
+from clients.terms import OwnerTerms
+from clients.upload_noise import Noise, UploadNoise
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.head_space import label_corners, label_reach, row_space_coordinates
-from fedlora.privacy.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import InsecureNoise, NoiseSource, SystemNoise
 from fedlora.privacy.plan import UploadPlan, check_release, upload_plan
-from fedlora.privacy.policy import ClientLimit
+from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.tasks.base import Sample
 from fedlora.tasks.data import Record
-
-_REPORT, _LEDGER = "privacy-report", "privacy-ledger"
-
-
-@dataclass(frozen=True)
-class OwnerTerms:
-    """What a data owner decides, out of the server's reach.
-
-    Attributes
-    ----------
-    ledger
-        Where the budget is kept; None counts in memory, for a simulation that writes nothing.
-    limit
-        The most that a sample may spend, over all runs.
-    deployed
-        Whether this is a device, where noise has to be secret.
-    reports
-        Whether held-out metrics may be reported where the scenario asks for them.
-    """
-
-    ledger: Path | None = None
-    limit: ClientLimit | None = None
-    deployed: bool = False
-    reports: bool = True
-
-    @classmethod
-    def from_node_config(cls, config: Mapping[str, Any], client: int) -> Self:
-        """Read a device's terms.
-
-        Raises
-        ------
-        FedloraError
-            When a value is out of range.
-        """
-        default = Path.home() / ".fedlora" / f"privacy-ledger-{client}"
-        consent = str(config.get(_REPORT, "false")).lower()
-        if consent not in ("true", "false"):
-            raise FedloraError(f"node config {_REPORT} is {consent!r}; set true or false")
-        return cls(
-            ledger=Path(str(config.get(_LEDGER, default))).expanduser(),
-            limit=ClientLimit.from_node_config(config),
-            deployed=True,
-            reports=consent == "true",
-        )
 
 
 class PrivateRelease(GradientRelease):
@@ -83,8 +37,6 @@ class PrivateRelease(GradientRelease):
     ----------
     scenario
         Its privacy section is enabled.
-    client
-        Identifier of the client.
     plan
         Uploads of a sample that the run is calibrated for, and the noise on each.
     targets
@@ -94,7 +46,9 @@ class PrivateRelease(GradientRelease):
     classes
         Number of classes.
     noise
-        Source of the noise.
+        Source of the noise on activations.
+    upload_noise
+        Chooses the noise on what is uploaded for gradients.
     reports_metrics
         Whether held-out metrics may be reported.
     ledger, ids
@@ -108,13 +62,13 @@ class PrivateRelease(GradientRelease):
     def __init__(
         self,
         scenario: Scenario,
-        client: str,
         plan: UploadPlan,
         *,
         targets: Sequence[Any],
         head: nn.Module,
         classes: int,
         noise: NoiseSource,
+        upload_noise: UploadNoise,
         reports_metrics: bool,
         ledger: Ledger | None = None,
         ids: Sequence[int] = (),
@@ -122,14 +76,13 @@ class PrivateRelease(GradientRelease):
         self.policy = scenario.privacy
         self.plan = plan
         self.reports_metrics = reports_metrics
-        self._client = client
         self._targets = targets
         self._head = head
         self._noise = noise
+        self._upload_noise = upload_noise
         self._ledger = ledger
         self._ids = ids
         self._corners = label_corners(classes, 1.0) if self.policy.release == "logits" else None
-        self._uploads: Counter[int] = Counter()
         self._rho: dict[int, float] = {}
         self._labels: dict[int, torch.Tensor] = {}
         self._activations: dict[int, torch.Tensor] = {}
@@ -149,15 +102,8 @@ class PrivateRelease(GradientRelease):
         values = gradient
         if self.policy.release == "row_space":
             values = row_space_coordinates(gradient, next(self._head.parameters()))
-        self._pay_gradients(samples)
-        return release(
-            values,
-            lengths,
-            clip_norm=self.policy.clip_norm,
-            sigma=self.plan.sigma,
-            noise=self._noise,
-            unit=self.policy.unit,
-        ).values
+        noises = self._pay_gradients(samples, lengths, values.shape[1])
+        return self._add_noise(values, lengths, noises, self.policy.clip_norm)
 
     def activation(
         self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
@@ -188,8 +134,16 @@ class PrivateRelease(GradientRelease):
         So a client that was restarted in the middle of a run does not state too little.
         """
         if self._ledger is not None:
-            return {"rho": self._ledger.rho, "sigma": self.plan.sigma}
-        return {"rho": max(self._rho.values(), default=0.0), "sigma": self.plan.sigma}
+            return {"rho": self._ledger.rho, "sigma": self._upload_noise.least}
+        return {"rho": max(self._rho.values(), default=0.0), "sigma": self._upload_noise.least}
+
+    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
+        """See ``GradientRelease``."""
+        self._upload_noise.begin_round(channel)
+
+    def begin_step(self, rank: object) -> None:
+        """See ``GradientRelease``."""
+        self._upload_noise.begin_step(rank)
 
     def close(self) -> None:
         """See ``GradientRelease``."""
@@ -201,29 +155,51 @@ class PrivateRelease(GradientRelease):
         assert self._corners is not None
         fresh = [s for s in dict.fromkeys(samples) if s not in self._labels]
         if fresh:
-            self._pay_gradients(fresh)
-            reach, clip_norm = label_reach(len(self._corners)), self.policy.clip_norm
-            noised = release(
-                self._corners[[self._targets[s] for s in fresh]] * clip_norm,
-                [1] * len(fresh),
-                clip_norm=reach * clip_norm,  # the corners' norm: none is clipped
-                sigma=self.plan.sigma / reach,
-                noise=self._noise,
-            ).values
+            noises = self._pay_gradients(fresh, [1] * len(fresh), self._corners.shape[1])
+            corners = self._corners[[self._targets[s] for s in fresh]] * self.policy.clip_norm
+            reach = label_reach(len(self._corners))  # the corners' norm over C: none is clipped
+            noised = self._add_noise(
+                corners, [1] * len(fresh), noises, self.policy.clip_norm, reach
+            )
             self._labels |= zip(fresh, noised, strict=True)
         return torch.stack([self._labels[sample] for sample in samples])
 
-    def _pay_gradients(self, samples: Sequence[int]) -> None:
-        """Charge one upload of each sample's gradient, within the plan."""
-        wanted = Counter(samples)
-        most = max(self._uploads[s] + n for s, n in wanted.items())
-        if most > self.plan.uploads:
-            raise BudgetSpentError(
-                f"the noise of this run was planned for {self.plan.uploads} uploads of a sample "
-                f"and the server asks client {self._client} for upload {most}; it leaves the run"
+    def _pay_gradients(
+        self, samples: Sequence[int], lengths: Sequence[int], width: int
+    ) -> list[Noise]:
+        """Charge one upload of each sample's gradient within the plan; return their noise."""
+        token = self.policy.unit == "token"
+        numbers = [width if token else length * width for length in lengths]
+        noises = self._upload_noise.take(samples, numbers)
+        for sigma, pairs in itertools.groupby(
+            zip(samples, noises, strict=True), key=lambda pair: pair[1].charged
+        ):
+            self._charge([sample for sample, _ in pairs], sigma)
+        return noises
+
+    def _add_noise(
+        self,
+        values: torch.Tensor,
+        lengths: Sequence[int],
+        noises: Sequence[Noise],
+        clip_norm: float,
+        reach: float = 1.0,
+    ) -> torch.Tensor:
+        """Clip to ``reach`` times the norm and add each sample's noise, in runs of equal noise."""
+        released, rows = [], list(torch.split(values, list(lengths)))
+        for noise, run in itertools.groupby(range(len(rows)), key=noises.__getitem__):
+            places = list(run)
+            released.append(
+                release(
+                    torch.cat([rows[i] for i in places]),
+                    [lengths[i] for i in places],
+                    clip_norm=reach * clip_norm,
+                    sigma=noise.applied / reach,
+                    noise=self._upload_noise.source(noise, clip_norm),
+                    unit=self.policy.unit,
+                ).values
             )
-        self._charge(samples, self.plan.sigma)
-        self._uploads += wanted
+        return torch.cat(released)
 
     def _charge(self, samples: Sequence[int], sigma: float) -> None:
         """Book an upload of each sample, on disk first."""
@@ -278,14 +254,7 @@ def build_release(
             )
         return PlainRelease()
     check_release(scenario, pools=pools, trains_head=trains_head)
-    noise: NoiseSource = SystemNoise()
-    if policy.insecure_noise_seed is not None:
-        if terms.deployed:
-            raise FedloraError(
-                f"privacy.insecure_noise_seed is {policy.insecure_noise_seed}, so the server could "
-                "remove the noise; a device takes part only without it"
-            )
-        noise = InsecureNoise(policy.insecure_noise_seed, str(number))
+    noise, receiver = _sources(policy, number, deployed=terms.deployed)
     plan = upload_plan(scenario, len(samples))
     ledger, ids = None, list[int]()
     if terms.ledger is not None:
@@ -298,18 +267,53 @@ def build_release(
         except FedloraError:
             ledger.close()
             raise
+    upload_noise = UploadNoise(
+        policy,
+        plan,
+        str(number),
+        r_max=scenario.lora.r_max,
+        sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
+        source=noise,
+        receiver=receiver,
+    )
     return PrivateRelease(
         scenario,
-        str(number),
         plan,
         targets=[sample.target for sample in samples],
         head=head,
         classes=classes,
         noise=noise,
+        upload_noise=upload_noise,
         reports_metrics=scenario.evaluate.report and terms.reports,
         ledger=ledger,
         ids=ids,
     )
+
+
+def _sources(
+    policy: PrivacyPolicy, number: int, *, deployed: bool
+) -> tuple[NoiseSource, NoiseSource]:
+    """Return the sources of the client's noise and, in a simulation, of the receiver's.
+
+    Raises
+    ------
+    FedloraError
+        When a device is asked for noise that the server knows, or that nobody adds.
+    """
+    seed = policy.insecure_noise_seed
+    if deployed and seed is not None:
+        raise FedloraError(
+            f"privacy.insecure_noise_seed is {seed}, so the server could remove the noise; a "
+            "device takes part only without it"
+        )
+    if deployed and policy.uplink == "analog":
+        raise FedloraError(
+            "privacy.uplink is analog, which counts a receiver's noise that this link does not "
+            "have; a device takes part only with privacy.uplink coded"
+        )
+    if seed is None:
+        return SystemNoise(), SystemNoise()
+    return InsecureNoise(seed, str(number)), InsecureNoise(seed, f"{number}/receiver")
 
 
 def content(record: Record) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -61,6 +62,14 @@ class GradientRelease(ABC):
     def close(self) -> None:
         """Free what is held on disk."""
 
+    @abstractmethod
+    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
+        """Take note of the client's own channel in a round (``ChannelState`` as a table)."""
+
+    @abstractmethod
+    def begin_step(self, rank: object) -> None:
+        """Take note of the mean rank that the server says a step trains, if it says any."""
+
 
 class PlainRelease(GradientRelease):
     """No protection: the exact gradient leaves."""
@@ -89,4 +98,10 @@ class PlainRelease(GradientRelease):
         return {}
 
     def close(self) -> None:
+        """See ``GradientRelease``."""
+
+    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
+        """See ``GradientRelease``."""
+
+    def begin_step(self, rank: object) -> None:
         """See ``GradientRelease``."""

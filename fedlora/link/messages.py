@@ -10,7 +10,7 @@ request        holds                                      reply
 (none)                                                    ``hello``: token, digests, sizes
 ``welcome``    what the server settled                    ``ready``
 ``phase``      ``baseline`` or ``train``: start anew      ``ready``: first weights of a shared head
-``round``      round number, ranks                        ``report``: channel state, statistics
+``round``      round number                               ``report``: channel state, statistics
 ``batch``      ask for the first batch of a round         ``activation``: e, lengths
 ``step``       representation z; common head weights      ``gradient``: g, and the next e
 ``embedding``  dL/de, where the embedding trains          ``activation`` or ``ready``

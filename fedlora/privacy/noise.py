@@ -36,9 +36,6 @@ class NoiseSource(ABC):
     secret: bool
 
     @abstractmethod
-    def _key(self) -> bytes:
-        """Return 32 bytes that no other call returns."""
-
     def standard_normal(self, shape: Sequence[int]) -> torch.Tensor:
         """Return independent standard Gaussians in float64 on the CPU.
 
@@ -47,6 +44,17 @@ class NoiseSource(ABC):
         shape
             Shape of the result.
         """
+
+
+class KeyStreamNoise(NoiseSource):
+    """Gaussians from a ChaCha20 key stream, with a key of its own for each call."""
+
+    @abstractmethod
+    def _key(self) -> bytes:
+        """Return 32 bytes that no other call returns."""
+
+    def standard_normal(self, shape: Sequence[int]) -> torch.Tensor:
+        """See ``NoiseSource``."""
         count = math.prod(shape)
         noise = torch.empty(count + count % 2, dtype=torch.float64)
         stream = Cipher(algorithms.ChaCha20(self._key(), bytes(16)), mode=None).encryptor()
@@ -56,7 +64,7 @@ class NoiseSource(ABC):
         return noise[:count].view(*shape)
 
 
-class SystemNoise(NoiseSource):
+class SystemNoise(KeyStreamNoise):
     """Keys from the operating system's generator."""
 
     secret = True
@@ -65,7 +73,7 @@ class SystemNoise(NoiseSource):
         return os.urandom(32)
 
 
-class InsecureNoise(NoiseSource):
+class InsecureNoise(KeyStreamNoise):
     """Keys that follow from a seed, for simulations that must repeat; protects nobody.
 
     Parameters

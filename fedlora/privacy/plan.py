@@ -69,10 +69,32 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
             f"{policy.release} would have to pay for twice; set evaluate.baseline to false or "
             "privacy.release to logits"
         )
+    if policy.spread == "channel" and policy.release == "logits":
+        raise FedloraError(
+            "privacy.spread is channel, but privacy.release logits is paid once for each sample, "
+            "so there is nothing to spread; set privacy.spread to even or another release"
+        )
+    if policy.uplink == "analog":
+        _check_analog(scenario)
     if policy.activation_sigma is not None and scenario.train.embedding:
         raise FedloraError(
             "train.embedding changes the activations at every step, so that each would have to be "
             "paid for; set it to false, or remove privacy.activation_sigma"
+        )
+
+
+def _check_analog(scenario: Scenario) -> None:
+    """Refuse what would make the receiver's noise uncertain, or correct it."""
+    channel, report = scenario.channel, scenario.channel.report
+    if scenario.link.gradient != "fp32":
+        raise FedloraError(
+            f"link.gradient is {scenario.link.gradient}, but privacy.uplink analog sends gradients "
+            "uncoded; set link.gradient to fp32"
+        )
+    if report.error_db or report.delay_rounds or report.delay_s or channel.coherence_s:
+        raise FedloraError(
+            "privacy.uplink analog has to know the channel exactly to bound the receiver's SNR; "
+            "set channel.report.error_db, delay_rounds, delay_s and channel.coherence_s to 0"
         )
 
 

@@ -16,6 +16,10 @@ from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
 Release = Literal["full", "row_space", "logits"]
+Spread = Literal["even", "channel"]
+Uplink = Literal["coded", "analog"]
+
+SNR_MAX_DB = 200.0
 
 EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
 
@@ -44,6 +48,16 @@ class PrivacyPolicy:
         head's ``logits``, once for each sample.
     uploads
         How often a sample is uploaded in the run; 0: what rounds, steps and batch size come to.
+    spread
+        How a sample's budget is divided over its uploads: ``even``, or more where the client's
+        own ``channel`` and the rank it was told are good; see ``fedlora.privacy.spread``.
+    uplink
+        ``coded``: the link corrects its errors, so only artificial noise counts. ``analog``, in
+        simulation alone: gradients are sent uncoded, and the receiver's noise counts too; see
+        ``fedlora.privacy.analog``.
+    analog_snr_db
+        Largest SNR with which an analog uplink is received, in dB; a client with a better channel
+        lowers its power to it.
     tight
         Calibrate to the exact epsilon of Gaussian noise instead of its Rényi bound; the same
         (epsilon, delta) then needs some 7% less noise.
@@ -62,6 +76,9 @@ class PrivacyPolicy:
     unit: Unit = "sample"
     release: Release = "full"
     uploads: int = 0
+    spread: Spread = "even"
+    uplink: Uplink = "coded"
+    analog_snr_db: float = 10.0
     tight: bool = False
     activation_sigma: float | None = None
     activation_clip_norm: float = 1.0
@@ -86,6 +103,15 @@ class PrivacyPolicy:
         if self.release not in ("full", "row_space", "logits"):
             raise FedloraError(
                 f"privacy.release is {self.release!r}; set full, row_space or logits"
+            )
+        if self.spread not in ("even", "channel"):
+            raise FedloraError(f"privacy.spread is {self.spread!r}; set even or channel")
+        if self.uplink not in ("coded", "analog"):
+            raise FedloraError(f"privacy.uplink is {self.uplink!r}; set coded or analog")
+        if not -SNR_MAX_DB <= self.analog_snr_db <= SNR_MAX_DB:
+            raise FedloraError(
+                f"privacy.analog_snr_db is {self.analog_snr_db}; set -{SNR_MAX_DB:g} to "
+                f"{SNR_MAX_DB:g} dB"
             )
         if self.uploads < 0:
             raise FedloraError(f"privacy.uploads is {self.uploads}; set 0 to derive it, or more")

@@ -117,6 +117,8 @@ def privacy_statement(
         "guarantee": secret,
         "unit": policy.unit,
         "release": policy.release,
+        "spread": policy.spread,
+        "uplink": policy.uplink,
         "epsilon_exact": _finite(exact_epsilon(rho, policy.delta)) if secret else None,
         "zero_out": {
             "adjacency": ZERO_OUT,
@@ -157,6 +159,10 @@ def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
         "The token embeddings that clients train.": exposure.embedding,
         "Losses and metrics that clients report.": exposure.losses,
         "Statistics of their text that clients report.": exposure.statistics,
+        (
+            f"Whoever hears the uncoded uplink with more than {policy.analog_snr_db:g} dB: the "
+            "receiver's own noise is part of what protects."
+        ): policy.uplink == "analog",
         "How long samples are, which take part when, and the time it takes.": True,
         "A record that a client holds more than once: each copy has its own epsilon.": True,
     }

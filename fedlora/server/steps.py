@@ -178,10 +178,20 @@ class StepLoop:
         z = dict(zip(batch, parts, strict=True))
         shared = head.tensors() if head else {}
         requests = {
-            client: Request(m.STEP, fields, put("representation", part, self._down) | shared)
+            client: Request(
+                m.STEP,
+                {**fields, **self._told(ranks[client])},
+                put("representation", part, self._down) | shared,
+            )
             for client, part in z.items()
         }
         return self.cohort.exchange(requests), z
+
+    def _told(self, ranks: Sequence[int]) -> dict[str, float]:
+        """Return the mean rank where clients spread their privacy budget by it."""
+        if self.scenario.privacy.spread == "even":
+            return {}
+        return {"rank": sum(ranks) / len(ranks)}
 
     def _gradients(
         self,

@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 
 from fedlora.privacy import noise as module
-from fedlora.privacy.noise import NoiseSource, SystemNoise
+from fedlora.privacy.noise import KeyStreamNoise, SystemNoise
 
 
-class FixedKey(NoiseSource):
+class FixedKey(KeyStreamNoise):
     secret = False
 
     def _key(self) -> bytes:

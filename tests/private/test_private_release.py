@@ -13,7 +13,8 @@ from clients import private
 from clients.build import SimulatedData, load_parts
 from clients.device import take_part
 from clients.edge_client import EdgeClient
-from clients.private import OwnerTerms, content
+from clients.private import content
+from clients.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m

@@ -12,7 +12,7 @@ import torch
 from dp_accounting.rdp import RdpAccountant
 from private_federation import Federation, scenario
 
-from clients.private import OwnerTerms
+from clients.terms import OwnerTerms
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
