@@ -51,6 +51,7 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
                 session["address"],
                 session["certificate"] or None,
                 max_frame_bytes=scenario.link.max_frame_mib << 20,
+                give_up_s=scenario.link.give_up_s,
             )
             keeper = Keeper(edge, state_folder(node_config, str(session["run"])) / edge.name)
             stream.serve({edge.name: keeper.handle}, [hello(parts, edge, session["token"])])

@@ -51,6 +51,7 @@ class EdgeHost:
             session["address"],
             session["certificate"] or None,
             max_frame_bytes=scenario.link.max_frame_mib << 20,
+            give_up_s=scenario.link.give_up_s,
         )
         self._ledgers = session["ledgers"]
         self._keep = Path(session["keep"])

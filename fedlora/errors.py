@@ -17,3 +17,7 @@ class ProtocolError(FedloraError):
 
 class ClientLost(FedloraError):
     """A client's link closed or missed its deadline; the run goes on without the client."""
+
+
+class ClientLate(ClientLost):
+    """A client missed a deadline; its link is open, and its answer may still come."""

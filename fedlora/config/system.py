@@ -53,6 +53,8 @@ class LinkConfig:
         Address the tensor stream binds (port 0: any free one) and the name clients dial.
     step_timeout_s
         How long the server waits for a client's answer before it leaves it out.
+    give_up_s
+        How long a client whose stream broke tries to come back, and the server waits for it.
     max_frame_mib
         Largest frame that is accepted.
     """
@@ -64,6 +66,7 @@ class LinkConfig:
     port: int = 0
     public_host: str = ""
     step_timeout_s: float = 120.0
+    give_up_s: float = 60.0
     max_frame_mib: int = 256
 
     def __post_init__(self) -> None:
@@ -74,6 +77,7 @@ class LinkConfig:
             self.step_timeout_s > 0,
             f"link.step_timeout_s is {self.step_timeout_s}; set seconds > 0",
         )
+        require(self.give_up_s >= 0, f"link.give_up_s is {self.give_up_s}; set seconds from 0")
         require(
             self.max_frame_mib >= 1, f"link.max_frame_mib is {self.max_frame_mib}; set 1 or more"
         )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,17 @@ import grpc.aio
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.messages import HELLO, WELCOME
-from fedlora.link.stream import MAX_HELLO_BYTES, REFUSED, farewell, printable
+from fedlora.link.resume import ResumeSecrets
+from fedlora.link.stream import (
+    CLOSED,
+    MAX_HELLO_BYTES,
+    REFUSED,
+    RESUME,
+    SECRET,
+    farewell,
+    printable,
+    reason_of,
+)
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.tokens import TokenStore
 
@@ -22,6 +33,7 @@ log = logging.getLogger("fedlora.link")
 
 Admit = Callable[[Frame, str], Mapping[str, Any]]
 
+ANEW = "the client connected anew"
 MAX_REFUSALS = 16  # hellos that are refused on one stream before it is ended
 MAX_CLIENT_ID = 128  # characters
 
@@ -34,8 +46,12 @@ class StreamTerms:
     ----------
     tokens, admit, max_frame_bytes, queue_frames, hello_timeout_s, max_clients
         See ``StreamServer``.
+    secrets
+        By which sessions are taken up again.
     offer
         Takes the link of a client that was admitted.
+    move
+        Takes a link from the stream that carried it, for this one; None when its session is over.
     loop
         The server's event loop.
     admissions
@@ -43,12 +59,14 @@ class StreamTerms:
     """
 
     tokens: TokenStore
+    secrets: ResumeSecrets
     admit: Admit
     max_frame_bytes: int
     queue_frames: int
     hello_timeout_s: float
     max_clients: int
     offer: Callable[[StreamLink], None]
+    move: Callable[[str, str], StreamLink | None]
     loop: asyncio.AbstractEventLoop
     admissions: Executor
 
@@ -76,12 +94,16 @@ class ServerStream:
     def __init__(self, terms: StreamTerms, context: grpc.aio.ServicerContext) -> None:
         self.links: dict[str, StreamLink] = {}
         # What holds unless the server ends the stream; gRPC does not tell these apart.
-        self.ended = "the client closed its stream, died, or exceeded link.max_frame_mib"
+        self.ended = (
+            "its stream broke: the client was cut off, died, or exceeded link.max_frame_mib"
+        )
         self._terms = terms
         self._context = context
         self.peer = str(context.peer())
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._joining: dict[str, asyncio.Task[None]] = {}
+        # What shows that its client has received its latest secret: any frame. By client.
+        self._unconfirmed: dict[str, Callable[[], None]] = {}
         self._refusals = 0
 
     async def run(self) -> None:
@@ -111,6 +133,13 @@ class ServerStream:
         self.ended = reason
         self._outgoing.put_nowait(None)
 
+    def release(self, client: str) -> None:
+        """Forget a client that another stream carries now; end the stream if it was the last."""
+        self.links.pop(client, None)
+        self._unconfirmed.pop(client, None)
+        if not self.links and not self._joining:
+            self.finish("its clients came back on another stream")
+
     def post(self, data: bytes) -> None:
         """Queue bytes for the client, from any thread."""
         self._terms.loop.call_soon_threadsafe(self._outgoing.put_nowait, data)
@@ -125,12 +154,22 @@ class ServerStream:
 
     def _route(self, data: bytes) -> None:
         frame = peek_frame(data, self._terms.max_frame_bytes)
-        if frame.kind == HELLO:
-            self._greet(frame, len(data))
+        if frame.kind in (HELLO, RESUME):
+            self._check_opening(frame, len(data))
+            if frame.kind == HELLO:
+                self._joining[frame.client] = asyncio.create_task(self._join(frame, len(data)))
+            else:
+                self._take_up(frame)
             return
         link = self.links.get(frame.client)
         if link is None:
             raise ProtocolError(f"client {frame.client!r} sent {frame.kind!r} before hello")
+        confirm = self._unconfirmed.pop(frame.client, None)
+        if confirm is not None:
+            confirm()
+        if frame.kind == CLOSED:
+            link.lose(f"the client closed its stream: {reason_of(frame)}")
+            return
         if link.deliver(frame.seq, data):
             return
         if link.lost:
@@ -138,7 +177,8 @@ class ServerStream:
         log.warning("client %s is dropped: it sent an unasked frame", link.client)
         link.close(printable(f"frame {frame.seq} answers no request"))
 
-    def _greet(self, hello: Frame, size: int) -> None:
+    def _check_opening(self, hello: Frame, size: int) -> None:
+        """Refuse a hello, or a resume in its place, that no honest client sends."""
         client = hello.client
         if not 0 < len(client) <= MAX_CLIENT_ID or not client.isprintable():
             raise ProtocolError(
@@ -150,19 +190,27 @@ class ServerStream:
             raise ProtocolError(f"client {client} said hello twice")
         if len({client, *self.links, *self._joining}) > self._terms.max_clients:
             raise ProtocolError(f"the stream carries {self._terms.max_clients} clients already")
-        self._joining[client] = asyncio.create_task(self._join(hello, size))
 
     async def _join(self, hello: Frame, size: int) -> None:
-        """Redeem a client's token, ask whether it is admitted, and answer it."""
-        terms, client = self._terms, hello.client
+        """Claim a client's token, ask whether it is admitted, and answer it."""
+        terms, client, token = self._terms, hello.client, str(hello.fields.get("token", ""))
         try:
-            grantee = terms.tokens.redeem(str(hello.fields.get("token", "")))
+            grantee = terms.tokens.claim(token, client)
             fields = await terms.loop.run_in_executor(terms.admissions, terms.admit, hello, grantee)
-            link = StreamLink(hello, grantee, self.post, terms.max_frame_bytes, terms.queue_frames)
+            session, secret = terms.secrets.open(client)
+            link = StreamLink(
+                hello,
+                grantee,
+                self.post,
+                terms.max_frame_bytes,
+                terms.queue_frames,
+                session,
+                lambda reason: terms.secrets.void(session, reason),
+            )
             link.wire_bytes_up = size
             if client in self.links:  # without a word, which its new session would hear
-                self.links[client].lose("the client connected anew")
-            link.send(Frame(WELCOME, client, 0, fields))
+                self.links[client].lose(ANEW)
+            link.send(Frame(WELCOME, client, 0, {**fields, SECRET: secret}))
         except FedloraError as error:
             self._refuse(client, str(error))
         except Exception:
@@ -170,9 +218,32 @@ class ServerStream:
             self._refuse(client, "the server failed to admit the client; its log says why")
         else:
             self.links[client] = link
+            self._unconfirmed[client] = lambda: _use_up(terms.tokens, token)
             terms.offer(link)
         finally:
             del self._joining[client]
+
+    def _take_up(self, frame: Frame) -> None:
+        """Let a client whose stream broke go on over this one."""
+        secrets, client, received = self._terms.secrets, frame.client, frame.fields.get("received")
+        try:
+            if not isinstance(received, int) or isinstance(received, bool):
+                raise ProtocolError(f"received is {received!r}; expected the number of a request")
+            session, secret = secrets.redeem(str(frame.fields.get(SECRET, "")), client, received)
+            link = self._terms.move(client, session)
+            if link is None:
+                raise ProtocolError("the session is over")
+            try:
+                link.resume(self.post, secret, received)
+            except ProtocolError as error:  # it shows the right secret and yet is not the client
+                link.lose(str(error))
+                raise
+        except FedloraError as error:
+            self._refuse(client, str(error))
+            return
+        log.info("client %s is back on another stream (%s)", client, self.peer)
+        self.links[client] = link
+        self._unconfirmed[client] = lambda: secrets.confirm(session)
 
     def _refuse(self, client: str, reason: str) -> None:
         log.warning("client %s from %s is refused: %s", client, self.peer, printable(reason))
@@ -180,3 +251,8 @@ class ServerStream:
         self._outgoing.put_nowait(encode_frame(farewell(REFUSED, client, reason)))
         if self._refusals >= MAX_REFUSALS:
             self.finish(f"{MAX_REFUSALS} hellos were refused")
+
+
+def _use_up(tokens: TokenStore, token: str) -> None:
+    with suppress(FedloraError):  # it expired since it was claimed
+        tokens.redeem(token)

@@ -10,11 +10,21 @@ SERVICE: Final = "fedlora.Link"
 METHOD: Final = "Stream"
 TOKEN_KEY: Final = "fedlora-token"
 """Metadata that opens a stream: an unused token, so that strangers are refused unread."""
+RESUME_KEY: Final = "fedlora-resume"
+"""Metadata that opens a stream after a break: the resume secret of a session."""
 
 REFUSED: Final = "refused"
 """Frame from the server: the hello was refused; ``reason`` says why."""
 CLOSED: Final = "closed"
-"""Frame from the server: the session is over; ``reason`` says why."""
+"""Frame from either side: the session is over; ``reason`` says why."""
+RESUME: Final = "resume"
+"""Frame from the client, on another stream after a break: its secret in ``resume``, and in
+``received`` the number of the last request that it has."""
+RESUMED: Final = "resumed"
+"""Frame from the server: the session goes on. ``resume`` is the next secret, ``owed`` the number of
+the request whose reply has to be sent again (-1: none). Requests that were lost follow it."""
+SECRET: Final = "resume"
+"""Field of ``welcome``, ``resume`` and ``resumed`` that holds a resume secret."""
 
 MAX_HELLO_BYTES: Final = 1 << 16
 

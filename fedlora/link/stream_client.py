@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -14,47 +12,26 @@ import grpc
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import tls
+from fedlora.link.backoff import Backoff
+from fedlora.link.client_session import ClientSession
+from fedlora.link.client_stream import ClientStream, explain, is_final
 from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
 from fedlora.link.heap import keep_freed_memory
 from fedlora.link.local import Handler, edge_executor
 from fedlora.link.messages import END, LEAVE, WELCOME
 from fedlora.link.stream import (
     CLOSED,
-    METHOD,
     REFUSED,
-    SERVICE,
-    TOKEN_KEY,
+    RESUMED,
     channel_options,
+    farewell,
     printable,
     reason_of,
 )
 
 log = logging.getLogger("fedlora.link")
 
-
-class _Session:
-    """One client on the stream; its requests are answered one at a time, in order."""
-
-    def __init__(self, client: str, handler: Handler) -> None:
-        self.client = client
-        self.handler = handler
-        self.over: Future[None] = Future()
-        self.over.set_running_or_notify_cancel()  # nobody cancels it: detach does that
-        self.requests: deque[bytes] = deque()
-        self.begun = False
-        self.busy = False
-
-
-class _Stream:
-    """One open stream; ``outgoing`` feeds the thread in which gRPC writes."""
-
-    def __init__(self, channel: Any, token: str) -> None:
-        self.channel = channel
-        self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            iter(self.outgoing.get, None), metadata=((TOKEN_KEY, token),)
-        )
-        self.reader: threading.Thread | None = None
+_ATTEMPT_S = 15.0  # within which a server that was dialled has to answer
 
 
 class StreamClient:
@@ -63,7 +40,9 @@ class StreamClient:
     On a device: ``with StreamClient(...) as stream: stream.serve({name: edge.handle}, [hello])``.
     In a simulation an edge host calls ``attach`` for each client that it is given, and looks at
     the futures later. The stream is opened by the first client and again by the next one after it
-    ended. All methods may be called from any thread.
+    ended. One that breaks is opened again, and every session goes on where it was: a request that
+    was lost comes again, a reply that was lost is sent again, byte for byte as it was. All methods
+    may be called from any thread.
 
     Parameters
     ----------
@@ -75,6 +54,9 @@ class StreamClient:
         Largest frame that is sent or accepted.
     workers
         Threads that run handlers, each with one torch thread.
+    give_up_s
+        How long a server that cannot be reached is dialled again; 0 takes the first break for the
+        end.
     keepalive_s, keepalive_timeout_s
         A server that is silent this long is pinged, and given up when it does not answer in time.
     """
@@ -86,6 +68,7 @@ class StreamClient:
         *,
         max_frame_bytes: int,
         workers: int = 1,
+        give_up_s: float = 60.0,
         keepalive_s: float = 20.0,
         keepalive_timeout_s: float = 10.0,
     ) -> None:
@@ -99,10 +82,12 @@ class StreamClient:
         if tls.is_loopback(address.rpartition(":")[0]):
             self._options.append(("grpc.enable_http_proxy", 0))
         self._executor = edge_executor(workers)
+        self._give_up_s = give_up_s
         self._lock = threading.RLock()
-        self._sessions: dict[str, _Session] = {}
-        self._stream: _Stream | None = None
-        self._closed = False
+        self._sessions: dict[str, ClientSession] = {}
+        self._stream: ClientStream | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def serve(self, clients: Mapping[str, Handler], hellos: Sequence[Frame]) -> None:
         """Attach clients, answer the server until it has ended each session, and close.
@@ -142,16 +127,20 @@ class StreamClient:
         FedloraError
             When the client is attached already, or the stream client was closed.
         """
-        session = _Session(client, handler)
+        session = ClientSession(client, handler, hello)
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise FedloraError(f"client {client} is attached to a stream that was closed")
             if client in self._sessions:
                 raise FedloraError(f"client {client} is attached already; detach it first")
-            if self._stream is None:
-                self._stream = self._open(str(hello.fields.get("token", "")))
             self._sessions[client] = session
-            self._stream.outgoing.put(encode_frame(hello))
+            if self._stream is not None:
+                self._stream.outgoing.put(encode_frame(hello))
+            elif self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._carry, name="fedlora-stream", daemon=True
+                )
+                self._thread.start()
         return session.over
 
     def detach(self, client: str) -> None:
@@ -164,13 +153,17 @@ class StreamClient:
     def close(self, timeout_s: float = 10.0) -> None:
         """Send what is queued, end the stream, and give up the sessions that are still open."""
         with self._lock:
-            self._closed = True
-            stream = self._stream
-        if stream is not None and stream.reader is not None:
+            self._closing.set()
+            stream, thread = self._stream, self._thread
+            for session in self._sessions.values():
+                self._put(encode_frame(farewell(CLOSED, session.client, "it was closed")))
+        if stream is not None:
             stream.outgoing.put(None)
-            stream.reader.join(timeout_s)
-            stream.call.cancel()
-            stream.reader.join(timeout_s)
+        if thread is not None:
+            thread.join(timeout_s)
+            if stream is not None:
+                stream.call.cancel()
+            thread.join(timeout_s)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> StreamClient:
@@ -179,37 +172,74 @@ class StreamClient:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _open(self, token: str) -> _Stream:
-        stream = _Stream(
-            tls.open_channel(self._address, self._certificate_pem, self._options), token
-        )
-        stream.reader = threading.Thread(
-            target=self._read, args=(stream,), name="fedlora-stream", daemon=True
-        )
-        stream.reader.start()
-        return stream
+    def _carry(self) -> None:
+        """Keep a stream open for as long as there are sessions and the server can be reached."""
+        backoff, retrying = Backoff(self._give_up_s), False
+        while (stream := self._open()) is not None:
+            limit_s = min(_ATTEMPT_S, backoff.left_s() or _ATTEMPT_S)
+            watch = threading.Timer(limit_s, stream.give_up)
+            watch.daemon = True
+            watch.start()
+            reason, final = self._read(stream)
+            watch.cancel()
+            stream.end()
+            if stream.answered:
+                retrying = False
+                backoff.reset()
+            with self._lock:
+                self._stream = None
+                sessions = list(self._sessions.values())
+                for session in sessions:
+                    session.live = False
+            if not final and not self._closing.is_set() and sessions:
+                pause_s = backoff.next_s()
+                if pause_s is not None:
+                    level = logging.DEBUG if retrying else logging.WARNING
+                    log.log(level, "no stream to the server, dialling again: %s", reason)
+                    retrying = True
+                    if not self._closing.wait(pause_s):
+                        continue
+                elif self._give_up_s > 0:
+                    reason += f"; given up after {self._give_up_s:g} s"
+            for session in sessions:
+                lost = f"client {session.client} lost the server: {reason}"
+                self._finish(session, ClientLost(lost))
+            retrying = False
+            backoff.reset()
 
-    def _read(self, stream: _Stream) -> None:
-        """Route the server's frames until the stream ends, then tell every session why."""
-        reason = "the server ended the stream"
+    def _open(self) -> ClientStream | None:
+        """Open a stream and greet the server for every session; None when there is none."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+            if not sessions:
+                self._thread = None
+                return None
+            opener = next((session for session in sessions if session.secret), sessions[0])
+            channel = tls.open_channel(self._address, self._certificate_pem, self._options)
+            self._stream = stream = ClientStream(channel, opener)
+            for session in sessions:
+                stream.outgoing.put(encode_frame(session.opening()))
+            if self._closing.is_set():
+                stream.outgoing.put(None)
+            return stream
+
+    def _read(self, stream: ClientStream) -> tuple[str, bool]:
+        """Route the server's frames until the stream ends; return why, and whether for good."""
         try:
             for data in stream.call:
-                self._route(data)
+                self._route(stream, data)
         except grpc.RpcError as error:
-            reason = self._explain(error)
+            reason = explain(error, self._address)
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # the others may be welcome
+                lost = f"client {stream.opener.client} lost the server: {reason}"
+                self._finish(stream.opener, ClientLost(lost))
+                return reason, False
+            return reason, is_final(error)
         except ProtocolError as error:
-            reason = f"the server broke the protocol: {printable(error)}"
-        with self._lock:
-            if self._stream is stream:
-                self._stream = None
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            self._finish(session, ClientLost(f"client {session.client} lost the server: {reason}"))
-        stream.outgoing.put(None)
-        stream.call.cancel()
-        stream.channel.close()
+            return f"the server broke the protocol: {printable(error)}", True
+        return "the server ended the stream", True
 
-    def _route(self, data: bytes) -> None:
+    def _route(self, stream: ClientStream, data: bytes) -> None:
         frame = peek_frame(data, self._max_frame_bytes)
         with self._lock:
             session = self._sessions.get(frame.client)
@@ -224,13 +254,25 @@ class StreamClient:
                     self._finish(session, ClientLost(reason))
             elif session is None:
                 self._put(_leave(frame.client, frame.seq, "the client is not here any more"))
-            else:
+            elif session.note(frame):
+                stream.answered = True
+                if frame.kind == RESUMED:
+                    self._go_on(session, frame)
+                    return
                 session.requests.append(data)
                 if not session.busy:
                     session.busy = True
                     self._executor.submit(self._work, session)
 
-    def _work(self, session: _Session) -> None:
+    def _go_on(self, session: ClientSession, frame: Frame) -> None:
+        """Send again what the server has not received."""
+        kept = session.kept(frame.fields.get("owed"))
+        if kept:
+            self._put(kept)
+        if session.last_words:
+            self._finish(session, session.last_words[0])
+
+    def _work(self, session: ClientSession) -> None:
         """Answer a session's requests until none is left."""
         while True:
             with self._lock:
@@ -240,7 +282,7 @@ class StreamClient:
                 data = session.requests.popleft()
             self._answer(session, data)
 
-    def _answer(self, session: _Session, data: bytes) -> None:
+    def _answer(self, session: ClientSession, data: bytes) -> None:
         error: BaseException | None = None
         request = peek_frame(data, self._max_frame_bytes)
         try:
@@ -264,15 +306,19 @@ class StreamClient:
         with self._lock:
             if self._sessions.get(session.client) is not session:
                 return  # dropped or detached meanwhile
-            self._put(data)
+            session.keep(request.seq, data)
             if error is not None or request.kind == END:
-                self._finish(session, error)
+                session.last_words = [error]
+            if session.live:
+                self._put(data)
+                if session.last_words:
+                    self._finish(session, error)
 
     def _put(self, data: bytes) -> None:
         if self._stream is not None:
             self._stream.outgoing.put(data)
 
-    def _finish(self, session: _Session, error: BaseException | None) -> None:
+    def _finish(self, session: ClientSession, error: BaseException | None) -> None:
         with self._lock:
             if self._sessions.get(session.client) is not session:
                 return
@@ -281,17 +327,6 @@ class StreamClient:
             session.over.set_result(None)
         else:
             session.over.set_exception(error)
-
-    def _explain(self, error: grpc.RpcError) -> str:
-        code, details = error.code(), printable(error.details())
-        if "CERTIFICATE_VERIFY_FAILED" in details:
-            return f"{self._address} does not hold the certificate of this run"
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return (
-                f"no connection to {self._address} ({details}); check link.public_host, link.port "
-                "and that the server runs"
-            )
-        return details
 
 
 def _leave(client: str, seq: int, reason: str) -> bytes:

@@ -15,12 +15,22 @@ import grpc.aio
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import tls
 from fedlora.link.heap import keep_freed_memory
-from fedlora.link.server_stream import Admit, ServerStream, StreamTerms
-from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY, channel_options, printable
+from fedlora.link.resume import ResumeSecrets
+from fedlora.link.server_stream import ANEW, Admit, ServerStream, StreamTerms
+from fedlora.link.stream import (
+    METHOD,
+    RESUME_KEY,
+    SERVICE,
+    TOKEN_KEY,
+    channel_options,
+    printable,
+)
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.tokens import TokenStore
 
 log = logging.getLogger("fedlora.link")
+
+STOPPED = "the server stopped"
 
 
 class StreamServer:
@@ -28,7 +38,8 @@ class StreamServer:
 
     One stream carries any number of clients. A stream is opened with an unused token; each client
     on it begins with ``hello``, whose field ``token`` is redeemed. ``admit`` then accepts or
-    refuses the client, which is told by ``welcome`` or ``refused``. Everything here runs on one
+    refuses the client, which is told by ``welcome`` or ``refused``. A client whose stream broke may
+    come back on another with the resume secret that it was given last. Everything here runs on one
     background thread and its event loop, ``admit`` on another, one call at a time; frames are
     decoded in the thread that calls ``StreamLink.receive``.
 
@@ -49,6 +60,8 @@ class StreamServer:
         Requests that a client may leave unanswered before it is given up.
     hello_timeout_s
         A stream is ended when no client was admitted on it within this time.
+    give_up_s
+        How long a client whose stream broke may take to come back; 0 loses it at once.
     max_streams, max_clients
         Streams at one time, and clients on each of them.
     keepalive_s, keepalive_timeout_s
@@ -71,6 +84,7 @@ class StreamServer:
         tokens: TokenStore,
         queue_frames: int = 4,
         hello_timeout_s: float = 10.0,
+        give_up_s: float = 60.0,
         max_streams: int = 1024,
         max_clients: int = 1024,
         keepalive_s: float = 20.0,
@@ -83,14 +97,18 @@ class StreamServer:
         self.tokens = tokens
         self._admissions = ThreadPoolExecutor(1, "fedlora-admit")
         self._loop = asyncio.new_event_loop()
+        self._give_up_s = give_up_s
+        self._secrets = ResumeSecrets()
         self._terms = StreamTerms(
             tokens=tokens,
+            secrets=self._secrets,
             admit=admit,
             max_frame_bytes=max_frame_bytes,
             queue_frames=queue_frames,
             hello_timeout_s=hello_timeout_s,
             max_clients=max_clients,
             offer=self._offer,
+            move=self._move,
             loop=self._loop,
             admissions=self._admissions,
         )
@@ -105,6 +123,7 @@ class StreamServer:
         self._max_streams = max_streams
         self._streams: set[ServerStream] = set()
         self._links: dict[str, StreamLink] = {}
+        self._away: dict[str, asyncio.TimerHandle] = {}  # until a client is given up
         self._accepted: queue.SimpleQueue[StreamLink | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fedlora-link", daemon=True)
@@ -182,8 +201,10 @@ class StreamServer:
         return bound
 
     async def _finish(self, grace_s: float) -> None:
+        for waiting in self._away.values():
+            waiting.cancel()
         for stream in self._streams:
-            stream.finish("the server stopped")
+            stream.finish(STOPPED)
         stop = asyncio.ensure_future(self._server.stop(grace_s))
         # Bounded: a connection whose peer does not read holds it up, when all calls have ended.
         await asyncio.wait({stop}, timeout=grace_s + 1.0)
@@ -191,12 +212,18 @@ class StreamServer:
         calls = asyncio.all_tasks() - {asyncio.current_task(), stop}
         if calls:
             await asyncio.wait(calls, timeout=1.0)
+        for link in self._links.values():
+            link.lose(STOPPED)
         stop.add_done_callback(lambda _: self._loop.stop())
 
     async def _serve(self, _requests: Any, context: grpc.aio.ServicerContext) -> None:
         """Run one stream from its opening to its end."""
+        shown = dict(context.invocation_metadata() or ())
         try:
-            self.tokens.check(dict(context.invocation_metadata() or ()).get(TOKEN_KEY, ""))
+            if RESUME_KEY in shown:
+                self._secrets.check(shown[RESUME_KEY])
+            else:
+                self.tokens.check(shown.get(TOKEN_KEY, ""))
         except FedloraError as error:
             log.warning("stream from %s is refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -215,20 +242,51 @@ class StreamServer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, breach)
 
     def _forget(self, stream: ServerStream, breach: str) -> None:
+        """Lose the clients of a stream that ended, or wait for them to come back on another."""
         self._streams.discard(stream)
-        lost = ", ".join(client for client, link in stream.links.items() if not link.lost)
-        if (lost or breach) and not self._stopped.is_set():
-            clients = printable(lost) or "none"
-            log.warning("stream of %s is ended: %s; lost: %s", stream.peer, stream.ended, clients)
+        final = bool(breach) or self._stopped.is_set() or self._give_up_s <= 0
+        lost = []
         for client, link in stream.links.items():
-            link.lose(stream.ended)
+            if not final and link.suspend(stream.post, stream.ended):
+                self._away[client] = self._loop.call_later(self._give_up_s, self._give_up, link)
+                log.warning("client %s is away: %s", client, stream.ended)
+                continue
+            if link.lose(stream.ended):
+                lost.append(client)
             if self._links.get(client) is link:
                 del self._links[client]
+        if (lost or breach) and not self._stopped.is_set():
+            clients = printable(", ".join(lost)) or "none"
+            log.warning("stream of %s is ended: %s; lost: %s", stream.peer, stream.ended, clients)
+
+    def _give_up(self, link: StreamLink) -> None:
+        """Lose a client that did not come back."""
+        self._away.pop(link.client, None)
+        if link.lose(f"{link.away}; it did not come back in {self._give_up_s:g} s"):
+            log.warning("client %s did not come back in %g s", link.client, self._give_up_s)
+        if self._links.get(link.client) is link:
+            del self._links[link.client]
+
+    def _move(self, client: str, session: str) -> StreamLink | None:
+        """Take a link from the stream that carried it, known to be broken or not."""
+        link = self._links.get(client)
+        if link is None or link.session != session or link.lost:
+            return None
+        waiting = self._away.pop(client, None)
+        if waiting is not None:
+            waiting.cancel()
+        for stream in self._streams:
+            if stream.links.get(client) is link:
+                stream.release(client)
+        return link
 
     def _offer(self, link: StreamLink) -> None:
         """Queue an admitted client's link, in place of an older one of that client."""
+        waiting = self._away.pop(link.client, None)
+        if waiting is not None:
+            waiting.cancel()
         old = self._links.get(link.client)
         if old is not None:
-            old.close("the client connected anew")
+            old.close(ANEW)
         self._links[link.client] = link
         self._accepted.put(link)

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 from fedlora.errors import FedloraError
 
+_USED = "the token was used before; let the server grant a new one"
+
 
 @dataclass
 class _Grant:
     digest: bytes
     grantee: str
     expires_s: float
+    claimant: str = ""
     used: bool = False
 
 
@@ -66,6 +69,24 @@ class TokenStore:
         with self._lock:
             return self._find(token).grantee
 
+    def claim(self, token: str, client: str) -> str:
+        """Let a client use a token, and it alone; return the grantee.
+
+        The same client may claim it again until it is redeemed, as when its stream broke before it
+        heard the answer.
+
+        Raises
+        ------
+        FedloraError
+            As ``redeem`` does; also when another client has claimed it.
+        """
+        with self._lock:
+            grant = self._find(token)
+            if grant.claimant not in ("", client):
+                raise FedloraError(_USED)
+            grant.claimant = client
+            return grant.grantee
+
     def redeem(self, token: str) -> str:
         """Use a token up and return its grantee.
 
@@ -90,7 +111,7 @@ class TokenStore:
         if grant is None or not hmac.compare_digest(grant.digest, _digest(secret)):
             raise FedloraError("the token is unknown; let the server of this run grant a new one")
         if grant.used:
-            raise FedloraError("the token was used before; let the server grant a new one")
+            raise FedloraError(_USED)
         if self._clock() >= grant.expires_s:
             raise FedloraError("the token has expired; let the server grant a new one")
         return grant

@@ -14,7 +14,7 @@ from flwr.app import DEFAULT_TTL, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml
-from fedlora.errors import FedloraError
+from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.frame import Frame
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
@@ -108,6 +108,7 @@ class Sessions:
             link.port,
             identity=create_identity(link.public_host),
             max_frame_bytes=link.max_frame_mib << 20,
+            give_up_s=link.give_up_s,
             admit=self._admit,
             tokens=self._tokens,
         )
@@ -239,6 +240,8 @@ class Sessions:
             link.receive(_READY_S)
             cohort.drop(link.client, "it connected anew")
             self._server.join(link, link.hello)
+        except ClientLost as error:  # it may connect anew, or Flower tells what became of it
+            log.warning("client %s connected and was lost: %s", link.client, error)
         except FedloraError as error:
             self._fail(link.client, str(error))
         else:

@@ -38,6 +38,8 @@ class Deployment:
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.environment = {
             **os.environ,
+            # Flower looks for its other tools there, as in an activated environment.
+            "PATH": f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}",
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import clients.device
 import fedlora.server.sessions
@@ -15,6 +16,7 @@ from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link.stream_client import StreamClient
+from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.flower import _train
 from fedlora.server.run import ServerRun
@@ -75,7 +77,9 @@ class Devices:
         return []
 
     def _run(self, name, message):
-        error = take_part(message.content[RECORD], {"state": str(self.states)})
+        ledger = self.states.with_name(f"ledger-{message.content[RECORD]['client']}")
+        node = {"state": str(self.states), "privacy-ledger": str(ledger)}
+        error = take_part(message.content[RECORD], node)
         metadata = SimpleNamespace(
             reply_to_message_id=name, src_node_id=message.metadata.dst_node_id
         )
@@ -131,8 +135,37 @@ def train(scenario: Scenario, tmp_path: Path) -> tuple[Devices, ServerRun, RunFo
     return devices, server, folder
 
 
-def test_a_device_whose_stream_broke_is_left_out_and_rejoins(tmp_path, cut_off):
-    devices, server, folder = train(tiny(), tmp_path)
+def test_a_device_whose_stream_breaks_goes_on_where_it_was(tmp_path, cut_off):
+    cut_off[:] = [1, 3, 4, 6]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "whole").mkdir()
+    devices, server, folder = train(tiny(), tmp_path / "broken")
+    assert devices.sent == [10, 11]
+    assert [r["lost"] for r in folder.read_metrics()] == [[], [], []]
+    cut_off.clear()
+    _, undisturbed, _ = train(tiny(), tmp_path / "whole")
+    expected, found = undisturbed.engine.adapter(), server.engine.adapter()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_broken_stream_charges_no_sample_twice(tmp_path, cut_off):
+    cut_off[:] = range(1, 7)
+    private = ["privacy.sigma=2.0", "head.share=personal", "train.rounds=3"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "whole").mkdir()
+    _, server, _ = train(tiny(*private), tmp_path / "broken")
+    cut_off.clear()
+    _, whole, _ = train(tiny(*private), tmp_path / "whole")
+    assert server.training.spending.state_dict() == whole.training.spending.state_dict()
+    charges = []
+    for folder in ("broken", "whole"):
+        with Ledger(tmp_path / folder / "ledger-1", "1") as ledger:
+            charges.append(sorted(ledger._book.spent.values()))
+    assert charges[0] == charges[1] != []
+
+
+def test_a_device_that_is_gone_is_left_out_and_rejoins(tmp_path, cut_off):
+    devices, server, folder = train(tiny("link.give_up_s=0"), tmp_path)
     rounds = folder.read_metrics()
     assert [r["round"] for r in rounds] == [1, 2, 3]
     assert [r["lost"] for r in rounds] == [[], ["1"], []]
@@ -152,7 +185,13 @@ def test_a_device_whose_stream_broke_is_left_out_and_rejoins(tmp_path, cut_off):
 def test_a_device_that_is_lost_too_often_is_not_invited_again(tmp_path, cut_off):
     cut_off[:] = range(100)
     devices, server, folder = train(
-        tiny("train.rounds=6", "federation.min_clients=1", "evaluate.every=6"), tmp_path
+        tiny(
+            "train.rounds=6",
+            "federation.min_clients=1",
+            "evaluate.every=6",
+            "link.give_up_s=0",
+        ),
+        tmp_path,
     )
     assert len(folder.read_metrics()) == 6
     assert devices.sent.count(11) <= 4

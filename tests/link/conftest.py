@@ -33,6 +33,7 @@ def start(identity: TlsIdentity) -> Iterator[Callable[..., StreamServer]]:
             "max_frame_bytes": LIMIT,
             "admit": lambda hello, grantee: {"grantee": grantee},
             "tokens": TokenStore(),
+            "give_up_s": 0.0,
         }
         servers.append(StreamServer("127.0.0.1", port, **defaults | options))
         return servers[-1]
@@ -54,7 +55,7 @@ def connect(identity: TlsIdentity) -> Iterator[Callable[[StreamServer], StreamCl
 
     def begin(server: StreamServer, **options: Any) -> StreamClient:
         address = f"localhost:{server.port}"
-        defaults: dict[str, Any] = {"max_frame_bytes": LIMIT}
+        defaults: dict[str, Any] = {"max_frame_bytes": LIMIT, "give_up_s": 0.0}
         clients.append(StreamClient(address, server.certificate_pem, **defaults | options))
         return clients[-1]
 

@@ -101,10 +101,10 @@ class HostilePeer:
         self.channel = open_channel(f"localhost:{port}", certificate_pem, [])
         self.call: Any = None
 
-    def open(self, token: str, **options: Any) -> None:
+    def open(self, token: str, key: str = TOKEN_KEY, **options: Any) -> None:
         self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.call = self.channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            iter(self.outgoing.get, None), metadata=((TOKEN_KEY, token),), timeout=20, **options
+            iter(self.outgoing.get, None), metadata=((key, token),), timeout=20, **options
         )
 
     def send(self, data: bytes) -> None:

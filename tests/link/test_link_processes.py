@@ -133,7 +133,9 @@ def test_a_client_ends_when_its_server_dies(tmp_path: Path) -> None:
             greeted.set()
             return Frame(m.READY, frame.client, frame.seq)
 
-        with StreamClient(f"127.0.0.1:{port}", None, max_frame_bytes=LIMIT) as stream:
+        with StreamClient(
+            f"127.0.0.1:{port}", None, max_frame_bytes=LIMIT, give_up_s=0.5
+        ) as stream:
             session = stream.attach("a", handler, Frame(m.HELLO, "a", fields={"token": token}))
             assert greeted.wait(10.0)
             process.kill()

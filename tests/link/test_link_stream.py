@@ -52,10 +52,10 @@ def test_a_session_runs_from_hello_to_result(
     with pytest.raises(ClientLost, match="its session has ended"):
         link.send(step("a", 4))
     assert [f.kind for f in seen] == [m.WELCOME, m.STEP, m.STEP, m.END]
-    assert seen[0].fields == {"grantee": "node 1"}
+    assert seen[0].fields["grantee"] == "node 1"
     assert [f.kind for f in replies] == [m.GRADIENT, m.GRADIENT, m.RESULT]
     assert torch.equal(replies[1].tensors["z"], requests[1].tensors["z"])
-    down = [Frame(m.WELCOME, "a", 0, {"grantee": "node 1"}), *requests]
+    down = [Frame(m.WELCOME, "a", 0, seen[0].fields), *requests]
     assert link.wire_bytes_down == sum(len(encode_frame(f)) for f in down)
     assert link.wire_bytes_up == sum(len(encode_frame(f)) for f in [greeting, ready, *replies])
 
@@ -318,8 +318,9 @@ def test_a_client_pins_the_certificate_of_its_run(server: StreamServer) -> None:
 
 def test_a_server_that_is_not_there_is_named(server: StreamServer) -> None:
     server.stop()
-    stream = StreamClient(f"127.0.0.1:{server.port}", server.certificate_pem, max_frame_bytes=1024)
-    with pytest.raises(ClientLost, match=f"no connection to 127.0.0.1:{server.port}"):
+    address = f"127.0.0.1:{server.port}"
+    stream = StreamClient(address, server.certificate_pem, max_frame_bytes=1024, give_up_s=0.3)
+    with pytest.raises(ClientLost, match=rf"no connection to {address}.*given up after 0\.3 s"):
         stream.serve({"a": echo}, [hello("a", "x.y")])
 
 
