@@ -1,8 +1,8 @@
 """One lookup for every kind of plug-in: a registered name or ``module:Class``.
 
 Built-in and third-party plug-ins are found alike, through the entry-point groups
-``fedlora.strategies``, ``.channels``, ``.codecs``, ``.families``, ``.tasks``, ``.schedulers`` and
-``.commands``.
+``fedlora.strategies``, ``.channels``, ``.codecs``, ``.families``, ``.tasks``, ``.schedulers``,
+``.averages`` and ``.commands``.
 """
 
 from __future__ import annotations

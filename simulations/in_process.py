@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from clients.build import SimulatedData, hello, load_parts
+from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
+from fedlora.link.frame import Frame
 from fedlora.link.local import LocalLink, edge_executor
 from fedlora.report.records import RoundRecord
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder
+
+Handler = Callable[[Frame], Frame]
 
 
 class Record:
@@ -26,7 +31,12 @@ class Record:
         self.rounds.append(record)
 
 
-def connect(scenario: Scenario, recorder: Recorder, workers: int = 0) -> ServerRun:
+def connect(
+    scenario: Scenario,
+    recorder: Recorder,
+    workers: int = 0,
+    wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
+) -> ServerRun:
     """Build the server and all clients of a scenario, and connect them in this process.
 
     Parameters
@@ -37,6 +47,8 @@ def connect(scenario: Scenario, recorder: Recorder, workers: int = 0) -> ServerR
         Where progress goes.
     workers
         Clients that compute side by side; 0 means one for each core.
+    wrap
+        Stands between a client and its link; may alter what it answers.
     """
     data = SimulatedData(scenario, scenario.federation.clients)
     parts = load_parts(scenario, data.labels)
@@ -46,7 +58,7 @@ def connect(scenario: Scenario, recorder: Recorder, workers: int = 0) -> ServerR
         client = data.build(parts, number)
         opening = hello(parts, client)
         server.admit(opening)
-        server.join(LocalLink(client.name, client.handle, executor), opening)
+        server.join(LocalLink(client.name, wrap(client), executor), opening)
     return server
 
 

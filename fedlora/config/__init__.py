@@ -15,6 +15,7 @@ from fedlora.config.learning import (
     TaskConfig,
     TrainConfig,
 )
+from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
     ComputeConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "RanksConfig",
+    "RobustConfig",
     "Scenario",
     "TaskConfig",
     "TrainConfig",

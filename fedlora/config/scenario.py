@@ -15,6 +15,7 @@ from fedlora.config.learning import (
     TaskConfig,
     TrainConfig,
 )
+from fedlora.config.robust import RobustConfig
 from fedlora.config.system import (
     ComputeConfig,
     EvaluateConfig,
@@ -50,6 +51,7 @@ class Scenario:
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
     channel: ChannelConfig = field(default_factory=ChannelConfig)
@@ -63,4 +65,10 @@ class Scenario:
             self.federation.clients_per_round <= self.federation.clients,
             f"federation.clients_per_round {self.federation.clients_per_round} exceeds "
             f"federation.clients {self.federation.clients}; lower it or add clients",
+        )
+        taking_part = self.federation.clients_per_round or self.federation.clients
+        require(
+            not self.robust.enabled or taking_part > 2 * self.robust.hostile,
+            f"robust.hostile is {self.robust.hostile} with {taking_part} clients a round; a robust "
+            f"average needs at least {2 * self.robust.hostile + 1}",
         )

@@ -14,7 +14,6 @@ from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.report.run_folder import RunFolder, replace_file
 from fedlora.server.cohort import Request
-from fedlora.server.head import SharedHead
 from fedlora.server.training import Training
 from fedlora.state import RoundStates
 
@@ -119,7 +118,7 @@ class Checkpoints:
         }
         training.done, training.head = round_, None
         if state["head"] is not None:
-            training.head = SharedHead(state["head"]["weights"], training.scenario.train)
+            training.head = training.new_head(state["head"]["weights"])
             training.head.load_state_dict(state["head"])
         self.restore_clients(training, training.cohort.clients)
         training.air.load_state_dict(state["air"])  # what went down for this counted before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,15 @@ import torch
 from fedlora.config import Scenario
 from fedlora.lora.adamw import ComponentAdamW, clip_global_norm
 from fedlora.lora.average import ContributionCount, average_gradients
+from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
+from fedlora.robust.average import create_average, robust_mean
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import pool_packed
+
+log = logging.getLogger("fedlora.server")
 
 AdapterState = Mapping[str, torch.Tensor]
 
@@ -31,11 +36,14 @@ class ClientRows:
         Tokens of each row.
     ranks
         Rank at each projection.
+    client
+        Whose they are; needed where gradients are kept apart by client.
     """
 
     activation: torch.Tensor
     lengths: Sequence[int]
     ranks: Sequence[int]
+    client: str = ""
 
 
 class SplitEngine:
@@ -64,12 +72,15 @@ class SplitEngine:
         self.blocks.to(self.device)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
+        self.average = create_average(scenario.robust)
+        self.by_client = ClientGradients(self.projections) if self.average else None
         self.optimizer = ComponentAdamW(self.projections, scenario.train.weight_decay)
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._sensitivity = torch.zeros(len(self.projections))
         self._sensed_steps = 0
+        self._told = (0, 0)
         self._start_step()
 
     @property
@@ -112,6 +123,12 @@ class SplitEngine:
                 output = pool_packed(output, lengths, self.pool)
         if train:
             self._rows, self._input, self._output = rows, packed, output
+            if self.by_client is not None:
+                self.by_client.begin(
+                    [r.client for r in rows],
+                    [len(r.lengths) for r in rows],
+                    [r.ranks for r in rows],
+                )
         sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
         return list(torch.split(output.detach().float(), sizes))
 
@@ -146,6 +163,9 @@ class SplitEngine:
         for row, gradient, weight in zip(self._rows, gradients, weights, strict=True):
             if gradient is not None:
                 self.count.add(row.ranks, weight)
+        if self.by_client is not None:
+            given = zip(gradients, weights, strict=True)
+            self.by_client.count([0.0 if g is None else w for g, w in given])
         self._output = None
         if self._input.grad is None:
             return None
@@ -162,7 +182,7 @@ class SplitEngine:
         shared
             Averaged head gradients, clipped in place together with the adapters'.
         """
-        active = average_gradients(self.projections, self.count)
+        active = self._average()
         gradients = [g for p in self.projections for g in (p.A.grad, p.B.grad) if g is not None]
         clip_norm = self.scenario.train.clip_norm
         if clip_norm > 0:
@@ -170,6 +190,35 @@ class SplitEngine:
         self._note_sensitivity()
         self.optimizer.step(self.scenario.train.learning_rate(step), active)
         self._start_step()
+
+    def _average(self) -> torch.Tensor:
+        """Average over clients; return which components have a gradient."""
+        if self.average is None or self.by_client is None:
+            return average_gradients(self.projections, self.count)
+        blocks, weights = self.by_client.take()
+        means, present = robust_mean(self.average, blocks, weights)
+        for index, projection in enumerate(self.projections):
+            A, B = means[2 * index : 2 * index + 2]
+            projection.A.grad = A.to(projection.A.dtype)
+            projection.B.grad = B.T.to(projection.B.dtype)
+        active = torch.stack([components.cpu() for components in present[::2]])
+        trained = torch.stack([block.present.any(0).cpu() for block in blocks[::2]])
+        self._tell_resting(int((trained & ~active).sum()), int(active.sum()), len(weights))
+        return active
+
+    def _tell_resting(self, resting: int, active: int, clients: int) -> None:
+        """Say, when it changes, what too few clients train for a robust average."""
+        if resting and (resting, clients) != self._told:
+            log.warning(
+                "%d of %d components are trained by too few of %d clients for robust.hostile = %d, "
+                "which takes %d; they stay as they are",
+                resting,
+                resting + active,
+                clients,
+                self.scenario.robust.hostile,
+                2 * self.scenario.robust.hostile + 1,
+            )
+        self._told = (resting, clients)
 
     def round_sensitivity(self) -> list[float] | None:
         """Return each projection's mean of abs(w dL/dw) over the steps since the last call.

@@ -20,6 +20,7 @@ from fedlora.server.head import SharedHead
 from fedlora.server.spending import Spending
 from fedlora.server.uploads import (
     Activation,
+    clip_rows,
     read_activation,
     read_gradient,
     read_named,
@@ -141,7 +142,7 @@ class StepLoop:
                 }
                 exchange = step * config.accumulate + part
                 replies, z = self._exchange(batch, ranks, exchange, fields, head, train=train)
-                gradients = self._gradients(replies, z, head, train=train)
+                gradients = self._gradients(replies, z, head, batch, train=train)
                 if not gradients:
                     raise self._deserted(step)
                 for client, (_, weight, loss) in gradients.items():
@@ -173,7 +174,7 @@ class StepLoop:
         train: bool,
     ) -> tuple[dict[str, Frame], dict[str, torch.Tensor]]:
         """Forward, send every client its representation, and collect the answers."""
-        rows = [ClientRows(a.packed, a.lengths, ranks[c]) for c, a in batch.items()]
+        rows = [ClientRows(a.packed, a.lengths, ranks[c], c) for c, a in batch.items()]
         parts = self.engine.forward(rows, train=train, exchange=exchange)
         z = dict(zip(batch, parts, strict=True))
         shared = head.tensors() if head else {}
@@ -198,10 +199,12 @@ class StepLoop:
         replies: Mapping[str, Frame],
         z: Mapping[str, torch.Tensor],
         head: SharedHead | None,
+        batch: Mapping[str, Activation],
         *,
         train: bool,
     ) -> dict[str, Answer]:
         """Read gradient, weight and loss from the answers; drop who answers wrongly."""
+        limit = self.scenario.robust.row_clip
         read = {}
         for client, reply in replies.items():
             try:
@@ -215,6 +218,9 @@ class StepLoop:
                 if head is not None and self.scenario.privacy.enabled:
                     read_tensors = self._read_released
                 gradient = read_tensors(client, reply, z[client], head, weight, train=train)
+                if gradient is not None and limit > 0:
+                    lengths = None if self.engine.pool else batch[client].lengths
+                    gradient = clip_rows(gradient, lengths, limit)
                 read[client] = (gradient, weight, loss)
             except ProtocolError as error:
                 self.cohort.drop(client, str(error))
@@ -231,11 +237,10 @@ class StepLoop:
         train: bool,
     ) -> torch.Tensor | None:
         """Read the gradient at the cut, and that of a shared head."""
-        del client
         shape = (z.shape[0], z.shape[1])
         gradient = read_gradient(reply, self._back, shape) if train else None
         if head is not None:
-            head.add(read_named(reply, m.HEAD_GRADIENT, head.shapes), weight)
+            head.add(client, read_named(reply, m.HEAD_GRADIENT, head.shapes), weight)
         return gradient
 
     def _read_released(
@@ -260,7 +265,7 @@ class StepLoop:
             clip_norm=policy.clip_norm,
             sigma=self.spending.sigma(client),
         )
-        head.add({"weight": found.head}, weight)
+        head.add(client, {"weight": found.head}, weight)
         return found.cut if train else None
 
     def _backward(

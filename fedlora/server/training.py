@@ -21,7 +21,7 @@ from fedlora.server.air import Air
 from fedlora.server.cohort import Cohort, Request
 from fedlora.server.engine import AdapterState, SplitEngine
 from fedlora.server.evaluation import Evaluation, Evaluator
-from fedlora.server.head import SharedHead, Weights
+from fedlora.server.head import SharedHead, Weights, most_common
 from fedlora.server.ranking import Ranking
 from fedlora.server.steps import StepLoop, StepTally
 from fedlora.server.uploads import read_named
@@ -201,10 +201,15 @@ class Training:
         )
         replies = self.cohort.ask(self.cohort.clients, Request(m.PHASE, {"name": phase}))
         self.head = None
-        for client, reply in replies.items():
-            weights = self._head_weights(client, reply)
-            if weights and self.head is None:
-                self.head = SharedHead(weights, config)
+        first = most_common({c: self._head_weights(c, reply) for c, reply in replies.items()})
+        if first:
+            self.head = self.new_head(first)
+            for client, reply in replies.items():  # whose head is not of this shape has to go
+                self._head_weights(client, reply)
+
+    def new_head(self, weights: Weights) -> SharedHead:
+        """Return a shared head with initial weights, averaged as the scenario says."""
+        return SharedHead(weights, self.scenario.train, self.scenario.robust)
 
     def _select(self, round_: int) -> list[str]:
         """Draw the clients of a round; the same for the same seed and round."""

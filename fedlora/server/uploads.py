@@ -57,6 +57,28 @@ def read_gradient(frame: Frame, codec: Codec, shape: tuple[int, int]) -> torch.T
     return take(frame.tensors, "gradient", codec, shape)
 
 
+def clip_rows(gradient: torch.Tensor, lengths: Sequence[int] | None, limit: float) -> torch.Tensor:
+    """Scale each row's gradient down to a norm, as ``robust.row_clip`` announces.
+
+    Parameters
+    ----------
+    gradient
+        Shape (rows, width), or packed (tokens, width).
+    lengths
+        Tokens of each row, where they are packed; None where a row is one vector.
+    limit
+        Largest norm of a row, over all its tokens.
+    """
+    # in double precision, as the square of a large fp32 number overflows
+    squares = gradient.double().square().sum(1)
+    if lengths is not None:
+        sizes = torch.tensor(lengths)
+        row = torch.arange(len(lengths)).repeat_interleave(sizes)
+        squares = squares.new_zeros(len(lengths)).index_add(0, row, squares)[row]
+    factor = (limit / squares.sqrt().clamp_min(1e-30)).clamp(max=1.0)
+    return (gradient * factor[:, None]).to(gradient.dtype)
+
+
 def read_number(
     frame: Frame, name: str, *, low: float = 0.0, high: float = sys.float_info.max
 ) -> float:

@@ -58,7 +58,9 @@ class InTurn:
             gradient = read_gradient(reply, self._back, (z.shape[0], z.shape[1]))
             weight = read_number(reply, "weight", low=1e-9)
             if self._head:
-                self._head.add(read_named(reply, m.HEAD_GRADIENT, self._head.shapes), weight)
+                self._head.add(
+                    client, read_named(reply, m.HEAD_GRADIENT, self._head.shapes), weight
+                )
             engine.backward([gradient], [weight])
             self._open[client] = self._activation(reply)
             total, weights = total + read_number(reply, "loss"), weights + weight

@@ -1,0 +1,58 @@
+"""The scenario's section on hostile clients: what one of them may do to the common model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedlora.config.checks import require
+
+
+@dataclass(frozen=True)
+class RobustConfig:
+    """How far a client that sends wrong gradients can reach.
+
+    The two limits are announced: every client reads them in the scenario that it is sent.
+
+    Attributes
+    ----------
+    row_clip
+        The server scales each row's gradient at the cut down to this norm (0: as it comes). A row
+        is a pooled sample, or for language modelling all tokens of a sample.
+    head_clip
+        The server scales a client's gradient of a head that is shared every step down to this norm
+        times the client's samples (0: as it comes).
+    average
+        How the clients' gradients become one: ``mean`` over samples, or ``median``,
+        ``trimmed_mean``, ``norm_filter`` over clients, or ``module:Class`` of a plug-in.
+    hostile
+        Number of clients in a step that may be hostile, for all but ``mean``. A component that
+        fewer than 2 ``hostile`` + 1 clients train is left as it is.
+    mix
+        Whether each client's gradient is first replaced by the mean over its nearest neighbours,
+        all but ``hostile``, without which a median over clients of different data learns little.
+    options
+        Keyword arguments of the average.
+    """
+
+    row_clip: float = 0.0
+    head_clip: float = 0.0
+    average: str = "mean"
+    hostile: int = 1
+    mix: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("row_clip", "head_clip"):
+            value = getattr(self, name)
+            require(value >= 0, f"robust.{name} is {value}; set a norm above 0, or 0 for no limit")
+        require(
+            self.hostile >= 1,
+            f"robust.hostile is {self.hostile}; set 1 or more, or robust.average to mean",
+        )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether gradients are kept apart by client until they are averaged."""
+        return self.average != "mean"

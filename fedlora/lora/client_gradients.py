@@ -1,0 +1,147 @@
+"""Each client's own gradient of every factor, out of the one backward over all clients' rows.
+
+A weight's gradient is the product of what went into the module and the gradient of what came out,
+summed over rows. Hooks on ``lora_A`` and ``lora_B`` see both, and multiply the rows of each client
+apart. That costs what the factors' own gradients cost, whatever the number of clients, and keeps
+clients x adapter numbers until the step is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from fedlora.lora.layers import ADAPTER, Projection
+from fedlora.robust.average import Block
+
+
+class ClientGradients:
+    """Collects gradients by client over the exchanges of a step.
+
+    Parameters
+    ----------
+    projections
+        Adapted projections, in order. Make this object after ``RankMasks``: what it sees of
+        ``lora_A`` is what the masks let through.
+    """
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        self._r_max = projections[0].A.shape[0]
+        self._slots: dict[str, int] = {}
+        self._ranks: list[Sequence[int]] = []
+        self._weights: list[float] = []
+        self._batch: list[int] = []
+        self._rows: Sequence[int] = ()
+        self._sums: list[torch.Tensor | None] = [None] * (2 * len(projections))
+        for index, projection in enumerate(projections):
+            A: nn.Module = projection.module.lora_A[ADAPTER]
+            B: nn.Module = projection.module.lora_B[ADAPTER]
+            # Before the masks' hook, so that the gradient has come back through the mask.
+            A.register_forward_hook(partial(self._watch_down, 2 * index), prepend=True)
+            B.register_forward_hook(partial(self._watch_up, 2 * index + 1))
+
+    def begin(
+        self, clients: Sequence[str], rows: Sequence[int], ranks: Sequence[Sequence[int]]
+    ) -> None:
+        """Say whose rows the next batch holds.
+
+        Parameters
+        ----------
+        clients
+            In batch order.
+        rows
+            Number of rows of each.
+        ranks
+            Rank of each at every projection.
+        """
+        for client, own in zip(clients, ranks, strict=True):
+            if client not in self._slots:
+                self._slots[client] = len(self._slots)
+                self._ranks.append(own)
+                self._weights.append(0.0)
+        self._batch, self._rows = [self._slots[client] for client in clients], rows
+
+    def count(self, weights: Sequence[float]) -> None:
+        """Add the samples or target tokens of the batch's clients; 0 for who gave no gradient."""
+        for slot, weight in zip(self._batch, weights, strict=True):
+            self._weights[slot] += weight
+
+    def take(self) -> tuple[list[Block], torch.Tensor]:
+        """Return two blocks for each projection, A then B transposed, and the clients' weights.
+
+        The values are means over each client's weight. Everything is forgotten for the next step.
+        """
+        weights = torch.tensor(self._weights)
+        ranks = torch.tensor(self._ranks).T
+        blocks = []
+        for place, total in enumerate(self._sums):
+            assert total is not None  # every factor was in the batch's backward
+            present = torch.arange(self._r_max) < ranks[place // 2][:, None]
+            present = (present & (weights > 0)[:, None]).to(total.device)
+            divisor = torch.where(weights > 0, weights, 1.0).to(total.device)
+            blocks.append(Block(self._padded(total) / divisor[:, None, None], present))
+        self._slots, self._ranks, self._weights = {}, [], []
+        self._sums = [None] * len(self._sums)
+        return blocks, weights
+
+    def _watch_down(
+        self,
+        place: int,
+        module: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        output: torch.Tensor,
+    ) -> None:
+        del module
+        if output.requires_grad:
+            x = inputs[0].detach()
+            _on_gradient(output, lambda g: self._add(place, g, x))
+
+    def _watch_up(
+        self,
+        place: int,
+        module: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        output: torch.Tensor,
+    ) -> None:
+        del module
+        if output.requires_grad:
+            h = inputs[0].detach()
+            _on_gradient(output, lambda g: self._add(place, h, g))
+
+    def _add(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> None:
+        """Add each client's narrow^T wide, shape (r_max, width), to its sum."""
+        rows = sum(self._rows)
+        # Some blocks flatten rows and tokens into one axis before their feed-forward part.
+        narrow = narrow.reshape(rows, -1, narrow.shape[-1])
+        wide = wide.reshape(rows, -1, wide.shape[-1])
+        if len(set(self._rows)) == 1:
+            clients = len(self._rows)
+            narrow, wide = (x.reshape(clients, -1, x.shape[-1]).float() for x in (narrow, wide))
+            found = torch.bmm(narrow.transpose(1, 2), wide)
+        else:
+            parts = (torch.split(x, list(self._rows)) for x in (narrow, wide))
+            pairs = zip(*parts, strict=True)
+            found = torch.stack(
+                [n.flatten(0, 1).float().T @ w.flatten(0, 1).float() for n, w in pairs]
+            )
+        total = self._sums[place]
+        if total is None and self._batch == list(range(len(self._slots))):
+            self._sums[place] = found
+            return
+        total = found.new_zeros(0, *found.shape[1:]) if total is None else total
+        slots = torch.tensor(self._batch, device=found.device)
+        self._sums[place] = self._padded(total).index_add(0, slots, found)
+
+    def _padded(self, total: torch.Tensor) -> torch.Tensor:
+        """Make room for clients that have come since."""
+        missing = len(self._slots) - len(total)
+        if not missing:
+            return total
+        return torch.cat([total, total.new_zeros(missing, *total.shape[1:])])
+
+
+def _on_gradient(output: torch.Tensor, call: Callable[[torch.Tensor], None]) -> None:
+    output.register_hook(call)  # type: ignore[no-untyped-call]  # torch does not type it

@@ -1,0 +1,1 @@
+"""Averages over clients that a few hostile ones cannot move far."""
