@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from clients.build_release import build_release, content
 from clients.edge_client import EdgeClient, EdgeModel
 from clients.head import ClientHead
-from clients.private import build_release, content
 from clients.reports import simulated_report
 from clients.terms import OwnerTerms
 from fedlora.config import Scenario
@@ -141,6 +141,11 @@ def build_client(
         pools=model.server_pools,
         classes=len(model.task.labels),
     )
+    try:
+        train = release.training(train)
+    except FedloraError:
+        release.close()
+        raise
     head = ClientHead(
         module,
         trains=trains_head,

@@ -184,11 +184,11 @@ class EdgeClient:
         step = _integer(frame, "step")
         self.head.adopt(frame.tensors)
         z = self._representation(frame, samples)
+        self.release.begin_step(frame.fields.get("rank"), self._batch)
         loss = self._loss(z, samples)
         self._losses.append((loss.total, loss.weight))
         self._samples_seen += len(samples)
         reply: dict[str, torch.Tensor] = {}
-        self.release.begin_step(frame.fields.get("rank"))
         if frame.fields.get("gradient", True):
             released = self.release(loss.gradient, self._row_lengths(samples), self._batch)
             reply |= put("gradient", released, self._codecs["gradient"])

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fedlora.tasks.base import Sample
+
 
 class GradientRelease(ABC):
     """Turns the gradient at the cut into what is uploaded.
@@ -67,8 +69,20 @@ class GradientRelease(ABC):
         """Take note of the client's own channel in a round (``ChannelState`` as a table)."""
 
     @abstractmethod
-    def begin_step(self, rank: object) -> None:
-        """Take note of the mean rank that the server says a step trains, if it says any."""
+    def begin_step(self, rank: object, samples: Sequence[int]) -> None:
+        """Prepare for what leaves of a step.
+
+        Parameters
+        ----------
+        rank
+            Mean rank that the server says the step trains, if it says any.
+        samples
+            Numbers of its samples.
+        """
+
+    @abstractmethod
+    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Return the samples to train on."""
 
 
 class PlainRelease(GradientRelease):
@@ -103,5 +117,9 @@ class PlainRelease(GradientRelease):
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """See ``GradientRelease``."""
 
-    def begin_step(self, rank: object) -> None:
+    def begin_step(self, rank: object, samples: Sequence[int]) -> None:
         """See ``GradientRelease``."""
+
+    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """See ``GradientRelease``."""
+        return samples

@@ -5,7 +5,8 @@ g = W^T u with u = p - y: the predicted probabilities minus the one-hot label. T
 sum to zero, so u has K - 1 coordinates a = V^T u in a fixed orthonormal basis V of such vectors.
 Where W is public, that is where it has only ever been trained on released gradients, the server
 computes from a release both the cut gradient and the head's own gradient, sum_i u_i z_i^T. Both are
-post-processing, so a shared head costs nothing beyond the release. There are three:
+post-processing, so a shared head costs nothing beyond the release. Three releases are noised (the
+fourth, ``labels``, is in ``fedlora.privacy.labels``):
 
 ``full``
     g in all d dimensions, clipped and noised there.
@@ -95,7 +96,7 @@ def label_reach(classes: int) -> float:
 
 def release_width(release: Release, classes: int, width: int) -> int:
     """Return how many numbers a sample uploads."""
-    return width if release == "full" else classes - 1
+    return width if release in ("full", "labels") else classes - 1
 
 
 def row_space_coordinates(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

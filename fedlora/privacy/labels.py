@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedlora.errors import FedloraError
@@ -39,8 +39,29 @@ def flip_probability(classes: int, epsilon: float) -> float:
     return (classes - 1) / (math.exp(epsilon) + classes - 1)
 
 
-def randomise(label: int, classes: int, epsilon: float) -> int:
-    """Draw a randomised label from the operating system's generator.
+def label_auc(classes: int, epsilon: float) -> float:
+    """Return with which AUC the best attacker tells two labels apart by their randomised labels.
+
+    Of the true class, of the other one and of any third a report says a, b and c; the first speaks
+    for the true class, the second against, and the third for neither.
+    """
+    b = flip_probability(classes, epsilon) / (classes - 1)
+    a = 1 - flip_probability(classes, epsilon)
+    c = max(0.0, 1 - a - b)
+    return a * a + 2 * a * c + a * b + c * c / 2
+
+
+def randomise(
+    label: int, classes: int, epsilon: float, below: Callable[[int], int] = secrets.randbelow
+) -> int:
+    """Draw a randomised label.
+
+    Parameters
+    ----------
+    label, classes, epsilon
+        The true class, how many there are, and the label's privacy.
+    below
+        Draws a whole number below its argument; by default from the operating system's generator.
 
     Raises
     ------
@@ -51,9 +72,9 @@ def randomise(label: int, classes: int, epsilon: float) -> int:
         raise FedloraError(f"label {label} is not among {classes} classes; mend the data")
     # rounded up, so that the truth is never kept more often than epsilon allows
     threshold = math.ceil(flip_probability(classes, epsilon) * 2.0**128)
-    if secrets.randbelow(2**128) >= threshold:
+    if below(2**128) >= threshold:
         return label
-    return (label + 1 + secrets.randbelow(classes - 1)) % classes
+    return (label + 1 + below(classes - 1)) % classes
 
 
 class RandomisedLabels:
@@ -65,27 +86,41 @@ class RandomisedLabels:
     Parameters
     ----------
     path
-        File; it is created when there is none.
+        File; it is created when there is none. None keeps labels in memory, for a simulation.
     classes
         Number of classes.
     epsilon
         Privacy of each label, replace-one, whatever is computed from it.
+    below
+        See ``randomise``.
 
     Raises
     ------
     FedloraError
         When the file is damaged or was drawn for other classes or another epsilon.
+
+    Attributes
+    ----------
+    epsilon
+        As given.
     """
 
-    def __init__(self, path: Path, classes: int, epsilon: float) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        classes: int,
+        epsilon: float,
+        below: Callable[[int], int] = secrets.randbelow,
+    ) -> None:
         flip_probability(classes, epsilon)
-        self._path, self._classes, self._epsilon = path, classes, epsilon
+        self._path, self._classes, self.epsilon = path, classes, epsilon
+        self._below = below
         self._drawn: dict[int, int] = {}
-        if path.exists():
-            self._read()
+        if path is not None and path.exists():
+            self._read(path)
 
-    def draw(self, labels: Mapping[int, int]) -> dict[int, int]:
-        """Return the randomised label of each sample.
+    def draw(self, labels: Mapping[int, int]) -> tuple[dict[int, int], set[int]]:
+        """Return the randomised label of each sample, and which of them were drawn just now.
 
         Parameters
         ----------
@@ -98,40 +133,44 @@ class RandomisedLabels:
             When a label is no class or the disk fails.
         """
         new = {
-            sample: randomise(label, self._classes, self._epsilon)
+            sample: randomise(label, self._classes, self.epsilon, self._below)
             for sample, label in labels.items()
             if sample not in self._drawn
         }
         if new:
-            drawn = self._drawn | new
-            record = {
-                "format": FORMAT,
-                "classes": self._classes,
-                "epsilon": self._epsilon,
-                "labels": list(drawn.items()),
-            }
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                journal.replace(self._path, [journal.encode(record)])
-            except OSError as error:
-                raise FedloraError(
-                    f"cannot write {self._path}: {error.strerror}; mend the disk or the path"
-                ) from error
-            self._drawn = drawn
-        return {sample: self._drawn[sample] for sample in labels}
+            self._write(self._drawn | new)
+            self._drawn |= new
+        return {sample: self._drawn[sample] for sample in labels}, set(new)
 
-    def _read(self) -> None:
-        records = [record for record, _ in journal.read(self._path)]
+    def _write(self, drawn: Mapping[int, int]) -> None:
+        if self._path is None:
+            return
+        record = {
+            "format": FORMAT,
+            "classes": self._classes,
+            "epsilon": self.epsilon,
+            "labels": list(drawn.items()),
+        }
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            journal.replace(self._path, [journal.encode(record)])
+        except OSError as error:
+            raise FedloraError(
+                f"cannot write {self._path}: {error.strerror}; mend the disk or the path"
+            ) from error
+
+    def _read(self, path: Path) -> None:
+        records = [record for record, _ in journal.read(path)]
         record = records[0] if len(records) == 1 else None
         if record is None or record.get("format") != FORMAT:
             raise FedloraError(
                 f"randomised labels {self._path} are damaged; restore them, since drawing again "
                 "spends their epsilon again"
             )
-        if (record["classes"], record["epsilon"]) != (self._classes, self._epsilon):
+        if (record["classes"], record["epsilon"]) != (self._classes, self.epsilon):
             raise FedloraError(
                 f"randomised labels {self._path} were drawn for {record['classes']} classes at "
-                f"epsilon {record['epsilon']:g}, not {self._classes} at {self._epsilon:g}; keep "
+                f"epsilon {record['epsilon']:g}, not {self._classes} at {self.epsilon:g}; keep "
                 "that setting, since drawing again adds to what is spent"
             )
         self._drawn = dict(record["labels"])

@@ -1,6 +1,7 @@
 """The budget that a client keeps on its own disk, whatever the server asks for.
 
-For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up. A
+For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up, and
+the pure epsilon of its randomised labels (``fedlora.privacy.labels``), which adds to theirs. A
 charge is appended and synced to disk before the upload may leave, so that a crash can only make the
 ledger count an upload that never left. Three files belong together:
 
@@ -21,21 +22,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import math
 import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fedlora.errors import FedloraError
 from fedlora.privacy import journal
 from fedlora.privacy.book import Book
-from fedlora.privacy.calibration import epsilon_of, rho_budget
+from fedlora.privacy.calibration import epsilon_of
 from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.owner import OwnerBudget
 from fedlora.privacy.policy import ClientLimit
 
 CLOCK_SLACK_S = 60.0  # what time synchronisation may set a clock back by
@@ -76,11 +77,9 @@ class Ledger:
         limit: ClientLimit | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.path, self.client, self.limit = path, client, limit
+        self.path, self.client = path, client
         self._clock = clock
-        self._total = math.inf
-        if limit is not None:
-            self._total = rho_budget(limit.epsilon, limit.delta, tight=limit.tight)
+        self._budget = OwnerBudget(client, limit)
         self._mark = journal.Mark(path.with_name(path.name + ".mark"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,16 +152,82 @@ class Ledger:
             When sigma is below the owner's floor, the clock went back, or the disk failed; after
             a failure of the disk the ledger must be opened anew.
         """
-        self._check_floor(sigma)
+        self._budget.check_floor(sigma)
         ids, cost = [int(i) for i in sample_ids], upload_cost(sigma)
-        needed = max(self._book.after(ids, cost).values(), default=0.0)
-        if not needed <= self._total:
+        if not self._budget.pays(self._book.after(ids, cost), self._book.labels):
             raise BudgetSpentError(
-                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho):.3g} of its "
-                f"privacy-epsilon {self._in_epsilon(self._total):.3g}, which does not pay for "
-                f"another upload at sigma {sigma:g}; it leaves the run"
+                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} of its "
+                f"privacy-epsilon {self._budget.epsilon:.3g}, which does not pay for another "
+                f"upload at sigma {sigma:g}; it leaves the run"
             )
-        charge = {"seq": self._book.seq + 1, "time": self._now(self._book), "rho": cost, "ids": ids}
+        self._append({"rho": cost, "ids": ids})
+
+    def charge_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
+        """Book that a randomised label was drawn for each sample, and sync it to disk.
+
+        Parameters
+        ----------
+        sample_ids
+            Samples that got a label, from ``sample_ids``.
+        epsilon
+            Pure epsilon of each label (delta 0); it adds to the epsilon of noised uploads.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the limit does not pay for it; nothing is booked.
+        FedloraError
+            As ``charge``.
+        """
+        ids = [int(i) for i in sample_ids]
+        after = self._book.labels_after(ids, epsilon)
+        if not self._budget.pays({i: self._book.spent.get(i, 0.0) for i in ids}, after):
+            raise BudgetSpentError(
+                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} on uploads "
+                f"and {self.label_epsilon:.3g} on labels, and its privacy-epsilon "
+                f"{self._budget.epsilon:g} does not pay for labels at epsilon {epsilon:g}; it "
+                "leaves the run"
+            )
+        self._append({"epsilon": epsilon, "ids": ids})
+
+    def check_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
+        """Refuse a run whose labels the limit does not pay for, or an upload without noise.
+
+        Parameters
+        ----------
+        sample_ids
+            Samples whose labels are still to be paid.
+        epsilon
+            Pure epsilon of each label.
+
+        Raises
+        ------
+        FedloraError
+            When the labels are beyond the limit, or the owner wants noise on each upload.
+        """
+        self._budget.check_floor(0.0)
+        ids = [int(i) for i in sample_ids]
+        spent = {i: self._book.spent.get(i, 0.0) for i in ids}
+        if not self._budget.pays(spent, self._book.labels_after(ids, epsilon)):
+            raise FedloraError(
+                f"labels at epsilon {epsilon:g} are beyond the privacy-epsilon "
+                f"{self._budget.epsilon:.3g} of client {self.client}, which has spent "
+                f"{self._in_epsilon(self.rho)} on uploads and {self.label_epsilon:.3g} on labels; "
+                "set a smaller privacy.epsilon"
+            )
+
+    def label_epsilon_of(self, sample_id: int) -> float:
+        """Return the pure epsilon that a sample's randomised labels have cost."""
+        return self._book.labels.get(sample_id, 0.0)
+
+    @property
+    def label_epsilon(self) -> float:
+        """The largest pure epsilon that any sample's randomised labels have cost."""
+        return max(self._book.labels.values(), default=0.0)
+
+    def _append(self, cost: Mapping[str, Any]) -> None:
+        """Write a charge, sync it, and count it."""
+        charge = {"seq": self._book.seq + 1, "time": self._now(self._book), **cost}
         line = journal.encode(charge)
         if not self._usable:
             raise FedloraError(f"ledger {self.path} is closed; open it again")
@@ -198,15 +263,15 @@ class Ledger:
         FedloraError
             When the plan is beyond the limit or sigma is below the owner's floor.
         """
-        self._check_floor(sigma)
+        self._budget.check_floor(sigma)
         spent = max((self._book.spent.get(i, 0.0) for i in sample_ids), default=0.0)
         planned = spent + uploads * upload_cost(sigma)
-        if not planned <= self._total:
+        labels = max((self._book.labels.get(i, 0.0) for i in sample_ids), default=0.0)
+        if not planned <= self._budget.left(labels):
             raise FedloraError(
                 f"{uploads} uploads at sigma {sigma:g} would bring client {self.client} from "
-                f"epsilon {self._in_epsilon(spent):.3g} to {self._in_epsilon(planned):.3g}, beyond "
-                f"its privacy-epsilon {self._in_epsilon(self._total):.3g}; plan fewer rounds or "
-                "more noise"
+                f"epsilon {self._in_epsilon(spent)} to {self._in_epsilon(planned)}, beyond its "
+                f"privacy-epsilon {self._budget.epsilon:.3g}; plan fewer rounds or more noise"
             )
 
     @property
@@ -216,20 +281,10 @@ class Ledger:
 
     def epsilon(self, delta: float, *, tight: bool = False) -> float:
         """Return the epsilon of the sample that has spent most, replace-one."""
-        return epsilon_of(self.rho, delta, tight=tight)
+        return epsilon_of(self.rho, delta, tight=tight) + self.label_epsilon
 
-    def _in_epsilon(self, rho: float) -> float:
-        """Return a rho as the owner reads it, in terms of the limit."""
-        limit = self.limit or ClientLimit(epsilon=1.0)
-        return epsilon_of(rho, limit.delta, tight=limit.tight)
-
-    def _check_floor(self, sigma: float) -> None:
-        floor = 0.0 if self.limit is None else self.limit.min_sigma
-        if not sigma >= floor:
-            raise FedloraError(
-                f"the run asks for sigma {sigma:g} but client {self.client} has privacy-min-sigma "
-                f"{floor:g}; raise the run's noise"
-            )
+    def _in_epsilon(self, rho: float) -> str:
+        return f"{self._budget.in_epsilon(rho):.3g}"
 
     def _now(self, book: Book) -> float:
         now = self._clock()

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.privacy.accounting import rdp_epsilon
 from fedlora.privacy.calibration import gradient_sigma, planned_uploads
+from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.privacy.statement import Exposure
 
 
@@ -45,7 +48,12 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
         fit the head.
     """
     policy, share = scenario.privacy, scenario.head.share
-    if not policy.enabled:
+    if policy.activation_sigma is not None and scenario.train.embedding:
+        raise FedloraError(
+            "train.embedding changes the activations at every step, so that each would have to be "
+            "paid for; set it to false, or remove privacy.activation_sigma"
+        )
+    if not policy.noises_gradients:
         return
     public = trains_head and share == "step"
     if trains_head and share == "round":
@@ -76,11 +84,6 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
         )
     if policy.uplink == "analog":
         _check_analog(scenario)
-    if policy.activation_sigma is not None and scenario.train.embedding:
-        raise FedloraError(
-            "train.embedding changes the activations at every step, so that each would have to be "
-            "paid for; set it to false, or remove privacy.activation_sigma"
-        )
 
 
 def _check_analog(scenario: Scenario) -> None:
@@ -116,9 +119,31 @@ def upload_plan(scenario: Scenario, rows: int) -> UploadPlan:
     return UploadPlan(uploads, gradient_sigma(policy, uploads, activation_uploads=1))
 
 
+def label_epsilon(policy: PrivacyPolicy) -> float:
+    """Return what is left of the budget for randomised labels, after noised activations.
+
+    Raises
+    ------
+    FedloraError
+        When nothing is.
+    """
+    assert policy.epsilon is not None
+    activations = 0.0
+    if policy.activation_sigma is not None:
+        activations = rdp_epsilon(upload_cost(policy.activation_sigma), policy.delta)
+    if activations >= policy.epsilon:
+        raise FedloraError(
+            f"privacy.activation_sigma {policy.activation_sigma:g} costs epsilon {activations:.3g} "
+            f"of privacy.epsilon {policy.epsilon:g}, which leaves nothing for labels; raise it"
+        )
+    return policy.epsilon - activations
+
+
 def exposure(scenario: Scenario, *, trains_head: bool) -> Exposure:
     """Return what leaves clients without a mechanism, for the statement."""
-    personal = trains_head and scenario.head.share == "personal"
+    # heads that learn from randomised labels carry no more than these
+    exact = scenario.privacy.release != "labels"
+    personal = exact and trains_head and scenario.head.share == "personal"
     return Exposure(
         head="personal" if personal else "public",
         embedding=scenario.train.embedding,

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
-Release = Literal["full", "row_space", "logits"]
+Release = Literal["full", "row_space", "logits", "labels"]
 Spread = Literal["even", "channel"]
 Uplink = Literal["coded", "analog"]
 
@@ -45,7 +45,8 @@ class PrivacyPolicy:
     release
         What is noised, see ``fedlora.privacy.head_space``: the ``full`` gradient at the cut, its
         coordinates in the ``row_space`` of a shared head, or its private part in the space of the
-        head's ``logits``, once for each sample.
+        head's ``logits``, once for each sample. ``labels``: gradients are exact and computed from
+        randomised labels, see ``fedlora.privacy.labels``.
     uploads
         How often a sample is uploaded in the run; 0: what rounds, steps and batch size come to.
     spread
@@ -100,10 +101,12 @@ class PrivacyPolicy:
         check_delta("privacy.delta", self.delta)
         if self.unit not in ("sample", "token"):
             raise FedloraError(f"privacy.unit is {self.unit!r}; set sample or token")
-        if self.release not in ("full", "row_space", "logits"):
+        if self.release not in ("full", "row_space", "logits", "labels"):
             raise FedloraError(
-                f"privacy.release is {self.release!r}; set full, row_space or logits"
+                f"privacy.release is {self.release!r}; set full, row_space, logits or labels"
             )
+        if self.release == "labels":
+            self._check_labels()
         if self.spread not in ("even", "channel"):
             raise FedloraError(f"privacy.spread is {self.spread!r}; set even or channel")
         if self.uplink not in ("coded", "analog"):
@@ -123,8 +126,26 @@ class PrivacyPolicy:
 
     @property
     def enabled(self) -> bool:
-        """Whether gradients are clipped and noised before they leave."""
+        """Whether what depends on a label is noised before it leaves."""
         return self.epsilon is not None or self.sigma is not None
+
+    @property
+    def noises_gradients(self) -> bool:
+        """Whether gradients are clipped and noised, and a shared head is computed from that."""
+        return self.enabled and self.release != "labels"
+
+    def _check_labels(self) -> None:
+        if self.sigma is not None:
+            raise FedloraError(
+                f"privacy.sigma is {self.sigma}, but privacy.release labels adds no noise to "
+                "gradients; set privacy.epsilon instead"
+            )
+        for name, plain in (("spread", "even"), ("uplink", "coded")):
+            if getattr(self, name) != plain:
+                raise FedloraError(
+                    f"privacy.{name} is {getattr(self, name)}, but privacy.release labels adds no "
+                    f"noise to gradients; set privacy.{name} to {plain}"
+                )
 
     def check_samples(self, samples: int) -> None:
         """Refuse a delta that would let one of a client's samples leak whole.

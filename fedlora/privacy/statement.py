@@ -7,6 +7,7 @@ adjacency, for the sample that spent most; the zero-out figure and the exact one
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,10 @@ from scipy.special import ndtr
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
+from fedlora.privacy.labels import label_auc
 from fedlora.privacy.policy import PrivacyPolicy
+
+Accountant = Callable[[float, float], float]
 
 REPLACE_ONE = "replace-one (another sample in its place; every upload counts in full)"
 ZERO_OUT = "zero-out (a zero gradient in the sample's place)"
@@ -70,9 +74,12 @@ class Sampling:
 def privacy_statement(
     policy: PrivacyPolicy,
     rho: float,
-    sigma: float,
+    sigma: float | None,
     exposure: Exposure,
     sampling: Sampling | None = None,
+    *,
+    label_epsilon: float = 0.0,
+    classes: int = 0,
 ) -> dict[str, object]:
     """Return the ``privacy`` block of a run under an enabled policy.
 
@@ -84,11 +91,15 @@ def privacy_statement(
         Largest rho that any sample of any client has spent, replace-one; clients' samples are
         disjoint, so the maximum counts and not the sum.
     sigma
-        Least noise of any uploaded gradient, over the clipping norm.
+        Least noise of any uploaded gradient, over the clipping norm; None where none was noised.
     exposure
         What else of the data left the clients.
     sampling
         To state the epsilon of DP-SGD under sampling beside the local one.
+    label_epsilon
+        Largest pure epsilon of any sample's randomised labels; it adds to that of ``rho``.
+    classes
+        Number of classes; 0 where it is not known, which is taken as two.
 
     Returns
     -------
@@ -104,14 +115,18 @@ def privacy_statement(
     """
     if not policy.enabled:
         raise FedloraError("privacy is off, so there is nothing to state; set privacy.epsilon")
-    if not (rho >= 0 and sigma > 0):
+    if not (rho >= 0 and (sigma is None or sigma > 0)):
         raise FedloraError(f"rho {rho} and sigma {sigma} state nothing; pass what was spent")
+
+    def total(rho: float, accountant: Accountant) -> float | None:
+        return _finite(label_epsilon + accountant(rho, policy.delta)) if secret else None
+
     zero_out = convert(rho, "zero_out")
     if policy.release == "logits":
         zero_out *= 2  # labels are released as points of a norm of up to sqrt(2) C
     secret = policy.insecure_noise_seed is None
     block: dict[str, object] = {
-        "epsilon": _finite(rdp_epsilon(rho, policy.delta)) if secret else None,
+        "epsilon": total(rho, rdp_epsilon),
         "delta": policy.delta,
         "adjacency": REPLACE_ONE,
         "guarantee": secret,
@@ -119,13 +134,13 @@ def privacy_statement(
         "release": policy.release,
         "spread": policy.spread,
         "uplink": policy.uplink,
-        "epsilon_exact": _finite(exact_epsilon(rho, policy.delta)) if secret else None,
+        "epsilon_exact": total(rho, exact_epsilon),
         "zero_out": {
             "adjacency": ZERO_OUT,
-            "epsilon": _finite(rdp_epsilon(zero_out, policy.delta)) if secret else None,
-            "epsilon_exact": _finite(exact_epsilon(zero_out, policy.delta)) if secret else None,
+            "epsilon": total(zero_out, rdp_epsilon),
+            "epsilon_exact": total(zero_out, exact_epsilon),
         },
-        "label_auc_bound": float(ndtr(math.sqrt(rho))) if secret else None,
+        "label_auc_bound": _label_auc(rho, label_epsilon, classes) if secret else None,
         "rho": _finite(rho),
         "sigma": sigma,
         "clip_norm": policy.clip_norm,
@@ -137,17 +152,35 @@ def privacy_statement(
             f"The noise was drawn from privacy.insecure_noise_seed {policy.insecure_noise_seed}, "
             "so whoever knows that number can remove it: this run protects nobody."
         )
-    if sampling is not None and secret:
+    if label_epsilon:
+        block["label_epsilon"] = label_epsilon
+    if sampling is not None and secret and sigma is not None:
         block["adapter"] = _adapter(policy, rho, sigma, sampling)
     return block
 
 
+def _label_auc(rho: float, label_epsilon: float, classes: int) -> float | None:
+    """Return the largest AUC of telling two labels apart; None where both mechanisms took part."""
+    if label_epsilon == 0:
+        return float(ndtr(math.sqrt(rho)))
+    if rho > 0:
+        return None
+    return label_auc(max(2, classes), label_epsilon)  # two classes are the worst case
+
+
 def _covers(policy: PrivacyPolicy) -> list[str]:
+    activations = "Its forward activations, which are clipped and noised too."
+    noised = [activations] if policy.activation_sigma is not None else []
+    if policy.release == "labels":
+        label = (
+            "The label of a sample: everything that is computed from it is computed from a "
+            "randomised label, which is drawn once and kept."
+        )
+        return [label, "So also gradients, losses, heads, adapters and ranks.", *noised]
     unit = "sample as a whole" if policy.unit == "sample" else "single token of a sample"
     uploads = f"What the gradients that a {unit} uploads tell the server, above all its label."
     results = "Whatever is computed from those gradients: adapters, optimiser state, ranks."
-    activations = "Its forward activations, which are clipped and noised too."
-    return [uploads, results, *([activations] if policy.activation_sigma is not None else [])]
+    return [uploads, results, *noised]
 
 
 def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
@@ -163,6 +196,8 @@ def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
             f"Whoever hears the uncoded uplink with more than {policy.analog_snr_db:g} dB: the "
             "receiver's own noise is part of what protects."
         ): policy.uplink == "analog",
+        ("Labels that follow from the text: whoever reads the text knows them too."): policy.release
+        == "labels",
         "How long samples are, which take part when, and the time it takes.": True,
         "A record that a client holds more than once: each copy has its own epsilon.": True,
     }

@@ -47,7 +47,8 @@ class RoundRecord(TypedDict, total=False):
     """One round of training.
 
     ``rho`` and ``sigma`` are the privacy that the sample that spent most has spent so far (see
-    ``fedlora.privacy.accounting``) and the least noise of an upload.
+    ``fedlora.privacy.accounting``) and the least noise of an upload; ``label_epsilon`` is what
+    randomised labels have cost beside it.
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``late_deliveries`` and ``lost`` are of
     this round alone. ``train_loss`` is the mean over the round's steps; ``loss`` and ``metric`` are
@@ -72,6 +73,7 @@ class RoundRecord(TypedDict, total=False):
     lost: Sequence[str]
     rho: float
     sigma: float
+    label_epsilon: float
     clients: Mapping[str, ClientRecord]
 
 

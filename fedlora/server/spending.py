@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ class Spending:
         self._scenario = scenario
         self._rho: dict[str, float] = {}
         self._sigma: dict[str, float] = {}
+        self._labels: dict[str, float] = {}
         self._rate = 0.0
 
     def note(self, client: str, reply: Frame) -> None:
@@ -40,8 +42,14 @@ class Spending:
         ProtocolError
             When they are missing or out of range.
         """
-        rho, sigma = read_number(reply, "rho"), read_number(reply, "sigma", low=_SIGMA_MIN)
-        self._rho[client], self._sigma[client] = rho, sigma
+        rho, sigma, labels = read_number(reply, "rho"), math.inf, 0.0
+        if self._scenario.privacy.noises_gradients:
+            sigma = read_number(reply, "sigma", low=_SIGMA_MIN)
+        if "label_epsilon" in reply.fields:
+            labels = read_number(reply, "label_epsilon")
+        self._rho[client], self._labels[client] = rho, labels
+        if math.isfinite(sigma):
+            self._sigma[client] = sigma
 
     def note_rows(self, rows: Iterable[int]) -> None:
         """Take note of the clients' training rows, for the sampling rate."""
@@ -50,11 +58,12 @@ class Spending:
 
     def state_dict(self) -> dict[str, Any]:
         """Return each client's figures, for a checkpoint between rounds."""
-        return {"rho": self._rho, "sigma": self._sigma}
+        return {"rho": self._rho, "sigma": self._sigma, "labels": self._labels}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave; clients' next figures replace it."""
         self._rho, self._sigma = dict(state["rho"]), dict(state["sigma"])
+        self._labels = dict(state["labels"])
 
     def sigma(self, client: str) -> float:
         """Return the noise of a client's latest upload, over the clipping norm."""
@@ -65,18 +74,27 @@ class Spending:
         policy = self._scenario.privacy
         if not policy.enabled or policy.insecure_noise_seed is not None:
             return None
-        return rdp_epsilon(self._rho.get(client, 0.0), policy.delta)
+        labels = self._labels.get(client, 0.0)
+        return labels + rdp_epsilon(self._rho.get(client, 0.0), policy.delta)
 
     def round_fields(self) -> RoundRecord:
         """Return the figures of a round record."""
-        if not self._sigma:
+        if not self._rho:
             return RoundRecord()
-        return RoundRecord(rho=max(self._rho.values()), sigma=min(self._sigma.values()))
+        fields = RoundRecord(rho=max(self._rho.values()))
+        if self._sigma:
+            fields["sigma"] = min(self._sigma.values())
+        if any(self._labels.values()):
+            fields["label_epsilon"] = max(self._labels.values())
+        return fields
 
     def statement(self) -> dict[str, Any] | None:
         """Return the summary's ``privacy`` block; None without privacy."""
         scenario, sampling = self._scenario, None
-        if scenario.privacy.release != "logits":  # whose noise is not drawn anew at each step
+        if scenario.privacy.release not in (
+            "logits",
+            "labels",
+        ):  # whose noise is not drawn anew at each step
             steps = scenario.train.total_steps * scenario.train.accumulate
             sampling = Sampling(self._rate, steps)
         return _statement(scenario, self.round_fields(), sampling)
@@ -91,8 +109,14 @@ def _statement(
     scenario: Scenario, figures: RoundRecord, sampling: Sampling | None
 ) -> dict[str, Any] | None:
     rho, sigma = number(figures.get("rho")), number(figures.get("sigma"))
-    if not scenario.privacy.enabled or rho is None or sigma is None:
+    if not scenario.privacy.enabled or rho is None:
+        return None
+    if sigma is None and scenario.privacy.noises_gradients:
         return None
     trains = head_trains(scenario.head, task_class(scenario.task.kind))
     told = exposure(scenario, trains_head=trains)
-    return privacy_statement(scenario.privacy, rho, sigma, told, sampling)
+    labels = number(figures.get("label_epsilon")) or 0.0
+    classes = len(scenario.task.labels)
+    return privacy_statement(
+        scenario.privacy, rho, sigma, told, sampling, label_epsilon=labels, classes=classes
+    )

@@ -137,7 +137,8 @@ class StepLoop:
                     "step": step,
                     "update": update,
                     # under privacy a shared head learns from what is released for the cut
-                    "gradient": train or (head is not None and self.scenario.privacy.enabled),
+                    "gradient": train
+                    or (head is not None and self.scenario.privacy.noises_gradients),
                     "next": more and not config.embedding,
                 }
                 exchange = step * config.accumulate + part
@@ -215,7 +216,7 @@ class StepLoop:
                 if self.scenario.privacy.enabled:
                     self.spending.note(client, reply)
                 read_tensors = self._read_exact
-                if head is not None and self.scenario.privacy.enabled:
+                if head is not None and self.scenario.privacy.noises_gradients:
                     read_tensors = self._read_released
                 gradient = read_tensors(client, reply, z[client], head, weight, train=train)
                 if gradient is not None and limit > 0:

@@ -7,7 +7,12 @@ import pytest
 from scipy.stats import binomtest
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.labels import RandomisedLabels, flip_probability, randomise
+from fedlora.privacy.labels import (
+    RandomisedLabels,
+    flip_probability,
+    label_auc,
+    randomise,
+)
 
 
 @pytest.mark.parametrize("classes", [2, 4, 77])
@@ -34,13 +39,30 @@ def test_labels_are_drawn_with_these_probabilities(classes: int, epsilon: float)
 def test_a_label_is_drawn_once_for_good(tmp_path: Path) -> None:
     path = tmp_path / "labels"
     truth = {sample: sample % 3 for sample in range(500)}
-    first = RandomisedLabels(path, 3, 0.5).draw(truth)
-    assert first != truth
+    first, fresh = RandomisedLabels(path, 3, 0.5).draw(truth)
+    assert first != truth and fresh == set(truth)
     again = RandomisedLabels(path, 3, 0.5)
-    assert again.draw(dict.fromkeys(truth, 0)) == first
-    more = again.draw(truth | {1000: 2})
-    assert {sample: more[sample] for sample in truth} == first
-    assert RandomisedLabels(path, 3, 0.5).draw({1000: 0}) == {1000: more[1000]}
+    assert again.draw(dict.fromkeys(truth, 0)) == (first, set())
+    more, fresh = again.draw(truth | {1000: 2})
+    assert {sample: more[sample] for sample in truth} == first and fresh == {1000}
+    assert RandomisedLabels(path, 3, 0.5).draw({1000: 0}) == ({1000: more[1000]}, set())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 20])
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+def test_the_auc_is_that_of_the_likelihood_ratio(classes: int, epsilon: float) -> None:
+    flip = flip_probability(classes, epsilon)
+    own = [1 - flip] + [flip / (classes - 1)] * (classes - 1)
+    other = [own[1], own[0], *own[2:]]
+    score = [a / b for a, b in zip(own, other, strict=True)]
+    places = range(classes)
+    auc = sum(
+        own[i] * other[j] * ((score[i] > score[j]) + 0.5 * (score[i] == score[j]))
+        for i in places
+        for j in places
+    )
+    assert label_auc(classes, epsilon) == pytest.approx(auc)
+    assert label_auc(classes, epsilon) <= label_auc(2, epsilon) + 1e-12
 
 
 def test_drawing_again_at_another_epsilon_is_refused(tmp_path: Path) -> None:

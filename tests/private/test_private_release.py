@@ -11,9 +11,9 @@ from private_federation import scenario
 
 from clients import private
 from clients.build import SimulatedData, load_parts
+from clients.build_release import content
 from clients.device import take_part
 from clients.edge_client import EdgeClient
-from clients.private import content
 from clients.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError

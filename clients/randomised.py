@@ -1,0 +1,147 @@
+"""Privacy by randomised labels: what leaves is exact, but computed from labels that may be wrong.
+
+A label is drawn and paid once, and kept on the client's disk; see ``fedlora.privacy.labels``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from clients.activations import NoisyActivations
+from clients.release import GradientRelease
+from fedlora.errors import FedloraError
+from fedlora.privacy.filter import add_up, upload_cost
+from fedlora.privacy.labels import RandomisedLabels
+from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.noise import NoiseSource
+from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.tasks.base import Sample
+
+
+class RandomisedRelease(GradientRelease):
+    """Trains on randomised labels, and charges each when it is first used.
+
+    Parameters
+    ----------
+    policy
+        The run's policy.
+    labels
+        The client's randomised labels.
+    noise
+        Source of the noise on activations.
+    reports_metrics
+        Whether held-out metrics, which see the labels as they are, may be reported.
+    ledger, ids
+        The budget on disk, and each sample's identifier in it, held-out samples last.
+    """
+
+    sample_mean = False
+    reports_losses = True
+    uploads_head = True
+
+    def __init__(
+        self,
+        policy: PrivacyPolicy,
+        labels: RandomisedLabels,
+        *,
+        noise: NoiseSource,
+        reports_metrics: bool,
+        ledger: Ledger | None = None,
+        ids: Sequence[int] = (),
+    ) -> None:
+        self.reports_metrics = reports_metrics
+        self._labels = labels
+        self._ledger, self._ids = ledger, ids
+        self._activations = NoisyActivations(policy, noise, self._charge)
+        self._rho: dict[int, float] = {}
+        self._paid: set[int] = set()
+        self._fresh: set[int] = set()
+
+    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """See ``GradientRelease``: the samples with randomised labels.
+
+        Raises
+        ------
+        FedloraError
+            When a target is no class, labels cannot be written or were drawn otherwise, or the
+            owner does not allow them.
+        """
+        targets = {}
+        for number, sample in enumerate(samples):
+            if not isinstance(sample.target, int):
+                raise FedloraError(
+                    "privacy.release is labels, but this task's samples have no class; set "
+                    "privacy.release to full"
+                )
+            targets[self._id(number)] = sample.target
+        drawn, self._fresh = self._labels.draw(targets)
+        if self._ledger is not None:
+            self._ledger.check_labels(self._due(targets), self._labels.epsilon)
+        return [
+            replace(sample, target=drawn[self._id(number)]) for number, sample in enumerate(samples)
+        ]
+
+    def begin_step(self, rank: object, samples: Sequence[int]) -> None:
+        """Charge labels that are used for the first time.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the owner's limit does not pay for them; nothing leaves.
+        """
+        del rank
+        new = [self._id(s) for s in dict.fromkeys(samples) if s not in self._paid]
+        due = self._due(new)
+        if self._ledger is not None and due:
+            self._ledger.charge_labels(due, self._labels.epsilon)
+        self._paid |= set(samples)
+
+    def __call__(
+        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """See ``GradientRelease``."""
+        del lengths, samples
+        return gradient
+
+    def activation(
+        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """See ``GradientRelease``."""
+        return self._activations(packed, lengths, samples)
+
+    def spent(self) -> Mapping[str, float]:
+        """See ``GradientRelease``; where there is a ledger, over all that it has booked."""
+        if self._ledger is not None:
+            return {"rho": self._ledger.rho, "label_epsilon": self._ledger.label_epsilon}
+        labels = self._labels.epsilon if self._paid else 0.0
+        return {"rho": max(self._rho.values(), default=0.0), "label_epsilon": labels}
+
+    def close(self) -> None:
+        """See ``GradientRelease``."""
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
+        """See ``GradientRelease``."""
+
+    def _due(self, ids: Iterable[int]) -> list[int]:
+        """Return which labels are unpaid: drawn just now, or just before a crash."""
+        book = self._ledger
+        if book is None:
+            return []
+        epsilon = self._labels.epsilon
+        return [i for i in ids if i in self._fresh or book.label_epsilon_of(i) < epsilon]
+
+    def _id(self, sample: int) -> int:
+        return self._ids[sample] if self._ids else sample
+
+    def _charge(self, samples: Sequence[int], sigma: float) -> None:
+        """Book a noised upload of each sample's activation, on disk first."""
+        if self._ledger is not None:
+            self._ledger.charge([self._ids[s] for s in samples], sigma)
+        for sample in samples:
+            self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
