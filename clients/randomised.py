@@ -5,7 +5,7 @@ A label is drawn and paid once, and kept on the client's disk; see ``fedlora.pri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedlora.tasks.base import Sample
 
 
 class RandomisedRelease(GradientRelease):
-    """Trains on randomised labels, and charges each when it is first used.
+    """Trains on randomised labels, and pays for each when it is drawn.
 
     Parameters
     ----------
@@ -58,8 +58,6 @@ class RandomisedRelease(GradientRelease):
         self._ledger, self._ids = ledger, ids
         self._activations = NoisyActivations(policy, noise, self._charge)
         self._rho: dict[int, float] = {}
-        self._paid: set[int] = set()
-        self._fresh: set[int] = set()
 
     def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """See ``GradientRelease``: the samples with randomised labels.
@@ -78,27 +76,19 @@ class RandomisedRelease(GradientRelease):
                     "privacy.release to full"
                 )
             targets[self._id(number)] = sample.target
-        drawn, self._fresh = self._labels.draw(targets)
-        if self._ledger is not None:
-            self._ledger.check_labels(self._due(targets), self._labels.epsilon)
+        book, epsilon = self._ledger, self._labels.epsilon
+        if book is not None:
+            new = self._labels.missing(targets)
+            due = [i for i in targets if i in new or book.label_epsilon_of(i) < epsilon]
+            # paid before they exist: a crash can only make the ledger count too much
+            book.charge_labels(due, epsilon)
+        drawn = self._labels.draw(targets)
         return [
             replace(sample, target=drawn[self._id(number)]) for number, sample in enumerate(samples)
         ]
 
     def begin_step(self, rank: object, samples: Sequence[int]) -> None:
-        """Charge labels that are used for the first time.
-
-        Raises
-        ------
-        BudgetSpentError
-            When the owner's limit does not pay for them; nothing leaves.
-        """
-        del rank
-        new = [self._id(s) for s in dict.fromkeys(samples) if s not in self._paid]
-        due = self._due(new)
-        if self._ledger is not None and due:
-            self._ledger.charge_labels(due, self._labels.epsilon)
-        self._paid |= set(samples)
+        """See ``GradientRelease``."""
 
     def __call__(
         self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
@@ -117,8 +107,8 @@ class RandomisedRelease(GradientRelease):
         """See ``GradientRelease``; where there is a ledger, over all that it has booked."""
         if self._ledger is not None:
             return {"rho": self._ledger.rho, "label_epsilon": self._ledger.label_epsilon}
-        labels = self._labels.epsilon if self._paid else 0.0
-        return {"rho": max(self._rho.values(), default=0.0), "label_epsilon": labels}
+        rho = max(self._rho.values(), default=0.0)
+        return {"rho": rho, "label_epsilon": self._labels.epsilon}
 
     def close(self) -> None:
         """See ``GradientRelease``."""
@@ -127,14 +117,6 @@ class RandomisedRelease(GradientRelease):
 
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """See ``GradientRelease``."""
-
-    def _due(self, ids: Iterable[int]) -> list[int]:
-        """Return which labels are unpaid: drawn just now, or just before a crash."""
-        book = self._ledger
-        if book is None:
-            return []
-        epsilon = self._labels.epsilon
-        return [i for i in ids if i in self._fresh or book.label_epsilon_of(i) < epsilon]
 
     def _id(self, sample: int) -> int:
         return self._ids[sample] if self._ids else sample

@@ -26,6 +26,10 @@ class Importance(RankStrategy):
     component's, weighs a projection, so that a wide projection is not preferred for its size. Until
     a sensitivity is known, and where all are 0 because B starts at 0, the spread is even.
 
+    Under privacy a projection whose gradient is mostly noise has a large sensitivity for nothing.
+    Where the signal-to-noise ratio is known, the sensitivity is multiplied by the part of the
+    gradient's energy that is signal, SNR / (1 + SNR).
+
     Parameters
     ----------
     even
@@ -72,7 +76,7 @@ class Importance(RankStrategy):
 
     def observe(self, round: int, outcomes: Mapping[str, ClientOutcome]) -> None:
         """Smooth the sensitivity, averaged over the clients."""
-        known = [o.sensitivity for o in outcomes.values() if o.sensitivity is not None]
+        known = [_signal(o) for o in outcomes.values() if o.sensitivity is not None]
         if not known:
             return
         now = np.mean(known, axis=0)
@@ -90,3 +94,12 @@ class Importance(RankStrategy):
         """Restore them."""
         self.sensitivity = state["sensitivity"]
         self.uncertainty = state["uncertainty"]
+
+
+def _signal(outcome: ClientOutcome) -> np.ndarray:
+    """Return the sensitivity, without the part of it that is owed to privacy noise."""
+    sensitivity = np.asarray(outcome.sensitivity)
+    if outcome.gradient_snr is None:
+        return sensitivity
+    snr = np.asarray(outcome.gradient_snr)
+    return sensitivity * snr / (1 + snr)

@@ -24,6 +24,9 @@ import torch
 
 from fedlora.errors import FedloraError
 
+SNR_MAX = 1e6
+"""Stands for any larger ratio, also where a projection's gradient carries no noise at all."""
+
 Vjp = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
 
@@ -176,6 +179,37 @@ def signal_to_noise(measured_energy: float, noise_energy: float) -> float:
     if noise_energy == 0:
         return math.inf
     return max(0.0, measured_energy / noise_energy - 1.0)
+
+
+class SnrMeter:
+    """Signal-to-noise ratio of each projection's gradient, over the probed steps of a round.
+
+    Parameters
+    ----------
+    projections
+        Number of projections.
+    """
+
+    def __init__(self, projections: int) -> None:
+        self._measured = [0.0] * projections
+        self._noise = [0.0] * projections
+        self._steps = 0
+
+    def add(self, measured: Sequence[float], noise: Sequence[float]) -> None:
+        """Add a step: energy of each projection's noisy gradient, and of a draw of its noise."""
+        self._measured = [a + b for a, b in zip(self._measured, measured, strict=True)]
+        self._noise = [a + b for a, b in zip(self._noise, noise, strict=True)]
+        self._steps += 1
+
+    def take(self) -> list[float] | None:
+        """Return the ratios since the last call; None when no step was probed."""
+        if self._steps == 0:
+            return None
+        pairs = zip(self._measured, self._noise, strict=True)
+        ratios = [min(signal_to_noise(m, n), SNR_MAX) for m, n in pairs]
+        self._measured, self._noise = [0.0] * len(ratios), [0.0] * len(ratios)
+        self._steps = 0
+        return ratios
 
 
 def _energy(x: torch.Tensor) -> float:

@@ -158,6 +158,11 @@ def head_gradients(
     return HeadGradients(cut.float(), (u.T @ x).float())
 
 
+def row_space_basis(weight: torch.Tensor) -> torch.Tensor:
+    """Return the orthonormal basis Q of a public head's row space, shape (width, classes - 1)."""
+    return _row_space(weight).basis
+
+
 @dataclass(frozen=True)
 class _RowSpace:
     """Basis Q = M S^-1, shape (width, K - 1), and S^-1, where S = (M^T M)^(1/2)."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fedlora.errors import FedloraError
@@ -119,8 +119,12 @@ class RandomisedLabels:
         if path is not None and path.exists():
             self._read(path)
 
-    def draw(self, labels: Mapping[int, int]) -> tuple[dict[int, int], set[int]]:
-        """Return the randomised label of each sample, and which of them were drawn just now.
+    def missing(self, samples: Iterable[int]) -> set[int]:
+        """Return the samples that have no randomised label yet."""
+        return set(samples) - self._drawn.keys()
+
+    def draw(self, labels: Mapping[int, int]) -> dict[int, int]:
+        """Return the randomised label of each sample.
 
         Parameters
         ----------
@@ -140,7 +144,7 @@ class RandomisedLabels:
         if new:
             self._write(self._drawn | new)
             self._drawn |= new
-        return {sample: self._drawn[sample] for sample in labels}, set(new)
+        return {sample: self._drawn[sample] for sample in labels}
 
     def _write(self, drawn: Mapping[int, int]) -> None:
         if self._path is None:

@@ -179,42 +179,18 @@ class Ledger:
         FedloraError
             As ``charge``.
         """
+        self._budget.check_floor(0.0)  # what leaves under randomised labels has no noise of its own
         ids = [int(i) for i in sample_ids]
         after = self._book.labels_after(ids, epsilon)
         if not self._budget.pays({i: self._book.spent.get(i, 0.0) for i in ids}, after):
             raise BudgetSpentError(
                 f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} on uploads "
                 f"and {self.label_epsilon:.3g} on labels, and its privacy-epsilon "
-                f"{self._budget.epsilon:g} does not pay for labels at epsilon {epsilon:g}; it "
-                "leaves the run"
+                f"{self._budget.epsilon:g} does not pay for labels at epsilon {epsilon:g}; set a "
+                "smaller privacy.epsilon"
             )
-        self._append({"epsilon": epsilon, "ids": ids})
-
-    def check_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
-        """Refuse a run whose labels the limit does not pay for, or an upload without noise.
-
-        Parameters
-        ----------
-        sample_ids
-            Samples whose labels are still to be paid.
-        epsilon
-            Pure epsilon of each label.
-
-        Raises
-        ------
-        FedloraError
-            When the labels are beyond the limit, or the owner wants noise on each upload.
-        """
-        self._budget.check_floor(0.0)
-        ids = [int(i) for i in sample_ids]
-        spent = {i: self._book.spent.get(i, 0.0) for i in ids}
-        if not self._budget.pays(spent, self._book.labels_after(ids, epsilon)):
-            raise FedloraError(
-                f"labels at epsilon {epsilon:g} are beyond the privacy-epsilon "
-                f"{self._budget.epsilon:.3g} of client {self.client}, which has spent "
-                f"{self._in_epsilon(self.rho)} on uploads and {self.label_epsilon:.3g} on labels; "
-                "set a smaller privacy.epsilon"
-            )
+        if ids:
+            self._append({"epsilon": epsilon, "ids": ids})
 
     def label_epsilon_of(self, sample_id: int) -> float:
         """Return the pure epsilon that a sample's randomised labels have cost."""

@@ -65,6 +65,9 @@ class PrivacyPolicy:
     activation_sigma, activation_clip_norm
         Noise on the forward activations over their clipping norm, and that norm; without
         ``activation_sigma`` activations leave as they are and epsilon does not cover them.
+    probe_every
+        Estimate the signal-to-noise ratio of each projection's gradient at every so many-th step,
+        by one more backward pass; 0: never, as under a robust average.
     insecure_noise_seed
         Draw the noise from this seed, in a simulation that has to repeat bit for bit; the run then
         has no guarantee.
@@ -83,6 +86,7 @@ class PrivacyPolicy:
     tight: bool = False
     activation_sigma: float | None = None
     activation_clip_norm: float = 1.0
+    probe_every: int = 0
     insecure_noise_seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +122,8 @@ class PrivacyPolicy:
             )
         if self.uploads < 0:
             raise FedloraError(f"privacy.uploads is {self.uploads}; set 0 to derive it, or more")
+        if self.probe_every < 0:
+            raise FedloraError(f"privacy.probe_every is {self.probe_every}; set 0 for never")
         if self.activation_sigma is not None and not self.enabled:
             raise FedloraError(
                 f"privacy.activation_sigma is {self.activation_sigma} but gradients leave without "

@@ -217,6 +217,7 @@ def _outcomes(
             seconds={"up": {"activation": 0.1, "gradient": 0.1}, "down": {"adapter": 0.5}},
             epsilon=1.0 if losses else None,
             sensitivity=tuple(1e-6 * (1 + p % 5) for p in range(len(space))) if losses else None,
+            gradient_snr=tuple(0.5 * (p % 4) for p in range(len(space))) if losses else None,
         )
         for index, client in enumerate(clients)
     }

@@ -135,6 +135,10 @@ class ClientOutcome:
         For each projection the mean of abs(w * dL/dw) over the entries w of its A and B (AdaLoRA,
         arXiv 2303.10512, eq. 8), averaged over the round's steps; the same for all clients where
         the engine takes it from the averaged gradient.
+    gradient_snr
+        For each projection the signal-to-noise ratio of its gradient under privacy, as a ratio of
+        energies over the round; the same for all clients. ``None`` without noise, or where
+        ``privacy.probe_every`` is 0.
     """
 
     loss_before: float | None = None
@@ -144,6 +148,7 @@ class ClientOutcome:
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     epsilon: float | None = None
     sensitivity: tuple[float, ...] | None = None
+    gradient_snr: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check(self, "loss_before", "loss_after", low=-math.inf)
@@ -152,13 +157,14 @@ class ClientOutcome:
             raise FedloraError(f"delivered is {self.delivered!r}; set true, false or None")
         for name in ("bits", "seconds"):
             _check_ledger(name, getattr(self, name))
-        if self.sensitivity is not None:
-            if not isinstance(self.sensitivity, (list, tuple)):
-                raise FedloraError(
-                    f"sensitivity is {self.sensitivity!r:.80}; set a list of numbers"
-                )
-            numbers = tuple(number("a sensitivity", value, low=0.0) for value in self.sensitivity)
-            object.__setattr__(self, "sensitivity", numbers)
+        for name, singular in (("sensitivity", "a sensitivity"), ("gradient_snr", "an SNR")):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if not isinstance(values, (list, tuple)):
+                raise FedloraError(f"{name} is {values!r:.80}; set a list of numbers")
+            numbers = tuple(number(singular, value, low=0.0) for value in values)
+            object.__setattr__(self, name, numbers)
 
     @property
     def loss_drop(self) -> float | None:

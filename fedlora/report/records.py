@@ -48,7 +48,8 @@ class RoundRecord(TypedDict, total=False):
 
     ``rho`` and ``sigma`` are the privacy that the sample that spent most has spent so far (see
     ``fedlora.privacy.accounting``) and the least noise of an upload; ``label_epsilon`` is what
-    randomised labels have cost beside it.
+    randomised labels have cost beside it. ``gradient_snr`` is the signal-to-noise ratio of each
+    projection's gradient under privacy, where it was probed.
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``late_deliveries`` and ``lost`` are of
     this round alone. ``train_loss`` is the mean over the round's steps; ``loss`` and ``metric`` are
@@ -74,6 +75,7 @@ class RoundRecord(TypedDict, total=False):
     rho: float
     sigma: float
     label_epsilon: float
+    gradient_snr: Sequence[float]
     clients: Mapping[str, ClientRecord]
 
 

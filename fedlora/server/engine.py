@@ -14,6 +14,7 @@ from fedlora.lora.average import ContributionCount, average_gradients
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
+from fedlora.privacy.cascade import SnrMeter
 from fedlora.robust.average import create_average, robust_mean
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
@@ -81,6 +82,7 @@ class SplitEngine:
         self._sensitivity = torch.zeros(len(self.projections))
         self._sensed_steps = 0
         self._told = (0, 0)
+        self._snr = SnrMeter(len(self.projections))
         self._start_step()
 
     @property
@@ -133,7 +135,10 @@ class SplitEngine:
         return list(torch.split(output.detach().float(), sizes))
 
     def backward(
-        self, gradients: Sequence[torch.Tensor | None], weights: Sequence[float]
+        self,
+        gradients: Sequence[torch.Tensor | None],
+        weights: Sequence[float],
+        noise: Sequence[torch.Tensor | None] = (),
     ) -> list[torch.Tensor] | None:
         """Back-propagate the clients' gradients of their unreduced losses, and add them up.
 
@@ -144,6 +149,9 @@ class SplitEngine:
             client gave none, whose rows then count for nothing.
         weights
             Samples or target tokens of each client.
+        noise
+            A draw of the noise in each gradient, to tell signal from noise in each projection by;
+            empty: not now.
 
         Returns
         -------
@@ -151,15 +159,18 @@ class SplitEngine:
             Where the embedding trains: gradient at each client's activation, packed.
         """
         assert self._output is not None and self._input is not None
-        sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in self._rows]
-        width = self._output.shape[-1]
-        cotangent = torch.cat(
-            [
-                torch.zeros(n, width) if g is None else g
-                for g, n in zip(gradients, sizes, strict=True)
-            ]
-        )
-        torch.autograd.backward(self._output, cotangent.to(self.device, self._output.dtype))
+        before, noise_energy = [], list[float]()
+        if noise:
+            before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
+            added = torch.autograd.grad(
+                self._output, self._factors(), self._cotangent(noise), retain_graph=True
+            )
+            noise_energy = _energies(added)
+        torch.autograd.backward(self._output, self._cotangent(gradients))
+        if noise:
+            now = [f.grad for f in self._factors() if f.grad is not None]
+            measured = _energies([a - b for a, b in zip(now, before, strict=True)])
+            self._snr.add(measured, noise_energy)
         for row, gradient, weight in zip(self._rows, gradients, weights, strict=True):
             if gradient is not None:
                 self.count.add(row.ranks, weight)
@@ -220,6 +231,27 @@ class SplitEngine:
             )
         self._told = (resting, clients)
 
+    def _factors(self) -> list[torch.nn.Parameter]:
+        return [factor for p in self.projections for factor in (p.A, p.B)]
+
+    def _cotangent(self, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Put the clients' gradients together, zeros where a client gave none."""
+        assert self._output is not None
+        sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in self._rows]
+        width = self._output.shape[-1]
+        cotangent = torch.cat(
+            [torch.zeros(n, width) if g is None else g for g, n in zip(parts, sizes, strict=True)]
+        )
+        return cotangent.to(self.device, self._output.dtype)
+
+    def round_snr(self) -> list[float] | None:
+        """Return each projection's gradient signal-to-noise ratio since the last call.
+
+        From the steps that were given a draw of the noise; None when there was none. The ratio is
+        one of energies, of A and B together; see ``fedlora.privacy.cascade``.
+        """
+        return self._snr.take()
+
     def round_sensitivity(self) -> list[float] | None:
         """Return each projection's mean of abs(w dL/dw) over the steps since the last call.
 
@@ -276,3 +308,9 @@ class SplitEngine:
     def _start_step(self) -> None:
         self.optimizer.zero_grad()
         self.count = ContributionCount(len(self.projections), self.r_max)
+
+
+def _energies(gradients: Sequence[torch.Tensor]) -> list[float]:
+    """Return the squared norm of each projection's two gradients together."""
+    squares = [float(g.detach().double().square().sum()) for g in gradients]
+    return [a + b for a, b in zip(squares[::2], squares[1::2], strict=True)]

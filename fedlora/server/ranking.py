@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedlora.config import Scenario
@@ -26,6 +27,23 @@ def rank_space(
         r_max=r_max,
         bits_per_parameter=bits_per_parameter,
     )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a strategy is told of a round besides its losses.
+
+    Attributes
+    ----------
+    sensitivity, gradient_snr
+        For each projection; see ``ClientOutcome``.
+    epsilons
+        Privacy that each client has spent so far.
+    """
+
+    sensitivity: Sequence[float] | None
+    gradient_snr: Sequence[float] | None
+    epsilons: Mapping[str, float | None]
 
 
 class Ranking:
@@ -62,7 +80,7 @@ class Ranking:
         self,
         round_: int,
         losses: Mapping[str, float | None],
-        sensitivity: Sequence[float] | None,
+        told: Told,
         air: Air,
     ) -> None:
         """Tell the strategy how the round ended.
@@ -73,8 +91,8 @@ class Ranking:
             Number of the round.
         losses
             Held-out loss of each client that took part and is still there; None if not known.
-        sensitivity
-            For each projection the mean of abs(w dL/dw) over its factors.
+        told
+            What the engine and the clients' budgets say.
         air
             What was sent and delivered.
         """
@@ -87,7 +105,13 @@ class Ranking:
                 delivered=row.delivered if row else None,
                 bits=row.bits if row else {},
                 seconds=row.seconds if row else {},
-                sensitivity=tuple(sensitivity) if sensitivity is not None else None,
+                epsilon=told.epsilons.get(client),
+                sensitivity=_tuple(told.sensitivity),
+                gradient_snr=_tuple(told.gradient_snr),
             )
         self._losses |= losses
         self.strategy.observe(round_, outcomes)
+
+
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return tuple(values) if values is not None else None

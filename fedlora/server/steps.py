@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from fedlora.link.codec import Codec, create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.privacy.head_space import head_gradients, release_width
+from fedlora.privacy.probe import noise_probe
 from fedlora.server.cohort import Cohort, Request
 from fedlora.server.engine import ClientRows, SplitEngine
 from fedlora.server.head import SharedHead
@@ -152,7 +153,8 @@ class StepLoop:
                     rows = len(batch[client].lengths)
                     tally.rows[client] = tally.rows.get(client, 0) + rows
                 tokens += sum(sum(a.lengths) for a in batch.values())
-                upstream = self._backward(batch, gradients) if train else None
+                noise = self._noise(exchange, gradients, z, head)
+                upstream = self._backward(batch, gradients, noise) if train else None
                 if config.embedding:
                     replies = self._embeddings(upstream, batch, fields, more=more)
                 left = {c: reply for c, reply in replies.items() if c in self.cohort}
@@ -273,12 +275,37 @@ class StepLoop:
         self,
         batch: Mapping[str, Activation],
         gradients: Mapping[str, Answer],
+        noise: Mapping[str, torch.Tensor],
     ) -> list[torch.Tensor] | None:
         nothing: Answer = (None, 0.0, None)
         return self.engine.backward(
             [gradients.get(client, nothing)[0] for client in batch],
             [gradients.get(client, nothing)[1] for client in batch],
+            [noise.get(client) for client in batch] if noise else (),
         )
+
+    def _noise(
+        self,
+        exchange: int,
+        clients: Iterable[str],
+        z: Mapping[str, torch.Tensor],
+        head: SharedHead | None,
+    ) -> dict[str, torch.Tensor]:
+        """Draw noise like that in the clients' gradients, where this exchange is probed."""
+        policy = self.scenario.privacy
+        if not (policy.enabled and policy.probe_every) or exchange % policy.probe_every:
+            return {}
+        if self.engine.by_client is not None:  # a robust average takes in what passes backward
+            return {}
+        weight = head.linear_weight() if head is not None else None
+        generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)
+        drawn = {}
+        for client in clients:
+            sigma = self.spending.sigma(client) if policy.noises_gradients else 0.0
+            probe = noise_probe(policy, z[client].cpu(), weight, sigma, generator)
+            if probe is not None:
+                drawn[client] = probe
+        return drawn
 
     def _embeddings(
         self,

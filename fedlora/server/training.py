@@ -22,7 +22,7 @@ from fedlora.server.cohort import Cohort, Request
 from fedlora.server.engine import AdapterState, SplitEngine
 from fedlora.server.evaluation import Evaluation, Evaluator
 from fedlora.server.head import SharedHead, Weights, most_common
-from fedlora.server.ranking import Ranking
+from fedlora.server.ranking import Ranking, Told
 from fedlora.server.steps import StepLoop, StepTally
 from fedlora.server.uploads import read_named
 from fedlora.tasks.base import Counts, Task, head_trains, task_class
@@ -172,7 +172,12 @@ class Training:
         evaluation = self._evaluate(round_, decisions)
         record = self._record(round_, reports, decisions, tally, evaluation)
         losses = {c: own["loss"] for c, own in record["clients"].items() if c in self.cohort}
-        self.ranking.observe(round_, losses, self.engine.round_sensitivity(), self.air)
+        snr = self.engine.round_snr()
+        if snr is not None:
+            record["gradient_snr"] = snr
+        epsilons = {client: self.spending.epsilon(client) for client in losses}
+        told = Told(self.engine.round_sensitivity(), snr, epsilons)
+        self.ranking.observe(round_, losses, told, self.air)
         self.air.end_round(round_, decisions)
         record["seconds"] = time.perf_counter() - started
         record["lost"] = sorted(set(self.cohort.lost) - before)

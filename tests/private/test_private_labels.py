@@ -83,7 +83,7 @@ def test_labels_that_were_lost_are_paid_again(records: Path, tmp_path: Path) -> 
     step(client)
     client.release.close()
     path.with_name("ledger.labels").unlink()
-    with pytest.raises(FedloraError, match="labels at epsilon 3 are beyond the privacy-epsilon 3"):
+    with pytest.raises(FedloraError, match="does not pay for labels at epsilon 3"):
         build(labels(records, 3.0), OwnerTerms(path, ClientLimit(3.0)))
     client = build(labels(records, 3.0), OwnerTerms(path, ClientLimit(7.0)))
     step(client)
