@@ -18,6 +18,7 @@ ALLOWED = {
 }
 EDGE = (
     "transformers", "peft", "ray", "datasets", "flwr", "opacus", "accelerate", "pandas", "pyarrow",
+    "scipy",
 )  # fmt: skip
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
-
-from scipy.special import ndtr
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
@@ -162,7 +161,7 @@ def privacy_statement(
 def _label_auc(rho: float, label_epsilon: float, classes: int) -> float | None:
     """Return the largest AUC of telling two labels apart; None where both mechanisms took part."""
     if label_epsilon == 0:
-        return float(ndtr(math.sqrt(rho)))
+        return NormalDist().cdf(math.sqrt(rho))
     if rho > 0:
         return None
     return label_auc(max(2, classes), label_epsilon)  # two classes are the worst case

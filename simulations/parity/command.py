@@ -85,11 +85,11 @@ def _compare(scenario: Any) -> dict[str, Any]:
 def _print(name: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"{name}: split and unsplit on the same batches")
     for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", " "), justify="right", min_width=7)
     for row in rows:
-        table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     averages = [
-        f"{mean(row[c] for row in rows):.6g}" if rows[0][c] is not None else ""
+        f"{mean(row[c] for row in rows):.4g}" if rows[0][c] is not None else ""
         for c in list(rows[0])[1:]
     ]
     table.add_section()
