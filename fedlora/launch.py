@@ -154,7 +154,13 @@ class FlowerSimulation:
         tools = Path(sys.executable).parent
         # Flower starts its helpers by name, also where the virtual environment is not activated.
         path = f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        environment = {**os.environ, **_QUIET, "FLWR_HOME": str(home), "PATH": path}
+        # Flower's parts speak HTTP on loopback, which no proxy can carry.
+        direct = ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("no_proxy")]))
+        environment = {
+            **os.environ,
+            **_QUIET,
+            **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
+        }
         with self.log.open("ab") as log:
             self._superlink = subprocess.Popen(
                 [
@@ -177,25 +183,32 @@ class FlowerSimulation:
         app.mkdir()
         (app / "pyproject.toml").write_text(_APP)
         cores = os.cpu_count() or 1
-        submitted = subprocess.run(
-            [
-                tools / "flwr",
-                *("run", app, _CONNECTION),
-                "--federation-config",
-                (
-                    f"num-supernodes={self.request.clients} client-resources-num-cpus=1 "
-                    f"init-args-num-cpus={max(2, cores)} init-args-log-to-driver=false"
-                ),
-                "--run-config",
-                f'scenario="{self.request.scenario}" out="{self.request.out}" prepared=true',
-            ],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_START_S,
-            check=False,
-        )
+        command = [
+            tools / "flwr",
+            *("run", app, _CONNECTION),
+            "--federation-config",
+            (
+                f"num-supernodes={self.request.clients} client-resources-num-cpus=1 "
+                f"init-args-num-cpus={max(2, cores)} init-args-log-to-driver=false"
+            ),
+            "--run-config",
+            f'scenario="{self.request.scenario}" out="{self.request.out}" prepared=true',
+        ]
+        try:
+            submitted = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_START_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise FedloraError(
+                f"Flower did not take the run within {_START_S:g} s; end other work on this "
+                f"machine and try again, or see {self.log}"
+            ) from None
         self._submitted = time.monotonic()
         if submitted.returncode != 0:
             tail = (submitted.stderr or submitted.stdout).strip().splitlines()[-1:]
@@ -203,11 +216,12 @@ class FlowerSimulation:
 
     def _wait_for(self, url: str) -> None:
         deadline = time.monotonic() + _START_S
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline:
             if not self.running:
                 break
             with contextlib.suppress(urllib.error.URLError, OSError):
-                with urllib.request.urlopen(url, timeout=2):
+                with direct.open(url, timeout=2):
                     return
             time.sleep(0.1)
         raise FedloraError(

@@ -22,6 +22,7 @@ from fedlora.errors import FedloraError
 T = TypeVar("T")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -144,7 +145,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         require(abs(value) <= sys.float_info.max, f"{name} is {value}; write a finite number")
         return float(value)
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
-    require(right, f"{name} is {value!r}, a {type(value).__name__}; write a {hint.__name__}")
+    require(right, f"{name} is {value!r}; write {_WORDS.get(hint, hint.__name__)}")
     return value
 
 
