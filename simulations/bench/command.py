@@ -46,20 +46,25 @@ def bench(
     little; tokens a second it does disturb. A full run takes about half an hour on 2 cores.
     """
     settings = QUICK if quick else Settings(pairs=pairs or Settings.pairs)
+    content: dict[str, Any] = {"settings": asdict(settings), "machine": {}, "figures": {}}
     if json_file is not None:
-        _write(json_file, {})  # a path that cannot be written is better known now
-    figures, machine = measure(settings, only, Console(stderr=True))
-    if json_file is not None:
-        named = {figure.name: figure.to_dict() for figure in figures}
-        content = {"settings": asdict(settings), "machine": machine, "figures": named}
-        _write(json_file, content)
-    print_figures(figures, Console())
+        _write(json_file, content)  # a path that cannot be written is better known now
+    figures: list[Figure] = []
+    try:
+        for name, machine, found in measure(settings, only, Console(stderr=True)):
+            figures += found
+            content["machine"][name] = machine
+            content["figures"] |= {figure.name: figure.to_dict() for figure in found}
+            if json_file is not None:
+                _write(json_file, content)
+    finally:  # what was measured before an interruption or a failure is shown all the same
+        print_figures(figures, Console())
 
 
 def measure(
     settings: Settings, only: str, console: Console
-) -> tuple[list[Figure], Mapping[str, Any]]:
-    """Run the experiments and return their figures, and the machine's facts by experiment.
+) -> Iterator[tuple[str, Mapping[str, Any], list[Figure]]]:
+    """Run the experiments, and yield the name, the machine's facts and the figures of each.
 
     Raises
     ------
@@ -75,8 +80,6 @@ def measure(
     for experiment in absent:
         console.print(f"{experiment.name} is left out: its model is not on this machine")
     chosen = [e for e in chosen if e not in absent]
-    figures: list[Figure] = []
-    machine: dict[str, Any] = {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -96,9 +99,8 @@ def measure(
                 elif kind == "tick":
                     progress.advance(bar)
                 else:
-                    machine[name] = value["machine"]
-                    figures += [Figure.from_dict(*item) for item in value["figures"].items()]
-    return figures, machine
+                    found = [Figure.from_dict(*item) for item in value["figures"].items()]
+                    yield name, value["machine"], found
 
 
 def _groups(chosen: list[Experiment], settings: Settings) -> list[list[Experiment]]:
