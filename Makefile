@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 run: $(VENV)/.installed  ## install, then run the offline default through Flower
 	$(BIN)/fedlora run quickstart
 
-test: $(VENV)/.installed-dev  ## install, then run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  ## install, then run the tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## format, style, types, import arrows
 	$(BIN)/ruff format --check .

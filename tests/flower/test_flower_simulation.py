@@ -139,17 +139,17 @@ def test_two_hosts_and_a_strangers_strategy_give_the_same_adapter(tmp_path, in_p
 def test_flwr_run_at_the_root_takes_any_number_of_supernodes(tmp_path, in_process_adapter):
     scenario = tmp_path / "tiny.toml"
     scenario.write_text(scenario_to_toml(tiny("federation.clients=3")))
+    port = str(free_port())
     environment = {
         **os.environ,
         # As in an activated environment: flwr looks for flower-superlink on the path.
         "PATH": os.pathsep.join([str(FEDLORA.parent), os.environ["PATH"]]),
         "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }
-    before = {process.pid for process in psutil.process_iter()}
     try:
         done = subprocess.run(
             [
@@ -170,10 +170,9 @@ def test_flwr_run_at_the_root_takes_any_number_of_supernodes(tmp_path, in_proces
             time.sleep(0.5)
         assert (tmp_path / "run" / "report.html").exists(), done.stdout
     finally:
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            if process.pid not in before and "flower-superlink" in " ".join(
-                process.info["cmdline"] or ()
-            ):
+        for process in psutil.process_iter(["cmdline"]):
+            command = " ".join(process.info["cmdline"] or ())
+            if "flower-superlink" in command and port in command:
                 process.terminate()
     assert same(saved(tmp_path), in_process_adapter)
 
