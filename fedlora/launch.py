@@ -183,7 +183,7 @@ class FlowerSimulation:
         app.mkdir()
         (app / "pyproject.toml").write_text(_APP)
         cores = os.cpu_count() or 1
-        command = [
+        command: list[str | Path] = [
             tools / "flwr",
             *("run", app, _CONNECTION),
             "--federation-config",
