@@ -82,6 +82,18 @@ def keys(
 
 
 @app.command()
+def top(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a run, going on or finished.")],
+    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two views.")] = 1.0,
+) -> None:
+    """Show how a run goes: round, steps a second, and each client's state, rate and misses."""
+    from fedlora.commands.top import show_run
+
+    show_run(run_folder, once=once, interval_s=interval)
+
+
+@app.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],

@@ -15,6 +15,7 @@ from fedlora.config.learning import (
     TaskConfig,
     TrainConfig,
 )
+from fedlora.config.observe import ObserveConfig
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
@@ -35,6 +36,7 @@ __all__ = [
     "LinkConfig",
     "LoraConfig",
     "ModelConfig",
+    "ObserveConfig",
     "PartitionConfig",
     "RanksConfig",
     "RobustConfig",

@@ -15,6 +15,7 @@ from fedlora.config.learning import (
     TaskConfig,
     TrainConfig,
 )
+from fedlora.config.observe import ObserveConfig
 from fedlora.config.robust import RobustConfig
 from fedlora.config.system import (
     ComputeConfig,
@@ -58,6 +59,7 @@ class Scenario:
     privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed is {self.seed}; random streams need 0 or more")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.config.checks import require
+from fedlora.config.placement import is_away, parse_blocks
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,16 @@ class ComputeConfig:
     ----------
     device
         Torch device of the server's blocks, such as ``cpu`` or ``cuda:0``.
+    device_map
+        Where blocks are that are not on ``device``, by place: a device, ``cpu`` or ``disk`` (the
+        checkpoint itself), and block numbers of the whole model, such as ``"16-23, 30"``. Blocks
+        in ``cpu`` or on ``disk`` are computed on ``device``, one at a time.
+    max_memory
+        In place of ``device_map``: how much of each device, and of ``cpu``, the blocks may fill,
+        such as ``"20GiB"``; accelerate places them, and what is left over stays on ``disk``.
+    checkpoint
+        Activation checkpointing: keep the inputs of blocks only, and compute each block anew in the
+        backward pass. Blocks in ``cpu`` or on ``disk`` need it.
     threads
         CPU threads of the server; 0 means one for each core.
     edge_hosts
@@ -142,6 +153,9 @@ class ComputeConfig:
     """
 
     device: str = "cpu"
+    device_map: Mapping[str, str] = field(default_factory=dict)
+    max_memory: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: bool = False
     threads: int = 0
     edge_hosts: int = 0
 
@@ -149,4 +163,25 @@ class ComputeConfig:
         require(self.threads >= 0, f"compute.threads is {self.threads}; set 0 for all cores")
         require(
             self.edge_hosts >= 0, f"compute.edge_hosts is {self.edge_hosts}; set 0 for one a core"
+        )
+        require(
+            not (self.device_map and self.max_memory),
+            "compute.device_map and compute.max_memory are both set; keep one of them",
+        )
+        for name, limit in self.max_memory.items():
+            require(
+                isinstance(limit, str),
+                f"compute.max_memory of {name} is {limit!r}; write a text such as 20GiB",
+            )
+        placed = [block for blocks in self.device_map.values() for block in parse_blocks(blocks)]
+        twice = sorted({block for block in placed if placed.count(block) > 1})
+        require(
+            not twice,
+            f"compute.device_map names block {twice[:1]} twice; give every block one place",
+        )
+        away = [place for place in self.device_map if is_away(place, self.device)]
+        require(
+            self.checkpoint or not away,
+            f"compute.device_map puts blocks in {' and '.join(away)}; set compute.checkpoint to "
+            "true, or backward would hold them all at once",
         )

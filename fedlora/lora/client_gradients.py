@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,11 +94,10 @@ class ClientGradients:
         module: nn.Module,
         inputs: tuple[torch.Tensor, ...],
         output: torch.Tensor,
-    ) -> None:
+    ) -> torch.Tensor:
         del module
-        if output.requires_grad:
-            x = inputs[0].detach()
-            _on_gradient(output, lambda g: self._add(place, g, x))
+        x = inputs[0].detach()
+        return _watched(output, x, lambda g, kept: self._add(place, g, kept))
 
     def _watch_up(
         self,
@@ -105,11 +105,10 @@ class ClientGradients:
         module: nn.Module,
         inputs: tuple[torch.Tensor, ...],
         output: torch.Tensor,
-    ) -> None:
+    ) -> torch.Tensor:
         del module
-        if output.requires_grad:
-            h = inputs[0].detach()
-            _on_gradient(output, lambda g: self._add(place, h, g))
+        h = inputs[0].detach()
+        return _watched(output, h, lambda g, kept: self._add(place, kept, g))
 
     def _add(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> None:
         """Add each client's narrow^T wide, shape (r_max, width), to its sum."""
@@ -143,5 +142,36 @@ class ClientGradients:
         return torch.cat([total, total.new_zeros(missing, *total.shape[1:])])
 
 
-def _on_gradient(output: torch.Tensor, call: Callable[[torch.Tensor], None]) -> None:
-    output.register_hook(call)  # type: ignore[no-untyped-call]  # torch does not type it
+class _Watch(torch.autograd.Function):
+    """The identity; in backward it calls with the gradient and a tensor of the forward.
+
+    The tensor is saved as autograd saves its own, so that activation checkpointing drops it too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: torch.Tensor,
+        kept: torch.Tensor,
+        call: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
+        ctx.save_for_backward(kept)
+        ctx.call = call
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        ctx.call(gradients[0], kept)
+        return gradients[0], None, None
+
+
+def _watched(
+    output: torch.Tensor,
+    kept: torch.Tensor,
+    call: Callable[[torch.Tensor, torch.Tensor], None],
+) -> torch.Tensor:
+    if not output.requires_grad:
+        return output
+    watched: torch.Tensor = _Watch.apply(output, kept, call)  # type: ignore[no-untyped-call]
+    return watched

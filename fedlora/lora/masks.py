@@ -68,4 +68,4 @@ class RankMasks:
             return None
         # Some blocks flatten rows and tokens into one axis before their feed-forward part.
         grouped = output.view(mask.shape[0], -1, self.r_max)
-        return (grouped * mask[:, None].to(output.dtype)).view_as(output)
+        return (grouped * mask[:, None].to(output.device, output.dtype)).view_as(output)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -62,6 +62,7 @@ class PhaseProgress:
         self.bits_up = 0.0
         self.bits_down = 0.0
         self._tokens: deque[tuple[float, float]] = deque(maxlen=RATE_WINDOW)
+        self._steps: deque[tuple[float, float]] = deque(maxlen=RATE_WINDOW)
 
     @property
     def total_steps(self) -> int:
@@ -71,10 +72,12 @@ class PhaseProgress:
     @property
     def tokens_per_second(self) -> float | None:
         """Rate over the last steps, or None until there are two."""
-        if len(self._tokens) < 2:
-            return None
-        (start, before), (end, after) = self._tokens[0], self._tokens[-1]
-        return (after - before) / (end - start) if end > start and after >= before else None
+        return _rate(self._tokens)
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Optimiser steps a second over the last steps, or None until there are two."""
+        return _rate(self._steps)
 
     @property
     def eta_seconds(self) -> float | None:
@@ -95,6 +98,7 @@ class PhaseProgress:
             self.loss = number(event.get("loss"))
             self.bits_up = number(event.get("bits_up")) or self.bits_up
             self.bits_down = number(event.get("bits_down")) or self.bits_down
+            self._steps.append((self.latest, self.step))
             tokens = number(event.get("tokens"))
             if tokens is not None:
                 self._tokens.append((self.latest, tokens))
@@ -252,6 +256,13 @@ class ProgressView:
     def _render(self) -> Group:
         figures = " · ".join(self._phase.figures()) if self._phase else "starting"
         return Group(self._bars, Text(figures, style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def _rate(points: Sequence[tuple[float, float]]) -> float | None:
+    if len(points) < 2:
+        return None
+    (start, before), (end, after) = points[0], points[-1]
+    return (after - before) / (end - start) if end > start and after >= before else None
 
 
 def _left(eta: float | None) -> str:

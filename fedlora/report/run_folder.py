@@ -33,6 +33,9 @@ OUTPUTS = (
     "plots",
     "report.html",
     "log.txt",
+    "log.jsonl",
+    "status.json",
+    "tensorboard",
 )
 
 
@@ -96,6 +99,11 @@ class RunFolder:
     def log(self) -> Path:
         """The log in plain text."""
         return self.path / "log.txt"
+
+    @property
+    def status(self) -> Path:
+        """What the server knew of each client at the last look."""
+        return self.path / "status.json"
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
@@ -166,6 +174,18 @@ class RunFolder:
         text = json.dumps(_plain(summary.to_dict()), indent=2, allow_nan=False)
         replace_file(self.summary, (text + "\n").encode())
 
+    def write_status(self, status: Mapping[str, object]) -> None:
+        """Replace ``status.json``; it is of the moment, so it is not synced to disk."""
+        text = json.dumps(_plain(status), allow_nan=False, separators=(",", ":"))
+        aside = self.status.with_name(".status.json.part")
+        with _explained(self.status):
+            aside.write_text(text + "\n")
+            aside.replace(self.status)
+
+    def read_status(self) -> dict[str, Any]:
+        """Return what ``write_status`` wrote last; empty when there is none that can be read."""
+        return _read_object(self.status) or {}
+
     def read_metrics(self) -> list[RoundRecord]:
         """Return the rounds in order.
 
@@ -187,18 +207,19 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None when there is none that can be read."""
-        try:
-            summary = json.loads(self.summary.read_bytes())
-        except (OSError, ValueError):
-            return None
-        return summary if isinstance(summary, dict) else None
+        return _read_object(self.summary)
 
-    def log_handler(self, level: int = logging.INFO) -> logging.Handler:
-        """Return a handler that appends to ``log.txt``."""
-        with _explained(self.log):
-            handler = _LogHandler(self.log, encoding="utf-8")
+    def log_handler(
+        self, level: int = logging.INFO, *, formatter: logging.Formatter | None = None
+    ) -> logging.Handler:
+        """Return a handler that appends to ``log.txt``, or with its own format to ``log.jsonl``."""
+        path = self.log if formatter is None else self.path / "log.jsonl"
+        with _explained(path):
+            handler = _LogHandler(path, encoding="utf-8")
         handler.setLevel(level)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        handler.setFormatter(
+            formatter or logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        )
         return handler
 
     def _hold(self) -> None:
@@ -271,6 +292,14 @@ def _read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
             if isinstance(record, dict):
                 records.append(record)
     return records, offset + end
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _plain(value: object) -> object:

@@ -16,6 +16,7 @@ from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
 from fedlora.privacy.cascade import SnrMeter
 from fedlora.robust.average import create_average, robust_mean
+from fedlora.server.placement import Placement
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import pool_packed
@@ -67,10 +68,12 @@ class SplitEngine:
         self.device = torch.device(scenario.compute.device)
         self.input_width, self.output_width = cut_widths(checkpoint, cut, final=pools)
         self.blocks = Blocks(
-            checkpoint, cut.start, cut.stop, final=pools, dtype=DTYPES[scenario.model.dtype]
+            checkpoint, cut.start, cut.stop, final=pools, dtype=self.dtype, load=False
         )
+        placement = Placement(self.blocks, scenario.compute)
+        placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
-        self.blocks.to(self.device)
+        placement.attach(self.projections)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
         self.average = create_average(scenario.robust)

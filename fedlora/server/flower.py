@@ -18,6 +18,8 @@ from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.observe.json_log import JsonFormatter
+from fedlora.observe.recorder import observed
 from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
 from fedlora.scenarios import find_scenario
@@ -56,18 +58,20 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
         scenario, folder = open_run(Path(str(config["resume"])))
     else:
         folder = RunFolder(Path(out)) if prepared else RunFolder.create(Path(out))
-    with _logging_to(folder), _outcome_in(folder):
+    with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):
         if scenario.python_path:
             sys.path.insert(0, scenario.python_path)
         nodes = _find_nodes(grid, scenario)
         scenario = _sized(scenario, len(nodes))
         folder.write_scenario(scenario_to_toml(scenario))
         hosts = _edge_hosts(scenario, nodes, run_id)
-        server = ServerRun(scenario, folder)
-        try:
-            results = _train(grid, server, nodes, hosts, folder)
-        finally:
-            _end_hosts(sorted(set(hosts.values())))
+        with observed(folder, scenario) as recorder:
+            server = ServerRun(scenario, recorder)
+            recorder.clients = server.clients
+            try:
+                results = _train(grid, server, nodes, hosts, folder)
+            finally:
+                _end_hosts(sorted(set(hosts.values())))
         write_results(folder, server, results)
     if not prepared:  # otherwise whoever made the folder follows the run and reports on it
         write_report(folder)
@@ -206,16 +210,20 @@ def _end_hosts(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _logging_to(folder: RunFolder) -> Iterator[None]:
+def _logging_to(folder: RunFolder, *, json_lines: bool) -> Iterator[None]:
     logger = logging.getLogger("fedlora")
-    handler = folder.log_handler()
-    logger.addHandler(handler)
+    handlers = [folder.log_handler()]
+    if json_lines:
+        handlers.append(folder.log_handler(formatter=JsonFormatter()))
+    for handler in handlers:
+        logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.link.link import Link
+from fedlora.observe.watch import ClientStatus, Watch
 from fedlora.server.air import Air
 from fedlora.server.cohort import Cohort, Member, Request
 from fedlora.server.engine import SplitEngine
@@ -65,7 +66,8 @@ class ServerRun:
             scenario.lora.r_max,
             scenario.channel.bits_per_parameter,
         )
-        self.cohort = Cohort(scenario.link.step_timeout_s, self.air.book)
+        self.watch = Watch(self.air.book)
+        self.cohort = Cohort(scenario.link.step_timeout_s, self.watch.book)
         self.training = Training(
             scenario, self.engine, self.cohort, self.air, Ranking(scenario, space), recorder
         )
@@ -93,6 +95,10 @@ class ServerRun:
     def join(self, link: Link, hello: Frame) -> None:
         """Take in an admitted client."""
         self.cohort.add(Member(link, int(hello.fields["rows"]), int(hello.fields["held_out_rows"])))
+
+    def clients(self) -> dict[str, ClientStatus]:
+        """Return the state of every client at this moment."""
+        return self.watch.snapshot(self.cohort)
 
     def end(self) -> dict[str, Mapping[str, Any]]:
         """End every session, and return the clients' last words by client."""

@@ -57,10 +57,19 @@ class Blocks(nn.Module):
         Whether the modules after the last block are included.
     dtype
         Precision of the weights and the computation.
+    load
+        False leaves every parameter without storage, for whoever calls ``assign``.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, start: int, stop: int, *, final: bool, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        start: int,
+        stop: int,
+        *,
+        final: bool,
+        dtype: torch.dtype,
+        load: bool = True,
     ) -> None:
         super().__init__()
         from accelerate import init_empty_weights
@@ -73,9 +82,10 @@ class Blocks(nn.Module):
         with init_empty_weights(include_buffers=False):
             self.model = AutoModel.from_config(config, dtype=dtype, **options)
         self._keep(start, stop, final)
-        loader = Loader(checkpoint, self.family, dtype)
-        for name, _ in list(self.model.named_parameters()):
-            _assign(self.model, name, loader(self.original_name(name)))
+        self._loader = Loader(checkpoint, self.family, dtype)
+        if load:
+            for name, _ in list(self.model.named_parameters()):
+                self.assign(name, self.read(name))
         self.eval()
 
     @property
@@ -97,6 +107,19 @@ class Blocks(nn.Module):
             return name
         index, dot, rest = name[len(prefix) :].partition(".")
         return f"{prefix}{int(index) + self.start}{dot}{rest}"
+
+    def block_of(self, name: str) -> int | None:
+        """Return the number, in the whole model, of the block that a parameter is in."""
+        index = name.removeprefix(self.family.layers + ".").partition(".")[0]
+        return int(index) + self.start if index.isdecimal() else None
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a parameter's tensor from the checkpoint."""
+        return self._loader(self.original_name(name))
+
+    def assign(self, name: str, tensor: torch.Tensor) -> None:
+        """Set a frozen parameter; raises ``FedloraError`` when its shape is another."""
+        _assign(self.model, name, tensor)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Run the blocks.

@@ -1,0 +1,42 @@
+"""The scenario's section on who may look on while a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedlora.config.checks import require
+
+
+@dataclass(frozen=True)
+class ObserveConfig:
+    """What the server shows of a run beside its run folder.
+
+    Attributes
+    ----------
+    status_every_s
+        How often, in seconds, the server replaces ``status.json``, which ``fedlora top`` shows.
+    json_log
+        Whether the log is also written as JSON, one object a line, to ``log.jsonl``.
+    tensorboard
+        Whether losses, metrics and the air are written to ``tensorboard/`` in the run folder (extra
+        ``tensorboard``).
+    prometheus_port, prometheus_host
+        Port and address at which Prometheus may fetch metrics (extra ``prometheus``); port 0: none.
+        Whoever reaches the address can read them.
+    """
+
+    status_every_s: float = 1.0
+    json_log: bool = False
+    tensorboard: bool = False
+    prometheus_port: int = 0
+    prometheus_host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        require(
+            self.status_every_s > 0,
+            f"observe.status_every_s is {self.status_every_s}; set seconds above 0",
+        )
+        require(
+            0 <= self.prometheus_port <= 65535,
+            f"observe.prometheus_port is {self.prometheus_port}; set 0 (none) to 65535",
+        )

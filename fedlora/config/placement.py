@@ -1,0 +1,34 @@
+"""How a scenario writes which blocks are where."""
+
+from __future__ import annotations
+
+import re
+
+from fedlora.config.checks import require
+
+_RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+
+
+def parse_blocks(text: object) -> list[int]:
+    """Return the blocks that a text such as ``"0-3, 7"`` names.
+
+    Raises
+    ------
+    FedloraError
+        When it is no such text.
+    """
+    blocks: list[int] = []
+    for part in str(text).split(","):
+        found = _RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        require(
+            isinstance(text, str) and first <= last,
+            f"compute.device_map has the blocks {text!r}; write numbers and ranges like '0-3, 7'",
+        )
+        blocks.extend(range(first, last + 1))
+    return blocks
+
+
+def is_away(place: str, device: str) -> bool:
+    """Tell whether blocks in a place are brought to the compute device when they are needed."""
+    return place == "disk" or (place == "cpu" and device != "cpu")

@@ -1,0 +1,1 @@
+"""Looking on while a run goes on: status, structured log, TensorBoard, Prometheus."""

@@ -1,0 +1,62 @@
+"""The state of a run, from its events and rounds, for all who look on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.observe.watch import ClientStatus
+from fedlora.report.progress import PhaseProgress
+from fedlora.report.records import ClientRecord, RoundRecord, number
+
+
+class RunState:
+    """What is known of a run so far.
+
+    Attributes
+    ----------
+    phase
+        The present phase; None before the first.
+    rounds
+        Finished rounds of training.
+    last
+        The last of them.
+    clients
+        What the server last knew of each client.
+    totals
+        Sums over finished rounds: ``air_seconds``, ``late_deliveries``.
+    """
+
+    def __init__(self) -> None:
+        self.phase: PhaseProgress | None = None
+        self.rounds = 0
+        self.last: RoundRecord = {}
+        self.clients: Mapping[str, ClientStatus] = {}
+        self.totals = {"air_seconds": 0.0, "late_deliveries": 0.0}
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Take in one event; see ``fedlora.report.progress``."""
+        kind = event.get("event")
+        if kind == "phase":
+            self.phase = PhaseProgress(event)
+        elif kind in ("step", "round"):
+            if self.phase is None:  # in a folder whose beginning was lost
+                self.phase = PhaseProgress({"name": event.get("phase", "train"), **event})
+            self.phase.apply(event)
+
+    def note_round(self, record: RoundRecord) -> None:
+        """Take in a finished round."""
+        self.rounds += 1
+        self.last = record
+        self.totals["air_seconds"] += number(record.get("air_seconds")) or 0.0
+        self.totals["late_deliveries"] += number(record.get("late_deliveries")) or 0.0
+
+    def client_record(self, client: str) -> ClientRecord:
+        """Return a client's part of the last round; empty when it had none."""
+        return (self.last.get("clients") or {}).get(client, {})
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest epsilon that a client of the last round has spent; None without privacy."""
+        found = [number(c.get("epsilon")) for c in (self.last.get("clients") or {}).values()]
+        return max((e for e in found if e is not None), default=None)

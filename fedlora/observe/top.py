@@ -1,0 +1,161 @@
+"""The view of a run that ``fedlora top`` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from fedlora.observe.status import RunState
+from fedlora.observe.watch import ClientStatus
+from fedlora.report.records import number
+from fedlora.report.run_folder import RunFolder
+from fedlora.report.units import (
+    ABSENT,
+    bits_text,
+    bytes_text,
+    count_text,
+    number_text,
+    seconds_text,
+)
+
+_HEADER_LINES = 8
+_STYLES = {"connected": "green", "late": "yellow", "lost": "red"}
+
+
+class RunView:
+    """Follows a run folder and draws what is in it.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.state = RunState()
+        self.outcome = ""
+        self._offset = 0
+        self._seen_rounds = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended, in whatever way."""
+        return bool(self.outcome)
+
+    def poll(self) -> None:
+        """Read what is new."""
+        if self.folder.events.is_file() and self.folder.events.stat().st_size < self._offset:
+            self.__init__(self.folder)  # type: ignore[misc]  # the run was taken up again
+        events, self._offset = self.folder.read_events(self._offset)
+        for event in events:
+            self.state.apply(event)
+            if event.get("event") == "done":
+                self.outcome = " ".join(
+                    str(event.get(key) or "") for key in ("status", "text")
+                ).strip()
+        rounds = self.folder.read_metrics()
+        for record in rounds[self._seen_rounds :]:
+            self.state.note_round(record)
+        self._seen_rounds = len(rounds)
+        clients = self.folder.read_status().get("clients")
+        if isinstance(clients, dict):
+            self.state.clients = clients
+
+    def render(self, now: float, height: int | None = None) -> Group:
+        """Draw the run.
+
+        Parameters
+        ----------
+        now
+            Time in seconds since the epoch.
+        height
+            Lines that there are; clients who are fine are left out first.
+        """
+        return Group(self._header(now), self._table(now, height))
+
+    def _header(self, now: float) -> Text:
+        state, phase = self.state, self.state.phase
+        lines = [f"{self.folder.path}  {self.outcome or 'going on'}"]
+        if phase is None:
+            lines.append("no step yet")
+        else:
+            speed = phase.steps_per_second
+            pace = ABSENT if speed is None else f"{speed:.2f}"
+            age = "" if self.done else f", {_age(phase.latest, now)} ago"
+            lines += [
+                (
+                    f"{phase.name}: round {phase.round}/{phase.rounds}, "
+                    f"step {phase.step}/{phase.total_steps}{age}"
+                ),
+                (
+                    f"{pace} steps/s, {count_text(phase.tokens_per_second)} tokens/s, "
+                    f"up {bits_text(phase.bits_up)}, down {bits_text(phase.bits_down)}"
+                ),
+                (
+                    f"loss {number_text(phase.loss)}, "
+                    f"{phase.metric_name or 'metric'} {number_text(phase.metric)}, "
+                    f"mean rank {number_text(number(state.last.get('mean_rank')))}, "
+                    f"epsilon {number_text(state.epsilon)}"
+                ),
+                (
+                    f"air {seconds_text(state.totals['air_seconds'])}, "
+                    f"{state.totals['late_deliveries']:.0f} late deliveries"
+                ),
+            ]
+        counts = Counter(str(status.get("state")) for status in self._clients().values())
+        lines.append(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+        return Text("\n".join(lines))
+
+    def _clients(self) -> dict[str, ClientStatus]:
+        """Return the clients' states; of a run without any, those in its last round."""
+        known = dict(self.state.clients)
+        for client in self.state.last.get("clients") or {}:
+            known.setdefault(client, ClientStatus())
+        return known
+
+    def _table(self, now: float, height: int | None) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for name in ("client", "state", "last seen", "answer"):
+            table.add_column(name, no_wrap=True)
+        for name in ("link", "up", "down", "rank", "metric", "epsilon", "misses"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("reason", overflow="ellipsis", no_wrap=True)
+        clients = self._clients()
+        shown = list(clients)
+        room = None if height is None else max(1, height - _HEADER_LINES - 1)
+        if room is not None and len(shown) > room:
+            shown.sort(key=lambda c: clients[c].get("state") == "connected")
+            shown = shown[: room - 1]
+        for client in shown:
+            table.add_row(*self._row(client, clients[client], now))
+        if len(shown) < len(clients):
+            table.add_row("…", f"{len(clients) - len(shown)} more")
+        return table
+
+    def _row(self, client: str, status: ClientStatus, now: float) -> list[Text]:
+        record = self.state.client_record(client)
+        state, rate = str(status.get("state") or ABSENT), number(record.get("rate_bps"))
+        cells = [
+            client,
+            state,
+            _age(number(status.get("last_seen")), now),
+            seconds_text(number(status.get("answer_seconds"))),
+            ABSENT if rate is None else f"{bits_text(rate)}/s",
+            bytes_text(number(status.get("wire_up"))),
+            bytes_text(number(status.get("wire_down"))),
+            number_text(number(record.get("mean_rank"))),
+            number_text(number(record.get("metric"))),
+            number_text(number(record.get("epsilon"))),
+            count_text(number(status.get("misses"))),
+            str(status.get("reason") or ""),
+        ]
+        # plain text: a reason comes from a client and is no markup
+        return [Text(cell, style=_STYLES.get(cell, "")) for cell in cells]
+
+
+def _age(moment: float | None, now: float) -> str:
+    return ABSENT if moment is None else seconds_text(max(0.0, now - moment))

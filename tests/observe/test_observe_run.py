@@ -1,0 +1,200 @@
+"""What onlookers see of a run agrees with what the run wrote down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from fedlora.cli import main
+from fedlora.config import Scenario, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.observe.json_log import JsonFormatter
+from fedlora.observe.recorder import observed
+from fedlora.observe.top import RunView
+from fedlora.report.run_folder import RunFolder
+
+
+def samples(text: str) -> dict[str, float]:
+    """Parse Prometheus' text format with its own parser."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+def test_scrapes_follow_the_run(watched):
+    steps = [samples(text).get("fedlora_step{phase=train}", 0.0) for text in watched.scraped]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_last_scrape_agrees_with_the_rounds(watched):
+    found, rounds = samples(watched.scraped[-1]), watched.folder.read_metrics()
+    last = rounds[-1]
+    assert found["fedlora_run_info{name=watched,version=0.1.0}"] == 1
+    assert found["fedlora_rounds_finished_total"] == 2
+    assert found["fedlora_held_out_metric{name=accuracy}"] == pytest.approx(last["metric"])
+    assert found["fedlora_held_out_loss"] == pytest.approx(last["loss"])
+    assert found["fedlora_air_seconds_total"] == pytest.approx(
+        sum(record["air_seconds"] for record in rounds)
+    )
+    up = sum(sum(record["bits"]["up"].values()) for record in rounds)
+    assert found["fedlora_payload_bits_total{direction=up,phase=train}"] == up
+    assert found["fedlora_clients{state=connected}"] == 3
+    assert found["fedlora_clients{state=lost}"] == 1
+    assert found["fedlora_client_misses_total{client=3}"] == 1
+    for client, record in last["clients"].items():
+        of = f"{{client={client}}}"
+        assert found[f"fedlora_client_rank{of}"] == pytest.approx(record["mean_rank"])
+        assert found[f"fedlora_client_link_rate_bps{of}"] == pytest.approx(record["rate_bps"])
+    assert not any("epsilon" in name for name in found)  # nothing is private in this run
+    assert found["process_resident_memory_bytes"] > 1e6
+    now = time.time()
+    assert now - 600 < found["fedlora_client_last_seen_timestamp_seconds{client=0}"] <= now
+
+
+def test_endpoint_is_on_loopback_and_ends_with_the_run(watched):
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{watched.port}/metrics", timeout=5)
+    assert with_overrides(Scenario(), []).observe.prometheus_port == 0
+    assert Scenario().observe.prometheus_host == "127.0.0.1"
+
+
+def test_epsilon_is_shown_where_it_is_spent(tmp_path):
+    pytest.importorskip("prometheus_client")
+    from fedlora.observe.prometheus import PrometheusObserver
+    from fedlora.observe.status import RunState
+
+    state, observer = RunState(), PrometheusObserver(Scenario())
+    record = {"round": 1, "clients": {"0": {"epsilon": 2.5}, "1": {"epsilon": 3.0}}}
+    state.note_round(record)
+    observer.on_round(state, record)
+    values = {
+        (family.name, *sample.labels.values()): sample.value
+        for family in observer.collect()
+        for sample in family.samples
+    }
+    assert values["fedlora_epsilon",] == 3.0
+    assert values["fedlora_client_epsilon", "0"] == 2.5
+
+
+def test_tensorboard_holds_the_losses_and_the_metric(watched):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(watched.folder.path / "tensorboard")).Reload()
+    losses = [e["loss"] for e in watched.folder.read_events()[0] if e["event"] == "step"]
+    assert [s.value for s in events.Scalars("train/step_loss")] == pytest.approx(losses)
+    rounds = watched.folder.read_metrics()
+    metric = events.Scalars("train/held_out_accuracy")
+    assert [(s.step, s.value) for s in metric] == [
+        (record["step"], pytest.approx(record["metric"])) for record in rounds
+    ]
+
+
+def top(capsys, monkeypatch, *arguments: object) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["fedlora", "top", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out + said.err
+
+
+def test_top_shows_a_finished_run(watched, capsys, monkeypatch):
+    status, text = top(capsys, monkeypatch, watched.folder.path, "--once")
+    assert status == 0
+    assert "round 2/2, step 6/6" in text
+    assert "finished" in text and "steps/s" in text
+    assert "3 connected, 1 lost" in text
+    line = next(line for line in text.splitlines() if line.startswith("3  "))
+    assert "lost" in line and "client 3 went [red]out[/red] of reach" in line
+    record = watched.folder.read_metrics()[-1]["clients"]["0"]
+    first = next(line for line in text.splitlines() if line.startswith("0  "))
+    assert f"{record['mean_rank']:.3f}" in first and "bit/s" in first
+
+
+def test_top_shows_a_run_that_goes_on_and_one_without_status(watched, tmp_path):
+    """Fed event by event, as the file grows; the old run has no status file."""
+    lines = watched.folder.events.read_bytes().splitlines(keepends=True)
+    growing = RunFolder(tmp_path)
+    view = RunView(growing)
+    view.poll()
+    assert not view.done
+    for line in lines:
+        with growing.events.open("ab") as file:
+            file.write(line)
+        view.poll()
+        view.render(time.time(), height=12)
+    assert view.done
+    assert view.state.phase is not None and view.state.phase.step == 6
+
+
+def test_top_leaves_out_clients_who_are_fine_where_there_is_no_room(watched):
+    view = RunView(watched.folder)
+    view.poll()
+    table = view.render(time.time(), height=11).renderables[1]
+    assert next(iter(table.columns[0].cells)).plain == "3"
+    assert list(table.columns[1].cells)[-1] == "3 more"
+
+
+def test_top_of_no_run_is_one_sentence(tmp_path, capsys, monkeypatch):
+    status, text = top(capsys, monkeypatch, tmp_path)
+    assert status == 2
+    assert "holds no run" in text and "Traceback" not in text
+
+
+def test_port_that_is_taken_is_named(tmp_path):
+    pytest.importorskip("prometheus_client")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        scenario = with_overrides(Scenario(), [f"observe.prometheus_port={port}"])
+        with pytest.raises(FedloraError, match=f"{port}.*observe.prometheus_port"):
+            with observed(RunFolder(tmp_path), scenario):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("setting", "module"),
+    [
+        ("observe.tensorboard=true", "torch.utils.tensorboard"),
+        ("observe.prometheus_port=9", "prometheus_client"),
+    ],
+)
+def test_missing_extra_is_named(tmp_path, monkeypatch, setting, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(FedloraError, match=r"install fedlora\[(tensorboard|prometheus)\]"):
+        with observed(RunFolder(tmp_path), with_overrides(Scenario(), [setting])):
+            pass
+
+
+def test_json_log_is_one_object_a_line(tmp_path):
+    handler = RunFolder(tmp_path).log_handler(formatter=JsonFormatter())
+    logger = logging.getLogger("fedlora.test")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        logger.warning("client %s\nleaves", "ü1")
+        try:
+            raise ValueError("wrong")
+        except ValueError:
+            logger.exception("it failed")
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+    first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first["message"] == "client ü1\nleaves"
+    assert first["level"] == "warning" and first["logger"] == "fedlora.test"
+    assert first["time"].endswith("+00:00")
+    assert "ValueError: wrong" in second["error"]
