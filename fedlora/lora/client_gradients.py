@@ -8,7 +8,8 @@ clients x adapter numbers until the step is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ class ClientGradients:
         self._batch: list[int] = []
         self._rows: Sequence[int] = ()
         self._sums: list[torch.Tensor | None] = [None] * (2 * len(projections))
+        self._paused = False
         for index, projection in enumerate(projections):
             A: nn.Module = projection.module.lora_A[ADAPTER]
             B: nn.Module = projection.module.lora_B[ADAPTER]
@@ -64,6 +66,15 @@ class ClientGradients:
                 self._ranks.append(own)
                 self._weights.append(0.0)
         self._batch, self._rows = [self._slots[client] for client in clients], rows
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Let a backward pass that is not training go by."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def count(self, weights: Sequence[float]) -> None:
         """Add the samples or target tokens of the batch's clients; 0 for who gave no gradient."""
@@ -112,6 +123,8 @@ class ClientGradients:
 
     def _add(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> None:
         """Add each client's narrow^T wide, shape (r_max, width), to its sum."""
+        if self._paused:
+            return
         rows = sum(self._rows)
         # Some blocks flatten rows and tokens into one axis before their feed-forward part.
         narrow = narrow.reshape(rows, -1, narrow.shape[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -70,10 +71,10 @@ class SplitEngine:
         self.blocks = Blocks(
             checkpoint, cut.start, cut.stop, final=pools, dtype=self.dtype, load=False
         )
-        placement = Placement(self.blocks, scenario.compute)
-        placement.load()
+        self.placement = Placement(self.blocks, scenario.compute)
+        self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
-        placement.attach(self.projections)
+        self.placement.attach(self.projections)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
         self.average = create_average(scenario.robust)
@@ -165,9 +166,10 @@ class SplitEngine:
         before, noise_energy = [], list[float]()
         if noise:
             before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
-            added = torch.autograd.grad(
-                self._output, self._factors(), self._cotangent(noise), retain_graph=True
-            )
+            with self.by_client.pause() if self.by_client else nullcontext():
+                added = torch.autograd.grad(
+                    self._output, self._factors(), self._cotangent(noise), retain_graph=True
+                )
             noise_energy = _energies(added)
         torch.autograd.backward(self._output, self._cotangent(gradients))
         if noise:

@@ -46,6 +46,9 @@ class AwayWeights(Mapping[str, torch.Tensor]):
         held = self._held[name]
         return self._load(name) if held is None else held
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._held  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 
@@ -58,8 +56,17 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("place", [["compute.checkpoint=true"], DISK, ALL_DISK, SOME_MEMORY])
-@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "gemma3_text", "bert"])
+@pytest.mark.parametrize(
+    ("family", "place"),
+    [
+        ("gpt2", ["compute.checkpoint=true"]),
+        ("gpt2", ALL_DISK),
+        ("opt", DISK),
+        ("llama", DISK),
+        ("gemma3_text", ALL_DISK),
+        ("bert", SOME_MEMORY),
+    ],
+)
 def test_gradients_equal_the_undivided_servers_bit_for_bit(checkpoints, family, place):
     folder = checkpoints[family]
     whole, placed = make(folder), make(folder, *place)
@@ -67,6 +74,12 @@ def test_gradients_equal_the_undivided_servers_bit_for_bit(checkpoints, family, 
         assert equal(step(placed, folder, number), step(whole, folder, number))
     mine, expected = placed.adapter(), whole.adapter()
     assert all(torch.equal(mine[name], expected[name]) for name in expected)
+
+
+def test_memory_limit_leaves_on_disk_what_does_not_fit(checkpoints):
+    places = make(checkpoints["llama"], *SOME_MEMORY).placement.places
+    assert set(places) == {0, 1, 2, 3}
+    assert places[0] == "cpu" and places[3] == "disk"
 
 
 @pytest.mark.parametrize("average", ["median", "norm_filter"])
@@ -77,6 +90,24 @@ def test_gradients_by_client_survive_checkpointing(checkpoints, average):
         assert equal(step(placed, folder, number), step(whole, folder, number))
     mine, expected = placed.adapter(), whole.adapter()
     assert all(torch.equal(mine[name], expected[name]) for name in expected)
+
+
+def test_a_draw_of_the_noise_leaves_training_as_it_is(checkpoints):
+    """Measuring what noise does takes a backward pass of its own, also through blocks on disk."""
+    folder, robust = checkpoints["llama"], "robust.average=median"
+    adapters = []
+    for place, probes in ((["compute.checkpoint=false"], False), (DISK, True)):
+        engine = make(folder, robust, *place)
+        backward = engine.backward
+
+        def noisy(gradients, weights, backward=backward, probes=probes):
+            return backward(gradients, weights, [torch.ones_like(g) for g in gradients] * probes)
+
+        engine.backward = noisy
+        step(engine, folder)
+        assert (engine.round_snr() is not None) == probes
+        adapters.append(engine.adapter())
+    assert all(torch.equal(adapters[1][name], value) for name, value in adapters[0].items())
 
 
 def test_bf16_and_a_cut_in_the_middle_are_placed_too(checkpoints):
@@ -111,7 +142,6 @@ def test_weights_that_were_brought_are_dropped_before_backward(checkpoints, monk
     def counted(self, name):
         tensor = load(self, name).clone()  # its own memory, so that it can be seen
         born.append(torch.UntypedStorage._weak_ref(tensor.untyped_storage()))
-        gc.collect()
         alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in born))
         return tensor
 
