@@ -163,14 +163,10 @@ class SplitEngine:
             Where the embedding trains: gradient at each client's activation, packed.
         """
         assert self._output is not None and self._input is not None
-        before, noise_energy = [], list[float]()
+        noise_energy = self.energies(noise) if noise else []
+        before = []
         if noise:
             before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
-            with self.by_client.pause() if self.by_client else nullcontext():
-                added = torch.autograd.grad(
-                    self._output, self._factors(), self._cotangent(noise), retain_graph=True
-                )
-            noise_energy = _energies(added)
         torch.autograd.backward(self._output, self._cotangent(gradients))
         if noise:
             now = [f.grad for f in self._factors() if f.grad is not None]
@@ -235,6 +231,21 @@ class SplitEngine:
                 2 * self.scenario.robust.hostile + 1,
             )
         self._told = (resting, clients)
+
+    def energies(self, gradients: Sequence[torch.Tensor | None]) -> list[float]:
+        """Return the energy that gradients at the cut bring to each projection's A and B together.
+
+        Parameters
+        ----------
+        gradients
+            As for ``backward``, which may still follow: nothing is added up.
+        """
+        assert self._output is not None
+        with self.by_client.pause() if self.by_client else nullcontext():
+            found = torch.autograd.grad(
+                self._output, self._factors(), self._cotangent(gradients), retain_graph=True
+            )
+        return _energies(found)
 
     def _factors(self) -> list[torch.nn.Parameter]:
         return [factor for p in self.projections for factor in (p.A, p.B)]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from fedlora.errors import FedloraError
+from simulations.utility.trial import NO_NOISE, Mechanism, Row, UtilityFolder, plan, run_trial
 
 
 def utility(
@@ -36,13 +40,11 @@ def utility(
     deviations. The noise is drawn from the operating system, so a repetition
     differs within these.
     """
-    from rich.console import Console
     from rich.progress import track
 
     from fedlora.config import with_overrides
     from fedlora.scenarios import check_scenario, find_scenario
     from simulations.utility.plot import draw
-    from simulations.utility.trial import Mechanism, UtilityFolder, plan, run_trial
 
     base = with_overrides(find_scenario(scenario), set_ or [])
     if not base.privacy.enabled:
@@ -72,12 +74,7 @@ def _numbers(text: str) -> list[float]:
         raise FedloraError(f"--epsilon is {text!r}; list numbers such as 1,4,8") from None
 
 
-def _print(name: str, rows: list) -> None:  # type: ignore[type-arg]
-    from rich.console import Console
-    from rich.table import Table
-
-    from simulations.utility.trial import NO_NOISE
-
+def _print(name: str, rows: Sequence[Row]) -> None:
     groups: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         groups.setdefault((row.mechanism, row.epsilon), []).append(row.metric)
