@@ -67,7 +67,7 @@ class PrivacyPolicy:
         ``activation_sigma`` activations leave as they are and epsilon does not cover them.
     probe_every
         Estimate the signal-to-noise ratio of each projection's gradient at every so many-th step,
-        by one more backward pass; 0: never, as under a robust average.
+        by one more backward pass; 0: never.
     insecure_noise_seed
         Draw the noise from this seed, in a simulation that has to repeat bit for bit; the run then
         has no guarantee.

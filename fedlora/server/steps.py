@@ -295,8 +295,6 @@ class StepLoop:
         policy = self.scenario.privacy
         if not (policy.enabled and policy.probe_every) or exchange % policy.probe_every:
             return {}
-        if self.engine.by_client is not None:  # a robust average takes in what passes backward
-            return {}
         weight = head.linear_weight() if head is not None else None
         generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)
         drawn = {}
