@@ -176,6 +176,7 @@ class EdgeClient:
 
     def _first_batch(self, frame: Frame) -> Frame:
         del frame
+        self.head.begin_batches()
         return Frame(m.ACTIVATION, tensors=self._next_activation())
 
     def _step(self, frame: Frame) -> Frame:

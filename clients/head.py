@@ -76,6 +76,12 @@ class ClientHead:
             self._embedding.grad = None
             self._embedding_optimizer = torch.optim.AdamW([self._embedding], weight_decay=decay)
 
+    def begin_batches(self) -> None:
+        """Forget a batch of the embedding whose gradient never came, as its upload was too late."""
+        self._embedding_weight = 0.0
+        if self._embedding is not None:
+            self._embedding.grad = None
+
     def update(self, weight: float, step: int, *, last: bool) -> dict[str, torch.Tensor]:
         """Use the gradient that a batch left in the head.
 

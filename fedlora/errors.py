@@ -21,3 +21,7 @@ class ClientLost(FedloraError):
 
 class ClientLate(ClientLost):
     """A client missed a deadline; its link is open, and its answer may still come."""
+
+
+class Deserted(FedloraError):
+    """No client is left in a round; with devices it is begun again when some are back."""

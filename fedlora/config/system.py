@@ -53,7 +53,13 @@ class LinkConfig:
     host, port, public_host
         Address the tensor stream binds (port 0: any free one) and the name clients dial.
     step_timeout_s
-        How long the server waits for a client's answer before it leaves it out.
+        How long a step waits for a client's answer before it goes on without it. A simulation goes
+        on without nobody, so there it only ends a run that hangs.
+    round_timeout_s
+        How long the steps of a round may take in all; those that are left then are left out. 0 sets
+        no limit beyond that of each step.
+    max_misses
+        A device that answers too late so often in a round is dropped; it may return in a later one.
     give_up_s
         How long a client whose stream broke tries to come back, and the server waits for it.
     max_frame_mib
@@ -67,6 +73,8 @@ class LinkConfig:
     port: int = 0
     public_host: str = ""
     step_timeout_s: float = 120.0
+    round_timeout_s: float = 0.0
+    max_misses: int = 3
     give_up_s: float = 60.0
     max_frame_mib: int = 256
 
@@ -78,6 +86,11 @@ class LinkConfig:
             self.step_timeout_s > 0,
             f"link.step_timeout_s is {self.step_timeout_s}; set seconds > 0",
         )
+        require(
+            self.round_timeout_s >= 0,
+            f"link.round_timeout_s is {self.round_timeout_s}; set seconds, or 0 for no limit",
+        )
+        require(self.max_misses >= 1, f"link.max_misses is {self.max_misses}; set 1 or more")
         require(self.give_up_s >= 0, f"link.give_up_s is {self.give_up_s}; set seconds from 0")
         require(
             self.max_frame_mib >= 1, f"link.max_frame_mib is {self.max_frame_mib}; set 1 or more"

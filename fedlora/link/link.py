@@ -33,7 +33,10 @@ class Link(ABC):
         Raises
         ------
         ClientLost
-            When the link closed or no reply came within ``timeout_s`` seconds.
+            When the link closed.
+        ClientLate
+            When no reply came within ``timeout_s`` seconds; it may still come, and a further call
+            returns it.
         ProtocolError
             When the reply is no valid frame, or answers another request.
         """

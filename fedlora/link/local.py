@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutErro
 
 import torch
 
-from fedlora.errors import ClientLost, ProtocolError
+from fedlora.errors import ClientLate, ClientLost, ProtocolError
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.link import Link
 
@@ -55,7 +55,7 @@ class LocalLink(Link):
         data = encode_frame(frame)
         self.wire_bytes_down += len(data)
         self._seq = frame.seq
-        self._reply = self._executor.submit(self._answer, data)
+        self._reply = self._executor.submit(self._answer, data, self._reply)
 
     def receive(self, timeout_s: float) -> Frame:
         """See ``Link``."""
@@ -64,7 +64,7 @@ class LocalLink(Link):
         try:
             data = self._reply.result(timeout_s)
         except TimeoutError:
-            raise ClientLost(f"client {self.client} gave no reply in {timeout_s:g} s") from None
+            raise ClientLate(f"client {self.client} gave no reply in {timeout_s:g} s") from None
         self.wire_bytes_up += len(data)
         reply = decode_frame(data, self._max_frame_bytes)
         if reply.seq != self._seq or reply.client != self.client:
@@ -78,5 +78,7 @@ class LocalLink(Link):
         """See ``Link``."""
         self._closed = reason or "closed"
 
-    def _answer(self, data: bytes) -> bytes:
+    def _answer(self, data: bytes, before: Future[bytes] | None) -> bytes:
+        if before is not None:  # a client answers in order
+            before.exception()
         return encode_frame(self._handler(decode_frame(data, self._max_frame_bytes)))

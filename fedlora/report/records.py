@@ -53,7 +53,8 @@ class RoundRecord(TypedDict, total=False):
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``late_deliveries`` and ``lost`` are of
     this round alone. ``train_loss`` is the mean over the round's steps; ``loss`` and ``metric`` are
-    held-out values, None in rounds without evaluation.
+    held-out values, None in rounds without evaluation. ``missed`` holds for each client that was
+    late or lost the steps that went on without it.
     """
 
     round: int
@@ -72,6 +73,7 @@ class RoundRecord(TypedDict, total=False):
     mean_rank: float
     late_deliveries: int
     lost: Sequence[str]
+    missed: Mapping[str, int]
     rho: float
     sigma: float
     label_epsilon: float

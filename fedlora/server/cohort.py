@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedlora.errors import ClientLost, FedloraError, ProtocolError
+from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.link.link import Link
@@ -42,16 +42,23 @@ class Member:
         Training and evaluation rows, as the client told.
     seq
         Number of the last request.
+    asked
+        Its kind.
     """
 
     link: Link
     rows: int
     held_out_rows: int
     seq: int = 0
+    asked: str = ""
 
 
 class Cohort:
     """All clients of a run by identifier, in a fixed order.
+
+    Who misses the deadline of an exchange is late: it stays, the exchange goes on without it, and
+    its answer is taken when it comes. After ``max_misses`` of them it is lost. In a simulation only
+    the modelled clock may decide who is late, so a deadline that passes there ends the run.
 
     Parameters
     ----------
@@ -60,19 +67,31 @@ class Cohort:
     book
         Called for every frame that travels with client, direction (``up`` or ``down``), tensors and
         size in bytes.
+    max_misses
+        Deadlines that a client may miss until ``begin_round`` is called.
 
     Attributes
     ----------
+    deployed
+        Whether clients are devices, so that the wall clock decides who is late.
+    late
+        Clients that owe an answer, with the kind of the request.
+    misses
+        Deadlines that each client has missed since the round began.
     lost
         Why clients are gone.
     may_return
-        Those of them who were lost or late, rather than that they left or broke the protocol.
+        Those of them who were lost, rather than that they left or broke the protocol.
     times_lost
         How often each client was.
     """
 
-    def __init__(self, timeout_s: float, book: Book) -> None:
+    def __init__(self, timeout_s: float, book: Book, max_misses: int = 3) -> None:
         self.timeout_s = timeout_s
+        self.max_misses = max_misses
+        self.deployed = False
+        self.late: dict[str, str] = {}
+        self.misses: Counter[str] = Counter()
         self._book = book
         self._members: dict[str, Member] = {}
         self.lost: dict[str, str] = {}
@@ -115,6 +134,7 @@ class Cohort:
         if member is None:
             return
         self.lost[client] = reason
+        self.late.pop(client, None)
         log.warning("client %s leaves the run: %s", client, reason)
         member.link.close(reason)
 
@@ -123,6 +143,10 @@ class Cohort:
         if isinstance(error, ClientLost):
             self.may_return.add(client)
             self.times_lost[client] += 1
+
+    def begin_round(self) -> None:
+        """Forget the misses of the round before."""
+        self.misses.clear()
 
     def reasons(self) -> str:
         """Say why the first few of the lost clients left; empty when none did."""
@@ -140,17 +164,39 @@ class Cohort:
         -------
         dict
             Answers by client, in the cohort's order. A client that is lost, leaves or answers
-            wrongly is dropped and missing here.
+            wrongly is dropped and missing here; one that is late is missing. Where all are late the
+            exchange waits on, until one has answered or all have missed too many deadlines.
         """
         asked = [c for c in self.clients if c in requests and self._send(c, requests[c])]
-        deadline = time.monotonic() + self.timeout_s
-        replies = {c: self._receive(c, deadline) for c in asked}
+        replies = self._collect(asked)
+        while not replies and (waiting := [c for c in asked if c in self.late]):
+            replies = self._collect(waiting)
+        return replies
+
+    def catch_up(self, *, wait: bool = False) -> dict[str, Frame]:
+        """Return what late clients have answered meanwhile; they are late no more.
+
+        Parameters
+        ----------
+        wait
+            Whether to wait until one has answered or all have missed too many deadlines.
+        """
+        replies = self._collect(list(self.late), due=False)
+        while wait and not replies and self.late:
+            replies = self._collect(list(self.late))
+        return replies
+
+    def _collect(self, clients: Iterable[str], *, due: bool = True) -> dict[str, Frame]:
+        """Wait for the answers of several clients, or only look whether they are there."""
+        deadline = time.monotonic() + (self.timeout_s if due else 0.0)
+        replies = {c: self._receive(c, deadline, due=due) for c in clients}
         return {client: reply for client, reply in replies.items() if reply is not None}
 
     def _send(self, client: str, request: Request) -> bool:
         """Send one request and book it; False when the client is gone."""
         member = self._members[client]
         member.seq += 1
+        member.asked = request.kind
         frame = Frame(request.kind, client, member.seq, request.fields, request.tensors)
         before = member.link.wire_bytes_down
         try:
@@ -161,20 +207,40 @@ class Cohort:
         self._book(client, "down", frame.tensors, member.link.wire_bytes_down - before)
         return True
 
-    def _receive(self, client: str, deadline: float) -> Frame | None:
-        """Return one answer and book it; None when the client is lost or leaves."""
+    def _receive(self, client: str, deadline: float, *, due: bool) -> Frame | None:
+        """Return one answer and book it; None when the client is late, is lost or leaves."""
         link = self._members[client].link
         before = link.wire_bytes_up
         try:
             reply = link.receive(max(0.0, deadline - time.monotonic()))
+        except ClientLate as error:
+            if due:
+                self._miss(client, error)
+            return None
         except FedloraError as error:
             self._lose(client, error)
             return None
+        self.late.pop(client, None)
         if reply.kind == m.LEAVE:
             self.drop(client, str(reply.fields.get("reason", "it gave no reason"))[:500])
             return None
         self._book(client, "up", reply.tensors, link.wire_bytes_up - before)
         return reply
+
+    def _miss(self, client: str, error: ClientLate) -> None:
+        """Note that a client missed a deadline; lose it when it was one too many."""
+        kind = self._members[client].asked
+        if not self.deployed:
+            raise FedloraError(
+                f"{error} to {kind!r}, and a simulation does not go on without it; set "
+                "link.step_timeout_s higher, or simulate fewer clients"
+            )
+        self.late[client] = kind
+        self.misses[client] += 1
+        misses = f"miss {self.misses[client]} of {self.max_misses} in this round"
+        log.warning("%s to %r: %s", error, kind, misses)
+        if self.misses[client] >= self.max_misses:
+            self._lose(client, ClientLost(f"{error}, {misses}"))
 
     def ask(self, clients: Iterable[str], request: Request) -> dict[str, Frame]:
         """Send several clients the same request, and collect the answers."""

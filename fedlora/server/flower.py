@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
-from fedlora.errors import FedloraError
+from fedlora.errors import Deserted, FedloraError
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
 from fedlora.report.page import write_report
@@ -105,7 +105,16 @@ def _train(
 
         sessions.open()
         training.after_round = after_round
-        training.run(partial(checkpoints.restore, training, state) if state else None)
+        while True:
+            try:
+                training.run(partial(checkpoints.restore, training, state) if state else None)
+                break
+            except Deserted as error:
+                state = checkpoints.latest()
+                if state is None or not server.cohort.deployed:
+                    raise
+                log.warning("%s; the round is begun again when devices are back", error)
+                sessions.readmit()
         results = {client: dict(found) for client, found in server.end().items()}
         for client, found in _collect(grid, nodes, hosts).items():
             results.setdefault(client, {}).update(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -66,8 +67,9 @@ class ServerRun:
             scenario.lora.r_max,
             scenario.channel.bits_per_parameter,
         )
+        link = scenario.link
         self.watch = Watch(self.air.book)
-        self.cohort = Cohort(scenario.link.step_timeout_s, self.watch.book)
+        self.cohort = Cohort(link.step_timeout_s, self.watch.book, link.max_misses)
         self.training = Training(
             scenario, self.engine, self.cohort, self.air, Ranking(scenario, space), recorder
         )
@@ -104,4 +106,8 @@ class ServerRun:
         """End every session, and return the clients' last words by client."""
         results = self.cohort.ask(self.cohort.clients, Request(m.END))
         self.cohort.close()
+        if self.scenario.privacy.enabled:  # a last upload may have been charged and not come
+            for client, reply in results.items():
+                with suppress(ProtocolError):
+                    self.training.spending.note(client, reply)
         return {client: reply.fields for client, reply in results.items()}

@@ -102,12 +102,14 @@ class Sessions:
         self._open: dict[str, str] = {}  # client of each invitation that Flower has not answered
         self._invited: set[str] = set()
         self._tokens = TokenStore()
+        server.cohort.deployed = not all(node.simulated for node in nodes)
         link = self._scenario.link
         self._stream = StreamServer(
             link.host,
             link.port,
             identity=create_identity(link.public_host),
             max_frame_bytes=link.max_frame_mib << 20,
+            queue_frames=max(4, link.max_misses + 1),
             give_up_s=link.give_up_s,
             admit=self._admit,
             tokens=self._tokens,

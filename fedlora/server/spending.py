@@ -61,9 +61,11 @@ class Spending:
         return {"rho": self._rho, "sigma": self._sigma, "labels": self._labels}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave; clients' next figures replace it."""
-        self._rho, self._sigma = dict(state["rho"]), dict(state["sigma"])
-        self._labels = dict(state["labels"])
+        """Take back what ``state_dict`` gave, where no more is known to be spent already."""
+        for client, rho in state["rho"].items():
+            self._rho[client] = max(rho, self._rho.get(client, 0.0))
+        self._sigma = dict(state["sigma"]) | self._sigma
+        self._labels = dict(state["labels"]) | self._labels
 
     def sigma(self, client: str) -> float:
         """Return the noise of a client's latest upload, over the clipping norm."""

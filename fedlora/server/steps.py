@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import Deserted, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.codec import Codec, create_codec, put
 from fedlora.link.frame import Frame
@@ -28,6 +33,8 @@ from fedlora.server.uploads import (
     read_number,
 )
 
+log = logging.getLogger("fedlora.server")
+
 Ranks = Mapping[str, Sequence[int]]
 Answer = tuple[torch.Tensor | None, float, float | None]
 """What a client answers to a step: gradient, weight and unreduced loss."""
@@ -43,12 +50,18 @@ class StepTally:
         Tokens that went through the blocks.
     rows
         Training rows of each client.
+    asked
+        Who was to take part.
+    missed
+        Steps that each of them was left out of, as it was late or lost.
     losses
         Mean loss of each step; None where a client does not tell its loss.
     """
 
     tokens: int = 0
     rows: dict[str, int] = field(default_factory=dict)
+    asked: Sequence[str] = ()
+    missed: Counter[str] = field(default_factory=Counter)
     losses: list[float | None] = field(default_factory=list)
 
     @property
@@ -121,17 +134,25 @@ class StepLoop:
 
         Raises
         ------
-        FedloraError
+        Deserted
             When no client is left.
+        FedloraError
+            When a simulation takes longer than its limits.
         """
-        config, tally = self.scenario.train, StepTally()
+        config, tally = self.scenario.train, StepTally(asked=clients)
+        limit_s = self.scenario.link.round_timeout_s or math.inf
+        deadline = time.monotonic() + limit_s
         batch = self._activations(self.cohort.ask(clients, Request(m.BATCH)))
         for step in range(first_step, first_step + config.steps):
+            if step > first_step and time.monotonic() > deadline:
+                self._cut_short(first_step + config.steps - step, limit_s)
+                break
             loss_sum: float | None = 0.0
             weight_sum, tokens = 0.0, 0
             for part in range(config.accumulate):
                 update = part == config.accumulate - 1
                 more = not (update and step == first_step + config.steps - 1)
+                batch = self._catch_up(clients, batch)
                 if not batch:
                     raise self._deserted(step)
                 fields = {
@@ -152,6 +173,8 @@ class StepLoop:
                     loss_sum = None if loss is None or loss_sum is None else loss_sum + loss
                     rows = len(batch[client].lengths)
                     tally.rows[client] = tally.rows.get(client, 0) + rows
+                if update:
+                    tally.missed.update(c for c in clients if c not in gradients)
                 tokens += sum(sum(a.lengths) for a in batch.values())
                 noise = self._noise(exchange, gradients, z, head)
                 upstream = self._backward(batch, gradients, noise) if train else None
@@ -323,8 +346,38 @@ class StepLoop:
         }
         return self.cohort.exchange(requests)
 
-    def _deserted(self, step: int) -> FedloraError:
-        return FedloraError(
+    def _catch_up(
+        self, clients: Sequence[str], batch: Mapping[str, Activation]
+    ) -> dict[str, Activation]:
+        """Take in who was late and has answered; wait for them where nobody else is left."""
+        found = dict(batch)
+        while self.cohort.late:
+            replies = {
+                client: reply
+                for client, reply in self.cohort.catch_up(wait=not found).items()
+                if client in clients
+            }
+            for client, reply in replies.items():
+                if reply.kind == m.GRADIENT and self.scenario.privacy.enabled:
+                    with suppress(ProtocolError):
+                        self.spending.note(client, reply)
+            ready = {c: reply for c, reply in replies.items() if "lengths" in reply.tensors}
+            others = [client for client in replies if client not in ready]
+            ready |= self.cohort.ask(others, Request(m.BATCH))
+            found |= self._activations(ready)
+            if found or not self.cohort.late:
+                break
+        return {client: found[client] for client in self.cohort.clients if client in found}
+
+    def _cut_short(self, steps: int, limit_s: float) -> None:
+        """Say that a round's time is up; a simulation ends, as its clock is not this one."""
+        told = f"the round's steps took more than link.round_timeout_s = {limit_s:g} s"
+        if not self.cohort.deployed:
+            raise FedloraError(f"{told}; set it higher or to 0, a simulation leaves no step out")
+        log.warning("%s; its last %d steps are left out", told, steps)
+
+    def _deserted(self, step: int) -> Deserted:
+        return Deserted(
             f"no client is left at step {step + 1} ({self.cohort.reasons()}); mend that and start "
             "again"
         )

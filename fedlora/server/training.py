@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import Deserted, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.privacy.plan import check_release
@@ -114,6 +114,8 @@ class Training:
 
         Raises
         ------
+        Deserted
+            When no client is left in the middle of a round.
         FedloraError
             When fewer clients are left than a round needs.
         """
@@ -134,9 +136,10 @@ class Training:
             for round_ in range(1, self.scenario.train.rounds + 1):
                 self._round = round_
                 chosen = self._select(round_)
-                self.cohort.ask(chosen, Request(m.ROUND, {"round": round_}))
+                self.cohort.begin_round()
+                present = self.cohort.ask(chosen, Request(m.ROUND, {"round": round_}))
                 tally = self._steps.run(
-                    self._present(chosen),
+                    list(present),
                     zero,
                     (round_ - 1) * steps,
                     self._step_head(),
@@ -154,7 +157,13 @@ class Training:
         started, self._round = time.perf_counter(), round_
         before = set(self.cohort.lost)
         drawn = self._select(round_)
+        self.cohort.begin_round()
         reports = self._reports(self.cohort.ask(drawn, Request(m.ROUND, {"round": round_})))
+        if not reports:
+            raise Deserted(
+                f"no client began round {round_} ({self.cohort.reasons()}); mend that and start "
+                "again"
+            )
         chosen, bandwidth_hz = self.air.schedule(round_, reports)
         self.air.begin_round(round_, bandwidth_hz)
         reports = self.air.with_budgets(chosen)
@@ -181,6 +190,7 @@ class Training:
         self.air.end_round(round_, decisions)
         record["seconds"] = time.perf_counter() - started
         record["lost"] = sorted(set(self.cohort.lost) - before)
+        record["missed"] = dict(tally.missed)
         self.recorder.append_round(record)
         self.done = round_
         self.after_round()
@@ -246,12 +256,12 @@ class Training:
         """End the round at the clients, and give everybody the common head."""
         share = self.scenario.head.share
         request = Request(m.ROUND_END, {"weights": self.head is not None and share == "round"})
-        replies = self.cohort.ask(tally.rows, request)
+        replies = self.cohort.ask(tally.asked, request)
         if self.head is None:
             return
         if share == "round":
             weights = {c: self._head_weights(c, r) for c, r in replies.items()}
-            weights = {c: w for c, w in weights.items() if w and c in self.cohort}
+            weights = {c: w for c, w in weights.items() if w and c in tally.rows}
             if weights:
                 self.head.average(list(weights.values()), [tally.rows[c] for c in weights])
         self.cohort.ask(self.cohort.clients, Request(m.HEAD, {}, self.head.tensors()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,30 +103,39 @@ def letters(monkeypatch):
     monkeypatch.setattr(fedlora.server.sessions, "Message", write)
 
 
+class CutOff:
+    """Breaks the stream of some clients when they are asked for some of their steps."""
+
+    def __init__(self) -> None:
+        self.clients = {"1"}
+        self.steps = [3]
+        self.streams: dict[str, StreamClient] = {}
+        self.asked: Counter[str] = Counter()
+
+    def look(self, client: str, kind: str) -> None:
+        if client in self.clients and kind == "step":
+            self.asked[client] += 1
+            if self.asked[client] in self.steps:
+                self.streams[client]._stream.call.cancel()
+
+
 @pytest.fixture
 def cut_off(monkeypatch):
-    """Make client 1 lose its stream at its third step, or whenever the list says."""
-    when = [3]
-    streams: list[StreamClient] = []
-    steps = [0]
+    breaks = CutOff()
 
     class Noted(StreamClient):
         def serve(self, clients, hellos):
-            if "1" in clients:
-                streams.append(self)
+            breaks.streams |= dict.fromkeys(clients, self)
             super().serve(clients, hellos)
 
     class Unlucky(Keeper):
         def handle(self, frame):
-            if frame.client == "1" and frame.kind == "step":
-                steps[0] += 1
-                if steps[0] in when:
-                    streams[-1]._stream.call.cancel()
+            breaks.look(frame.client, frame.kind)
             return super().handle(frame)
 
     monkeypatch.setattr(clients.device, "StreamClient", Noted)
     monkeypatch.setattr(clients.device, "Keeper", Unlucky)
-    return when
+    return breaks
 
 
 def train(scenario: Scenario, tmp_path: Path) -> tuple[Devices, ServerRun, RunFolder]:
@@ -136,25 +146,25 @@ def train(scenario: Scenario, tmp_path: Path) -> tuple[Devices, ServerRun, RunFo
 
 
 def test_a_device_whose_stream_breaks_goes_on_where_it_was(tmp_path, cut_off):
-    cut_off[:] = [1, 3, 4, 6]
+    cut_off.steps = [1, 3, 4, 6]
     (tmp_path / "broken").mkdir()
     (tmp_path / "whole").mkdir()
     devices, server, folder = train(tiny(), tmp_path / "broken")
     assert devices.sent == [10, 11]
     assert [r["lost"] for r in folder.read_metrics()] == [[], [], []]
-    cut_off.clear()
+    cut_off.steps = []
     _, undisturbed, _ = train(tiny(), tmp_path / "whole")
     expected, found = undisturbed.engine.adapter(), server.engine.adapter()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_broken_stream_charges_no_sample_twice(tmp_path, cut_off):
-    cut_off[:] = range(1, 7)
+    cut_off.steps = range(1, 7)
     private = ["privacy.sigma=2.0", "head.share=personal", "train.rounds=3"]
     (tmp_path / "broken").mkdir()
     (tmp_path / "whole").mkdir()
     _, server, _ = train(tiny(*private), tmp_path / "broken")
-    cut_off.clear()
+    cut_off.steps = []
     _, whole, _ = train(tiny(*private), tmp_path / "whole")
     assert server.training.spending.state_dict() == whole.training.spending.state_dict()
     charges = []
@@ -183,7 +193,7 @@ def test_a_device_that_is_gone_is_left_out_and_rejoins(tmp_path, cut_off):
 
 
 def test_a_device_that_is_lost_too_often_is_not_invited_again(tmp_path, cut_off):
-    cut_off[:] = range(100)
+    cut_off.steps = range(100)
     devices, server, folder = train(
         tiny(
             "train.rounds=6",
@@ -197,6 +207,19 @@ def test_a_device_that_is_lost_too_often_is_not_invited_again(tmp_path, cut_off)
     assert devices.sent.count(11) <= 4
     assert server.cohort.clients == ["0"]
     assert "gone" in server.cohort.lost["1"]
+
+
+def test_a_round_that_everybody_left_is_begun_again_from_the_checkpoint(tmp_path, cut_off):
+    cut_off.clients = {"0", "1"}
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "whole").mkdir()
+    devices, server, folder = train(tiny("link.give_up_s=0"), tmp_path / "broken")
+    assert sorted(devices.sent) == [10, 10, 11, 11]
+    assert [r["round"] for r in folder.read_metrics()] == [1, 2, 3]
+    cut_off.clients = set()
+    _, whole, _ = train(tiny(), tmp_path / "whole")
+    expected, found = whole.engine.adapter(), server.engine.adapter()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_too_few_devices_end_the_run_with_the_reason(tmp_path, monkeypatch):
