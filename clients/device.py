@@ -14,6 +14,7 @@ import torch
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.keeper import Keeper
+from clients.reports import device_report
 from clients.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.errors import FedloraError
@@ -53,6 +54,7 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
                 max_frame_bytes=scenario.link.max_frame_mib << 20,
                 give_up_s=scenario.link.give_up_s,
             )
+            edge.report = device_report(scenario, number, stream)
             keeper = Keeper(edge, state_folder(node_config, str(session["run"])) / edge.name)
             stream.serve({edge.name: keeper.handle}, [hello(parts, edge, session["token"])])
     except FedloraError as error:

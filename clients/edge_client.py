@@ -71,7 +71,8 @@ class EdgeClient:
     release
         Decides what of a batch may leave: clipping, noise and the budget.
     report
-        Returns the fields of the round's report (channel state, statistics) for a round number.
+        Returns the fields of the round's report (channel state, statistics) for a round number; a
+        device that measures its link puts its own in place.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class EdgeClient:
         self.held_out = held_out
         self.batches = BatchStream(train, scenario.train.batch_size, scenario.seed, number)
         self.release = release
-        self._report = report
+        self.report = report
         self._codecs = {
             kind: create_codec(getattr(scenario.link, kind))
             for kind in ("activation", "representation", "gradient")
@@ -160,8 +161,11 @@ class EdgeClient:
         self._samples_seen = state["samples"]
 
     def _ready(self, frame: Frame) -> Frame:
+        """Say that all is ready, and what a measured link carries before the first round."""
         del frame
-        return Frame(m.READY)
+        if self.scenario.channel.model != "measured":
+            return Frame(m.READY)
+        return Frame(m.READY, fields={"channel": self.report(0)["channel"]})
 
     def _phase(self, frame: Frame) -> Frame:
         del frame
@@ -170,7 +174,7 @@ class EdgeClient:
 
     def _round(self, frame: Frame) -> Frame:
         self._losses = []
-        report = self._report(_integer(frame, "round"))
+        report = self.report(_integer(frame, "round"))
         self.release.begin_round(report.get("channel"))
         return Frame(m.REPORT, fields=report)
 

@@ -61,11 +61,13 @@ class EdgeHost:
         """Build a client and open its session; return what is wrong, or nothing."""
         from clients.build import hello
         from clients.keeper import Keeper
+        from clients.reports import device_report
         from clients.terms import OwnerTerms
 
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None
             edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger))
+            edge.report = device_report(self._parts.scenario, client, self._stream)
             keeper = Keeper(edge, self._keep / edge.name)
             opening = hello(self._parts, edge, token)
             self._sessions[client] = self._stream.attach(edge.name, keeper.handle, opening)

@@ -17,6 +17,7 @@ import time
 
 CHUNK_BYTES = 8192
 QUEUE_CHUNKS = 16  # what a router would hold
+BURST_S = 0.05  # depth of the bucket
 BUFFER_BYTES = 65536  # of the sockets: else the kernel would swallow megabytes at once
 
 
@@ -142,9 +143,10 @@ class Relay:
                 await self._flowing.wait()
                 now = time.monotonic()
                 took_s = 8 * len(data) / self.rate_bps if self.rate_bps else 0.0
-                leaves = self._free_at[way] = max(now, self._free_at[way]) + took_s
+                # A pump that was woken late may catch up, or a busy machine would be a slower link.
+                leaves = self._free_at[way] = max(now - BURST_S, self._free_at[way]) + took_s
                 await asyncio.sleep(max(0.0, leaves - now))
-                await queue.put((leaves + self.delay_s, data))
+                await queue.put((max(now, leaves) + self.delay_s, data))
             await queue.put((0.0, b""))
             await arriving
         finally:

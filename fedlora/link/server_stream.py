@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
+import torch
 
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.messages import HELLO, WELCOME
+from fedlora.link.probe import MOST_BYTES
 from fedlora.link.resume import ResumeSecrets
 from fedlora.link.stream import (
     CLOSED,
     MAX_HELLO_BYTES,
+    PAD,
+    PROBE,
     REFUSED,
     RESUME,
     SECRET,
@@ -101,6 +105,7 @@ class ServerStream:
         self._context = context
         self.peer = str(context.peer())
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._probed = b""  # the answer to a probe that is on its way
         self._joining: dict[str, asyncio.Task[None]] = {}
         # What shows that its client has received its latest secret: any frame. By client.
         self._unconfirmed: dict[str, Callable[[], None]] = {}
@@ -147,6 +152,8 @@ class ServerStream:
     async def _write(self) -> None:
         while (data := await self._outgoing.get()) is not None:
             await self._context.write(data)
+            if data is self._probed:
+                self._probed = b""
 
     async def _read(self) -> None:
         while (data := await self._context.read()) is not grpc.aio.EOF:
@@ -167,6 +174,9 @@ class ServerStream:
         confirm = self._unconfirmed.pop(frame.client, None)
         if confirm is not None:
             confirm()
+        if frame.kind == PROBE:
+            self._echo(link, frame, len(data))
+            return
         if frame.kind == CLOSED:
             link.lose(f"the client closed its stream: {reason_of(frame)}")
             return
@@ -222,6 +232,19 @@ class ServerStream:
             terms.offer(link)
         finally:
             del self._joining[client]
+
+    def _echo(self, link: StreamLink, probe: Frame, size: int) -> None:
+        """Answer a probe; one at a time, so that nobody fills the queue with them."""
+        wanted = probe.fields.get("size")
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= MOST_BYTES:
+            raise ProtocolError(f"a probe wants {wanted!r:.40} bytes; 0 to {MOST_BYTES} are given")
+        if self._probed or link.lost:
+            raise ProtocolError(f"client {link.client} probes before it was answered")
+        pad = {PAD: torch.zeros(wanted, dtype=torch.uint8)} if wanted else {}
+        self._probed = encode_frame(Frame(PROBE, link.client, probe.seq, tensors=pad))
+        link.wire_bytes_up += size
+        link.wire_bytes_down += len(self._probed)
+        self._outgoing.put_nowait(self._probed)
 
     def _take_up(self, frame: Frame) -> None:
         """Let a client whose stream broke go on over this one."""

@@ -23,6 +23,11 @@ RESUME: Final = "resume"
 RESUMED: Final = "resumed"
 """Frame from the server: the session goes on. ``resume`` is the next secret, ``owed`` the number of
 the request whose reply has to be sent again (-1: none). Requests that were lost follow it."""
+PROBE: Final = "probe"
+"""Frame from a client that measures its link, at any time: the server answers at once with a frame
+of the same kind and number that holds ``size`` bytes."""
+PAD: Final = "pad"
+"""Tensor of a probe."""
 SECRET: Final = "resume"
 """Field of ``welcome``, ``resume`` and ``resumed`` that holds a resume secret."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import grpc
+import torch
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import tls
@@ -21,6 +24,8 @@ from fedlora.link.local import Handler, edge_executor
 from fedlora.link.messages import END, LEAVE, WELCOME
 from fedlora.link.stream import (
     CLOSED,
+    PAD,
+    PROBE,
     REFUSED,
     RESUMED,
     channel_options,
@@ -88,6 +93,9 @@ class StreamClient:
         self._stream: ClientStream | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._probes: dict[int, Future[float]] = {}
+        self._probe_numbers = itertools.count(1)
+        self._probing = threading.Lock()  # the server answers one probe at a time
 
     def serve(self, clients: Mapping[str, Handler], hellos: Sequence[Frame]) -> None:
         """Attach clients, answer the server until it has ended each session, and close.
@@ -150,6 +158,41 @@ class StreamClient:
         if session is not None:
             self._finish(session, ClientLost(f"client {client} was detached"))
 
+    def probe(self, client: str, up: int, down: int, limit_s: float = 20.0) -> float:
+        """Send bytes to the server and have others sent back; return the seconds that took.
+
+        Parameters
+        ----------
+        client
+            An attached client, whose session has begun.
+        up, down
+            Bytes of each direction.
+        limit_s
+            How long the answer may take, in seconds.
+
+        Raises
+        ------
+        ClientLost
+            When the stream broke or no answer came.
+        """
+        with self._probing:
+            number, answer = next(self._probe_numbers), Future[float]()
+            pad = {PAD: torch.zeros(up, dtype=torch.uint8)} if up else {}
+            data = encode_frame(Frame(PROBE, client, number, {"size": down}, pad))
+            with self._lock:
+                session = self._sessions.get(client)
+                if session is None or not session.live or self._stream is None:
+                    raise ClientLost(f"client {client} has no stream to measure")
+                self._probes[number] = answer
+                began = time.monotonic()
+                self._put(data)
+            try:
+                return answer.result(limit_s) - began
+            except TimeoutError:
+                raise ClientLost(f"client {client} measures, and the server is silent") from None
+            finally:
+                self._probes.pop(number, None)
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Send what is queued, end the stream, and give up the sessions that are still open."""
         with self._lock:
@@ -187,6 +230,9 @@ class StreamClient:
                 retrying = False
                 backoff.reset()
             with self._lock:
+                for probe in self._probes.values():
+                    probe.set_exception(ClientLost(f"the stream broke: {reason}"))
+                self._probes.clear()
                 self._stream = None
                 sessions = list(self._sessions.values())
                 for session in sessions:
@@ -240,8 +286,13 @@ class StreamClient:
         return "the server ended the stream", True
 
     def _route(self, stream: ClientStream, data: bytes) -> None:
+        arrived = time.monotonic()
         frame = peek_frame(data, self._max_frame_bytes)
         with self._lock:
+            if frame.kind == PROBE:
+                if probe := self._probes.pop(frame.seq, None):
+                    probe.set_result(arrived)
+                return
             session = self._sessions.get(frame.client)
             if session is not None and not session.begun:
                 session.begun = frame.kind in (WELCOME, REFUSED)

@@ -76,6 +76,9 @@ class Air:
             Reports of the chosen clients, at the bandwidth that they were given, and that
             bandwidth in Hz. A client without a channel report takes part as it is.
         """
+        for client, report in reports.items():
+            if report.channel is not None:
+                self.channel.observe(int(client), report.channel)
         states = {int(c): r.channel for c, r in reports.items() if r.channel is not None}
         loads = {client: self._loads.get(client, self._load) for client in states}
         division = self._scheduler.select(round_ - 1, states, loads)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedlora.channel.state import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import messages as m
@@ -94,8 +95,24 @@ class ServerRun:
                 raise ProtocolError(f"{name} is {value!r}; it counts rows from 0")
         return {"rounds": self.scenario.train.rounds, "steps": self.scenario.train.steps}
 
-    def join(self, link: Link, hello: Frame) -> None:
-        """Take in an admitted client."""
+    def join(self, link: Link, hello: Frame, ready: Frame | None = None) -> None:
+        """Take in an admitted client.
+
+        Parameters
+        ----------
+        link, hello
+            Its link and its first frame.
+        ready
+            Its answer to ``welcome``, which says what a measured link carries.
+
+        Raises
+        ------
+        ProtocolError
+            When links are measured and it does not say.
+        """
+        if self.air.channel.measured:
+            found = None if ready is None else ready.fields.get("channel")
+            self.air.channel.observe(int(link.client), ChannelState.from_dict(found))
         self.cohort.add(Member(link, int(hello.fields["rows"]), int(hello.fields["held_out_rows"])))
 
     def clients(self) -> dict[str, ClientStatus]:

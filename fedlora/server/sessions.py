@@ -27,7 +27,7 @@ log = logging.getLogger("fedlora.server")
 SESSION = "train.session"
 RECORD = "fedlora"
 _POLL_S = 0.2
-_READY_S = 10.0
+_READY_S = 30.0
 MOST_LOSSES = 3
 """A device that was lost or late more often in a run is not invited any more."""
 
@@ -239,9 +239,9 @@ class Sessions:
     def _take_in(self, link: StreamLink) -> None:
         cohort = self._server.cohort
         try:
-            link.receive(_READY_S)
+            ready = link.receive(_READY_S)
             cohort.drop(link.client, "it connected anew")
-            self._server.join(link, link.hello)
+            self._server.join(link, link.hello, ready)
         except ClientLost as error:  # it may connect anew, or Flower tells what became of it
             log.warning("client %s connected and was lost: %s", link.client, error)
         except FedloraError as error:

@@ -157,7 +157,13 @@ def test_where_everybody_is_late_the_step_waits_for_the_first(tiny, records):
     cohort = federation.server.cohort
     edge, link = federation.clients[0], cohort["0"].link
     link._handler = slow.handler(edge)
-    threading.Timer(1.0, slow.gate.set).start()
+
+    def let_go_when_missed() -> None:
+        while not cohort.misses["0"]:
+            time.sleep(0.01)
+        slow.gate.set()
+
+    threading.Thread(target=let_go_when_missed, daemon=True).start()
     federation.run()
     assert cohort.clients == ["0"]
     assert federation.recorder.rounds[0]["missed"] == {}
