@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from clients.edge_client import EdgeClient
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
+from fedlora.server import steps
 
 SLOW = "2"
 LIMIT_S = "1.0"
@@ -170,15 +172,20 @@ def test_where_everybody_is_late_the_step_waits_for_the_first(tiny, records):
     assert cohort.misses["0"] >= 1
 
 
-def test_a_round_whose_time_is_up_leaves_its_last_steps_out(tiny, records, caplog):
+def test_a_round_whose_time_is_up_leaves_its_last_steps_out(tiny, records, caplog, monkeypatch):
+    now_s = [0.0]
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
     federation = deployed(
-        tiny, records, Slow(""), "train.steps=50", "train.rounds=2", "link.round_timeout_s=0.2"
+        tiny, records, Slow(""), "train.steps=50", "train.rounds=2", "link.round_timeout_s=9"
     )
-    when_step(federation, 2, lambda: time.sleep(0.3))
+    when_step(federation, 2, lambda: now_s.append(now_s.pop() + 10.0))
+    when_step(federation, 53, lambda: now_s.append(now_s.pop() + 10.0))
     federation.run()
-    assert [r["round"] for r in federation.recorder.rounds] == [1, 2]
-    assert federation.recorder.rounds[0]["clients"]["0"]["rows"] == 6
+    rounds = federation.recorder.rounds
+    assert [r["round"] for r in rounds] == [1, 2]
+    assert [r["clients"]["0"]["rows"] for r in rounds] == [6, 9]
     assert "its last 48 steps are left out" in caplog.text
+    assert "its last 47 steps are left out" in caplog.text
 
 
 @pytest.mark.parametrize("override", ["link.round_timeout_s=0.01", "link.step_timeout_s=0.3"])
@@ -188,7 +195,6 @@ def test_in_a_simulation_no_wall_clock_leaves_anybody_out(tiny, records, overrid
     federation.server.cohort.deployed = False
     if "round" in override:
         slow.gate.set()
-        when_step(federation, 1, lambda: time.sleep(0.05))
     with pytest.raises(FedloraError, match=r"(simulation .* link\.step|link\.round_timeout_s)"):
         federation.run()
     slow.gate.set()
