@@ -77,9 +77,9 @@ class Watch:
     def _status(self, client: str, cohort: Cohort) -> ClientStatus:
         seen = self._seen.get(client, _Seen())
         status = ClientStatus(
-            state="connected" if client in cohort else "lost",
+            state="late" if client in cohort.late else "connected" if client in cohort else "lost",
             last_seen=seen.last,
-            misses=cohort.times_lost[client],
+            misses=cohort.times_lost[client] + cohort.misses[client],
             wire_up=seen.wire_up,
             wire_down=seen.wire_down,
             answer_seconds=seen.answer_seconds,
