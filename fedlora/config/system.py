@@ -29,7 +29,7 @@ class FederationConfig:
     clients: int = 8
     clients_per_round: int = 0
     min_clients: int = 1
-    connect_timeout_s: float = 120.0
+    connect_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         require(self.clients >= 1, f"federation.clients is {self.clients}; set 1 or more")

@@ -138,7 +138,8 @@ class Sessions:
         self._invite(self._nodes)
         self._wait(lambda: not self._invited, federation.connect_timeout_s)
         for client in sorted(self._invited, key=int):
-            self._fail(client, f"did not connect in {federation.connect_timeout_s:g} s")
+            limit = f"federation.connect_timeout_s, {federation.connect_timeout_s:g} s"
+            self._fail(client, f"did not connect within {limit}")
         if len(cohort.clients) < federation.min_clients:
             raise FedloraError(
                 f"{len(cohort.clients)} of {len(self._nodes)} clients connected, "
