@@ -16,13 +16,14 @@ from fedlora.config import Scenario, load_scenario, scenario_from_toml
 from fedlora.errors import FedloraError
 from fedlora.link.codec import create_codec
 from fedlora.lora.targets import choose_targets
+from fedlora.privacy.plan import check_release, label_epsilon, upload_plan
 from fedlora.ranks.strategy import create_strategy
 from fedlora.split.blocks import Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import language_head
 from fedlora.split.family import find_family
 from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import check_length, task_class
+from fedlora.tasks.base import check_length, head_trains, task_class
 from fedlora.tasks.data import load_records, require_column
 from fedlora.tasks.partition import partition
 from fedlora.tasks.tokenizer import load_tokenizer
@@ -119,9 +120,26 @@ def _check_data(scenario: Scenario, *, pooled: bool) -> None:
             require_column(records, label, "data.label", path)
             _check_labels({record[label] for record in records}, scenario.task.labels, path)
         if which == "train":
-            partition(
+            parts = partition(
                 records, scenario.partition, scenario.federation.clients, label, scenario.seed
             )
+            _check_privacy(scenario, max(len(part) for part in parts), pooled=pooled)
+
+
+def _check_privacy(scenario: Scenario, rows: int, *, pooled: bool) -> None:
+    """Refuse a plan that a client with so many rows would refuse."""
+    if not scenario.privacy.enabled:
+        return
+    scenario.privacy.check_samples(rows)
+    check_release(
+        scenario,
+        pools=pooled and scenario.model.client_back == 0,
+        trains_head=head_trains(scenario.head, task_class(scenario.task.kind)),
+    )
+    if scenario.privacy.release == "labels":
+        label_epsilon(scenario.privacy)
+    else:
+        upload_plan(scenario, rows)
 
 
 def _check_labels(found: set[str], labels: Sequence[str], path: str) -> None:
