@@ -63,6 +63,24 @@ def resume(
 
 
 @app.command()
+def new(
+    folder: Annotated[
+        Path, typer.Argument(metavar="NAME", help="Folder to write; its last part names the app.")
+    ],
+    channel: Annotated[
+        bool, typer.Option("--channel", help="Write a channel model of your own, too.")
+    ] = False,
+) -> None:
+    """Begin a rank strategy of your own: a Flower app folder that runs as it is.
+
+    Its scenario works with `fedlora run`, `fedlora compare` and `flwr run .`.
+    """
+    from fedlora.commands.new import new_app
+
+    new_app(folder, channel=channel)
+
+
+@app.command()
 def scenarios() -> None:
     """List the shipped scenarios."""
     from fedlora.scenarios import describe_scenarios
@@ -107,13 +125,18 @@ def export(
         ),
     ] = "peft",
     client: Annotated[
-        str | None, typer.Option(help="Use the ranks that this client had at the end.")
+        str | None,
+        typer.Option(help="The adapter that this client has: what was last delivered in time."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
     ] = None,
 ) -> None:
-    """Write a run's adapter for PEFT, for servers with one rank, or merged into the model."""
+    """Write a run's adapter for PEFT, for servers with one rank, or merged into the model.
+
+    The `peft` folder also holds the shared head, so that `fedlora infer` needs no more than it and
+    the backbone on a device.
+    """
     from fedlora.commands.export import export_run
 
     export_run(run_folder, out, format_, client, rank)
@@ -121,20 +144,27 @@ def export(
 
 @app.command()
 def infer(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, or of its `peft` export on a device.")
+    ],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: lines of stdin.")] = None,
     client: Annotated[
-        str | None, typer.Option(help="Use the ranks that this client had at the end.")
+        str | None,
+        typer.Option(help="The adapter that this client has: what was last delivered in time."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For language models.")] = 48,
+    model: Annotated[
+        str, typer.Option(help="The backbone on this machine (default: the run's `model.path`).")
+    ] = "",
 ) -> None:
     """Use backbone and adapter on this machine: classify texts, or continue them."""
     from fedlora.commands.infer import infer_texts
 
-    infer_texts(run_folder, texts or sys.stdin.read().splitlines(), client, rank, max_new_tokens)
+    lines = texts or sys.stdin.read().splitlines()
+    infer_texts(folder, lines, client, rank, max_new_tokens, model)
 
 
 @app.command()

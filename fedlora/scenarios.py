@@ -90,6 +90,11 @@ def check_scenario(scenario: Scenario) -> None:
     for codec in (scenario.link.activation, scenario.link.representation, scenario.link.gradient):
         create_codec(codec)
     if scenario.python_path:
+        if not Path(scenario.python_path).is_dir():
+            raise FedloraError(
+                f"python_path is {scenario.python_path!r}, but there is no such folder; name the "
+                "one that holds the plug-in's module"
+            )
         sys.path.insert(0, scenario.python_path)
     create_strategy(scenario.ranks, scenario.seed)
     build_channel(scenario.channel, scenario.seed)

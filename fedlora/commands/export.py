@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 import typer
 
+from fedlora.config import Scenario, load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
-from fedlora.report.run_folder import RunFolder
+from fedlora.report.run_folder import RunFolder, replace_file
+from fedlora.server.results import head_file
+from fedlora.state import RoundStates
+
+DEVICE_FILE = "fedlora.json"
+"""Holds what a device must know of the task to use an exported adapter."""
 
 
 def export_run(
     run_folder: Path, out: Path, format_: str, client: str | None, rank: int | None
 ) -> None:
     """Write the adapter of a run.
+
+    In the format ``peft`` the folder also gets the shared head and what ``fedlora infer`` must know
+    of the task, so that it is all that a device needs beside the backbone.
 
     Parameters
     ----------
@@ -25,48 +40,73 @@ def export_run(
     format_
         ``peft``, ``padded`` or ``merged``.
     client
-        Whose last ranks to use.
+        Whose adapter to write: the one that it was last delivered in time.
     rank
         One rank for every projection; by default r_max.
 
     Raises
     ------
     FedloraError
-        When the run has no adapter or no such client.
+        When the run has no adapter or no such client, or the client was delivered none.
     """
     folder = RunFolder(run_folder)
-    adapter = Adapter.load(folder.adapter)
-    ranks = chosen_ranks(folder, adapter, client, rank)
-    if format_ == "peft":
-        adapter.save(out, ranks)
+    adapter, ranks = chosen_adapter(folder, client, rank)
+    if out.exists() and not out.is_dir():
+        raise FedloraError(f"--out {out} is a file; name a folder")
+    if format_ == "merged":
+        adapter.truncated(ranks).merge(out)
+    elif not any(ranks):
+        raise FedloraError(
+            f"client {client} was delivered no adapter in time; it uses the backbone as it is"
+        )
     elif format_ == "padded":
         adapter.truncated(ranks).save(out)
     else:
-        adapter.truncated(ranks).merge(out)
+        adapter.save(out, ranks)
+        _write_device_files(folder, out)
     typer.echo(
         f"wrote {format_} export of {len(ranks)} projections, mean rank "
         f"{sum(ranks) / len(ranks):.2f}, to {out}"
     )
 
 
-def chosen_ranks(
-    folder: RunFolder, adapter: Adapter, client: str | None, rank: int | None
-) -> list[int]:
-    """Return one rank everywhere, a client's last ranks, or r_max.
+def chosen_adapter(
+    folder: RunFolder, client: str | None, rank: int | None
+) -> tuple[Adapter, list[int]]:
+    """Return the run's adapter at one rank or r_max, or the one that a client has.
+
+    Where adapters were delivered over the air, a client has the one that last arrived in time, as
+    it was then, and rank 0 everywhere if none did. Otherwise it has the run's, at its last ranks.
 
     Raises
     ------
     FedloraError
         When both are asked for, the rank is too large, or the client is unknown.
     """
+    adapter = Adapter.load(folder.adapter)
+    count = len(adapter.factors)
     if client is not None and rank is not None:
         raise FedloraError(f"--client {client} and --rank {rank} exclude each other; give one")
-    if rank is not None:
-        if rank > adapter.r_max:
-            raise FedloraError(f"--rank {rank} exceeds the run's r_max {adapter.r_max}; lower it")
-        return [rank] * len(adapter.factors)
+    if rank is not None and rank > adapter.r_max:
+        raise FedloraError(f"--rank {rank} exceeds the run's r_max {adapter.r_max}; lower it")
     if client is None:
-        return [adapter.r_max] * len(adapter.factors)
+        return adapter, [rank or adapter.r_max] * count
+    ranks = _last_ranks(folder, client)
+    if folder.scenario.is_file() and load_scenario(folder.scenario).channel.deliver_every:
+        return _delivered(folder, adapter, client)
+    return adapter, ranks
+
+
+def task_facts(scenario: Scenario) -> dict[str, Any]:
+    """Return what a device must know of a scenario's task, as a table that JSON can hold."""
+    return {
+        "model": scenario.model.path,
+        "task": dataclasses.asdict(scenario.task),
+        "prompt_separator": scenario.data.prompt_separator,
+    }
+
+
+def _last_ranks(folder: RunFolder, client: str) -> list[int]:
     for record in reversed(folder.read_metrics()):
         found = (record.get("clients") or {}).get(client)
         if found and found.get("ranks"):
@@ -75,3 +115,41 @@ def chosen_ranks(
     raise FedloraError(
         f"the run has no client {client!r} with ranks; its clients are {', '.join(sorted(known))}"
     )
+
+
+def _delivered(folder: RunFolder, adapter: Adapter, client: str) -> tuple[Adapter, list[int]]:
+    """Return what a client was last delivered, which the last checkpoint holds."""
+    state = next((state for _, state in RoundStates(folder.checkpoint).readable()), None)
+    if state is None:
+        raise FedloraError(
+            f"{folder.checkpoint} holds no state that can be read, and only it knows what client "
+            f"{client} was delivered; use --rank"
+        )
+    found = state["delivered"].get(client)
+    if found is None:
+        return adapter, [0] * len(adapter.factors)
+    place, ranks = found
+    factors = _renamed(state["adapters"][int(place)], adapter)
+    return dataclasses.replace(adapter, factors=factors), [int(r) for r in ranks]
+
+
+def _renamed(
+    state: Mapping[str, torch.Tensor], adapter: Adapter
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return factors of the server's blocks under the names of the whole model."""
+    inner = [name.removesuffix(".A") for name in state if name.endswith(".A")]
+    whole = {
+        name: next(w for w in adapter.factors if f".{w}".endswith(f".{name}")) for name in inner
+    }
+    by_name = {
+        whole[name]: (state[f"{name}.A"].float(), state[f"{name}.B"].float()) for name in inner
+    }
+    return {name: by_name[name] for name in adapter.factors}
+
+
+def _write_device_files(folder: RunFolder, out: Path) -> None:
+    if head_file(folder).exists():
+        shutil.copyfile(head_file(folder), out / head_file(folder).name)
+    if folder.scenario.is_file():
+        text = json.dumps(task_facts(load_scenario(folder.scenario)), indent=1)
+        replace_file(out / DEVICE_FILE, f"{text}\n".encode())

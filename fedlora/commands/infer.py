@@ -5,114 +5,151 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fedlora.commands.export import chosen_ranks
-from fedlora.config import Scenario, load_scenario
+from fedlora.commands.export import DEVICE_FILE, chosen_adapter, task_facts
+from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
-from fedlora.lora.export import Adapter
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split.edge import pool_packed
 from fedlora.split.resolve import model_folder
+from fedlora.tasks.base import task_class
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 
 
+@dataclass(frozen=True)
+class _Device:
+    """A whole model, and what it is for.
+
+    Attributes
+    ----------
+    model
+        Backbone with adapter.
+    tokenizer
+        The backbone's.
+    facts
+        As ``task_facts`` gives them.
+    head
+        File of the shared head.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+    head: Path
+
+
 def infer_texts(
-    run_folder: Path,
+    folder: Path,
     texts: Sequence[str],
     client: str | None,
     rank: int | None,
     max_new_tokens: int,
+    model: str = "",
 ) -> None:
     """Print one line for each text: label and probability, or the continuation.
 
     Parameters
     ----------
-    run_folder
-        A finished run.
+    folder
+        A finished run, or what ``fedlora export`` wrote of one.
     texts
         What to classify or continue.
     client, rank
-        Whose ranks, or which rank, to use.
+        Whose adapter, or which rank, of a run to use.
     max_new_tokens
         Length of a continuation.
+    model
+        The backbone on this machine, where it is not at the run's ``model.path``.
 
     Raises
     ------
     FedloraError
-        When the run has no adapter, or for classification no shared head.
+        When there is no adapter, no backbone, or for classification no shared head.
     """
-    folder = RunFolder(run_folder)
-    scenario = load_scenario(folder.scenario)
-    adapter = Adapter.load(folder.adapter)
-    ranks = chosen_ranks(folder, adapter, client, rank)
-    model = _model(scenario, adapter, ranks)
-    tokenizer = load_tokenizer(model_folder(scenario.model.path))
-    if adapter.task_type == "CAUSAL_LM":
-        answers = _continuations(model, tokenizer, scenario, texts, max_new_tokens)
+    if (folder / DEVICE_FILE).is_file():
+        if client is not None or rank is not None:
+            raise FedloraError(
+                f"{folder} is an export, whose ranks are fixed; give the run's folder to choose a "
+                "client or a rank"
+            )
+        device = _from_export(folder, model)
     else:
-        answers = _labels(model, tokenizer, scenario, folder, texts)
+        device = _from_run(RunFolder(folder), client, rank, model)
+    if task_class(device.facts["task"]["kind"]).pooled:
+        answers = _labels(device, texts)
+    else:
+        answers = _continuations(device, texts, max_new_tokens)
     for answer in answers:
         typer.echo(answer)
 
 
-def _model(scenario: Scenario, adapter: Adapter, ranks: Sequence[int]) -> nn.Module:
-    cls = AutoModelForCausalLM if adapter.task_type == "CAUSAL_LM" else AutoModel
-    base: nn.Module = cls.from_pretrained(model_folder(scenario.model.path)).eval()
-    if not any(ranks):
-        return base
+def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: str) -> _Device:
+    facts = task_facts(load_scenario(folder.scenario))
+    adapter, ranks = chosen_adapter(folder, client, rank)
     with tempfile.TemporaryDirectory() as place:
-        adapter.save(Path(place), ranks)
-        model: nn.Module = PeftModel.from_pretrained(base, place).eval()
-        return model
+        if any(ranks):
+            adapter.save(Path(place), ranks)
+        return _device(facts, Path(place) if any(ranks) else None, head_file(folder), model)
+
+
+def _from_export(folder: Path, model: str) -> _Device:
+    try:
+        facts = json.loads((folder / DEVICE_FILE).read_text(encoding="utf-8"))
+        task_class(facts["task"]["kind"])
+        return _device(facts, folder, folder / "head.safetensors", model)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise FedloraError(
+            f"{folder} is no export that can be read ({error}); write it again with fedlora export"
+        ) from None
+
+
+def _device(facts: dict[str, Any], adapter: Path | None, head: Path, model: str) -> _Device:
+    path = model_folder(model or facts["model"])
+    cls = AutoModel if task_class(facts["task"]["kind"]).pooled else AutoModelForCausalLM
+    base: nn.Module = cls.from_pretrained(path).eval()
+    if adapter is not None:
+        base = PeftModel.from_pretrained(base, str(adapter)).eval()
+    return _Device(base, load_tokenizer(path), facts, head)
 
 
 @torch.no_grad()
-def _labels(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    scenario: Scenario,
-    folder: RunFolder,
-    texts: Sequence[str],
-) -> Iterator[str]:
-    path = head_file(folder)
-    if not path.exists():
+def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
+    if not device.head.exists():
         raise FedloraError(
-            f"{folder.path} has no shared head (head.share is {scenario.head.share}): personal "
-            "heads stay on their clients; train with head.share=step or round to classify here"
+            f"{device.head.parent} has no shared head: personal heads stay on their clients; train "
+            "with head.share=step or round to classify here"
         )
-    with safe_open(path, framework="pt") as file:
+    with safe_open(device.head, framework="pt") as file:
         weight: torch.Tensor = file.get_tensor("weight")
         labels = json.loads(file.metadata()["labels"])
+    task = device.facts["task"]
     for text in texts:
-        ids = tokenizer.encode(text, scenario.task.max_length)
-        states = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        pooled = pool_packed(states.float(), [len(ids)], scenario.task.pool)
+        ids = device.tokenizer.encode(text, task["max_length"])
+        states = device.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        pooled = pool_packed(states.float(), [len(ids)], task["pool"])
         chances = (pooled @ weight.T).softmax(-1)[0]
         best = int(chances.argmax())
         yield f"{labels[best]}\t{float(chances[best]):.3f}\t{text}"
 
 
 @torch.no_grad()
-def _continuations(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    scenario: Scenario,
-    texts: Sequence[str],
-    max_new_tokens: int,
-) -> Iterator[str]:
+def _continuations(device: _Device, texts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
+    tokenizer = device.tokenizer
     for text in texts:
-        prompt = text + scenario.data.prompt_separator
+        prompt = text + device.facts["prompt_separator"]
         ids = [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
-        output = model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
+        output = device.model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
             input_ids=torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             max_new_tokens=max_new_tokens,

@@ -38,7 +38,8 @@ class Scenario:
     seed
         Everything random except privacy noise follows from it.
     python_path
-        Folder of a stranger's plug-ins, put on the import path of the server and the edge hosts.
+        Folder of a stranger's plug-ins, put on the import path of the server and the edge hosts. A
+        relative one starts from the scenario's file.
     """
 
     name: str = "quickstart"

@@ -26,7 +26,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", boo
 
 
 def load_scenario(path: Path) -> Scenario:
-    """Read a scenario file.
+    """Read a scenario file; a relative ``python_path`` in it starts from the file's folder.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def load_scenario(path: Path) -> Scenario:
         ) from None
     except UnicodeDecodeError as error:
         raise FedloraError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    return scenario_from_toml(text, source=str(path))
+    return _from_folder(scenario_from_toml(text, source=str(path)), path.parent)
 
 
 def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
@@ -75,6 +75,8 @@ def scenario_to_toml(scenario: Scenario) -> str:
 def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
     """Apply ``section.key=value`` assignments, where the value is TOML or a bare word.
 
+    A relative ``python_path`` starts from the working directory.
+
     Raises
     ------
     FedloraError
@@ -105,7 +107,15 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
         if key not in place and sections[-1:] != ["options"]:
             raise FedloraError(_unknown(name.strip(), place, key))
         place[key] = value
-    return _build(Scenario, table, "")
+    return _from_folder(_build(Scenario, table, ""), Path())
+
+
+def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
+    """Make ``python_path`` absolute: other processes stand elsewhere."""
+    if not scenario.python_path:
+        return scenario
+    path = (folder / Path(scenario.python_path).expanduser()).resolve()
+    return dataclasses.replace(scenario, python_path=str(path))
 
 
 def _build(cls: type[T], table: Mapping[str, Any], prefix: str) -> T:

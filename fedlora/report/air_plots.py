@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from fedlora.report.figure import (
     COLOURS,
+    GRID,
     INK,
+    MAX_NAMED,
     MUTED,
     SEQUENTIAL,
     label,
@@ -20,16 +24,20 @@ from fedlora.report.figure import (
     round_axis,
 )
 from fedlora.report.records import Rounds, client_ids, client_series, series
+from fedlora.report.units import energy_scale
+
+_NOT_SENT, _IN_TIME, _LATE = 0, 1, 2
+_DELIVERY_COLOURS = (GRID, COLOURS[2], COLOURS[1])
 
 Lines = dict[str, tuple[list[int], list[float]]]
 """By client: rounds and values."""
 
 
 def channel(rounds: Rounds) -> Figure | None:
-    """Draw the uplink and the mean rank over rounds, a line for each client.
+    """Draw the downlink and the mean rank over rounds, a line for each client.
 
-    The uplink is shown as its signal-to-noise ratio, or as its rate where the channel was measured
-    and has none. Where nothing varies there is nothing to see, and no figure.
+    The downlink is shown as its signal-to-noise ratio, or as its rate where the channel was
+    measured and has none. Where nothing varies there is nothing to see, and no figure.
     """
     link, unit = _lines(rounds, "snr_db"), "SNR in dB"
     if not link:
@@ -40,7 +48,7 @@ def channel(rounds: Rounds) -> Figure | None:
     drawn = [
         (lines, title, name)
         for lines, title, name in (
-            (link, "Channel", f"uplink {unit}"),
+            (link, "Channel", f"downlink {unit}"),
             (rank, "Rank", "mean rank over projections"),
         )
         if lines
@@ -109,12 +117,64 @@ def ranks(rounds: Rounds, projections: Sequence[tuple[int, str]]) -> Figure | No
     return figure
 
 
+def deliveries(rounds: Rounds) -> Figure | None:
+    """Draw for each client and round whether an adapter came in time, late or not at all.
+
+    Returns None where no adapter was ever sent.
+    """
+    clients = client_ids(rounds)
+    numbers = [record.get("round", index) for index, record in enumerate(rounds, start=1)]
+    states = np.zeros((len(clients), len(numbers)))
+    for column, record in enumerate(rounds):
+        for row, client in enumerate(clients):
+            delivered = (record.get("clients") or {}).get(client, {}).get("delivered")
+            states[row, column] = {None: _NOT_SENT, True: _IN_TIME, False: _LATE}[delivered]
+    if not np.any(states):
+        return None
+    named = len(clients) <= MAX_NAMED
+    figure, (ax,) = panels(height=1.5 + 0.24 * len(clients) if named else 5.0)
+    ax.imshow(states, cmap=ListedColormap(_DELIVERY_COLOURS), vmin=0, vmax=2, aspect="auto")
+    if named and len(numbers) <= MAX_NAMED:
+        for row, client in enumerate(clients):
+            for place, rank in zip(*client_series(rounds, client, "mean_rank"), strict=True):
+                column = numbers.index(place)
+                colour = INK if states[row, column] == _NOT_SENT else "white"
+                place_text = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+                ax.text(column, row, f"{rank:.1f}", **place_text)
+    ax.grid(visible=False)
+    if len(numbers) <= MAX_NAMED:
+        ax.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    ax.set_yticks(range(len(clients)) if named else [], literal(clients) if named else [])
+    label(ax, title="Deliveries, with their mean rank", x="round", y="client")
+    patches = [
+        Patch(color=colour, label=name)
+        for colour, name in zip(_DELIVERY_COLOURS, ("none sent", "in time", "late"), strict=True)
+    ]
+    ax.legend(
+        handles=patches,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+    )
+    return figure
+
+
 def air_time(rounds: Rounds) -> Figure | None:
-    """Draw the modelled air time of each round and the adapters that came late."""
+    """Draw air time and transmit energy of each round, and the adapters that came late."""
     numbers, seconds = series(rounds, "air_seconds")
     if not any(seconds):
         return None
-    figure, (ax,) = panels(height=2.8)
+    spent, joules = series(rounds, "energy_joules")
+    figure, axes = panels(2 if any(joules) else 1, height=2.8)
+    ax = axes[0]
+    if any(joules):
+        scale, unit = energy_scale(max(joules))
+        axes[1].bar(spent, [value / scale for value in joules], 0.7, color=COLOURS[4])
+        label(axes[1], title="Transmit energy", x="round", y=f"{unit}, all clients, both ends")
+        round_axis(axes[1], spent)
     ax.bar(numbers, seconds, 0.7, color=COLOURS[5])
     late = dict(zip(*series(rounds, "late_deliveries"), strict=True))
     for number, value in zip(numbers, seconds, strict=True):

@@ -37,6 +37,8 @@ SEQUENTIAL = "Blues"
 WIDTH_INCHES = 8.0
 DPI = 150
 MAX_NAME = 24
+MAX_NAMED = 32
+"""Most clients or labels that are named on an axis."""
 
 
 def panels(columns: int = 1, *, height: float = 3.2) -> tuple[Figure, list[Axes]]:

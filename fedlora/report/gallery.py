@@ -64,8 +64,15 @@ GALLERY = (
     Plot(
         "channel",
         "Channel and ranks",
-        "Left: the uplink as the clients reported it. Right: the mean rank that each client was "
+        "Left: the downlink as the clients reported it. Right: the mean rank that each client was "
         "given. A strategy that follows the channel gives the same order in both.",
+    ),
+    Plot(
+        "deliveries",
+        "Deliveries",
+        "The adapters that were sent to each client at the end of each round. An adapter that "
+        "misses its deadline is late, and the client keeps the one it had. The figure is the mean "
+        "rank that the strategy chose; 0 sends nothing.",
     ),
     Plot(
         "ranks",
@@ -76,9 +83,9 @@ GALLERY = (
     Plot(
         "air",
         "Air time",
-        "Modelled seconds on the air in each round, that is, of the slowest of the clients that "
-        "send in parallel. An adapter that misses its deadline is late: the client keeps the one "
-        "it had.",
+        "Left: modelled seconds on the air in each round, that is, of the slowest of the clients "
+        "that send in parallel; a client in a deep fade holds up its round. Right: transmit power "
+        "times air time, of all clients and of the server.",
     ),
 )
 
@@ -98,6 +105,7 @@ def write_plots(folder: RunFolder) -> list[Path]:
         "clients": plots.client_metric(rounds),
         "traffic": plots.traffic(rounds),
         "channel": air_plots.channel(rounds),
+        "deliveries": air_plots.deliveries(rounds),
         "ranks": air_plots.ranks(rounds, _projections(summary)),
         "air": air_plots.air_time(rounds),
     }

@@ -13,6 +13,7 @@ from fedlora.report.figure import (
     COLOURS,
     GRID,
     INK,
+    MAX_NAMED,
     MUTED,
     label,
     legend,
@@ -22,9 +23,6 @@ from fedlora.report.figure import (
 )
 from fedlora.report.records import DIRECTIONS, Rounds, client_ids, client_series, series
 from fedlora.report.units import bits_scale
-
-MAX_NAMED = 32
-"""Most clients or labels that are named on an axis."""
 
 
 def learning(rounds: Rounds, *, metric_before: float | None = None) -> Figure | None:

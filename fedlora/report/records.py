@@ -24,9 +24,11 @@ class ClientRecord(TypedDict, total=False):
     """One client in one round.
 
     ``rows`` are training rows, ``loss`` and ``metric`` held-out values, ``ranks`` the rank of each
-    projection in the order of the rank space, ``snr_db`` the uplink signal-to-noise ratio,
-    ``rate_bps`` its rate in bit/s, ``bits_*`` payload without framing, ``adapter_bits`` what the
-    delivery costs, ``delivered`` None when none was due, ``epsilon`` what is spent so far.
+    projection in the order of the rank space, ``snr_db`` the downlink's signal-to-noise ratio and
+    ``rate_bps`` its rate in bit/s as the client reported them, ``bits_*`` payload without framing,
+    ``adapter_bits`` what was sent of the adapter, ``delivered`` None when none was sent,
+    ``air_seconds`` and ``energy_joules`` of the transmissions at both ends, ``epsilon`` what is
+    spent so far.
     """
 
     rows: int
@@ -40,6 +42,8 @@ class ClientRecord(TypedDict, total=False):
     bits_down: int
     adapter_bits: int
     delivered: bool | None
+    air_seconds: float
+    energy_joules: float
     epsilon: float | None
 
 
@@ -51,10 +55,16 @@ class RoundRecord(TypedDict, total=False):
     randomised labels have cost beside it. ``gradient_snr`` is the signal-to-noise ratio of each
     projection's gradient under privacy, where it was probed.
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
+<<<<<<< HEAD
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``late_deliveries`` and ``lost`` are of
     this round alone. ``train_loss`` is the mean over the round's steps; ``loss`` and ``metric`` are
     held-out values, None in rounds without evaluation. ``missed`` holds for each client that was
     late or lost the steps that went on without it.
+=======
+    ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``energy_joules``, ``late_deliveries`` and
+    ``lost`` are of this round alone. ``train_loss`` is the mean over the round's steps; ``loss``
+    and ``metric`` are held-out values, None in rounds without evaluation.
+>>>>>>> 952e74f (fedlora new, delivered adapters on devices, energy and deliveries in the report, comparisons that outlive a strategy's faults)
     """
 
     round: int
@@ -70,6 +80,7 @@ class RoundRecord(TypedDict, total=False):
     wire_bytes: Mapping[str, int]
     air_seconds: float
     client_seconds: float
+    energy_joules: float
     mean_rank: float
     late_deliveries: int
     lost: Sequence[str]
@@ -141,10 +152,12 @@ class ClientTotals:
         The last value that was reported.
     snr_db, mean_rank
         Means over the rounds that reported one.
-    bits_up, bits_down
-        Payload over all rounds.
+    bits_up, bits_down, adapter_bits
+        Payload over all rounds, and the adapters' part of it.
     deliveries, deliveries_due
-        Adapters that arrived in time, and that were due.
+        Adapters that arrived in time, and that were sent.
+    energy_joules
+        Transmit energy at both ends over all rounds; None where no channel was modelled.
     rounds_lost
         Rounds in which the client was lost.
     """
@@ -158,6 +171,8 @@ class ClientTotals:
     mean_rank: float | None
     bits_up: float
     bits_down: float
+    adapter_bits: float
+    energy_joules: float | None
     deliveries: int
     deliveries_due: int
     rounds_lost: int
@@ -188,6 +203,8 @@ def _totals(rounds: Rounds, client: str) -> ClientTotals:
         mean_rank=mean(values("mean_rank")),
         bits_up=sum(values("bits_up")),
         bits_down=sum(values("bits_down")),
+        adapter_bits=sum(values("adapter_bits")),
+        energy_joules=sum(values("energy_joules")) if values("energy_joules") else None,
         deliveries=sum(item is True for item in delivered),
         deliveries_due=sum(item is not None for item in delivered),
         rounds_lost=sum(client in (record.get("lost") or ()) for record in rounds),

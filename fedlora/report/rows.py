@@ -12,6 +12,8 @@ from fedlora.report.units import (
     bits_text,
     bytes_text,
     count_text,
+    energy_scale,
+    energy_text,
     number_text,
     seconds_text,
 )
@@ -69,7 +71,9 @@ def client_table(
         ("mean\nrank", [_optional(item.mean_rank, "{:.1f}") for item in totals]),
         _bits_column("up", [item.bits_up for item in totals]),
         _bits_column("down", [item.bits_down for item in totals]),
+        _bits_column("adapters", [item.adapter_bits for item in totals]),
         ("in\ntime", [_delivered(item) for item in totals]),
+        _energy_column([item.energy_joules for item in totals]),
         ("epsilon", [_optional(item.epsilon, "{:.2f}") for item in totals]),
         ("lost", lost),
     ]
@@ -149,6 +153,7 @@ def _ranks_and_air(summary: Mapping[str, Any]) -> list[Row]:
     return [
         *rows,
         ("air time", seconds_text(air_seconds), "modelled; slowest client, every round"),
+        ("energy", energy_text(number(summary.get("energy_joules"))), "on the air, both ends"),
         ("late deliveries", late, "adapters past their deadline"),
     ]
 
@@ -173,8 +178,14 @@ def _privacy(privacy: Mapping[str, Any] | None) -> Row:
 
 
 def _bits_column(way: str, values: Sequence[float]) -> tuple[str, list[str]]:
-    scale, unit = bits_scale(max(values, default=0.0))
-    return f"{way}\n{unit}", [f"{value / scale:,.1f}" for value in values]
+    largest = max(values, default=0.0)
+    scale, unit = bits_scale(largest)
+    return f"{way}\n{unit}", [f"{v / scale:,.1f}" if largest else ABSENT for v in values]
+
+
+def _energy_column(values: Sequence[float | None]) -> tuple[str, list[str]]:
+    scale, unit = energy_scale(max((value or 0.0 for value in values), default=0.0))
+    return f"energy\n{unit}", [ABSENT if v is None else f"{v / scale:,.1f}" for v in values]
 
 
 def _delivered(item: ClientTotals) -> str:

@@ -98,7 +98,8 @@ class Summary:
     versions, commit
         Of the software.
     extra
-        Further keys, such as ``wire_bytes``, ``client_seconds`` or ``projections``.
+        Further keys, such as ``wire_bytes``, ``client_seconds``, ``energy_joules`` (transmit power
+        times air time, both ends) or ``projections``.
     """
 
     metric_name: str
@@ -157,7 +158,8 @@ class Summary:
     ) -> Summary:
         """Add up the rounds of ``metrics.jsonl``; see the class for the parameters.
 
-        ``wire_bytes`` (by direction) and ``client_seconds`` are summed into ``extra``.
+        ``wire_bytes`` (by direction), ``client_seconds`` and ``energy_joules`` are summed into
+        ``extra``.
         """
 
         def total(key: str) -> float:
@@ -197,6 +199,7 @@ class Summary:
             extra={
                 "wire_bytes": wire_bytes,
                 "client_seconds": total("client_seconds"),
+                "energy_joules": total("energy_joules"),
                 **(extra or {}),
             },
         )

@@ -20,6 +20,19 @@ def bits_scale(largest: float) -> tuple[float, str]:
     return _scale(largest, "bit", 1000, ("", "k", "M", "G", "T", "P"))
 
 
+def energy_text(joules: float | None) -> str:
+    """Write an energy with an SI prefix, such as ``12.3 kJ``."""
+    if joules is None:
+        return ABSENT
+    scale, unit = energy_scale(joules)
+    return f"{joules:.2f} J" if scale == 1 else _three_digits(joules, scale, unit)
+
+
+def energy_scale(largest: float) -> tuple[float, str]:
+    """Return the number of joules in the unit that suits the largest of some, and its name."""
+    return _scale(largest, "J", 1000, ("", "k", "M", "G"))
+
+
 def bytes_text(size: float | None) -> str:
     """Write a number of bytes with a binary prefix, such as ``412 MiB``."""
     if size is None:

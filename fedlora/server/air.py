@@ -25,6 +25,8 @@ _KIND = {
     "embedding": "representation",
 }
 
+_ANYBODY = -1  # stands for a client that has not taken part yet
+
 
 class Air:
     """Books what travels and delivers adapters.
@@ -155,12 +157,23 @@ class Air:
     def state_dict(self) -> dict[str, Any]:
         """Return what has been booked, for a checkpoint between rounds."""
         bits = {purpose: list(amounts) for purpose, amounts in self._bits.items()}
-        return {"ledger": self.ledger.state_dict(), "bits": bits}
+        return {
+            "ledger": self.ledger.state_dict(),
+            "bits": bits,
+            "scheduler": self._scheduler.state_dict(),
+            "loads": {
+                str(client): dataclasses.asdict(load)
+                for client, load in [*self._loads.items(), (_ANYBODY, self._load)]
+            },
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, in place of what was booked since the start."""
         self.ledger.load_state_dict(state["ledger"])
         self._bits = {purpose: list(amounts) for purpose, amounts in state["bits"].items()}
+        self._scheduler.load_state_dict(state["scheduler"])
+        self._loads = {int(client): ClientLoad(**load) for client, load in state["loads"].items()}
+        self._load = self._loads.pop(_ANYBODY)
 
     def client_record(self, round_: int, client: str) -> ClientRecord:
         """Return a client's part of a round record."""
@@ -172,6 +185,8 @@ class Air:
             bits_down=sum(row.bits["down"].values()),
             adapter_bits=row.bits["down"]["adapter"],
             delivered=row.delivered,
+            air_seconds=row.air_seconds,
+            energy_joules=self.ledger.energy_joules(row),
         )
 
     def round_record(self, round_: int) -> RoundRecord:
@@ -182,5 +197,6 @@ class Air:
             wire_bytes=totals["wire_bytes"],
             air_seconds=totals["air_seconds"],
             client_seconds=totals["client_seconds"],
+            energy_joules=totals["energy_joules"],
             late_deliveries=totals["late_deliveries"],
         )

@@ -43,14 +43,15 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
     grid
         Flower's way to the nodes.
     config
-        ``scenario`` (name, path or TOML text), ``set`` (overrides, separated by blanks), ``out``
+        ``scenario`` (name, TOML text or path; a relative one is looked up in the app's folder
+        first), ``set`` (overrides, separated by blanks), ``out``
         (run folder), ``prepared`` (whether the caller has made the folder), and ``resume`` (folder
         of a run to go on with, in place of all these). Where the folder holds a checkpoint, the run
         goes on from it.
     run_id
         Flower's number of the run.
     """
-    scenario = find_scenario(str(config.get("scenario") or "quickstart"))
+    scenario = find_scenario(_in_bundle(str(config.get("scenario") or "quickstart")))
     scenario = with_overrides(scenario, str(config.get("set") or "").split())
     out = str(config.get("out") or "") or f"runs/{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     prepared = bool(config.get("prepared", False))
@@ -75,6 +76,14 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
         write_results(folder, server, results)
     if not prepared:  # otherwise whoever made the folder follows the run and reports on it
         write_report(folder)
+
+
+def _in_bundle(scenario: str) -> str:
+    """Return the path of a scenario file in the app's bundle, which Flower puts on the path."""
+    for folder in map(Path, sys.path) if scenario.endswith(".toml") else ():
+        if (folder / "pyproject.toml").is_file() and (folder / scenario).is_file():
+            return str(folder / scenario)
+    return scenario
 
 
 def _train(

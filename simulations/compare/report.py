@@ -20,6 +20,7 @@ from simulations.compare.statistics import (
     with_best_fixed,
 )
 from simulations.compare.store import CompareFolder, write_table
+from simulations.compare.trial import Result
 
 
 def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -> None:
@@ -43,7 +44,24 @@ def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -
     console.print(_means(rows, name))
     if best:
         console.print(_winners(best))
+    for text in _faults(folder.results):
+        console.print(text, style="yellow", markup=False, highlight=False)
     console.print(f"tables and plots: {folder.path}")
+
+
+def _faults(results: Sequence[Result]) -> list[str]:
+    """Say of each strategy that erred how often, what first, and what its figures are worth."""
+    texts = []
+    for name in sorted({result.row["strategy"] for result in results if result.complaints}):
+        own = [result for result in results if result.row["strategy"] == name]
+        erred = [result for result in own if result.complaints]
+        row = erred[0].row
+        texts.append(
+            f"{name} erred in {len(erred)} of {len(own)} runs, and its last valid ranks, or the "
+            f"smallest, were used: its figures are not those of the strategy. First at "
+            f"{row['snr_db']:g} dB, seed {row['seed']}: {erred[0].complaints[0]}"
+        )
+    return texts
 
 
 def _means(rows: Sequence[Any], metric: str) -> Table:

@@ -109,7 +109,8 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, 
 
 def _result(table: Mapping[str, Any]) -> Result:
     projections = [(layer, name) for layer, name in table["projections"]]
-    return Result(table["row"], projections, table["mean_ranks"], table["trace"])
+    complaints = table.get("complaints", [])
+    return Result(table["row"], projections, table["mean_ranks"], table["trace"], complaints)
 
 
 def _append_line(path: Path, table: Mapping[str, Any]) -> None:

@@ -47,6 +47,11 @@ def parse_strategies(text: str) -> list[Contender]:
     for part in _COMMA_OUTSIDE.split(text):
         span = _RANGE.search(part)
         ranks = range(int(span[1]), int(span[2]) + 1) if span else [None]
+        if not ranks:
+            raise FedloraError(
+                f"strategy {part.strip()!r} names no rank; write the smaller one first, as in "
+                "uniform(r=1..16)"
+            )
         for r in ranks:
             contenders.append(_contender(part if r is None else _RANGE.sub(f"r={r}", part)))
     labels = [contender.label for contender in contenders]
@@ -89,9 +94,8 @@ def _contender(text: str) -> Contender:
             f"cannot read strategy {label!r}; write a name, module:Class, or either with options "
             "such as uniform(r=4)"
         )
-    lines = _COMMA_OUTSIDE.sub("\n", (match["options"] or "").replace(",", "\n"))
     try:
-        options = tomllib.loads(lines)
+        options = tomllib.loads(f"options = {{{match['options'] or ''}}}")["options"]
     except tomllib.TOMLDecodeError:
         raise FedloraError(
             f"cannot read the options of strategy {label!r}; write name(key=value, key=value) with "

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fedlora.config import RanksConfig, Scenario
-from fedlora.errors import FedloraError
 from simulations.compare.reward import (
     Losses,
     client_rewards,
@@ -59,12 +58,15 @@ class Result:
         Mean delivered rank of each projection, over the rounds and clients.
     trace
         For each round and client: SNR in dB, mean delivered rank, whether it arrived, and loss.
+    complaints
+        What the strategy did wrong, if anything; the last valid ranks were used instead.
     """
 
     row: dict[str, Any]
     projections: list[tuple[int, str]]
     mean_ranks: list[float]
     trace: list[dict[str, Any]] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
 
 
 def run_reference(scenario: Scenario, seed: int) -> Losses:
@@ -107,10 +109,6 @@ def run_trial(scenario: Scenario, trial: Trial, reference: Losses, price: float)
     record = Record()
     server = connect(scenario, record, workers=1)
     server.training.run()
-    complaints = server.training.ranking.strategy.complaints
-    if complaints:
-        raise FedloraError(f"strategy {trial.contender.label} erred: {complaints[0]}")
-
     rounds, losses = record.rounds, losses_by_round(record.rounds)
     deadline_s = scenario.channel.deadline_s
     rewards, trace, ranks = [], [], []
@@ -145,7 +143,8 @@ def run_trial(scenario: Scenario, trial: Trial, reference: Losses, price: float)
     }
     space = server.training.ranking.space
     projections = [(p.layer, p.name) for p in space.projections]
-    return Result(row, projections, np.mean(ranks, axis=0).tolist(), trace)
+    complaints = [str(complaint) for complaint in server.training.ranking.strategy.complaints]
+    return Result(row, projections, np.mean(ranks, axis=0).tolist(), trace, complaints)
 
 
 def trial_scenario(scenario: Scenario, trial: Trial) -> Scenario:

@@ -14,6 +14,8 @@ def test_strategies_may_have_options_and_come_from_modules():
         ("my.module:Mine", {"step": 0.1, "name": "a b"}),
     ]
     assert [c.label for c in parsed][1] == "uniform(r=4)"
+    (several,) = parse_strategies('bandit(fractions=[0.5, 1.0], name="a, b")')
+    assert several.options == {"fractions": [0.5, 1.0], "name": "a, b"}
 
 
 def test_a_range_of_ranks_stands_for_each_of_them():
@@ -24,7 +26,7 @@ def test_a_range_of_ranks_stands_for_each_of_them():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "greedy,,random", "uniform(r=4", "uniform(4)", "greedy,greedy"]
+    "text", ["", "greedy,,random", "uniform(r=4", "uniform(4)", "greedy,greedy", "uniform(r=4..2)"]
 )
 def test_strategies_that_cannot_be_read_are_named(text):
     with pytest.raises(FedloraError) as caught:

@@ -1,0 +1,1 @@
+"""``fedlora participation``: what more participants a round buy, beside the predicted trend."""

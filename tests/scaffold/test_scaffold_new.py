@@ -1,0 +1,100 @@
+"""A new app of ``fedlora new`` works as it is, in every way that its README names."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedlora.channel.channel import build_channel
+from fedlora.config import load_scenario, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.scaffold.write import AppNames, write_app
+from fedlora.scenarios import check_scenario
+
+FEDLORA = Path(sys.executable).with_name("fedlora")
+SMALL = ("train.rounds=1", "train.steps=1", "federation.clients=2", "data.max_rows=80")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "far-ranks"
+    # Not AppNames.of, which sees the module that an earlier test has imported.
+    write_app(folder, AppNames("far-ranks", "far_ranks", "FarRanks"), channel=True)
+    return folder
+
+
+def run(app: Path, command: list) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=app, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_the_scenario_finds_its_plug_ins_wherever_it_is_run_from(app, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    scenario = load_scenario(app / "scenario.toml")
+    assert scenario.python_path == str(app)
+    check_scenario(scenario)
+    channel = build_channel(scenario.channel, scenario.seed)
+    snrs_db = {channel.truth(0, round_).down_snr_db for round_ in range(40)}
+    assert snrs_db == {0.0, -10.0}
+
+
+def test_its_check_and_a_comparison_pass(app):
+    done = run(app, [sys.executable, "check.py"])
+    assert (done.returncode, done.stdout) == (0, "FarRanks is sound\n")
+    (line,) = re.findall(r"^fedlora compare .*", (app / "README.md").read_text(), re.MULTILINE)
+    command = shlex.split(line.replace("--snr 0,10 --seeds 3", "--snr 10 --seeds 1"))
+    small = [word for setting in SMALL for word in ("--set", setting)]
+    done = run(app, [FEDLORA, *command[1:], *small])
+    assert done.returncode == 0, done.stderr
+    with (app / "comparison" / "compare.csv").open() as stream:
+        rows = {row["strategy"]: row for row in csv.DictReader(stream)}
+    assert set(rows) == {"far_ranks.strategy:FarRanks", "greedy"}
+    # In its first round the strategy has no late delivery behind it, and decides as greedy does.
+    assert len({row["adapter_bits"] for row in rows.values()}) == 1
+    assert float(rows["greedy"]["adapter_bits"]) > 0
+
+
+def test_it_is_a_flower_app_of_installed_components(app):
+    project = tomllib.loads((app / "pyproject.toml").read_text())
+    own = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["components"] == own["tool"]["flwr"]["app"]["components"]
+    assert set(project["tool"]["flwr"]["app"]["config"]) == set(
+        own["tool"]["flwr"]["app"]["config"]
+    )
+    assert project["project"]["dependencies"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["3d", "a b", "a--b", "-a", "class", "torch", "json", "strategies"]
+)
+def test_a_name_that_python_cannot_import_or_has_already_is_refused(name):
+    with pytest.raises(FedloraError, match=r"; (write|take) "):
+        AppNames.of(name)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(app):
+    (app / "check.py").write_text("mine")
+    with pytest.raises(FedloraError, match="not an empty folder"):
+        write_app(app, AppNames("far-ranks", "far_ranks", "FarRanks"), channel=False)
+    assert (app / "check.py").read_text() == "mine"
+
+
+def test_a_relative_python_path_starts_from_the_file_or_the_working_directory(
+    app, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    scenario = load_scenario(app / "scenario.toml")
+    assert with_overrides(scenario, ["seed=3"]).python_path == str(app)
+    assert with_overrides(scenario, ["python_path=plugins"]).python_path == str(
+        tmp_path / "plugins"
+    )
+    with pytest.raises(FedloraError, match=r"python_path is .*plugins', but there is no such"):
+        check_scenario(with_overrides(scenario, ["python_path=plugins"]))
