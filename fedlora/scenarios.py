@@ -72,7 +72,7 @@ def describe_scenarios() -> list[tuple[str, str]]:
 
 
 def check_scenario(scenario: Scenario) -> None:
-    """Refuse at once what would only fail after Flower has started.
+    """Refuse at once what a simulation would only fail at after Flower has started.
 
     Raises
     ------
@@ -97,7 +97,11 @@ def check_scenario(scenario: Scenario) -> None:
             )
         sys.path.insert(0, scenario.python_path)
     create_strategy(scenario.ranks, scenario.seed)
-    build_channel(scenario.channel, scenario.seed)
+    if build_channel(scenario.channel, scenario.seed).measured:
+        raise FedloraError(
+            f"channel.model is {scenario.channel.model!r}, which is what devices measure; choose a "
+            "simulated model for a simulation, such as rayleigh, or replay a recording with trace"
+        )
     build_scheduler(scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed)
     choose_targets(_linear(checkpoint), scenario.lora.targets)
     _check_data(scenario, pooled=task.pooled)

@@ -85,6 +85,10 @@ class Channel:
         rng = stream(self._seed, Stream.REPORT, client, round)
         return estimate(seen, setting.error_db, self.rule, rng)
 
+    def knows(self, client: int) -> bool:
+        """Return whether there is anything to say of a client's channel: not before it measured."""
+        return not isinstance(self.model, MeasuredChannel) or self.model.knows(client)
+
     def observe(self, client: int, state: ChannelState) -> None:
         """Take a client's measured state; a simulated channel needs none and ignores it."""
         if isinstance(self.model, MeasuredChannel):

@@ -64,7 +64,8 @@ class AirLedger:
 
     Clients send in parallel, each on its own share of the bandwidth. Within a round a client's
     payloads follow one another, so that each meets the fading of its time. Seconds are modelled air
-    time, also in a deployment, where the channel is what the clients measured.
+    time, also in a deployment, where the channel is what the clients measured; what travels before
+    a client's first measurement takes none.
 
     Parameters
     ----------
@@ -210,16 +211,19 @@ class AirLedger:
         **deadline: float,
     ) -> Delivery:
         row = self._row(client)
-        sent = deliver(
-            self._channel,
-            bits,
-            client,
-            self._round,
-            start_s=row.air_seconds,
-            direction=direction,
-            bandwidth_hz=self._bandwidth_hz.get(client),
-            **deadline,
-        )
+        if self._channel.knows(client):
+            sent = deliver(
+                self._channel,
+                bits,
+                client,
+                self._round,
+                start_s=row.air_seconds,
+                direction=direction,
+                bandwidth_hz=self._bandwidth_hz.get(client),
+                **deadline,
+            )
+        else:
+            sent = Delivery(True, 0.0, bits)
         row.bits[direction][kind] += sent.bits_sent
         row.seconds[direction][kind] += sent.seconds
         share = sent.bits_sent / bits if bits else 1.0
@@ -231,12 +235,15 @@ class AirLedger:
             raise FedloraError("no round is open in the air ledger; call start_round first")
         rows = self._rows.setdefault(self._round, {})
         if client not in rows:
-            state = self._channel.truth(
-                client, self._round, bandwidth_hz=self._bandwidth_hz.get(client)
+            hz = self._bandwidth_hz.get(client)
+            row = AirRow(
+                self._round, client, self._channel.model.bandwidth_hz(client, 0), None, None
             )
-            rows[client] = AirRow(
-                self._round, client, state.bandwidth_hz, state.up_snr_db, state.down_snr_db
-            )
+            if self._channel.knows(client):
+                state = self._channel.truth(client, self._round, bandwidth_hz=hz)
+                row.bandwidth_hz = state.bandwidth_hz
+                row.up_snr_db, row.down_snr_db = state.up_snr_db, state.down_snr_db
+            rows[client] = row
         return rows[client]
 
     def _of(self, round: int) -> list[AirRow]:

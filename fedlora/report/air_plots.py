@@ -139,8 +139,9 @@ def deliveries(rounds: Rounds) -> Figure | None:
             for place, rank in zip(*client_series(rounds, client, "mean_rank"), strict=True):
                 column = numbers.index(place)
                 colour = INK if states[row, column] == _NOT_SENT else "white"
-                place_text = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
-                ax.text(column, row, f"{rank:.1f}", **place_text)
+                ax.text(
+                    column, row, f"{rank:.1f}", ha="center", va="center", fontsize=7, color=colour
+                )
     ax.grid(visible=False)
     if len(numbers) <= MAX_NAMED:
         ax.set_xticks(range(len(numbers)), [str(number) for number in numbers])

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from fedlora.report.run_folder import replace_file
 
@@ -78,6 +78,17 @@ def round_axis(ax: Axes, rounds: Sequence[int]) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     if rounds:
         ax.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
+
+
+def log_scale(ax: Axes, *, x: bool = False, y: bool = False) -> None:
+    """Make axes logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+    for wanted, axis, set_scale in ((x, ax.xaxis, ax.set_xscale), (y, ax.yaxis, ax.set_yscale)):
+        if not wanted:
+            continue
+        set_scale("log")
+        axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def legend(ax: Axes, *, columns: int = 1) -> None:

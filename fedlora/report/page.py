@@ -70,7 +70,8 @@ def render(folder: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    header, rows = client_table(client_totals(rounds), str(summary.get("metric_name") or "metric"))
+    metric_name = str(summary.get("metric_name") or "metric")
+    header, rows = client_table(client_totals(rounds), metric_name, wide=True)
     scenario = _text(folder.scenario)
     return environment.get_template("page.html").render(
         name=_name(scenario) or folder.path.resolve().name,

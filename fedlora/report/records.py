@@ -55,16 +55,10 @@ class RoundRecord(TypedDict, total=False):
     randomised labels have cost beside it. ``gradient_snr`` is the signal-to-noise ratio of each
     projection's gradient under privacy, where it was probed.
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
-<<<<<<< HEAD
-    ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``late_deliveries`` and ``lost`` are of
-    this round alone. ``train_loss`` is the mean over the round's steps; ``loss`` and ``metric`` are
-    held-out values, None in rounds without evaluation. ``missed`` holds for each client that was
-    late or lost the steps that went on without it.
-=======
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``energy_joules``, ``late_deliveries`` and
     ``lost`` are of this round alone. ``train_loss`` is the mean over the round's steps; ``loss``
-    and ``metric`` are held-out values, None in rounds without evaluation.
->>>>>>> 952e74f (fedlora new, delivered adapters on devices, energy and deliveries in the report, comparisons that outlive a strategy's faults)
+    and ``metric`` are held-out values, None in rounds without evaluation. ``missed`` holds for each
+    client that was late or lost the steps that went on without it.
     """
 
     round: int

@@ -56,24 +56,25 @@ def result_rows(summary: Mapping[str, Any]) -> list[list[Row]]:
 
 
 def client_table(
-    totals: Sequence[ClientTotals], metric_name: str
+    totals: Sequence[ClientTotals], metric_name: str, *, wide: bool
 ) -> tuple[list[str], list[tuple[str, ...]]]:
     """Return the header (name, line break, unit) and a row for each client.
 
-    Columns that nobody has a value in are left out.
+    Columns that nobody has a value in are left out, and where it is not ``wide``, as on a terminal
+    of 80 columns, training rows and energy.
     """
     lost = [str(item.rounds_lost) if item.rounds_lost else ABSENT for item in totals]
     columns: list[tuple[str, list[str]]] = [
         ("client", [item.client for item in totals]),
-        ("rows", [count_text(item.rows) for item in totals]),
+        ("rows", [count_text(item.rows) if wide else ABSENT for item in totals]),
         (metric_name, [number_text(item.metric) for item in totals]),
         ("SNR\ndB", [_optional(item.snr_db, "{:.1f}") for item in totals]),
         ("mean\nrank", [_optional(item.mean_rank, "{:.1f}") for item in totals]),
         _bits_column("up", [item.bits_up for item in totals]),
         _bits_column("down", [item.bits_down for item in totals]),
-        _bits_column("adapters", [item.adapter_bits for item in totals]),
+        _bits_column("LoRA", [item.adapter_bits for item in totals]),
         ("in\ntime", [_delivered(item) for item in totals]),
-        _energy_column([item.energy_joules for item in totals]),
+        _energy_column([item.energy_joules if wide else None for item in totals]),
         ("epsilon", [_optional(item.epsilon, "{:.2f}") for item in totals]),
         ("lost", lost),
     ]

@@ -51,7 +51,7 @@ def clients_table(rounds: Rounds, *, metric_name: str = "metric", limit: int = 1
     totals = client_totals(rounds)
     if not totals:
         return None
-    header, rows = client_table(totals, metric_name)
+    header, rows = client_table(totals, metric_name, wide=False)
     more = len(rows) - limit
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -12,6 +12,7 @@ from fedlora.channel.channel import build_channel
 from fedlora.channel.ledger import AirLedger, AirRow
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 from fedlora.ranks.reports import ClientReport
 from fedlora.report.records import ClientRecord, RoundRecord
 
@@ -66,6 +67,22 @@ class Air:
         """Open round ``round_``, counted from 1, with the bandwidth that clients were given."""
         shares = {int(client): hz for client, hz in (bandwidth_hz or {}).items()}
         self.ledger.start_round(round_ - 1, shares)
+
+    def note_report(self, client: str, report: ClientReport) -> None:
+        """Take the link that a client measured, where the channel is what clients measure.
+
+        Raises
+        ------
+        FedloraError
+            When the client reports no rate, although the scenario rests on it.
+        """
+        if report.channel is not None:
+            self.channel.observe(int(client), report.channel)
+        elif self.channel.measured:
+            raise FedloraError(
+                "it reports no measured link, and channel.model is measured; let it measure, or "
+                "set channel.model to a simulated channel"
+            )
 
     def schedule(
         self, round_: int, reports: Mapping[str, ClientReport]

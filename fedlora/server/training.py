@@ -247,7 +247,9 @@ class Training:
         for client, reply in replies.items():
             try:
                 self.cohort.expect(client, reply, m.REPORT)
-                reports[client] = ClientReport.from_dict(dict(reply.fields))
+                report = ClientReport.from_dict(dict(reply.fields))
+                self.air.note_report(client, report)
+                reports[client] = report
             except FedloraError as error:
                 self.cohort.drop(client, str(error))
         return reports

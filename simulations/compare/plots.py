@@ -8,12 +8,26 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fedlora.report.figure import COLOURS, INK, MUTED, SEQUENTIAL, label, literal, panels, save
+from fedlora.report.figure import (
+    COLOURS,
+    INK,
+    MUTED,
+    SEQUENTIAL,
+    label,
+    legend,
+    literal,
+    log_scale,
+    panels,
+    round_axis,
+    save,
+)
 from simulations.compare.statistics import Row, by_strategy, interval, snrs_db, with_best_fixed
 from simulations.compare.trial import Result
 
 _MARKERS = "osD^vPX*"
+_MOST_COLUMNS = 24  # of all panels of a rank map together, if its numbers are to be read
 
 
 def draw_all(
@@ -60,11 +74,11 @@ def _over_snr(
             interval([scale * row[column] for row in own if row["snr_db"] == snr]) for snr in snrs
         ]
         _errors(ax, index, name, [s + shift for s in snrs], points)
-    if log:
-        ax.set_yscale("log")
-    label(ax, title=f"{title}, with 95% confidence intervals", x="mean SNR in dB", y=title)
+    log_scale(ax, y=log)
+    head = f"{title[:1].upper()}{title[1:]}"
+    label(ax, title=f"{head}: mean and 95% interval{_seeds(rows)}", x="mean SNR in dB", y=title)
     ax.set_xticks(snrs_db(rows))
-    ax.legend(fontsize=8, frameon=False)
+    legend(ax, columns=4)
     return figure
 
 
@@ -76,15 +90,14 @@ def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Fi
         bits = [float(np.mean([1e-6 * row["adapter_bits"] for row in group])) for group in here]
         points = [interval([row["metric"] for row in group]) for group in here]
         _errors(ax, index, name, bits, points)
-    if log:
-        ax.set_yscale("log")
+    log_scale(ax, y=log)
     label(
         ax,
-        title="What the bits buy: one point for each SNR",
+        title=f"What the bits buy: a point for each SNR, mean and 95% interval{_seeds(rows)}",
         x="adapters on the air in Mbit",
         y=metric_name,
     )
-    ax.legend(fontsize=8, frameon=False)
+    legend(ax, columns=4)
     return figure
 
 
@@ -103,17 +116,23 @@ def _rank_map(name: str, results: Sequence[Result]) -> Figure:
         maps.append(grid)
     figure, axes = panels(len(snrs), height=1.4 + 0.25 * len(kinds))
     top = max(float(np.nanmax(grid)) for grid in maps)
+    image = None
     for ax, snr, grid in zip(axes, snrs, maps, strict=True):
-        ax.imshow(grid, aspect="auto", cmap=SEQUENTIAL, vmin=0, vmax=max(top, 1e-9))
-        if grid.size <= 64:
+        image = ax.imshow(grid, aspect="auto", cmap=SEQUENTIAL, vmin=0, vmax=max(top, 1e-9))
+        if len(layers) * len(snrs) <= _MOST_COLUMNS:
             for (y, x), rank in np.ndenumerate(grid):
                 dark = rank > 0.6 * top
                 colour = "white" if dark else INK
                 ax.text(x, y, f"{rank:.1f}", ha="center", va="center", fontsize=6, color=colour)
         ax.set_yticks(range(len(kinds)), literal(kinds) if ax is axes[0] else [], fontsize=7)
-        ax.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         ax.grid(visible=False)
         label(ax, title=f"{snr:g} dB", x="layer", y="")
+    if image is not None:
+        bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
+        bar.set_label("mean rank", fontsize=9, color=MUTED)
+        bar.ax.tick_params(colors=MUTED, labelsize=8)
+        bar.outline.set_visible(False)
     figure.suptitle(f"Mean delivered rank, {literal([name])[0]}", fontsize=9, color=MUTED)
     return figure
 
@@ -128,13 +147,27 @@ def _over_time(name: str, results: Sequence[Result]) -> Figure:
     rounds = [entry["round"] for entry in trace]
     figure, (left, right) = panels(2)
     left.plot(rounds, [entry["snr_db"] for entry in trace], color=COLOURS[0], marker="o", ms=4)
-    label(left, title=f"Channel of client {client}", x="round", y="SNR in dB")
+    label(left, title=f"Client {client}, mean {middle:g} dB", x="round", y="reported SNR in dB")
     arrived = [entry["mean_rank"] if entry["delivered"] else np.nan for entry in trace]
-    right.bar(rounds, [entry["mean_rank"] for entry in trace], color=COLOURS[7], label="late")
-    right.bar(rounds, arrived, color=COLOURS[2], label="delivered")
-    right.legend(fontsize=8, frameon=False)
+    right.bar(rounds, [entry["mean_rank"] for entry in trace], color=COLOURS[1], label="late")
+    right.bar(rounds, arrived, color=COLOURS[2], label="in time")
+    for ax in (left, right):
+        round_axis(ax, rounds)
+    legend(right, columns=2)
     label(right, title=f"Mean rank sent, {literal([name])[0]}", x="round", y="mean rank")
     return figure
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """Say how many seeds stand behind a point."""
+    counts = {
+        len([row for row in own if row["snr_db"] == snr])
+        for own in by_strategy(rows).values()
+        for snr in snrs_db(own)
+    }
+    low, high = min(counts), max(counts)
+    many = f"{low}" if low == high else f"{low} to {high}"
+    return f" over {many} seed{'' if high == 1 else 's'}"
 
 
 def _errors(ax: Axes, index: int, name: str, x: Sequence[float], points: Sequence) -> None:

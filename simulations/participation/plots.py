@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from fedlora.report.figure import COLOURS, INK, label, legend, panels, round_axis, save
+from fedlora.report.figure import COLOURS, INK, label, legend, log_scale, panels, round_axis, save
 from simulations.participation.trend import Trend, explained
 
 Curves = Mapping[int, np.ndarray]
@@ -63,11 +63,11 @@ def draw_trade_off(path: Path, groups: Mapping[str, Sequence[Mapping[str, float]
         colour, dashed = COLOURS[index % len(COLOURS)], name.startswith("n")
         left.plot(seconds, losses, "--" if dashed else "-", color=colour, lw=1.4, label=name)
         _point(right, name, rows, colour, hollow=dashed)
-    left.set_xscale("log")
+    log_scale(left, x=True)
     label(left, title="Loss over air time", x="modelled air time in s", y="held-out loss in nats")
     legend(left, columns=4)
     label(right, title="What a round costs", x="mean delay of a round in s", y="mean participants")
-    right.set_xscale("log")
+    log_scale(right, x=True)
     return save(figure, path)
 
 

@@ -92,13 +92,42 @@ def test_channel_shows_every_client_by_name_or_their_median(make_rounds):
     assert median == pytest.approx(expected)
 
 
+def test_deliveries_show_who_was_late_and_who_was_sent_nothing(make_rounds):
+    rounds = make_rounds(clients=3, rounds=2)
+    states = {"client-0": (True, None), "client-1": (False, True), "client-2": (None, None)}
+    for client, delivered in states.items():
+        for record, state in zip(rounds, delivered, strict=True):
+            record["clients"][client]["delivered"] = state
+    (image,) = air_plots.deliveries(rounds).axes[0].images
+    none_sent, in_time, late = 0, 1, 2
+    assert image.get_array().tolist() == [
+        [in_time, none_sent],
+        [late, in_time],
+        [none_sent, none_sent],
+    ]
+    for record in rounds:
+        for client in record["clients"].values():
+            client["delivered"] = None
+    assert air_plots.deliveries(rounds) is None
+
+
+def test_air_shows_the_energy_of_each_round_in_a_fitting_unit(make_rounds):
+    rounds = make_rounds(rounds=2)
+    assert len(air_plots.air_time(rounds).axes) == 1
+    for record, joules in zip(rounds, (1500.0, 3000.0), strict=True):
+        record["energy_joules"] = joules
+    right = air_plots.air_time(rounds).axes[1]
+    assert [bar.get_height() for bar in right.patches] == [1.5, 3.0]
+    assert right.get_ylabel().startswith("kJ")
+
+
 def test_measured_channel_without_snr_shows_its_rate(make_rounds):
     rounds = make_rounds(clients=2)
     for record in rounds:
         for client in record["clients"].values():
             client["snr_db"] = None
     left = air_plots.channel(rounds).axes[0]
-    assert left.get_ylabel() == "uplink rate in Mbit/s"
+    assert left.get_ylabel() == "downlink rate in Mbit/s"
     rates = [record["clients"]["client-0"]["rate_bps"] / 1e6 for record in rounds]
     assert left.lines[0].get_ydata() == pytest.approx(rates)
 

@@ -44,7 +44,7 @@ ALWAYS = {
 
 def test_every_key_is_there(finished):
     summary = json.loads(finished.summary.read_text())
-    assert set(summary) == ALWAYS | {"wire_bytes", "client_seconds", "projections"}
+    assert set(summary) == ALWAYS | {"wire_bytes", "client_seconds", "energy_joules", "projections"}
     assert set(summary["bits"]["up"]) == {"activation", "gradient", "control"}
     assert set(summary["bits"]["down"]) == {"representation", "adapter", "control"}
     assert {"epsilon", "delta", "adjacency", "covers", "excludes"} <= set(summary["privacy"])

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import re
-import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -15,10 +11,12 @@ import pytest
 from fedlora.channel.channel import build_channel
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.ranks import check_rank_strategy, create_strategy
 from fedlora.scaffold.write import AppNames, write_app
 from fedlora.scenarios import check_scenario
+from simulations.compare.strategies import parse_strategies
+from simulations.compare.trial import Trial, run_reference, run_trial, use_python_path
 
-FEDLORA = Path(sys.executable).with_name("fedlora")
 SMALL = ("train.rounds=1", "train.steps=1", "federation.clients=2", "data.max_rows=80")
 
 
@@ -28,12 +26,6 @@ def app(tmp_path: Path) -> Path:
     # Not AppNames.of, which sees the module that an earlier test has imported.
     write_app(folder, AppNames("far-ranks", "far_ranks", "FarRanks"), channel=True)
     return folder
-
-
-def run(app: Path, command: list) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=app, capture_output=True, text=True, check=False, timeout=300
-    )
 
 
 def test_the_scenario_finds_its_plug_ins_wherever_it_is_run_from(app, monkeypatch):
@@ -46,20 +38,18 @@ def test_the_scenario_finds_its_plug_ins_wherever_it_is_run_from(app, monkeypatc
     assert snrs_db == {0.0, -10.0}
 
 
-def test_its_check_and_a_comparison_pass(app):
-    done = run(app, [sys.executable, "check.py"])
-    assert (done.returncode, done.stdout) == (0, "FarRanks is sound\n")
-    (line,) = re.findall(r"^fedlora compare .*", (app / "README.md").read_text(), re.MULTILINE)
-    command = shlex.split(line.replace("--snr 0,10 --seeds 3", "--snr 10 --seeds 1"))
-    small = [word for setting in SMALL for word in ("--set", setting)]
-    done = run(app, [FEDLORA, *command[1:], *small])
-    assert done.returncode == 0, done.stderr
-    with (app / "comparison" / "compare.csv").open() as stream:
-        rows = {row["strategy"]: row for row in csv.DictReader(stream)}
-    assert set(rows) == {"far_ranks.strategy:FarRanks", "greedy"}
-    # In its first round the strategy has no late delivery behind it, and decides as greedy does.
-    assert len({row["adapter_bits"] for row in rows.values()}) == 1
-    assert float(rows["greedy"]["adapter_bits"]) > 0
+def test_its_strategy_is_sound_and_spends_as_greedy_does_before_it_has_learnt(app, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    scenario = with_overrides(load_scenario(app / "scenario.toml"), SMALL)
+    use_python_path(scenario)
+    assert check_rank_strategy(create_strategy(scenario.ranks, 0)) == []
+    reference = run_reference(scenario, 0)
+    own, greedy = (
+        run_trial(scenario, Trial(contender, 10.0, 0), reference, 0.2)
+        for contender in parse_strategies("far_ranks.strategy:FarRanks,greedy")
+    )
+    assert own.row["adapter_bits"] == greedy.row["adapter_bits"] > 0
+    assert own.complaints == []
 
 
 def test_it_is_a_flower_app_of_installed_components(app):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from federation import Federation, scenario
 from unsplit import Unsplit
 
 from clients.batches import BatchStream
+from clients.edge_client import EdgeClient
+from fedlora.channel.state import ChannelState
+from fedlora.ranks import ClientReport
+from fedlora.report.summary import Summary
 
 RANKS = [[1, 3, 1, 2], [3, 3, 1, 1], [3, 1, 1, 3]]
 ARRIVES = [[True, False, True, True], [False, False, True, True], [False, True, True, False]]
@@ -150,3 +155,68 @@ def test_air_time_is_bits_over_the_rate(tiny, records):
                 seconds.append(row.air_seconds)
         assert record["air_seconds"] == pytest.approx(max(seconds))
         assert record["client_seconds"] == pytest.approx(sum(seconds))
+
+
+def test_a_measured_link_decides_what_is_late_and_silent_clients_leave(tiny, records):
+    rates_bps = {0: 2.5 * RANK_BITS / DEADLINE_S, 1: 0.5 * RANK_BITS / DEADLINE_S, 2: None}
+
+    def measuring(client: EdgeClient) -> Any:
+        rate = rates_bps[int(client.name)]
+        state = rate and ChannelState(None, None, 1e6, rate, rate, derived=True)
+        client._report = lambda round_: ClientReport(channel=state).to_dict()
+        return client.handle
+
+    config = scenario(
+        tiny["gpt2"],
+        records,
+        "channel.model=measured",
+        "channel.deliver_every=1",
+        f"channel.deadline_s={DEADLINE_S}",
+        "head.share=step",
+        "ranks.options.r=2",
+        "federation.min_clients=2",
+    )
+    federation = Federation(config, wrap=measuring).run()
+    record = federation.recorder.rounds[-1]
+    assert {c: own["delivered"] for c, own in record["clients"].items()} == {"0": True, "1": False}
+    assert record["clients"]["0"]["snr_db"] is None
+    assert record["clients"]["0"]["rate_bps"] == pytest.approx(rates_bps[0])
+    assert "reports no measured link" in federation.server.cohort.lost["2"]
+    # The heads' first weights travel before anything was measured, and take no time.
+    first = federation.server.air.row(1, "0")
+    assert first is not None
+    assert first.bits["up"]["control"] > 0
+    sent_s = {way: sum(first.bits[way].values()) / rates_bps[0] for way in ("up", "down")}
+    assert first.direction_seconds("down") == pytest.approx(sent_s["down"], rel=1e-2)
+
+
+def test_energy_is_transmit_power_times_air_time_at_both_ends(tiny, records):
+    config = scenario(
+        tiny["gpt2"], records, *DELIVERY, "channel.up_power_w=0.5", "channel.down_power_w=3.0"
+    )
+    federation = Federation(config).run()
+    total = 0.0
+    for record in federation.recorder.rounds:
+        for client, own in record["clients"].items():
+            row = federation.server.air.row(record["round"], client)
+            assert row is not None
+            joules = 0.5 * row.direction_seconds("up") + 3.0 * row.direction_seconds("down")
+            assert own["energy_joules"] == pytest.approx(joules)
+            total += joules
+    rounds = federation.recorder.rounds
+    assert sum(record["energy_joules"] for record in rounds) == pytest.approx(total)
+    facts = {**federation.server.training.summary_fields(), "clients": 4, "seed": 0}
+    assert Summary.from_rounds(rounds, **facts).to_dict()["energy_joules"] == pytest.approx(total)
+
+
+def test_a_scheduler_goes_on_from_a_checkpoint_with_its_queue_and_its_loads(tiny, records):
+    options = "channel.schedule.options={mean_delay_s = 0.01, trade_off = 0.05}"
+    overrides = [*DELIVERY, "channel.schedule.scheduler=lyapunov", options]
+    federation = Federation(scenario(tiny["gpt2"], records, *overrides)).run()
+    state = json.loads(json.dumps(federation.server.air.state_dict()))
+    again = Federation(scenario(tiny["gpt2"], records, *overrides)).server.air
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+    assert state["scheduler"]["queue_s"] > 0
+    reports = {str(k): ClientReport(channel=again.channel.report(k, 3)) for k in range(4)}
+    assert again.schedule(4, reports) == federation.server.air.schedule(4, reports)

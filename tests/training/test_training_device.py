@@ -11,6 +11,7 @@ import torch
 from federation import Federation, scenario
 from test_training_air import ARRIVES, DELIVERY, RANKS
 
+from clients.keeper import Keeper
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.config import scenario_to_toml
@@ -26,7 +27,9 @@ from fedlora.tasks.tokenizer import load_tokenizer
 def ran(tiny, records, tmp_path) -> tuple[Federation, RunFolder, list[dict[str, torch.Tensor]]]:
     """Return a federation that ran, its folder, and the adapter after each round."""
     config = scenario(tiny["gpt2"], records, *DELIVERY)
-    federation, folder = Federation(config), RunFolder.create(tmp_path / "run")
+    folder = RunFolder.create(tmp_path / "run")
+    keep = folder.checkpoint / "clients"
+    federation = Federation(config, wrap=lambda edge: Keeper(edge, keep / edge.name).handle)
     folder.write_scenario(scenario_to_toml(config))
     training, checkpoints = federation.server.training, Checkpoints(folder.checkpoint)
     adapters = []

@@ -47,6 +47,10 @@ class MeasuredChannel(ChannelModel):
             up_db, down_db, bandwidth_hz, up_rate_bps, down_rate_bps, age_s, derived=True
         )
 
+    def knows(self, client: int) -> bool:
+        """Return whether the client has reported."""
+        return client in self._states
+
     def observe(self, client: int, state: ChannelState) -> None:
         """Take the rates that a client reported; the bandwidth stays the scenario's."""
         self._states[client] = self.state(
