@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,29 +15,19 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import Deserted, FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link.codec import Codec, create_codec, put
+from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
-from fedlora.privacy.head_space import head_gradients, release_width
-from fedlora.privacy.probe import noise_probe
+from fedlora.server.answers import Answer, Answers, read_batch
 from fedlora.server.cohort import Cohort, Request
 from fedlora.server.engine import ClientRows, SplitEngine
 from fedlora.server.head import SharedHead
 from fedlora.server.spending import Spending
-from fedlora.server.uploads import (
-    Activation,
-    clip_rows,
-    read_activation,
-    read_gradient,
-    read_named,
-    read_number,
-)
+from fedlora.server.uploads import Activation
 
 log = logging.getLogger("fedlora.server")
 
 Ranks = Mapping[str, Sequence[int]]
-Answer = tuple[torch.Tensor | None, float, float | None]
-"""What a client answers to a step: gradient, weight and unreduced loss."""
 
 
 @dataclass
@@ -107,6 +97,7 @@ class StepLoop:
         self._up = create_codec(link.activation)
         self._down = create_codec(link.representation)
         self._back = create_codec(link.gradient)
+        self._answers = Answers(scenario, engine, cohort, self.spending)
 
     def run(
         self,
@@ -165,7 +156,7 @@ class StepLoop:
                 }
                 exchange = step * config.accumulate + part
                 replies, z = self._exchange(batch, ranks, exchange, fields, head, train=train)
-                gradients = self._gradients(replies, z, head, batch, train=train)
+                gradients = self._answers.read(replies, z, head, batch, train=train)
                 if not gradients:
                     raise self._deserted(step)
                 for client, (_, weight, loss) in gradients.items():
@@ -176,7 +167,7 @@ class StepLoop:
                 if update:
                     tally.missed.update(c for c in clients if c not in gradients)
                 tokens += sum(sum(a.lengths) for a in batch.values())
-                noise = self._noise(exchange, gradients, z, head)
+                noise = self._answers.probe(exchange, gradients, z, head)
                 upstream = self._backward(batch, gradients, noise) if train else None
                 if config.embedding:
                     replies = self._embeddings(upstream, batch, fields, more=more)
@@ -220,80 +211,6 @@ class StepLoop:
             return {}
         return {"rank": sum(ranks) / len(ranks)}
 
-    def _gradients(
-        self,
-        replies: Mapping[str, Frame],
-        z: Mapping[str, torch.Tensor],
-        head: SharedHead | None,
-        batch: Mapping[str, Activation],
-        *,
-        train: bool,
-    ) -> dict[str, Answer]:
-        """Read gradient, weight and loss from the answers; drop who answers wrongly."""
-        limit = self.scenario.robust.row_clip
-        read = {}
-        for client, reply in replies.items():
-            try:
-                self.cohort.expect(client, reply, m.GRADIENT)
-                weight = read_number(reply, "weight", low=1e-9, high=float(len(z[client])))
-                known = reply.fields.get("loss") is not None
-                loss = read_number(reply, "loss") if known else None
-                if self.scenario.privacy.enabled:
-                    self.spending.note(client, reply)
-                read_tensors = self._read_exact
-                if head is not None and self.scenario.privacy.noises_gradients:
-                    read_tensors = self._read_released
-                gradient = read_tensors(client, reply, z[client], head, weight, train=train)
-                if gradient is not None and limit > 0:
-                    lengths = None if self.engine.pool else batch[client].lengths
-                    gradient = clip_rows(gradient, lengths, limit)
-                read[client] = (gradient, weight, loss)
-            except ProtocolError as error:
-                self.cohort.drop(client, str(error))
-        return read
-
-    def _read_exact(
-        self,
-        client: str,
-        reply: Frame,
-        z: torch.Tensor,
-        head: SharedHead | None,
-        weight: float,
-        *,
-        train: bool,
-    ) -> torch.Tensor | None:
-        """Read the gradient at the cut, and that of a shared head."""
-        shape = (z.shape[0], z.shape[1])
-        gradient = read_gradient(reply, self._back, shape) if train else None
-        if head is not None:
-            head.add(client, read_named(reply, m.HEAD_GRADIENT, head.shapes), weight)
-        return gradient
-
-    def _read_released(
-        self,
-        client: str,
-        reply: Frame,
-        z: torch.Tensor,
-        head: SharedHead | None,
-        weight: float,
-        *,
-        train: bool,
-    ) -> torch.Tensor | None:
-        """Compute both gradients from what a client released under privacy."""
-        assert head is not None
-        policy, matrix = self.scenario.privacy, head.linear_weight()
-        width = release_width(policy.release, *matrix.shape)
-        found = head_gradients(
-            policy.release,
-            read_gradient(reply, self._back, (len(z), width)),
-            z.cpu(),
-            matrix,
-            clip_norm=policy.clip_norm,
-            sigma=self.spending.sigma(client),
-        )
-        head.add(client, {"weight": found.head}, weight)
-        return found.cut if train else None
-
     def _backward(
         self,
         batch: Mapping[str, Activation],
@@ -306,27 +223,6 @@ class StepLoop:
             [gradients.get(client, nothing)[1] for client in batch],
             [noise.get(client) for client in batch] if noise else (),
         )
-
-    def _noise(
-        self,
-        exchange: int,
-        clients: Iterable[str],
-        z: Mapping[str, torch.Tensor],
-        head: SharedHead | None,
-    ) -> dict[str, torch.Tensor]:
-        """Draw noise like that in the clients' gradients, where this exchange is probed."""
-        policy = self.scenario.privacy
-        if not (policy.enabled and policy.probe_every) or exchange % policy.probe_every:
-            return {}
-        weight = head.linear_weight() if head is not None else None
-        generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)
-        drawn = {}
-        for client in clients:
-            sigma = self.spending.sigma(client) if policy.noises_gradients else 0.0
-            probe = noise_probe(policy, z[client].cpu(), weight, sigma, generator)
-            if probe is not None:
-                drawn[client] = probe
-        return drawn
 
     def _embeddings(
         self,
@@ -393,35 +289,5 @@ class StepLoop:
 
     def _activations(self, replies: Mapping[str, Frame]) -> dict[str, Activation]:
         """Read the next batch of every client that answered; drop who answers wrongly."""
-        return read_batch(
-            self.scenario,
-            self.engine,
-            self.cohort,
-            self._up,
-            replies,
-            self.scenario.train.batch_size,
-        )
-
-
-def read_batch(
-    scenario: Scenario,
-    engine: SplitEngine,
-    cohort: Cohort,
-    codec: Codec,
-    replies: Mapping[str, Frame],
-    max_rows: int,
-) -> dict[str, Activation]:
-    """Read the activations in a round of answers; a client that answers wrongly is dropped."""
-    batch = {}
-    for client, reply in replies.items():
-        try:
-            batch[client] = read_activation(
-                reply,
-                codec,
-                width=engine.input_width,
-                max_rows=max_rows,
-                max_length=scenario.task.max_length,
-            )
-        except ProtocolError as error:
-            cohort.drop(client, str(error))
-    return batch
+        rows = self.scenario.train.batch_size
+        return read_batch(self.scenario, self.engine, self.cohort, self._up, replies, rows)

@@ -1,0 +1,184 @@
+"""What clients answer to a step: read, checked against what they may say, and clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.codec import Codec, create_codec
+from fedlora.link.frame import Frame
+from fedlora.privacy.head_space import head_gradients, release_width
+from fedlora.privacy.probe import noise_probe
+from fedlora.server.cohort import Cohort
+from fedlora.server.engine import SplitEngine
+from fedlora.server.head import SharedHead
+from fedlora.server.spending import Spending
+from fedlora.server.uploads import (
+    Activation,
+    clip_rows,
+    read_activation,
+    read_gradient,
+    read_named,
+    read_number,
+)
+
+Answer = tuple[torch.Tensor | None, float, float | None]
+"""What a client answers to a step: gradient, weight and unreduced loss."""
+
+
+class Answers:
+    """Reads the gradients of a step.
+
+    Parameters
+    ----------
+    scenario, engine, cohort
+        As for ``StepLoop``.
+    spending
+        Told what the clients' privacy has cost.
+    """
+
+    def __init__(
+        self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, spending: Spending
+    ) -> None:
+        self.scenario = scenario
+        self.engine = engine
+        self.cohort = cohort
+        self.spending = spending
+        self._back = create_codec(scenario.link.gradient)
+
+    def read(
+        self,
+        replies: Mapping[str, Frame],
+        z: Mapping[str, torch.Tensor],
+        head: SharedHead | None,
+        batch: Mapping[str, Activation],
+        *,
+        train: bool,
+    ) -> dict[str, Answer]:
+        """Read gradient, weight and loss from the answers; drop who answers wrongly.
+
+        Parameters
+        ----------
+        replies
+            By client.
+        z
+            The representation that each was sent, shape (tokens or rows, width).
+        head
+            The head that is shared every step, to which each client's gradient is added.
+        batch
+            What each client had uploaded.
+        train
+            Whether there is a gradient at the cut, which otherwise is None.
+        """
+        limit = self.scenario.robust.row_clip
+        read = {}
+        for client, reply in replies.items():
+            try:
+                self.cohort.expect(client, reply, m.GRADIENT)
+                weight = read_number(reply, "weight", low=1e-9, high=float(len(z[client])))
+                known = reply.fields.get("loss") is not None
+                loss = read_number(reply, "loss") if known else None
+                if self.scenario.privacy.enabled:
+                    self.spending.note(client, reply)
+                read_tensors = self._read_exact
+                if head is not None and self.scenario.privacy.noises_gradients:
+                    read_tensors = self._read_released
+                gradient = read_tensors(client, reply, z[client], head, weight, train=train)
+                if gradient is not None and limit > 0:
+                    lengths = None if self.engine.pool else batch[client].lengths
+                    gradient = clip_rows(gradient, lengths, limit)
+                read[client] = (gradient, weight, loss)
+            except ProtocolError as error:
+                self.cohort.drop(client, str(error))
+        return read
+
+    def _read_exact(
+        self,
+        client: str,
+        reply: Frame,
+        z: torch.Tensor,
+        head: SharedHead | None,
+        weight: float,
+        *,
+        train: bool,
+    ) -> torch.Tensor | None:
+        """Read the gradient at the cut, and that of a shared head."""
+        shape = (z.shape[0], z.shape[1])
+        gradient = read_gradient(reply, self._back, shape) if train else None
+        if head is not None:
+            head.add(client, read_named(reply, m.HEAD_GRADIENT, head.shapes), weight)
+        return gradient
+
+    def _read_released(
+        self,
+        client: str,
+        reply: Frame,
+        z: torch.Tensor,
+        head: SharedHead | None,
+        weight: float,
+        *,
+        train: bool,
+    ) -> torch.Tensor | None:
+        """Compute both gradients from what a client released under privacy."""
+        assert head is not None
+        policy, matrix = self.scenario.privacy, head.linear_weight()
+        width = release_width(policy.release, *matrix.shape)
+        found = head_gradients(
+            policy.release,
+            read_gradient(reply, self._back, (len(z), width)),
+            z.cpu(),
+            matrix,
+            clip_norm=policy.clip_norm,
+            sigma=self.spending.sigma(client),
+        )
+        head.add(client, {"weight": found.head}, weight)
+        return found.cut if train else None
+
+    def probe(
+        self,
+        exchange: int,
+        clients: Iterable[str],
+        z: Mapping[str, torch.Tensor],
+        head: SharedHead | None,
+    ) -> dict[str, torch.Tensor]:
+        """Draw noise like that in the gradients, by client, where this exchange is probed."""
+        policy = self.scenario.privacy
+        if not (policy.enabled and policy.probe_every) or exchange % policy.probe_every:
+            return {}
+        weight = head.linear_weight() if head is not None else None
+        generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)
+        drawn = {}
+        for client in clients:
+            sigma = self.spending.sigma(client) if policy.noises_gradients else 0.0
+            probe = noise_probe(policy, z[client].cpu(), weight, sigma, generator)
+            if probe is not None:
+                drawn[client] = probe
+        return drawn
+
+
+def read_batch(
+    scenario: Scenario,
+    engine: SplitEngine,
+    cohort: Cohort,
+    codec: Codec,
+    replies: Mapping[str, Frame],
+    max_rows: int,
+) -> dict[str, Activation]:
+    """Read the activations in a round of answers; a client that answers wrongly is dropped."""
+    batch = {}
+    for client, reply in replies.items():
+        try:
+            batch[client] = read_activation(
+                reply,
+                codec,
+                width=engine.input_width,
+                max_rows=max_rows,
+                max_length=scenario.task.max_length,
+            )
+        except ProtocolError as error:
+            cohort.drop(client, str(error))
+    return batch
