@@ -169,12 +169,16 @@ class LoraConfig:
         Dropout on the adapter's input.
     targets
         Names of the modules to adapt (suffixes, as in PEFT), or ``all-linear``.
+    freeze_a
+        Keep A as it was drawn and train B alone (FFA-LoRA, arXiv 2403.12313): half the gradients
+        that noise can reach, and a product B A that is linear in it.
     """
 
     r_max: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)
+    freeze_a: bool = False
 
     def __post_init__(self) -> None:
         require(self.r_max >= 1, f"lora.r_max is {self.r_max}; set 1 or more")

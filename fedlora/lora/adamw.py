@@ -52,13 +52,15 @@ class ComponentAdamW:
         self.steps += active
         for index, projection in enumerate(self.projections):
             rows = active[index].to(projection.A.device)
-            if projection.A.grad is None or projection.B.grad is None or not bool(rows.any()):
+            if not bool(rows.any()):
                 continue
             time = self.steps[index].clamp_min(1.0).double()
             corrections = [(1 - beta**time).to(projection.A).unsqueeze(1) for beta in _BETAS]
-            pairs = ((projection.A, projection.A.grad), (projection.B.T, projection.B.grad.T))
-            for place, (factor, grad) in enumerate(pairs, 2 * index):
-                self._update(place, factor, grad, lr, rows[:, None], corrections)
+            A, B = projection.A, projection.B
+            if A.grad is not None:
+                self._update(2 * index, A, A.grad, lr, rows[:, None], corrections)
+            if B.grad is not None:
+                self._update(2 * index + 1, B.T, B.grad.T, lr, rows[:, None], corrections)
 
     def _update(
         self,

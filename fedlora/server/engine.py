@@ -195,6 +195,9 @@ class SplitEngine:
             Averaged head gradients, clipped in place together with the adapters'.
         """
         active = self._average()
+        if self.scenario.lora.freeze_a:
+            for projection in self.projections:
+                projection.A.grad = None
         gradients = [g for p in self.projections for g in (p.A.grad, p.B.grad) if g is not None]
         clip_norm = self.scenario.train.clip_norm
         if clip_norm > 0:
@@ -281,9 +284,10 @@ class SplitEngine:
     @torch.no_grad()
     def _note_sensitivity(self) -> None:
         for index, p in enumerate(self.projections):
-            if p.A.grad is not None and p.B.grad is not None:
-                total = (p.A * p.A.grad).abs().sum() + (p.B * p.B.grad).abs().sum()
-                self._sensitivity[index] += total.item() / (p.A.numel() + p.B.numel())
+            pairs = [(f, f.grad) for f in (p.A, p.B) if f.grad is not None]
+            if pairs:
+                total = sum(float((f * gradient).abs().sum()) for f, gradient in pairs)
+                self._sensitivity[index] += total / sum(f.numel() for f, _ in pairs)
         self._sensed_steps += 1
 
     def adapter(self) -> dict[str, torch.Tensor]:

@@ -119,3 +119,20 @@ def test_global_norm_is_clipped_as_torch_clips_it(norm):
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.A.grad, other.A.grad)
         torch.testing.assert_close(mine.B.grad, other.B.grad)
+
+
+def test_a_factor_without_gradient_stays_and_the_other_moves_as_with_torch():
+    ours, theirs = factors(), factors()
+    optimizer = ComponentAdamW(ours, weight_decay=0.3)
+    reference = torch.optim.AdamW([p.B for p in theirs], weight_decay=0.3, lr=0.1)
+    before = [p.A.detach().clone() for p in ours]
+    for step in range(5):
+        for projections in (ours, theirs):
+            set_random_gradients(projections, step)
+            for p in projections:
+                p.A.grad = None
+        optimizer.step(0.1, ALL)
+        reference.step()
+    for mine, other, A in zip(ours, theirs, before, strict=True):
+        assert torch.equal(mine.A, A)
+        torch.testing.assert_close(mine.B, other.B, rtol=1e-5, atol=1e-6)

@@ -188,3 +188,18 @@ def test_without_privacy_nothing_is_added_to_what_travels(records: Path) -> None
         assert reply.tensors["gradient"].shape == (4, 128)
     assert federation.server.training.summary_fields()["privacy"] is None
     assert "rho" not in federation.recorder.rounds[-1]
+
+
+def test_a_frozen_factor_stays_and_the_probe_tells_signal_from_noise(records: Path) -> None:
+    config = scenario(
+        records, "lora.freeze_a=true", "privacy.release=row_space", "privacy.probe_every=1"
+    )
+    federation = Federation(config)
+    engine = federation.server.engine
+    before = [p.A.detach().clone() for p in engine.projections]
+    federation.run()
+    assert all(torch.equal(p.A, A) for p, A in zip(engine.projections, before, strict=True))
+    assert all(p.B.abs().sum() > 0 for p in engine.projections)
+    for record in federation.recorder.rounds:
+        assert len(record["gradient_snr"]) == len(engine.projections)
+        assert all(ratio >= 0 for ratio in record["gradient_snr"])
