@@ -116,7 +116,13 @@ def test_a_client_that_is_killed_in_a_step_rejoins_while_the_others_go_on(deploy
     for node in range(3):
         deployment.restart(node, f"partition-id={node} num-partitions=3")
     out = submit(
-        deployment, "killed", "federation.min_clients=3", "train.rounds=4", "train.steps=25"
+        deployment,
+        "killed",
+        "federation.min_clients=3",
+        "train.rounds=4",
+        "train.steps=25",
+        "link.step_timeout_s=30",
+        "link.give_up_s=3",
     )
     metrics = out / "metrics.jsonl"
     deployment.until(metrics.exists, "the first round", 240)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from relay import Relay
 
 import clients.device
 import fedlora.server.sessions
@@ -16,6 +18,7 @@ from clients.device import state_folder, take_part
 from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.launch import free_port
 from fedlora.link.stream_client import StreamClient
 from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
@@ -56,8 +59,9 @@ def tiny(*overrides: str) -> Scenario:
 class Devices:
     """Plays Flower: each session message starts the device's part in a thread."""
 
-    def __init__(self, states: Path) -> None:
+    def __init__(self, states: Path, port: int = 0) -> None:
         self.states = states
+        self.port = port  # that devices dial in place of the server's
         self.sent: list[int] = []
         self._replies: list[SimpleNamespace] = []
 
@@ -80,7 +84,10 @@ class Devices:
     def _run(self, name, message):
         ledger = self.states.with_name(f"ledger-{message.content[RECORD]['client']}")
         node = {"state": str(self.states), "privacy-ledger": str(ledger)}
-        error = take_part(message.content[RECORD], node)
+        session = dict(message.content[RECORD])
+        if self.port:
+            session["address"] = f"127.0.0.1:{self.port}"
+        error = take_part(session, node)
         metadata = SimpleNamespace(
             reply_to_message_id=name, src_node_id=message.metadata.dst_node_id
         )
@@ -138,9 +145,11 @@ def cut_off(monkeypatch):
     return breaks
 
 
-def train(scenario: Scenario, tmp_path: Path) -> tuple[Devices, ServerRun, RunFolder]:
+def train(
+    scenario: Scenario, tmp_path: Path, port: int = 0
+) -> tuple[Devices, ServerRun, RunFolder]:
     folder = RunFolder.create(tmp_path / "run")
-    devices, server = Devices(tmp_path / "states"), ServerRun(scenario, folder)
+    devices, server = Devices(tmp_path / "states", port), ServerRun(scenario, folder)
     _train(devices, server, NODES, {}, folder)
     return devices, server, folder
 
@@ -155,6 +164,31 @@ def test_a_device_whose_stream_breaks_goes_on_where_it_was(tmp_path, cut_off):
     cut_off.steps = []
     _, undisturbed, _ = train(tiny(), tmp_path / "whole")
     expected, found = undisturbed.engine.adapter(), server.engine.adapter()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes a minute; run `make e2e`")
+def test_a_slow_link_that_stalls_and_breaks_changes_no_bit_and_is_reported(tmp_path):
+    """10 Mbit/s and 50 ms each way; rates are measured under the disturbances, so only roughly."""
+    measured = ["channel.model=measured", "train.steps=6"]
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "plain").mkdir()
+    listening = free_port()
+    shape = {"stall_every_s": 2.0, "stall_s": 0.3, "reset_every_s": 3.0, "seed": 3}
+    with Relay(listening, rate_bps=10e6, delay_s=0.05, **shape) as relay:
+        _, server, folder = train(
+            tiny(f"link.port={listening}", *measured), tmp_path / "slow", relay.port
+        )
+    assert relay.resets > 0
+    assert relay.stalls > 0
+    rounds = folder.read_metrics()
+    assert [r["lost"] for r in rounds] == [[], [], []]
+    for record in rounds:
+        for own in record["clients"].values():
+            assert 1e5 < own["rate_bps"] < 12e6
+    _, whole, _ = train(tiny(*measured), tmp_path / "plain")
+    expected, found = whole.engine.adapter(), server.engine.adapter()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 

@@ -1,0 +1,66 @@
+"""Processes that are killed at random moments leave a valid result and an honest budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.ledger import Ledger
+from fedlora.state import RoundStates
+
+E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.e2e, E2E])])
+def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path, kills):
+    script = Path(__file__).with_name("kills.py")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path, str(kills), "11"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
+    )
+    words = "\n".join(p.read_text()[-1500:] for p in tmp_path.glob("*.txt"))
+    assert done.returncode == 0, done.stderr + words
+    found = json.loads(done.stdout)
+    assert sum(found["killed"].values()) == kills
+    for run in found["runs"]:
+        assert run["code"] == 0, words
+        check_result(Path(run["out"]))
+    for client in range(3):
+        check_budget(tmp_path, client)
+    folders = {path.parent for path in tmp_path.rglob("round-*.safetensors")}
+    assert folders
+    for folder in folders:
+        states = RoundStates(folder)
+        assert [round_ for round_, _ in states.readable()] == states.rounds()
+
+
+def check_result(out: Path) -> None:
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["rounds"] == 6
+    rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in rounds] == [1, 2, 3, 4, 5, 6]
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert all(torch.isfinite(factor).all() for factor in adapter.values())
+    assert summary["privacy"]["epsilon"] > 0
+
+
+def check_budget(home: Path, client: int) -> None:
+    """Compare the ledger with what the client wrote down before each upload left."""
+    lines = (home / f"sent-{client}").read_text().splitlines()
+    uploads = Counter(sample for line in lines for sample in json.loads(line))
+    assert uploads
+    with Ledger(home / f"ledger-{client}", str(client)) as ledger:
+        for sample, times in uploads.items():
+            assert ledger._book.spent[sample] >= times * upload_cost(2.0) * (1 - 1e-12)
