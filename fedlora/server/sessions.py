@@ -139,7 +139,7 @@ class Sessions:
         self._wait(lambda: not self._invited, federation.connect_timeout_s)
         for client in sorted(self._invited, key=int):
             limit = f"federation.connect_timeout_s, {federation.connect_timeout_s:g} s"
-            self._fail(client, f"did not connect within {limit}")
+            self._fail(client, f"did not connect within {limit}", may_return=True)
         if len(cohort.clients) < federation.min_clients:
             raise FedloraError(
                 f"{len(cohort.clients)} of {len(self._nodes)} clients connected, "
@@ -256,17 +256,25 @@ class Sessions:
             return
         for message in self._grid.pull_messages(list(self._open)):
             client = self._open.pop(message.metadata.reply_to_message_id)
-            if message.has_error():
+            died = bool(message.has_error())
+            if died:
                 reason = f"its ClientApp failed ({message.error.reason})"
             else:
                 reason = str(message.content[RECORD].get("error", ""))
             if reason and client in self._invited:
-                self._fail(client, reason)
+                self._fail(client, reason, may_return=died)
 
-    def _fail(self, client: str, reason: str) -> None:
+    def _fail(self, client: str, reason: str, *, may_return: bool = False) -> None:
+        """Note why a client did not connect; one that died or was silent is invited again."""
         log.warning("client %s does not take part: %s", client, reason)
         self._invited.discard(client)
-        self._server.cohort.lost[client] = reason
+        cohort = self._server.cohort
+        cohort.lost[client] = reason
+        if may_return:
+            cohort.may_return.add(client)
+            cohort.times_lost[client] += 1
+        else:
+            cohort.may_return.discard(client)
 
 
 def session_ttl_s(scenario: Scenario) -> float:

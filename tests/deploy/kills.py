@@ -91,9 +91,14 @@ class Post:
             answer = self.folder / f"{name}.answer"
             if answer.exists():
                 metadata = SimpleNamespace(reply_to_message_id=name)
-                content = {RECORD: json.loads(answer.read_text())}
+                content = json.loads(answer.read_text())
                 found.append(
-                    SimpleNamespace(metadata=metadata, has_error=lambda: False, content=content)
+                    SimpleNamespace(
+                        metadata=metadata,
+                        has_error=lambda died="died" in content: died,
+                        error=SimpleNamespace(reason=content.get("died")),
+                        content={RECORD: content},
+                    )
                 )
         return found
 
@@ -216,7 +221,7 @@ class Federation:
 
     def answer(self, client: int, error: str) -> None:
         for invitation in self.post.open(client):
-            put(invitation.with_suffix(".answer"), {"error": error})
+            put(invitation.with_suffix(".answer"), {"died": error})
 
     def over(self) -> int | None:
         """Return the engine's exit status once it has ended by itself."""

@@ -20,7 +20,7 @@ from fedlora.state import RoundStates
 E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.e2e, E2E])])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[pytest.mark.e2e, E2E])])
 def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path, kills):
     script = Path(__file__).with_name("kills.py")
     done = subprocess.run(
@@ -37,7 +37,9 @@ def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path,
     for run in found["runs"]:
         assert run["code"] == 0, words
         check_result(Path(run["out"]))
-    for client in range(3):
+    clients = [path.name.removeprefix("sent-") for path in tmp_path.glob("sent-*")]
+    assert clients
+    for client in clients:
         check_budget(tmp_path, client)
     folders = {path.parent for path in tmp_path.rglob("round-*.safetensors")}
     assert folders
@@ -56,11 +58,11 @@ def check_result(out: Path) -> None:
     assert summary["privacy"]["epsilon"] > 0
 
 
-def check_budget(home: Path, client: int) -> None:
+def check_budget(home: Path, client: str) -> None:
     """Compare the ledger with what the client wrote down before each upload left."""
     lines = (home / f"sent-{client}").read_text().splitlines()
     uploads = Counter(sample for line in lines for sample in json.loads(line))
     assert uploads
-    with Ledger(home / f"ledger-{client}", str(client)) as ledger:
+    with Ledger(home / f"ledger-{client}", client) as ledger:
         for sample, times in uploads.items():
             assert ledger._book.spent[sample] >= times * upload_cost(2.0) * (1 - 1e-12)
