@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.attacks.auc import Auc, auc, label_auc_bound
-from fedlora.privacy.attacks.labels import direction_scores, likelihood_scores, norm_scores
+from fedlora.privacy.attacks.labels import direction_scores, label_distances, norm_scores
 from fedlora.privacy.attacks.tokens import nearest_tokens, recover_tokens, token_accuracy
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import InsecureNoise
@@ -35,10 +35,11 @@ def head() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def attacks(gradients: torch.Tensor, head: tuple[torch.Tensor, ...], clip: float) -> dict[str, Auc]:
     z, weight, labels, _ = head
     known = list(range(64))
+    distances = label_distances(gradients, z, weight, clip_norm=clip)
     scores = {
         "norm": norm_scores(gradients),
         "direction": direction_scores(gradients, known, labels[known].tolist()),
-        "likelihood": likelihood_scores(gradients, z, weight, clip),
+        "likelihood": distances[:, 0] - distances[:, 1],
     }
     return {name: auc(score[64:], labels[64:] == 1) for name, score in scores.items()}
 

@@ -2,18 +2,20 @@
 
 Each attack returns one score a sample, larger for the positive class; ``auc`` judges it against the
 true labels. The server knows no label (``norm_scores``), a few (``direction_scores``), or the head
-(``likelihood_scores``).
+(``label_distances``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from fedlora.errors import FedloraError
+from fedlora.privacy.head_space import label_corners, row_space_coordinates
 from fedlora.privacy.mechanism import clip_rows
+from fedlora.privacy.policy import Release
 
 
 def norm_scores(gradients: torch.Tensor) -> torch.Tensor:
@@ -67,38 +69,71 @@ def direction_scores(
     return rows @ (sample[labels == 1].mean(0) - sample[labels == 0].mean(0))
 
 
-def likelihood_scores(
-    gradients: torch.Tensor, z: torch.Tensor, head_weight: torch.Tensor, clip_norm: float
+def label_distances(
+    uploads: torch.Tensor,
+    z: torch.Tensor,
+    head_weight: torch.Tensor,
+    *,
+    release: Release = "full",
+    clip_norm: float = math.inf,
 ) -> torch.Tensor:
-    """Score by the likelihood ratio of the two labels, for a server that knows the head.
+    """Return how far each upload is from what it would be, without noise, for every label.
 
-    It holds z and the bare linear head, so it knows both gradients that a sample can have and asks
-    which is nearer to what it received. Nothing does better from one upload.
+    For a server that knows the bare linear head: it holds z, so it knows all the gradients that a
+    sample can have. Without noise the true label's distance is 0, which solves for the label
+    exactly. With noise the difference of two labels' distances is their log-likelihood ratio times
+    twice the noise variance, and nothing tells two labels apart better from one upload.
 
     Parameters
     ----------
-    gradients
-        Released pooled gradients, shape (samples, width).
+    uploads
+        What was uploaded for each sample, shape (samples, released width).
     z
-        Pooled representations that the server sent, shape (samples, width).
+        Pooled representations that the server had sent, shape (samples, width).
     head_weight
-        Weight of the linear head, shape (2, width).
+        Weight of the linear head, shape (classes, width).
+    release
+        What is uploaded, see ``fedlora.privacy.head_space``.
     clip_norm
         Clipping norm of the mechanism; infinity where it does not clip.
 
     Returns
     -------
     Tensor
-        Log-likelihood ratio times the noise variance, shape (samples,).
+        Squared distances, shape (samples, classes).
+    """
+    candidates = label_candidates(z, head_weight, release=release, clip_norm=clip_norm)
+    return (uploads.double()[:, None] - candidates).square().sum(-1)
+
+
+def label_candidates(
+    z: torch.Tensor,
+    head_weight: torch.Tensor,
+    *,
+    release: Release = "full",
+    clip_norm: float = math.inf,
+) -> torch.Tensor:
+    """Return what a sample uploads for every label it could have, before noise.
+
+    Parameters
+    ----------
+    z, head_weight, release, clip_norm
+        See ``label_distances``.
+
+    Returns
+    -------
+    Tensor
+        Shape (samples, classes, released width), float64.
     """
     weight = head_weight.double()
-    probabilities = torch.softmax(z.double() @ weight.T, dim=-1)
-    candidates = []
-    for label in (0, 1):
-        residual = probabilities - F.one_hot(torch.tensor(label), 2)
-        gradient = residual @ weight
-        if clip_norm < float("inf"):
-            gradient = clip_rows(gradient, [1] * len(gradient), clip_norm).values
-        candidates.append(gradient)
-    distances = [(gradients.double() - g).square().sum(1) for g in candidates]
-    return (distances[0] - distances[1]) / 2
+    classes = len(weight)
+    if release == "logits":
+        return label_corners(classes, clip_norm).expand(len(z), classes, -1)
+    p = torch.softmax(z.double() @ weight.T, -1)
+    residuals = p[:, None] - torch.eye(classes, dtype=torch.float64)
+    gradients = residuals.flatten(0, 1) @ weight
+    if release == "row_space":
+        gradients = row_space_coordinates(gradients, head_weight)
+    if math.isfinite(clip_norm):
+        gradients = clip_rows(gradients, [1] * len(gradients), clip_norm).values
+    return gradients.view(len(z), classes, -1)

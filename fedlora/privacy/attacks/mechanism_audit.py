@@ -18,8 +18,8 @@ Four attackers look at the same releases:
 ``previous``
     first subtracts the upload before, whose gradient it knows. It finds noise that uploads share.
 ``replay``
-    first subtracts what a second process of the same seed releases for a gradient of zero. It finds
-    noise that follows from what the server knows.
+    first subtracts what a second process of the same seed releases for a gradient that it knows. It
+    finds noise that follows from what the server knows.
 """
 
 from __future__ import annotations
@@ -36,17 +36,23 @@ from scipy.stats import beta
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import exact_epsilon
+from fedlora.privacy.policy import Unit
 
-Mechanism = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Mechanism = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+"""Maps a packed gradient and the samples' lengths to the release."""
+Uploads = Callable[[Bools], Floats]
+"""Makes an upload whose samples hold the first of two neighbours where the argument is true, else
+the second. Returns each sample's release on the line through both, where they lie at C and -C."""
 
 RELEASES_MIN = 100_000
 
 # the two gradients of a sample: spread over all tokens, so that clipping each on its own lets too
 # much through, and of zero sum over tokens and over components, so that shared noise cancels
-_ROWS, _WIDTH = 4, 4
-_DIRECTION = torch.tensor([[0.25, -0.25] * 2, [-0.25, 0.25] * 2] * 2, dtype=torch.float64)
+PROBE_WIDTH = 4
+_SAMPLE = torch.tensor([[0.25, -0.25] * 2, [-0.25, 0.25] * 2] * 2, dtype=torch.float64)
+_TOKEN = torch.tensor([[0.5, -0.5] * 2], dtype=torch.float64)
 _BATCH = 2000  # samples in an upload; even
 _EXCESS = 20.0  # norm of the chosen gradients over C
 
@@ -91,18 +97,73 @@ def audit_mechanism(
     sigma: float,
     clip_norm: float,
     *,
+    unit: Unit = "sample",
     delta: float = 1e-5,
     releases: int = RELEASES_MIN,
     confidence: float = 0.999,
     seed: int = 0,
 ) -> Audit:
-    """Attack a mechanism and bound its privacy from below.
+    """Attack a mechanism for gradients and bound its privacy from below.
 
     Parameters
     ----------
     build
         Starts the mechanism as a client does, with the same public seed each time it is called. The
-        mechanism maps a packed gradient and the samples' lengths to the release.
+        mechanism takes gradients of width ``PROBE_WIDTH``.
+    sigma, clip_norm, delta, releases, confidence, seed
+        See ``audit_uploads``.
+    unit
+        What the mechanism protects: a ``sample`` with all its tokens, or a ``token``.
+
+    Raises
+    ------
+    FedloraError
+        When there are too few releases for the confidence to mean much.
+    """
+    direction = _SAMPLE if unit == "sample" else _TOKEN
+    lengths = [len(direction)] * _BATCH
+
+    def start() -> Uploads:
+        mechanism = build()
+
+        def upload(first: Bools) -> Floats:
+            signs = torch.from_numpy(np.where(first, 1.0, -1.0))
+            gradients = signs[:, None, None] * (_EXCESS * clip_norm * direction)
+            rows = mechanism(gradients.flatten(0, 1).float(), lengths).double()
+            found: Floats = (
+                (rows.view(len(first), *direction.shape) * direction).sum((1, 2)).numpy()
+            )
+            return found
+
+        return upload
+
+    return audit_uploads(
+        start,
+        sigma,
+        clip_norm,
+        delta=delta,
+        releases=releases,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def audit_uploads(
+    build: Callable[[], Uploads],
+    sigma: float,
+    clip_norm: float,
+    *,
+    delta: float = 1e-5,
+    releases: int = RELEASES_MIN,
+    confidence: float = 0.999,
+    seed: int = 0,
+) -> Audit:
+    """Attack what a client uploads and bound its privacy from below.
+
+    Parameters
+    ----------
+    build
+        Starts a client, with the same public seed each time it is called.
     sigma, clip_norm
         What the accountant is told.
     delta
@@ -171,31 +232,22 @@ def mu_lower_bound(scores: Floats, positive: Bools, confidence: float) -> float:
 
 
 def _attack(
-    build: Callable[[], Mechanism], positive: Bools, clip_norm: float
+    build: Callable[[], Uploads], positive: Bools, clip_norm: float
 ) -> dict[str, tuple[Floats, Bools]]:
     """Return each attacker's scores, and which releases are positive."""
-    lengths = [_ROWS] * _BATCH
-    zero = torch.zeros(_BATCH * _ROWS, _WIDTH)
-    signs = np.where(positive, 1.0, -1.0)
-
-    def sent(mechanism: Mechanism, gradient: torch.Tensor) -> Floats:
-        rows = mechanism(gradient, lengths).double().view(_BATCH, _ROWS, _WIDTH)
-        projected: Floats = (rows * _DIRECTION).sum((1, 2)).numpy()
-        return projected
-
+    known = np.ones(_BATCH, dtype=bool)
     client = build()
     previous, current = np.empty(positive.shape), np.empty(positive.shape)
-    for upload, sign in enumerate(signs):
-        gradients = torch.from_numpy(sign)[:, None, None] * (_EXCESS * clip_norm * _DIRECTION)
-        previous[upload] = sent(client, zero)
-        current[upload] = sent(client, gradients.flatten(0, 1).float())
+    for upload, first in enumerate(positive):
+        previous[upload] = client(known)
+        current[upload] = client(first)
     clone = build()
-    replayed = np.stack([(sent(clone, zero), sent(clone, zero))[1] for _ in signs])
+    replayed = np.stack([(clone(known), clone(known))[1] for _ in positive])
     # each release is compared once, so that the scores are independent
-    pairs = current[:, ::2] - (current[:, 1::2] - signs[:, 1::2] * clip_norm)
+    others = current[:, 1::2] - np.where(positive[:, 1::2], clip_norm, -clip_norm)
     return {
         "distribution": (current.ravel(), positive.ravel()),
-        "neighbour": (pairs.ravel(), positive[:, ::2].ravel()),
+        "neighbour": ((current[:, ::2] - others).ravel(), positive[:, ::2].ravel()),
         "previous": ((current - previous).ravel(), positive.ravel()),
         "replay": ((current - replayed).ravel(), positive.ravel()),
     }
