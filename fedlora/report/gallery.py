@@ -89,6 +89,25 @@ GALLERY = (
     ),
 )
 
+AUDIT_GALLERY = (
+    Plot(
+        "audit-labels",
+        "What attacks learn of a label",
+        "Left: the area under the ROC curve of the best attack on one upload, with 95% confidence "
+        "intervals, over its noise; 0.5 is a coin, and no attack passes the dashed bound but by "
+        "chance. Right: the epsilon that attacks on the mechanism prove, which must stay below "
+        "what the accountant books.",
+    ),
+    Plot(
+        "audit-tokens",
+        "What attacks learn of the text",
+        "Fraction of positions whose token is recovered from the activations. Left: without noise, "
+        "over the number of blocks that the client keeps. Right: over noise on the activations "
+        "(privacy.activation_sigma), with the task's accuracy that is left after the same steps.",
+    ),
+)
+"""Plots of ``fedlora audit``, which it draws itself."""
+
 
 def write_plots(folder: RunFolder) -> list[Path]:
     """Draw every plot that the run has data for into ``plots/``.

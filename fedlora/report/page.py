@@ -6,13 +6,13 @@ import base64
 import datetime
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedlora.report.gallery import GALLERY, write_plots
+from fedlora.report.gallery import AUDIT_GALLERY, GALLERY, Plot, write_plots
 from fedlora.report.records import DIRECTIONS, Rounds, client_totals, number
 from fedlora.report.rows import (
     NO_PRIVACY,
@@ -82,7 +82,8 @@ def render(folder: RunFolder) -> str:
         result=result_rows(summary),
         client_header=header,
         client_rows=rows,
-        plots=_plots(folder),
+        plots=_plots(folder, GALLERY),
+        audit=_audit(folder),
         privacy=_privacy(summary.get("privacy")),
         notices=_notices(events),
         limits=_limits(summary),
@@ -148,9 +149,23 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [tile for tile in tiles if tile[1] != ABSENT]
 
 
-def _plots(folder: RunFolder) -> list[dict[str, str]]:
+def _audit(folder: RunFolder) -> dict[str, Any] | None:
+    found = folder.read_audit()
+    if found is None:
+        return None
+    rows = [row for row in found.get("rows") or () if isinstance(row, list)]
+    return {
+        "passed": bool(found.get("passed")),
+        "steps": count_text(number(found.get("steps"))),
+        "rows": [[str(cell) for cell in row] for row in rows],
+        "findings": _as_list(found.get("findings")),
+        "plots": _plots(folder, AUDIT_GALLERY),
+    }
+
+
+def _plots(folder: RunFolder, gallery: Sequence[Plot]) -> list[dict[str, str]]:
     found = []
-    for plot in GALLERY:
+    for plot in gallery:
         path = folder.plots / f"{plot.name}.png"
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode("ascii")

@@ -31,6 +31,7 @@ OUTPUTS = (
     "head.safetensors",
     "checkpoint",
     "plots",
+    "audit.json",
     "report.html",
     "log.txt",
     "log.jsonl",
@@ -94,6 +95,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report page."""
         return self.path / "report.html"
+
+    @property
+    def audit(self) -> Path:
+        """The figures of ``fedlora audit``, where the run was audited."""
+        return self.path / "audit.json"
 
     @property
     def log(self) -> Path:
@@ -208,6 +214,10 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None when there is none that can be read."""
         return _read_object(self.summary)
+
+    def read_audit(self) -> dict[str, Any] | None:
+        """Return what an audit found, or None when there is none that can be read."""
+        return _read_object(self.audit)
 
     def log_handler(
         self, level: int = logging.INFO, *, formatter: logging.Formatter | None = None

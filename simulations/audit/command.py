@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,18 +11,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clients.build import SimulatedData
-from fedlora.config import Scenario, load_scenario, with_overrides
+from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.privacy.plan import upload_plan
-from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.lora.export import Adapter
+from fedlora.report.page import write_report
+from fedlora.report.run_folder import RunFolder, replace_file
+from fedlora.report.units import seconds_text
 from fedlora.scenarios import find_scenario
-from fedlora.tasks.base import task_class
-from simulations.audit import attacks
-from simulations.audit.plot import draw
-from simulations.audit.tap import observe
-
-NOT_RUN = ("a learned inverter of activations", "gradient inversion of inputs", "shadow models")
+from simulations.audit.audit import Effort, audit_scenario
+from simulations.audit.plot import draw_all
+from simulations.audit.stages import Stages
+from simulations.audit.words import HEADER
 
 
 def audit(
@@ -32,185 +29,108 @@ def audit(
         str, typer.Argument(help="A run folder, a shipped scenario, or the path of a TOML file.")
     ] = "quickstart-private",
     json_: Annotated[
-        Path | None, typer.Option("--json", help="Where the figures go; a plot goes beside them.")
+        Path | None,
+        typer.Option(
+            "--json", help="Where the figures go, with plots beside them; a run keeps its own copy."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Training steps that are attacked.")] = 20,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer levels and weaker attacks.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
     ] = None,
 ) -> None:
-    """Attack a scenario's uploads as the server could, with and without its noise.
+    """Attack what a scenario's server receives, with and without its noise.
 
-    The scenario is run twice in this process for some steps, with the noise of the whole run.
+    The scenario is run in this process for some steps, with the noise of the whole run. For a run
+    folder the adapter that the run left is attacked too, and the findings are added to its report.
     Exits with 1 when the noise is weaker than the accountant says.
     """
-    scenario = with_overrides(_find(target), set_ or [])
-    result = audit_scenario(scenario, steps)
-    folder = Path(target) if (Path(target) / "scenario.toml").exists() else None
-    if json_ is None and folder is not None:
-        json_ = folder / "audit.json"
-    if json_ is not None:
-        json_.parent.mkdir(parents=True, exist_ok=True)
-        json_.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        draw(result, json_.with_suffix(".png"))
+    folder = _run_folder(target)
+    scenario = load_scenario(folder.scenario) if folder else find_scenario(target)
+    scenario = with_overrides(scenario, set_ or [])
+    _check_writable(json_)
+    effort = Effort.quick(min(steps, 8)) if quick else Effort(steps)
+    with Stages(Console(stderr=True)) as stages:
+        result = audit_scenario(scenario, effort, folder, stages)
     console = Console()
     console.print(_table(result))
+    console.print(
+        "AUC with its 95% interval, 0.5 is a coin; others are fractions that are right. The "
+        "epsilon of the mechanism is proved at 99.9% confidence, that of canaries at 95%.",
+        highlight=False,
+    )
     for sentence in result["findings"]:
         console.print(sentence, highlight=False)
-    if json_ is not None:
-        console.print(f"Figures: {json_}, plot: {json_.with_suffix('.png')}", highlight=False)
+    for place in _write(result, folder, json_):
+        console.print(place, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if result["passed"] else 1)
 
 
-def audit_scenario(scenario: Scenario, steps: int) -> dict[str, Any]:
-    """Attack a scenario with and without its noise, and return the figures.
-
-    Parameters
-    ----------
-    scenario
-        A classification scenario whose server pools; without a privacy section it is audited
-        without noise alone.
-    steps
-        Optimiser steps of each of the two runs.
+def _run_folder(target: str) -> RunFolder | None:
+    """Return the run folder that is meant, or None where a scenario is.
 
     Raises
     ------
     FedloraError
-        When the scenario has no labels to infer.
+        When the folder holds no run, or one without an adapter.
     """
-    if not task_class(scenario.task.kind).pooled or scenario.model.client_back:
+    path = Path(target).expanduser()
+    if not path.is_dir():
+        return None
+    folder = RunFolder(path)
+    if not folder.scenario.is_file():
         raise FedloraError(
-            f"task.kind is {scenario.task.kind!r} with model.client_back "
-            f"{scenario.model.client_back}; the audit infers labels from pooled gradients, so give "
-            "it a classification scenario with client_back 0"
+            f"{path} holds no scenario.toml; give the folder of a run, or a scenario by its name"
         )
-    policy = scenario.privacy
-    short = replace(
-        scenario,
-        train=replace(scenario.train, rounds=1, steps=steps, warmup_steps=0),
-        evaluate=replace(scenario.evaluate, baseline=False, report=False),
-    )
-    plain = observe(replace(short, privacy=PrivacyPolicy()))
-    exact = attacks.two_classes(plain.uploads)
-    result: dict[str, Any] = {
-        "scenario": scenario.name,
-        "steps": steps,
-        "classes": [plain.parts.model.task.labels[c] for c in exact.classes],
-        "cut_depth": scenario.model.client_front,
-        "without_noise": {
-            "label": attacks.attack_labels(exact, PrivacyPolicy()),
-            "token": attacks.recover(plain),
-            "membership": attacks.membership(plain),
-        },
-        "not_run": list(NOT_RUN),
-        "passed": True,
-    }
-    if policy.enabled:
-        sigma, uploads = _least_noise(scenario)
-        private = replace(policy, epsilon=None, sigma=sigma, uploads=uploads)
-        noisy = observe(replace(short, privacy=private))
-        spent = noisy.server.training.summary_fields()["privacy"]
-        mechanism = attacks.audit_noise(sigma, policy.clip_norm, policy.delta)
-        result |= {
-            "release": policy.release,
-            "sigma": sigma,
-            "uploads_planned": uploads,
-            "epsilon": spent["epsilon"],
-            "delta": policy.delta,
-            "label_auc_bound": float(spent["label_auc_bound"] or 1.0),
-            "with_noise": {
-                "label": attacks.attack_labels(attacks.two_classes(noisy.uploads), private),
-                "token": attacks.recover(noisy),
-                "membership": attacks.membership(noisy),
-            },
-            "mechanism": mechanism,
-            "passed": all(found["passed"] for found in mechanism),
-        }
-        if exact.weights:
-            result["label_auc_over_sigma"] = attacks.label_auc_over_sigma(
-                exact, policy.release, policy.clip_norm
-            )
-    result["findings"] = _findings(result)
-    return result
-
-
-def _find(target: str) -> Scenario:
-    stored = Path(target) / "scenario.toml"
-    return load_scenario(stored) if stored.exists() else find_scenario(target)
-
-
-def _least_noise(scenario: Scenario) -> tuple[float, int]:
-    """Return the least noise of any client's upload, and the most uploads of any sample."""
-    data = SimulatedData(scenario, scenario.federation.clients)
-    rows = [len(data.rows_of(k)[0]) for k in range(scenario.federation.clients)]
-    plans = [upload_plan(scenario, n) for n in rows]
-    return min(p.sigma for p in plans), max(p.uploads for p in plans)
-
-
-def _findings(result: dict[str, Any]) -> list[str]:
-    """Say in words what the figures mean."""
-    exact = result["without_noise"]
-    first, second = result["classes"]
-    auc = _best(exact["label"])
-    said = [f"Without noise, uploads tell {first} from {second} with an AUC of {auc:.3f}."]
-    noisy = result.get("with_noise")
-    if noisy is not None:
-        bound = result["label_auc_bound"]
-        said.append(
-            f"With noise (sigma {result['sigma']:.3g}) it is {_best(noisy['label']):.3f}; no "
-            f"attack on these uploads can pass {bound:.3f} but by chance."
+    if not folder.adapter.is_dir():
+        raise FedloraError(
+            f"{path} has no adapter, so its run has not ended; end it with fedlora resume {path}, "
+            "or audit its scenario"
         )
-        worst = max(result["mechanism"], key=lambda found: found["epsilon_lower_bound"])
-        said.append(
-            f"{worst['releases']:,} releases of the mechanism prove an epsilon of at least "
-            f"{worst['epsilon_lower_bound']:.2f} for one upload, where "
-            f"{worst['epsilon_one_upload']:.2f} is accounted for."
-        )
-    token = (noisy or exact)["token"]["token_accuracy"]
-    said.append(
-        f"From the activations, {token:.1%} of the tokens are recovered at cut depth "
-        f"{result['cut_depth']}: noise on gradients does not cover them, and the server has to be "
-        "trusted with the inputs unless privacy.activation_sigma is set."
-    )
-    return said
+    Adapter.load(folder.adapter)
+    return folder
 
 
-def _best(label: dict[str, dict[str, float]]) -> float:
-    """Return the AUC of the best attack, whichever way its scores point."""
-    return max(max(found["auc"], 1 - found["auc"]) for found in label.values())
+def _check_writable(path: Path | None) -> None:
+    """Refuse a file that could not be written, before anything is computed."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise FedloraError(f"--json is {path}, which is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise FedloraError(f"cannot write --json {path}: {error.strerror}; name another") from None
+
+
+def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None) -> list[str]:
+    """Write figures and plots, and a run's report; return where they are."""
+    text = (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
+    places = []
+    if json_ is not None:
+        replace_file(json_, text)
+        plots = draw_all(result, json_.parent, json_.stem)
+        places += [f"Figures: {json_}", *(f"Plot: {path}" for path in plots)]
+    if folder is not None:
+        replace_file(folder.audit, text)
+        draw_all(result, folder.plots)
+        places.append(f"Report: {write_report(folder)}")
+    return places
 
 
 def _table(result: dict[str, Any]) -> Table:
-    noisy = result.get("with_noise")
-    table = Table(box=box.SIMPLE, title=f"audit of {result['scenario']}", title_justify="left")
-    table.add_column("attack")
-    table.add_column("without noise", justify="right")
-    table.add_column("with noise", justify="right")
-    table.add_column("bound", justify="right")
-    for name in result["without_noise"]["label"]:
-        bound = f"{result['label_auc_bound']:.3f}" if noisy else ""
-        cells = [_auc((part or {}).get("label", {}).get(name)) for part in _parts(result)]
-        table.add_row(f"label, {name} (AUC)", *cells, bound)
-    cells = [f"{p['token']['token_accuracy']:.3f}" if p else "" for p in _parts(result)]
-    table.add_row("token, nearest neighbour (accuracy)", *cells, "none")
-    cells = [_auc((part or {}).get("membership")) for part in _parts(result)]
-    table.add_row("membership, loss (AUC)", *cells, "")
-    for found in result.get("mechanism", ()):
-        table.add_row(
-            f"mechanism, sigma {found['sigma']:.3g} (epsilon)",
-            "infinite",
-            f"{found['epsilon_lower_bound']:.2f}",
-            f"{found['epsilon_one_upload']:.2f}",
-        )
+    title = f"audit of {result['scenario']}, {seconds_text(result['seconds'])}"
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for index, name in enumerate(HEADER):
+        table.add_column(name, justify="right" if index else "left")
+    for row in result["rows"]:
+        table.add_row(*row)
     return table
-
-
-def _parts(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    return result["without_noise"], result.get("with_noise")
-
-
-def _auc(found: dict[str, float] | None) -> str:
-    if not found or not math.isfinite(found["auc"]):
-        return ""
-    return f"{found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

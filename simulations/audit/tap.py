@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from clients.batches import BatchStream
 from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
+from clients.release import PlainRelease
 from fedlora.config import Scenario
 from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, take
 from fedlora.link.frame import Frame
 from fedlora.link.local import LocalLink, edge_executor
 from fedlora.privacy.head_space import release_width
+from fedlora.privacy.mechanism import release
+from fedlora.privacy.noise import SystemNoise
+from fedlora.server.engine import AdapterState
 from fedlora.server.run import ServerRun
 from fedlora.tasks.base import Sample
+from fedlora.tasks.data import Record as DataRecord
 from simulations.in_process import Record
+
+Advance = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,11 @@ class Upload:
     ----------
     client, samples
         Whose it is, and the numbers of the samples in the client's data.
+    lengths
+        Tokens of each sample.
     z
-        Representation that the server had sent, shape (rows, width).
+        Representation that the server had sent, shape (rows, width): a row for each sample where
+        the server pools, else for each token.
     weight
         Weight of the shared head that went with it; None where heads are personal.
     gradient
@@ -39,85 +50,236 @@ class Upload:
     activation
         What was uploaded before, shape (tokens, width).
     truth
-        The samples themselves.
+        The samples themselves, to judge attacks by.
     """
 
     client: str
     samples: tuple[int, ...]
+    lengths: tuple[int, ...]
     z: torch.Tensor
     weight: torch.Tensor | None
     gradient: torch.Tensor
     activation: torch.Tensor
     truth: tuple[Sample, ...]
 
+    def sums(self) -> torch.Tensor:
+        """Return each sample's gradient, summed over its rows: (samples, released width)."""
+        if len(self.gradient) == len(self.samples):
+            return self.gradient
+        parts = torch.split(self.gradient, list(self.lengths))
+        return torch.stack([part.sum(0) for part in parts])
+
 
 @dataclass(frozen=True)
 class Observed:
-    """A finished run and its uploads."""
+    """A finished run and its uploads.
+
+    Attributes
+    ----------
+    parts
+        The public ends of the model.
+    data
+        Who holds what.
+    server
+        The run.
+    clients
+        To judge attacks by.
+    uploads
+        In the order of arrival.
+    last_adapter
+        The factors that the last step's uploads answered to.
+    metric, metric_name
+        Of the evaluation at the end; None without one.
+    """
 
     parts: EdgeParts
+    data: SimulatedData
     server: ServerRun
     clients: list[EdgeClient]
     uploads: list[Upload]
+    last_adapter: AdapterState
+    metric: float | None
+    metric_name: str
 
 
-def observe(scenario: Scenario) -> Observed:
-    """Run a scenario in which the server pools, and tap every client's link.
+class PlantedData(SimulatedData):
+    """Data in which some training records carry a label of the auditor's choice.
+
+    Parameters
+    ----------
+    scenario, clients
+        See ``SimulatedData``.
+    planted
+        For each client, the label of some of its training rows by their number.
+    """
+
+    def __init__(
+        self, scenario: Scenario, clients: int, planted: Mapping[int, Mapping[int, str]]
+    ) -> None:
+        super().__init__(scenario, clients)
+        self._planted = planted
+
+    def rows_of(self, client: int) -> tuple[list[DataRecord], list[DataRecord]]:
+        """See ``SimulatedData``."""
+        train, held_out = super().rows_of(client)
+        for row, label in self._planted.get(client, {}).items():
+            train[row] = {**train[row], self.label_column: label}
+        return train, held_out
+
+
+class _Recorder(Record):
+    """Reports each step, and keeps the adapter that the step after it answers to."""
+
+    def __init__(self, advance: Advance) -> None:
+        super().__init__()
+        self.server: ServerRun | None = None
+        self.adapters: list[AdapterState] = []
+        self._advance = advance
+
+    def append_event(self, event: str, /, **fields: Any) -> None:
+        """See ``Recorder``."""
+        if event == "step":
+            assert self.server is not None
+            self.adapters = [*self.adapters[-1:], self.server.engine.adapter()]
+            self._advance()
+
+
+class NoisyActivations(PlainRelease):
+    """Releases gradients as they are, and activations clipped and noised, once for each sample.
+
+    To measure what noise on activations alone does, also where it is too little to promise
+    anything, which a client under a privacy policy refuses.
+
+    Parameters
+    ----------
+    sigma, clip_norm
+        As ``privacy.activation_sigma`` and ``privacy.activation_clip_norm``.
+    """
+
+    def __init__(self, sigma: float, clip_norm: float) -> None:
+        self._sigma, self._clip_norm = sigma, clip_norm
+        self._drawn: dict[int, torch.Tensor] = {}
+
+    def activation(
+        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        """See ``GradientRelease``."""
+        parts = zip(samples, torch.split(packed.detach(), list(lengths)), strict=True)
+        for sample, part in parts:
+            if sample not in self._drawn:
+                self._drawn[sample] = release(
+                    part,
+                    [len(part)],
+                    clip_norm=self._clip_norm,
+                    sigma=self._sigma,
+                    noise=SystemNoise(),
+                ).values
+        return torch.cat([self._drawn[sample] for sample in samples]).to(packed.dtype)
+
+
+def observe(
+    scenario: Scenario,
+    *,
+    planted: Mapping[int, Mapping[int, str]] | None = None,
+    activation_sigma: float | None = None,
+    evaluate: bool = True,
+    advance: Advance = lambda: None,
+) -> Observed:
+    """Run a scenario and tap every client's link.
 
     Parameters
     ----------
     scenario
-        Without a baseline, so that every step is a training step.
+        Without a baseline, so that every step is a training step, and of one round.
+    planted
+        See ``PlantedData``.
+    activation_sigma
+        Noise on activations alone; see ``NoisyActivations``.
+    evaluate
+        Whether the clients have held-out rows to evaluate.
+    advance
+        Called after every step.
     """
-    data = SimulatedData(scenario, scenario.federation.clients)
+    data = PlantedData(scenario, scenario.federation.clients, planted or {})
     parts = load_parts(scenario, data.labels)
-    server = ServerRun(scenario, Record())
+    recorder = _Recorder(advance)
+    recorder.server = server = ServerRun(scenario, recorder)
+    recorder.adapters = [server.engine.adapter()]
     executor = edge_executor(scenario.compute.threads or os.cpu_count() or 1)
     clients, uploads = [], list[Upload]()
     for number in range(scenario.federation.clients):
         client = data.build(parts, number)
+        if activation_sigma is not None:
+            clip_norm = scenario.privacy.activation_clip_norm
+            client.release = NoisyActivations(activation_sigma, clip_norm)
+        if not evaluate:
+            client.held_out = ()
         clients.append(client)
         server.admit(opening := hello(parts, client))
         server.join(LocalLink(client.name, _tapped(client, uploads), executor), opening)
     server.training.run()
     server.end()
-    return Observed(parts, server, clients, uploads)
+    executor.shutdown()
+    last = recorder.rounds[-1]
+    return Observed(
+        parts,
+        data,
+        server,
+        clients,
+        uploads,
+        recorder.adapters[0],
+        last.get("metric"),
+        str(last.get("metric_name") or "metric"),
+    )
+
+
+def sample_order(scenario: Scenario, rows: int, client: int, exchanges: int) -> list[int]:
+    """Return the numbers of a client's samples in the order of their uploads."""
+    placeholders = [Sample((0,), 0)] * rows
+    stream = BatchStream(placeholders, scenario.train.batch_size, scenario.seed, client)
+    return [number for _ in range(exchanges) for number in stream.indices()]
 
 
 def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Frame]:
     """Return a handler that notes what passes."""
     scenario, samples = client.scenario, client.batches.samples
     codecs = {
-        "activation": create_codec(scenario.link.activation),
-        "representation": create_codec(scenario.link.representation),
-        "gradient": create_codec(scenario.link.gradient),
+        kind: create_codec(getattr(scenario.link, kind))
+        for kind in ("activation", "representation", "gradient")
     }
     order = BatchStream(samples, scenario.train.batch_size, scenario.seed, int(client.name))
     classes = len(client.model.task.labels)
     policy = scenario.privacy
     width = client.model.width
     released = release_width(policy.release if policy.enabled else "full", classes, width)
+    front = client.model.front
+    up_width = front.weight.shape[1] if front.blocks is None else front.blocks.width
     open_: list[torch.Tensor] = []
 
     def handle(frame: Frame) -> Frame:
         reply = client.handle(frame)
         if frame.kind == m.STEP and reply.kind == m.GRADIENT:
             numbers = order.indices()
-            rows = len(numbers)
+            truth = tuple(samples[number] for number in numbers)
+            lengths = tuple(len(sample.ids) for sample in truth)
+            weight = frame.tensors.get(m.HEAD_WEIGHT + "weight")
+            rows = len(numbers) if client.model.server_pools else sum(lengths)
+            z = take(frame.tensors, "representation", codecs["representation"], (rows, width))
             uploads.append(
                 Upload(
                     client.name,
                     tuple(numbers),
-                    take(frame.tensors, "representation", codecs["representation"], (rows, width)),
-                    frame.tensors.get(m.HEAD_WEIGHT + "weight"),
+                    lengths,
+                    z.detach(),
+                    weight,
                     take(reply.tensors, "gradient", codecs["gradient"], (rows, released)),
                     open_.pop(),
-                    tuple(samples[number] for number in numbers),
+                    truth,
                 )
             )
         if "lengths" in reply.tensors and frame.kind not in (m.EVAL_BEGIN, m.EVAL):
             tokens = int(reply.tensors["lengths"].sum())
-            shape = (tokens, client.model.front.weight.shape[1])
+            shape = (tokens, up_width)
             open_[:] = [take(reply.tensors, "activation", codecs["activation"], shape)]
         return reply
 

@@ -62,7 +62,9 @@ def epsilon_lower_bound(
 def _chance(canaries: int, guesses: int, correct: int, delta: float, epsilon: float) -> float:
     """Bound the chance of so many right guesses under (epsilon, delta)."""
     rate = 1 / (1 + math.exp(-epsilon))
-    fewer = np.arange(1, correct + 1)
-    lost = np.cumsum(binom.pmf(correct - fewer, guesses, rate)) / fewer
-    slack = 2 * canaries * delta * float(lost.max(initial=0.0))
+    slack = 0.0
+    if delta > 0:
+        fewer = np.arange(1, correct + 1)
+        lost = np.cumsum(binom.pmf(correct - fewer, guesses, rate)) / fewer
+        slack = 2 * canaries * delta * float(lost.max(initial=0.0))
     return min(1.0, float(binom.sf(correct - 1, guesses, rate)) + slack)

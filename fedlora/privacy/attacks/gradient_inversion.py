@@ -186,4 +186,4 @@ def invert_gradients(
         optimiser.step()
         schedule.step()
         advance()
-    return Inverted((scale * unknown).detach(), labels.argmax(1), float(distance))
+    return Inverted((scale * unknown).detach(), labels.argmax(1), float(distance.detach()))

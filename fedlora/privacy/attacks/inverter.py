@@ -2,9 +2,10 @@
 
 The attacker has the public front of the model and text of the same kind, so it makes as many pairs
 of tokens and activations as it likes, with the noise that the mechanism's public parameters
-describe, and learns to undo both (SIP in the survey of split-learning attacks; Chen et al. 2024,
-BiSR). The network corrects each activation with the help of its neighbours and then looks up the
-nearest token embedding. It starts as the nearest-neighbour attack and can only learn to do better.
+describe, and learns to undo both (as the first stage of BiSR, Chen et al. 2024). The network
+corrects each activation with the help of its neighbours, and then weighs the distance to each token
+embedding against how frequent the token is. It starts as the nearest-neighbour attack, and stays
+that where training does not read the attacker's own text better.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlora.privacy.attacks.tokens import nearest_tokens
+from fedlora.privacy.attacks.tokens import token_accuracy
 from fedlora.split.blocks import pad_rows
 
 Observe = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Maps packed tokens and the rows' lengths to activations as the server would receive them."""
 
-_HIDDEN, _LAYERS, _HEADS = 128, 2, 4
+_HIDDEN, _LAYERS, _HEADS = 128, 1, 4
+_ROWS = 32  # of text that are read at once
+_VALIDATION = 64  # rows of public text by which the inverter is kept or dropped
 _CANDIDATES = 4096  # token embeddings that a training step compares with, at least
 _SHARPNESS = 10.0  # of the first lookup, over the embeddings' mean squared norm
 
@@ -43,8 +46,8 @@ class Fit:
         the public text's vocabulary.
     """
 
-    steps: int = 300
-    rows: int = 32
+    steps: int = 200
+    rows: int = 24
     rate: float = 2e-3
     replaced: float = 0.15
 
@@ -79,6 +82,7 @@ class TokenInverter(nn.Module):
         nn.init.eye_(self.skip.weight)
         scale = _SHARPNESS / float(self.table.square().sum(1).mean())
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(scale)))
+        self.prior = nn.Parameter(torch.zeros(len(self.table)))
 
     def forward(self, activations: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Return an estimate of each token's embedding.
@@ -103,30 +107,36 @@ class TokenInverter(nn.Module):
         estimate: torch.Tensor = packed + self.skip(activations)
         return estimate
 
+    def scores(
+        self, activations: torch.Tensor, lengths: Sequence[int], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the log-odds of each of some tokens, shape (tokens of the rows, tokens)."""
+        table = self.table[tokens]
+        near = self(activations, lengths) @ table.T - table.square().sum(1) / 2
+        scores: torch.Tensor = self.log_sharpness.exp() * near + self.prior[tokens]
+        return scores
+
     def loss(
         self, activations: torch.Tensor, lengths: Sequence[int], ids: torch.Tensor
     ) -> torch.Tensor:
         """Return the cross-entropy of the lookup among the batch's tokens and random others."""
         vocabulary = len(self.table)
         if vocabulary <= _CANDIDATES:
-            candidates, wanted = torch.arange(vocabulary), ids
-        else:
-            others = torch.randint(vocabulary, (_CANDIDATES,))
-            candidates, inverse = torch.unique(torch.cat([ids, others]), return_inverse=True)
-            wanted = inverse[: len(ids)]
-        table = self.table[candidates]
-        scores = self(activations, lengths) @ table.T - table.square().sum(1) / 2
-        return F.cross_entropy(self.log_sharpness.exp() * scores, wanted)
+            return F.cross_entropy(self.scores(activations, lengths, torch.arange(vocabulary)), ids)
+        others = torch.randint(vocabulary, (_CANDIDATES,))
+        candidates, inverse = torch.unique(torch.cat([ids, others]), return_inverse=True)
+        return F.cross_entropy(self.scores(activations, lengths, candidates), inverse[: len(ids)])
 
     @torch.no_grad()
     def recover(self, activations: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Return the token that each activation is read as, shape (tokens,)."""
+        vocabulary = torch.arange(len(self.table))
         found = []
         start = 0
-        for first in range(0, len(lengths), _HIDDEN):
-            part = lengths[first : first + _HIDDEN]
+        for first in range(0, len(lengths), _ROWS):
+            part = lengths[first : first + _ROWS]
             rows = activations[start : start + sum(part)]
-            found.append(nearest_tokens(self(rows.float(), part), self.table))
+            found.append(self.scores(rows.float(), part, vocabulary).argmax(1))
             start += sum(part)
         return torch.cat(found)
 
@@ -137,6 +147,7 @@ def train_inverter(
     text: Sequence[Sequence[int]],
     fit: Fit | None = None,
     *,
+    longest: int,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> TokenInverter:
@@ -153,6 +164,8 @@ def train_inverter(
         Token ids of public records.
     fit
         How to train.
+    longest
+        Most tokens in a row.
     seed
         Seed of the attacker's choices.
     advance
@@ -162,7 +175,12 @@ def train_inverter(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         sample = observe(torch.tensor(text[0]), [len(text[0])])
-        inverter = TokenInverter(table, sample.shape[1], max(len(ids) for ids in text) + 1)
+        inverter = TokenInverter(table, sample.shape[1], longest)
+        start = {name: tensor.clone() for name, tensor in inverter.state_dict().items()}
+        counts = torch.bincount(
+            torch.tensor([t for row in text for t in row]), minlength=len(table)
+        )
+        inverter.prior.copy_(((counts + 1.0) / (counts.sum() + len(table))).log())
         inverter.requires_grad_()
         optimiser = torch.optim.Adam(inverter.parameters(), lr=fit.rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, fit.steps)
@@ -180,4 +198,24 @@ def train_inverter(
             optimiser.step()
             schedule.step()
             advance()
-    return inverter.eval()
+        return _better(inverter, start, observe, text)
+
+
+def _better(
+    inverter: TokenInverter,
+    start: dict[str, torch.Tensor],
+    observe: Observe,
+    text: Sequence[Sequence[int]],
+) -> TokenInverter:
+    """Return the inverter, as it was at the start where that reads the public text better."""
+    chosen = text[-_VALIDATION:]
+    ids, lengths = torch.tensor([t for row in chosen for t in row]), [len(row) for row in chosen]
+    activations = observe(ids, lengths).float()
+    learned = inverter.eval().state_dict()
+    right = []
+    for state in (start, {name: tensor.clone() for name, tensor in learned.items()}):
+        inverter.load_state_dict(state)
+        right.append(token_accuracy(inverter.recover(activations, lengths), ids))
+    if right[0] > right[1]:
+        inverter.load_state_dict(start)
+    return inverter
