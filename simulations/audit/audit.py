@@ -53,7 +53,7 @@ class Effort:
 
     steps: int = 20
     depths: int = 4
-    noises: tuple[float, ...] = (0.1, 0.3, 1.0)
+    noises: tuple[float, ...] = (0.03, 0.1, 1.0)
     fit: Fit = field(default_factory=Fit)
     inverted: int = 6
     inversion_steps: int = 150

@@ -170,7 +170,7 @@ def audited(records: Path, release: str = "logits") -> Scenario:
     return scenario(records, f"privacy.release={release}", "privacy.unit=sample")
 
 
-@pytest.mark.parametrize("release", ["row_space", "logits"])
+@pytest.mark.parametrize("release", ["row_space"])
 def test_what_a_client_really_uploads_passes_the_audit(records: Path, release: str) -> None:
     found = audit_client(audited(records, release), 1.276)
     assert found.passed
@@ -192,16 +192,14 @@ def test_a_client_that_adds_half_the_noise_is_caught(records: Path) -> None:
     assert not found.passed
 
 
-@pytest.mark.parametrize("release", ["full"])
-def test_a_client_whose_noise_follows_from_a_seed_is_caught(records: Path, release: str) -> None:
-    config = audited(records, release)
+def test_a_client_whose_noise_follows_from_a_seed_is_caught(records: Path) -> None:
+    config = audited(records, "full")
     seeded = replace(config, privacy=replace(config.privacy, insecure_noise_seed=7))
     found = audit_client(seeded, 5.6, build_release)
     assert not found.passed
     assert found.by_attacker["replay"] > found.mu
 
 
-@pytest.mark.slow
 def test_an_audit_reports_both_sides_and_lands_in_the_report(records: Path, tmp_path: Path) -> None:
     effort = Effort(3, 1, (0.5,), FIT, 1, 2, 1)
     result = audit_scenario(scenario(records), effort)
