@@ -145,20 +145,27 @@ class Audit:
 
     def _with_noise(self, result: Result, plain: Observed, canaries: list[Canary]) -> None:
         policy = self.scenario.privacy
-        sigma, uploads = _least_noise(self.scenario)
-        private = replace(policy, epsilon=None, sigma=sigma, uploads=uploads)
+        sigma, private = None, policy
+        if policy.release != "labels":
+            sigma, uploads = _least_noise(self.scenario)
+            private = replace(policy, epsilon=None, sigma=sigma, uploads=uploads)
         noisy = self._observe("run with noise", replace(self.short, privacy=private), canaries)
         spent = noisy.server.training.summary_fields()["privacy"]
         result |= {
             "release": policy.release,
             "sigma": sigma,
-            "uploads_planned": uploads,
+            "uploads_planned": private.uploads,
             "epsilon": spent["epsilon"],
             "label_auc_bound": float(spent["label_auc_bound"] or 1.0),
             "activation_sigma": policy.activation_sigma,
             "with_noise": self._attack(noisy, private, canaries),
         }
         result["with_noise"]["membership"] = self._membership(members.trained_model(noisy))
+        if sigma is None:
+            self.skipped["audit of the mechanism, label inference over sigma"] = (
+                "privacy.release labels randomises labels and adds no Gaussian noise"
+            )
+            return
         with self.stages.stage("audit of the mechanism", 2) as advance:
             result["mechanism"] = audit_noise(self.short, sigma, advance)
             result["passed"] = all(found["passed"] for found in result["mechanism"])

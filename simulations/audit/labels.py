@@ -142,7 +142,7 @@ def label_auc_over_sigma(
 
 def _distances(upload: Upload, policy: PrivacyPolicy) -> torch.Tensor:
     assert upload.weight is not None
-    if not policy.enabled:
+    if not policy.enabled or policy.release == "labels":  # exact, but of labels drawn at random
         return label_distances(upload.gradient, upload.z, upload.weight)
     return label_distances(
         upload.gradient,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clients.private import build_release
+from clients.build_release import build_release
 from clients.release import GradientRelease
 from clients.terms import OwnerTerms
 from fedlora.config import Scenario
@@ -70,7 +70,7 @@ def audit_client(
     sigma
         What the accountant is told.
     build
-        Builds a client's release as ``clients.private.build_release`` does.
+        Builds a client's release as ``clients.build_release`` does.
     """
     policy = scenario.privacy
     config = replace(

@@ -102,7 +102,7 @@ def _labels(result: Result) -> list[str]:
     bound = result["label_auc_bound"]
     likely = noisy.get("likelihood") or noisy["norm"]
     said.append(
-        f"With noise (sigma {result['sigma']:.3g}) the best attack reaches {_best(noisy):.3f}; "
+        f"With noise ({_noise(result)}) the best attack reaches {_best(noisy):.3f}; "
         f"what the uploads tell about one label is bounded by {bound:.3f}, so an AUC above that is "
         f"chance (interval {likely['low']:.3f} to {likely['high']:.3f})."
     )
@@ -182,6 +182,11 @@ def _membership(result: Result) -> list[str]:
         f"{found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}] ({name.replace('_', ' ')})."
     )
     return [told]
+
+
+def _noise(result: Result) -> str:
+    sigma = result["sigma"]
+    return "randomised labels" if sigma is None else f"sigma {sigma:.3g}"
 
 
 def _best(label: Mapping[str, Mapping[str, float]]) -> float:

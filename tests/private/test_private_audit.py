@@ -11,7 +11,7 @@ import pytest
 import torch
 from private_federation import scenario, write_records
 
-from clients.private import build_release
+from clients.build_release import build_release
 from clients.release import PlainRelease
 from fedlora.config import Scenario
 from fedlora.privacy.attacks.auc import label_auc_bound
