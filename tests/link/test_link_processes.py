@@ -145,7 +145,7 @@ def test_a_client_ends_when_its_server_dies(tmp_path: Path) -> None:
         process.wait(10.0)
 
 
-def test_idle_streams_take_no_threads(
+def test_256_idle_streams_take_no_threads_and_little_memory(
     start: Callable[..., StreamServer], join: Callable[..., StreamLink]
 ) -> None:
     server = start(identity=None)
@@ -165,14 +165,15 @@ def test_idle_streams_take_no_threads(
     )
     try:
         join(server, "first")
-        before = psutil.Process().num_threads()
+        before, memory = psutil.Process().num_threads(), psutil.Process().memory_info().rss
         assert process.stdin is not None
         grant = server.tokens.grant
-        for i in range(64):
+        for i in range(256):
             process.stdin.write(f"c{i} {grant('c', 60.0)} {grant('c', 60.0)}\n")
         process.stdin.close()
-        assert all(server.accept(30.0) is not None for _ in range(64))
+        assert all(server.accept(30.0) is not None for _ in range(256))
         assert psutil.Process().num_threads() - before < 16
+        assert psutil.Process().memory_info().rss - memory < 300e6
     finally:
         process.kill()
         process.wait(10.0)
