@@ -101,7 +101,7 @@ class PrometheusObserver(Observer):
                 "From the last request to its answer.",
                 "answer_seconds",
             ),
-            (_counter, "client_misses", "Times it was lost or missed a deadline.", "misses"),
+            (_gauge, "client_misses", "Deadlines missed in this round, and times lost.", "misses"),
         )
         for family, name, meaning, key in by_status:
             yield family(

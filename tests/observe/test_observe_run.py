@@ -52,7 +52,7 @@ def test_last_scrape_agrees_with_the_rounds(watched):
     assert found["fedlora_payload_bits_total{direction=up,phase=train}"] == up
     assert found["fedlora_clients{state=connected}"] == 3
     assert found["fedlora_clients{state=lost}"] == 1
-    assert found["fedlora_client_misses_total{client=3}"] == 1
+    assert found["fedlora_client_misses{client=3}"] == 1
     for client, record in last["clients"].items():
         of = f"{{client={client}}}"
         assert found[f"fedlora_client_rank{of}"] == pytest.approx(record["mean_rank"])
