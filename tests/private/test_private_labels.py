@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from fedlora.link.frame import Frame
 from fedlora.privacy.labels import flip_probability
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.policy import ClientLimit, PrivacyPolicy
+from fedlora.report.page import write_report
+from fedlora.report.run_folder import RunFolder
+from fedlora.server.results import write_results
 
 
 def labels(data: Path, epsilon: float, *overrides: str) -> Scenario:
@@ -146,3 +150,18 @@ def test_noised_activations_come_out_of_the_same_budget(records: Path) -> None:
 def test_settings_that_need_noise_are_refused(values: dict, reason: str) -> None:
     with pytest.raises(FedloraError, match=reason):
         PrivacyPolicy(release="labels", **values)
+
+
+def test_the_report_of_a_run_without_noised_gradients_can_be_written(
+    records: Path, tmp_path: Path
+) -> None:
+    config = labels(records, 2.0, "evaluate.baseline=false")
+    federation = Federation(config).run()
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_scenario(scenario_to_toml(config))
+    for record in federation.recorder.rounds:
+        folder.append_round(record)
+    write_results(folder, federation.server, federation.server.end())
+    block = json.loads((folder.path / "summary.json").read_text())["privacy"]
+    assert block["epsilon"] == block["label_epsilon"] == 2.0
+    assert "randomised label" in write_report(folder).read_text()
