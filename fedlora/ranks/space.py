@@ -132,7 +132,7 @@ class RankSpace:
                 f"{len(values)} ranks were given; expected {len(self)}, one for each projection"
             )
         return RankVector(
-            self._rank(value, f" for {projection}")
+            self._rank(value, projection)
             for value, projection in zip(values, self.projections, strict=True)
         )
 
@@ -152,21 +152,26 @@ class RankSpace:
         """Return the adapter's size in bits, at this space's precision unless one is given."""
         return self.parameters(ranks) * (bits_per_parameter or self.bits_per_parameter)
 
-    def _rank(self, value: Any, place: str = "") -> int:
+    def _rank(self, value: Any, projection: Projection | None = None) -> int:
+        rank: int | None
         try:
             rank = operator.index(value)
         except TypeError:
+            rank = None
+        # A strategy checks thousands of ranks a round: the place is worded for an error only.
+        if rank is not None and self.r_min <= rank <= self.r_max:
+            return rank
+        place = f" for {projection}" if projection else ""
+        if rank is None:
             raise FedloraError(
                 f"rank {value!r}{place} is not a whole number; expected an int from {self.r_min} "
                 f"to {self.r_max}"
-            ) from None
+            )
         if rank > self.r_max:
             raise FedloraError(
                 f"rank {rank}{place} exceeds r_max {self.r_max}; lower it or set lora.r_max"
             )
-        if rank < self.r_min:
-            raise FedloraError(f"rank {rank}{place} is below r_min {self.r_min}; raise it")
-        return rank
+        raise FedloraError(f"rank {rank}{place} is below r_min {self.r_min}; raise it")
 
 
 @dataclass(frozen=True, init=False)

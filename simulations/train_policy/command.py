@@ -32,6 +32,16 @@ def train_policy(
     price: Annotated[
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
     ] = DEFAULT_PRICE,
+    saving: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=0.9, help="Part of the best fixed rank's bits to save under fading."
+        ),
+    ] = 0.35,
+    plain_ppo: Annotated[
+        bool,
+        typer.Option("--plain-ppo", help="PPO alone: no warm start and no diffusion, to compare."),
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
@@ -40,6 +50,7 @@ def train_policy(
     """Train the policy of the strategy `airllm` by real runs of split fine-tuning.
 
     Writes `policy.safetensors`, which the option `policy` of `airllm` takes, and `curves.png`.
+    With `--plain-ppo` only the curves: it is what the training is compared with.
     """
     import torch
 
@@ -65,11 +76,13 @@ def train_policy(
         tuple(name.strip() for name in channels.split(",")),
         tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
         price,
+        0.0 if plain_ppo else saving,
     )
     command = (
         f"fedlora train-policy {scenario} --steps {steps} --seed {seed} --snr={snr} "
-        f"--channels {channels} --seeds {seeds} --price {price:g}"
+        f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving:g}"
+        + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
-    training = PolicyTraining(setting, out, resume=resume, command=command)
+    training = PolicyTraining(setting, out, resume=resume, command=command, plain=plain_ppo)
     training.run(steps)
     typer.echo(f"policy: {out / 'policy.safetensors'}")

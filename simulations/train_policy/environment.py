@@ -14,6 +14,7 @@ from fedlora.config import Scenario
 from simulations.compare.reward import Losses
 from simulations.train_policy.episode import Episode
 from simulations.train_policy.replay import Replay
+from simulations.train_policy.teacher import ShadowPrices
 from strategies.airllm.features import STATE_FEATURES
 from strategies.airllm.network import LATENT
 from strategies.airllm.policy import Policy
@@ -41,6 +42,8 @@ class FederationEnv(VecEnv):
         Takes latents, plans and rewards.
     price
         Nats that a whole deadline of air time costs.
+    shadow_of
+        Returns what an episode's training pays beyond that.
     first_episode
         Number of the first episode.
     """
@@ -53,6 +56,7 @@ class FederationEnv(VecEnv):
         policy: Policy,
         replay: Replay,
         price: float,
+        shadow_of: Callable[[Scenario], ShadowPrices],
         first_episode: int = 0,
     ) -> None:
         infinite = np.full(len(STATE_FEATURES), np.inf, dtype=np.float32)
@@ -63,6 +67,7 @@ class FederationEnv(VecEnv):
         )
         self.scenario_of, self.reference_of = scenario_of, reference_of
         self.policy, self.replay, self.price = policy, replay, price
+        self.shadow_of = shadow_of
         self.episodes = first_episode
         self.returns: list[tuple[Scenario, float]] = []
         self._episode: Episode | None = None
@@ -75,7 +80,11 @@ class FederationEnv(VecEnv):
         self.close()
         self._scenario = self.scenario_of(self.episodes)
         self._episode = Episode(
-            self._scenario, self.policy, self.reference_of(self._scenario.seed), self.price
+            self._scenario,
+            self.policy,
+            self.reference_of(self._scenario.seed),
+            self.price,
+            self.shadow_of(self._scenario),
         )
         self.episodes += 1
         self._rewards = []
@@ -92,7 +101,7 @@ class FederationEnv(VecEnv):
         features = self._episode.features
         turn = self._episode.step(latents)
         self._rewards.append(turn.rewards)
-        self.replay.add(latents, turn.plans, features, turn.rewards)
+        self.replay.add(latents, turn.plans, features, turn.objectives)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         done = np.full(self.num_envs, turn.done)
         if turn.done:
@@ -100,7 +109,7 @@ class FederationEnv(VecEnv):
             states = self.reset()
         else:
             states = self._episode.sight.states.numpy()
-        return states, turn.rewards.astype(np.float32), done, infos
+        return states, turn.objectives.astype(np.float32), done, infos
 
     def close(self) -> None:
         """Give the episode up, if there is one."""

@@ -16,6 +16,7 @@ from fedlora.config import Scenario
 from fedlora.ranks import ClientOutcome, ClientReport, RankDecision, RankSpace, RankStrategy
 from simulations.compare.reward import Losses, client_rewards, losses_by_round
 from simulations.in_process import Record, connect
+from simulations.train_policy.teacher import ShadowPrices
 from strategies.airllm.policy import Policy
 from strategies.airllm.strategy import AirLlm, Sight
 
@@ -53,14 +54,17 @@ class Turn:
     Attributes
     ----------
     rewards
-        Of each client.
+        Of each client, as comparisons count it.
+    objectives
+        Of each client, minus what its bits cost and with the end's weight: what is trained for.
     plans
-        What the diffusion made, shape (clients, projections, 2).
+        What the diffusion made, shape (clients, projections, 3).
     done
         Whether that was the last round.
     """
 
     rewards: Array
+    objectives: Array
     plans: torch.Tensor
     done: bool
 
@@ -78,16 +82,25 @@ class Episode:
         Losses of the scenario's seed without channel.
     price
         Nats that a whole deadline of air time costs.
+    shadow
+        What the training pays beyond that.
     """
 
-    def __init__(self, scenario: Scenario, policy: Policy, reference: Losses, price: float) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: Policy,
+        reference: Losses,
+        price: float,
+        shadow: ShadowPrices,
+    ) -> None:
         self._record = Record()
         self._server = connect(scenario, self._record, workers=1)
         self._asker = _Asker()
         # Unguarded: the guard would time the learner's updates, not a strategy.
         self._server.training.ranking.strategy = self._asker  # type: ignore[assignment]
         self._strategy = AirLlm(scenario.seed, policy=policy, rounds=scenario.train.rounds)
-        self._reference, self._price = reference, price
+        self._reference, self._price, self._shadow = reference, price, shadow
         self._deadline_s = scenario.channel.deadline_s
         self._rounds = scenario.train.rounds
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -122,7 +135,13 @@ class Episode:
         rewards = client_rewards(
             losses, self._reference[finished], seconds, self._deadline_s, self._price
         )
-        return Turn(np.array([rewards[client].value for client in clients]), plans, done)
+        values = np.array([rewards[client].value for client in clients])
+        per_rank = self.space.bits(self.space.uniform(1))
+        sent = np.array([self.space.bits(decisions[client].deliver) for client in clients])
+        objectives = values - self._shadow.bits * sent / per_rank
+        if done:
+            objectives += self._shadow.final * np.array([rewards[c].gain for c in clients])
+        return Turn(values, objectives, plans, done)
 
     def close(self) -> None:
         """Give the episode up, if it has not ended."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedlora.config import RanksConfig, Scenario
 from simulations.in_process import Record, connect
@@ -31,20 +31,21 @@ class Profile:
     ranks: Array
     losses: Array
 
-    def loss(self, progress: float, rank: float) -> float:
-        """Return the loss of an adapter, interpolated.
+    def loss(self, progress: float, rank: ArrayLike) -> Array:
+        """Return the loss of adapters, interpolated.
 
         Parameters
         ----------
         progress
-            When it was cut from the server's, as a part of all rounds, from 0 to 1.
+            When they were cut from the server's, as a part of all rounds, from 0 to 1.
         rank
-            Its mean rank.
+            Mean rank of each.
         """
         rounds = np.arange(1, self.losses.shape[1] + 1) / self.losses.shape[1]
         by_rank = [float(np.interp(progress, rounds, row)) for row in self.losses]
         # The loss is nearly linear in the logarithm of the rank.
-        return float(np.interp(np.log2(1 + rank), np.log2(1 + self.ranks), by_rank))
+        ranks = np.asarray(rank, dtype=float)
+        return np.interp(np.log2(1 + ranks), np.log2(1 + self.ranks), by_rank)
 
 
 def profile_ranks(r_max: int) -> list[int]:

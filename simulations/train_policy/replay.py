@@ -24,7 +24,7 @@ class Replay:
     Attributes
     ----------
     latents, plans, rewards
-        Shapes (decisions, 4), (decisions, projections, 2) and (decisions,).
+        Shapes (decisions, 5), (decisions, projections, 3) and (decisions,).
     features
         Of the projections; None before the first decision.
     """

@@ -30,6 +30,8 @@ class Setting:
         Seeds to draw from.
     price
         Nats that a whole deadline of air time costs.
+    saving
+        Part of the best fixed rank's bits that is not to be sent under fading, from 0 to 1.
     """
 
     scenario: Scenario
@@ -38,6 +40,7 @@ class Setting:
     channels: Sequence[str]
     seeds: Sequence[int]
     price: float
+    saving: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scenario.seed >= FIRST_SEED:

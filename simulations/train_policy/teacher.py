@@ -10,19 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fedlora.channel.rate import Shannon
 from fedlora.ranks import ClientReport, DataStatistics, RankSpace
 from simulations.train_policy.profile import Profile
 from strategies.airllm.features import ChannelMemory, Held, budget_rank, client_state, coverage
 
 Array = NDArray[np.float64]
 
-FRACTIONS = np.array([0.0, 1.0])
-NOTHING, EVERYTHING = -0.9, 0.9
+FRACTIONS = np.array([0.0, 0.5, 1.0])
+"""Parts of the budget that the teacher may spend."""
+
+NO, YES = -0.9, 0.9
 _WORTH = 0.05
-_DRAWS = 64
+_DRAWS = 96
 _LOSS_POINTS = 48
 
 
@@ -39,7 +40,8 @@ class Demonstrations:
     values
         Reward to go, relative to the reference.
     weights
-        From 0 to 1, how much the decision matters: a tie need not be copied.
+        From 0 to 1, how much each entry of the latent matters, shape (decisions, 5): a tie need not
+        be copied.
     """
 
     states: Array
@@ -69,8 +71,23 @@ class Fading:
     def draw(self, rng: np.random.Generator, size: int) -> Array:
         """Return budgets, in uniform ranks."""
         power = rng.exponential(size=size) if self.rayleigh else np.ones(size)
-        snrs_db = self.snr_db + 10 * np.log10(power)
-        return self.ranks_at_1_bps_hz * np.array([Shannon(0.0).rate_bps(s, 1.0) for s in snrs_db])
+        return self.ranks_at_1_bps_hz * np.log2(1 + 10 ** (self.snr_db / 10) * power)
+
+
+@dataclass(frozen=True)
+class ShadowPrices:
+    """What the teacher pays beyond the reward, so that it saves bits without a worse end.
+
+    Attributes
+    ----------
+    bits
+        Nats for every uniform rank that is sent.
+    final
+        How many times more the loss after the last round counts.
+    """
+
+    bits: float = 0.0
+    final: float = 0.0
 
 
 class Planner:
@@ -90,6 +107,8 @@ class Planner:
         Nats that a whole deadline of air time costs.
     rng
         Draws the budgets over which expectations are taken.
+    shadow
+        What is paid beyond that.
     """
 
     def __init__(
@@ -100,53 +119,48 @@ class Planner:
         r_max: int,
         price: float,
         rng: np.random.Generator,
+        shadow: ShadowPrices = ShadowPrices(),
     ) -> None:
         self.profile, self.rounds, self.r_max, self.price = profile, rounds, r_max, price
+        self.shadow = shadow
         draws = fading.draw(rng, _DRAWS if fading.rayleigh else 1)
         low, high = float(profile.losses.min()), float(profile.losses.max())
         self.grid = np.linspace(low, high, _LOSS_POINTS)
         self.values = np.zeros((rounds + 2, _LOSS_POINTS))
         for round_ in range(rounds, 0, -1):
-            total = np.zeros(_LOSS_POINTS)
-            for budget in draws:
-                total += self._options(round_, float(budget), self.grid).max(axis=0)
-            self.values[round_] = total / len(draws)
+            options = self.options(round_, draws[:, None], self.grid[None, :])
+            self.values[round_] = options.max(axis=0).mean(axis=0)
 
-    def choose(self, round_: int, budget: float, held_loss: float) -> float:
-        """Return the best part of the budget to use, 0 for none."""
-        options = self._options(round_, budget, np.array([held_loss]))
-        return float(FRACTIONS[int(options[:, 0].argmax())])
+    def choose(self, round_: int, budget: ArrayLike, held_loss: ArrayLike) -> Array:
+        """Return the best part of each budget to use, 0 for none."""
+        return FRACTIONS[self.options(round_, budget, held_loss).argmax(axis=0)]
 
-    def regret(self, round_: int, budget: float, held_loss: float) -> float:
-        """Return what the other choice would lose, in nats."""
-        options = self._options(round_, budget, np.array([held_loss]))
-        return float(np.ptp(options))
-
-    def value(self, round_: int, held_loss: float) -> float:
+    def value(self, round_: int, held_loss: ArrayLike) -> Array:
         """Return the expected reward to go before a round's budget is known."""
-        return float(np.interp(held_loss, self.grid, self.values[round_]))
+        return np.interp(held_loss, self.grid, self.values[round_])
 
-    def new_loss(self, round_: int, budget: float, fraction: float, held_loss: float) -> float:
+    def new_loss(
+        self, round_: int, budget: ArrayLike, fraction: ArrayLike, held_loss: ArrayLike
+    ) -> Array:
         """Return the loss of the adapter that a client has after a decision."""
-        if fraction == 0:
-            return held_loss
-        return self.profile.loss(round_ / self.rounds, fraction * min(budget, self.r_max))
+        rank = np.asarray(fraction) * np.minimum(budget, self.r_max)
+        fresh = self.profile.loss(round_ / self.rounds, rank)
+        return np.where(np.asarray(fraction) > 0, fresh, held_loss)
 
-    def cost(self, budget: float, fraction: float) -> float:
+    def cost(self, budget: ArrayLike, fraction: ArrayLike) -> Array:
         """Return the share of the deadline that a delivery takes."""
-        return fraction * min(budget, self.r_max) / budget
+        return np.asarray(fraction) * np.minimum(budget, self.r_max) / np.asarray(budget)
 
-    def _options(self, round_: int, budget: float, held: Array) -> Array:
-        """Return the reward to go of each fraction, shape (fractions, held losses)."""
+    def options(self, round_: int, budget: ArrayLike, held_loss: ArrayLike) -> Array:
+        """Return the reward to go of each fraction, shape (fractions, ...)."""
+        weight = 1 + (self.shadow.final if round_ == self.rounds else 0.0)
         rows = []
         for fraction in FRACTIONS:
-            after = (
-                held
-                if fraction == 0
-                else np.full_like(held, self.new_loss(round_, budget, float(fraction), 0.0))
-            )
+            after = self.new_loss(round_, budget, fraction, held_loss)
+            sent = fraction * np.minimum(budget, self.r_max)
             later = np.interp(after, self.grid, self.values[round_ + 1])
-            rows.append(-after - self.price * self.cost(budget, float(fraction)) + later)
+            paid = self.price * self.cost(budget, fraction) + self.shadow.bits * sent
+            rows.append(later - weight * after - paid)
         return np.array(rows)
 
 
@@ -160,24 +174,25 @@ def demonstrate(
     *,
     clients: int,
     train_latent: float,
+    shadow: ShadowPrices = ShadowPrices(),
 ) -> Demonstrations:
     """Play the optimal deliveries for some clients and note states and choices.
 
     Parameters
     ----------
-    profile, fading, rounds, price, rng
+    profile, fading, rounds, price, rng, shadow
         See ``Planner``.
     space
         Ranks to choose from.
     clients
         Number of clients.
     train_latent
-        The latent's second entry, which the table of losses says nothing of.
+        The latent's third entry, which the table of losses says nothing of.
     """
-    planner = Planner(profile, fading, rounds, space.r_max, price, rng)
+    planner = Planner(profile, fading, rounds, space.r_max, price, rng, shadow)
     best = profile.losses[-1]
     memory, held = ChannelMemory(), [Held()] * clients
-    losses = [float(profile.losses[0, 0])] * clients
+    losses = np.full(clients, profile.losses[0, 0])
     known_rounds = rounds if rng.random() < 0.7 else None
     unit_bits = space.bits(space.uniform(1))
     states, latents, values, weights = [], [], [], []
@@ -190,19 +205,31 @@ def demonstrate(
             float(np.interp(t / rounds, np.linspace(0, 1, len(best) + 1)[1:], best))
             for t in range(round_, rounds + 1)
         )
+        options = planner.options(round_, budgets, losses)
+        chosen = FRACTIONS[options.argmax(axis=0)]
+        # Now and then the teacher errs, so that the policy sees how to go on from there.
+        erring = rng.random(clients) < 0.15
+        done = np.where(erring, rng.choice(FRACTIONS, clients), chosen)
+        values += (planner.value(round_, losses) + to_come).tolist()
         for client, report in enumerate(reports):
-            budget = float(budgets[client])
             states.append(client_state(report, space, memory, held[client], round_, known_rounds))
-            fraction = planner.choose(round_, budget, losses[client])
-            # Now and then the teacher errs, so that the policy sees how to go on from there.
-            done = float(rng.choice(FRACTIONS)) if rng.random() < 0.15 else fraction
-            amount = EVERYTHING if fraction else NOTHING
-            weights.append(min(planner.regret(round_, budget, losses[client]) / _WORTH, 1.0))
-            latents.append([amount, train_latent, 0.0, 0.0])
-            values.append(planner.value(round_, losses[client]) + to_come)
-            losses[client] = planner.new_loss(round_, budget, done, losses[client])
-            if done:
-                held[client] = Held(done * min(budget, space.r_max), round_)
+            none, half, whole = options[:, client]
+            latents.append(
+                [
+                    YES if max(half, whole) > none else NO,
+                    YES if whole > half else NO,
+                    train_latent,
+                    0.0,
+                    0.0,
+                ]
+            )
+            voting = min(abs(max(half, whole) - none) / _WORTH, 1.0)
+            # How much to send matters only where something is sent.
+            amount = min(abs(whole - half) / _WORTH, 1.0) * (1.0 if chosen[client] else 0.2)
+            weights.append([voting, amount, 0.5, 0.5, 0.5])
+            if done[client]:
+                held[client] = Held(done[client] * min(budgets[client], space.r_max), round_)
+        losses = planner.new_loss(round_, budgets, done, losses)
     return Demonstrations(np.array(states), np.array(latents), np.array(values), np.array(weights))
 
 

@@ -25,17 +25,38 @@ from simulations.train_policy.environment import FederationEnv
 from simulations.train_policy.profile import Profile, measure_profile, profile_ranks
 from simulations.train_policy.replay import Refiner, Replay
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import Demonstrations
-from simulations.train_policy.warm_start import clone, demonstrations, fit, teach_plans
+from simulations.train_policy.teacher import Demonstrations, ShadowPrices
+from simulations.train_policy.thrift import PriceList
+from simulations.train_policy.warm_start import (
+    clone,
+    demonstrations,
+    fading_of,
+    fit,
+    teach_plans,
+)
 from strategies.airllm.network import Actor
+from strategies.airllm.plan import draft
 from strategies.airllm.policy import Policy, load_policy
 
-GAMES = 1200
-CLONE_STEPS = 16_000
-PLAN_STEPS = 6000
+GAMES = 800
+CLONE_STEPS = 10_000
+PLAN_STEPS = 4000
 REFINE_UPDATES = 4
 LOG_STD = -1.2
 """Logarithm of the exploration around the teacher's latents, before their tanh."""
+
+PLAIN_LOG_STD = -0.5
+"""The same where there was no teacher (AirLLM, released code)."""
+
+
+class DraftPolicy(Policy):
+    """A policy whose latents become plans by the formula that the denoiser is taught first."""
+
+    def plans(
+        self, latents: torch.Tensor, projections: torch.Tensor, start: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the drafts; ``start`` is not used."""
+        return draft(latents, projections.expand(len(latents), -1, -1))
 
 
 class PolicyTraining:
@@ -52,6 +73,9 @@ class PolicyTraining:
         Whether to go on with what the folder holds.
     command
         The command line, for the policy's manifest.
+    plain
+        PPO alone, as a comparison: the same actor from random weights, latents become plans by a
+        formula instead of the diffusion, and nothing is measured or copied beforehand.
 
     Raises
     ------
@@ -59,10 +83,12 @@ class PolicyTraining:
         When the folder holds a training and ``resume`` is not set, or one of other settings is.
     """
 
-    def __init__(self, setting: Setting, out: Path, *, resume: bool, command: str) -> None:
-        self.setting, self.out, self.command = setting, out, command
+    def __init__(
+        self, setting: Setting, out: Path, *, resume: bool, command: str, plain: bool = False
+    ) -> None:
+        self.setting, self.out, self.command, self.plain = setting, out, command, plain
         out.mkdir(parents=True, exist_ok=True)
-        settings = _describe(setting)
+        settings = _describe(setting, plain=plain)
         kept = out / "settings.toml"
         if kept.exists():
             if not resume:
@@ -74,7 +100,7 @@ class PolicyTraining:
         kept.write_text(settings, encoding="utf-8")
         server = connect(setting.episode(0), Record(), workers=1)
         self.space: RankSpace = server.training.ranking.space
-        self.policy = Policy(
+        self.policy = (DraftPolicy if plain else Policy)(
             trained_on={
                 "command": command,
                 "scenario": setting.scenario.name,
@@ -87,25 +113,47 @@ class PolicyTraining:
         )
         self.replay = Replay.empty()
         self.curve: list[dict[str, Any]] = _read_curve(out / "curve.jsonl")
+        self.prices: PriceList | None = None
         self._references: dict[str, Losses] = {}
 
     def run(self, steps: int) -> None:
         """Train until so many environment steps (decisions for a client) have been taken."""
         columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}")) as progress:
-            profile = self._profile(progress)
             self._measure_references(progress)
-            warm = self.out / "warm-start.safetensors"
-            demonstrated = demonstrations(
-                self.setting, profile, self.space, GAMES, self.setting.seed
-            )
-            if warm.exists():
-                self._take(load_policy(warm))
-            else:
-                self._warm_start(progress, demonstrated)
-                self.policy.save(warm)
+            demonstrated = None if self.plain else self._teach(progress)
             self._improve(progress, demonstrated, steps)
         self.policy.save(self.out / "policy.safetensors")
+
+    def _teach(self, progress: Progress) -> Demonstrations:
+        """Measure the losses by rank, and start from what the teacher makes of them."""
+        scenario = self.setting.scenario
+        self.prices = PriceList(
+            self._profile(progress),
+            scenario.train.rounds,
+            scenario.lora.r_max,
+            self.setting.price,
+            self.setting.saving,
+            self.setting.seed,
+        )
+        demonstrated = demonstrations(
+            self.setting, self.prices, self.space, GAMES, self.setting.seed
+        )
+        warm = self.out / "warm-start.safetensors"
+        if warm.exists():
+            self._take(load_policy(warm))
+        else:
+            self._warm_start(progress, demonstrated)
+            self.policy.save(warm)
+        return demonstrated
+
+    def _shadow(self, scenario: Scenario) -> ShadowPrices:
+        """Return what an episode's training pays beyond the reward."""
+        if self.prices is None:
+            return ShadowPrices()
+        channel = scenario.channel
+        rayleigh = channel.model == "rayleigh"
+        return self.prices.of(fading_of(scenario, self.space, channel.snr_db[0], rayleigh=rayleigh))
 
     def _profile(self, progress: Progress) -> Profile:
         scenario = self.setting.episode(0)
@@ -146,7 +194,7 @@ class PolicyTraining:
             mine.load_state_dict(other.state_dict())
             mine.requires_grad_(requires_grad=True)
 
-    def _improve(self, progress: Progress, demonstrated: Demonstrations, steps: int) -> None:
+    def _improve(self, progress: Progress, demonstrated: Demonstrations | None, steps: int) -> None:
         """Alternate PPO on an episode with updates of the diffusion."""
         clients = self.setting.scenario.federation.clients
         per_episode = clients * self.setting.scenario.train.rounds
@@ -157,6 +205,7 @@ class PolicyTraining:
             self.policy,
             self.replay,
             self.setting.price,
+            self._shadow,
             first_episode=len(self.curve),
         )
         refiner = Refiner(self.policy.denoiser, self.setting.seed)
@@ -166,7 +215,7 @@ class PolicyTraining:
         try:
             while len(self.curve) < total:
                 ppo.learn(per_episode, reset_num_timesteps=False)
-                losses = refiner.refine(self.replay, REFINE_UPDATES)
+                losses = [] if self.plain else refiner.refine(self.replay, REFINE_UPDATES)
                 scenario, reward = env.returns[-1]
                 self._note(scenario, reward, losses)
                 _copy_actor(ppo, self.policy.actor)
@@ -179,7 +228,7 @@ class PolicyTraining:
         self,
         env: FederationEnv,
         refiner: Refiner,
-        demonstrated: Demonstrations,
+        demonstrated: Demonstrations | None,
         progress: Progress,
     ) -> PPO:
         checkpoint = self.out / "ppo.zip"
@@ -196,10 +245,11 @@ class PolicyTraining:
         ppo = PPO(
             "MlpPolicy",
             env,
-            learning_rate=1e-4,
+            # Small steps get nowhere from random weights; large ones forget the teacher.
+            learning_rate=1e-3 if self.plain else 1e-4,
             n_steps=self.setting.scenario.train.rounds,
             batch_size=32,
-            n_epochs=4,
+            n_epochs=10 if self.plain else 4,
             gamma=0.99,
             gae_lambda=0.95,
             clip_range=0.2,
@@ -210,10 +260,13 @@ class PolicyTraining:
             policy_kwargs={
                 "net_arch": {"pi": [64, 64], "vf": [64, 64]},
                 "activation_fn": nn.Tanh,
-                "log_std_init": LOG_STD,
+                "log_std_init": PLAIN_LOG_STD if self.plain else LOG_STD,
                 "ortho_init": True,
             },
         )
+        if demonstrated is None:
+            _copy_actor(ppo, self.policy.actor)
+            return ppo
         for theirs, mine in _layers(ppo, self.policy.actor):
             theirs.load_state_dict(mine.state_dict())
         task = progress.add_task("teach the critic", total=CLONE_STEPS // 8, note="")
@@ -283,9 +336,10 @@ def _teach_critic(
     )
 
 
-def _describe(setting: Setting) -> str:
+def _describe(setting: Setting, *, plain: bool) -> str:
     lines = [
-        f"# training seed = {setting.seed}, price = {setting.price!r}",
+        f"# training seed = {setting.seed}, price = {setting.price!r}, saving = {setting.saving!r}",
+        f"# PPO alone = {plain}",
         f"# SNRs = {list(setting.snrs_db)}, channels = {list(setting.channels)}",
         f"# seeds = {list(setting.seeds)}",
         scenario_to_toml(setting.scenario),

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedlora.config import Scenario
 from fedlora.ranks import Projection, RankSpace
-from simulations.train_policy.profile import Profile
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import Demonstrations, Fading, demonstrate
+from simulations.train_policy.thrift import PriceList
 from strategies.airllm.features import projection_features
 from strategies.airllm.network import LATENT, Actor, Denoiser
 from strategies.airllm.plan import draft
@@ -25,22 +26,34 @@ _SLANT_SPREAD = 0.1
 _BATCH = 256
 
 
+def fading_of(scenario: Scenario, space: RankSpace, snr_db: float, *, rayleigh: bool) -> Fading:
+    """Return the distribution of the ranks that a scenario's bandwidth and deadline carry."""
+    channel = scenario.channel
+    at_1 = channel.bandwidth_hz[0] * channel.deadline_s / space.bits(space.uniform(1))
+    return Fading(snr_db, at_1, rayleigh)
+
+
 def demonstrations(
-    setting: Setting, profile: Profile, space: RankSpace, games: int, seed: int
+    setting: Setting,
+    prices: PriceList,
+    space: RankSpace,
+    games: int,
+    seed: int,
 ) -> Demonstrations:
     """Return what the teacher does in games with fading, SNRs and lengths drawn at random."""
     rng = np.random.default_rng([seed, 2])
-    channel = setting.scenario.channel
-    at_1 = channel.bandwidth_hz[0] * channel.deadline_s / space.bits(space.uniform(1))
     low, high = min(setting.snrs_db), max(setting.snrs_db)
+    usual = setting.scenario.train.rounds
     parts = []
     for game in range(games):
-        fading = Fading(float(rng.uniform(low - 2, high + 2)), at_1, rayleigh=game % 2 == 0)
+        fading = fading_of(
+            setting.scenario, space, float(rng.uniform(low - 2, high + 2)), rayleigh=game % 2 == 0
+        )
         # Half of the games are as long as the scenario's, the others teach the rest.
-        rounds = setting.scenario.train.rounds if rng.random() < 0.5 else int(rng.integers(3, 30))
+        rounds = usual if rng.random() < 0.5 else int(rng.integers(3, 30))
         parts.append(
             demonstrate(
-                profile,
+                prices.profile,
                 space,
                 fading,
                 rounds,
@@ -48,6 +61,7 @@ def demonstrations(
                 rng,
                 clients=int(rng.integers(1, 9)),
                 train_latent=TRAIN_LATENT,
+                shadow=prices.of(fading),
             )
         )
     return Demonstrations(
@@ -68,7 +82,7 @@ def clone(
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         error = (torch.tanh(actor(states[rows])) - latents[rows]) ** 2
-        return (weights[rows, None] * error).mean()
+        return (weights[rows] * error).mean()
 
     return fit(actor, loss_of, len(states), steps, seed, advance)
 
@@ -110,7 +124,7 @@ def teach_plans(
         features = torch.from_numpy(projection_features(random_space(rng))).float()
         latents = torch.rand((64, LATENT), generator=generator) * 2 - 1
         # The teacher has no slant; small ones are what reward may enlarge.
-        latents[:, 2:] *= _SLANT_SPREAD + 0.9 * torch.rand((64, 1), generator=generator)
+        latents[:, 3:] *= _SLANT_SPREAD + 0.9 * torch.rand((64, 1), generator=generator)
         plans = draft(latents, features)
         plans = plans + _PLAN_SPREAD * torch.randn(plans.shape, generator=generator)
         loss = noise_loss(denoiser, plans.clamp(-1, 1), features, latents, generator).mean()

@@ -9,11 +9,11 @@ from torch import nn
 
 from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES
 
-LATENT = 4
-"""Entries of the latent: how much to deliver, how far to train beyond it, and two slants."""
+LATENT = 5
+"""Entries of the latent: whether to send, how much, how far to train beyond it, and two slants."""
 
-CHANNELS = 2
-"""Entries of a plan for each projection: what to deliver and what to train."""
+CHANNELS = 3
+"""Entries of a plan for each projection: what to deliver, what to train, and whether to send."""
 
 _TIME = 16
 
@@ -32,7 +32,7 @@ class Actor(nn.Module):
         self.mean = nn.Linear(hidden, LATENT)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        """Return means, shape (clients, 4), of states, shape (clients, features)."""
+        """Return means, shape (clients, 5), of states, shape (clients, features)."""
         return self.mean(self.body(state))
 
 
@@ -65,13 +65,13 @@ class Denoiser(nn.Module):
         Parameters
         ----------
         x
-            Noisy plans, shape (clients, projections, 2).
+            Noisy plans, shape (clients, projections, 3).
         timestep
             One for each client.
         projections
             Features, shape (projections, 4), or (clients, projections, 4).
         latent
-            Shape (clients, 4).
+            Shape (clients, 5).
         known
             1 where the latent is given, 0 where it is left out, shape (clients,).
         """

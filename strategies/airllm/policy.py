@@ -17,7 +17,7 @@ from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES
 from strategies.airllm.network import CHANNELS, LATENT, Actor, Denoiser
 from strategies.airllm.sampler import sample
 
-VERSION = 1
+VERSION = 2
 SHIPPED = Path(__file__).with_name("policy.safetensors")
 
 
@@ -55,7 +55,7 @@ class Policy:
     def plans(
         self, latents: torch.Tensor, projections: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
-        """Return plans, shape (clients, projections, 2), refined from standard normal ``start``."""
+        """Return plans, shape (clients, projections, 3), refined from standard normal ``start``."""
 
         def predict(x: torch.Tensor, timestep: int, conditioned: bool) -> torch.Tensor:
             count = len(latents)

@@ -29,6 +29,7 @@ from strategies.airllm.features import (
     coverage,
     projection_features,
 )
+from strategies.airllm.network import CHANNELS
 from strategies.airllm.plan import delivered_ranks, trained_ranks
 from strategies.airllm.policy import SHIPPED, Policy, load_policy
 
@@ -44,7 +45,7 @@ class Sight:
     states
         Features of each, shape (clients, features).
     start
-        Noise that the diffusion starts from, shape (clients, projections, 2).
+        Noise that the diffusion starts from, shape (clients, projections, 3).
     memory
         Of the channels, this round's included.
     """
@@ -120,7 +121,7 @@ class AirLlm(RankStrategy):
             client_state(report, space, memory, self._held(name), round, self.rounds)
             for name, report in clients.items()
         ]
-        shape = (len(space), 2)
+        shape = (len(space), CHANNELS)
         start = [
             np.random.default_rng([self.seed, round, crc32(name.encode())]).standard_normal(shape)
             for name in clients
@@ -135,7 +136,7 @@ class AirLlm(RankStrategy):
         sight: Sight,
         latents: torch.Tensor,
     ) -> dict[str, RankDecision]:
-        """Return the ranks that latents lead to, shape (clients, 4)."""
+        """Return the ranks that latents lead to, shape (clients, 5)."""
         plans = self.policy.plans(latents, self.projections(space), sight.start)
         return self.carry_out(round, clients, space, sight, plans.numpy().astype(float))
 
@@ -147,13 +148,13 @@ class AirLlm(RankStrategy):
         sight: Sight,
         plans: Array,
     ) -> dict[str, RankDecision]:
-        """Return the ranks that plans lead to, shape (clients, projections, 2)."""
+        """Return the ranks that plans lead to, shape (clients, projections, 3)."""
         units = np.array(space.unit_parameters, dtype=float)
         largest = (1 + space.r_max) ** sight.memory.largest - 1
         self.pending, self.pending_memory = {}, sight.memory
         decisions = {}
         for name, plan in zip(sight.clients, plans, strict=True):
-            deliver = delivered_ranks(plan[:, 0], space, clients[name].budget_bits)
+            deliver = delivered_ranks(plan, space, clients[name].budget_bits)
             ranks = np.array(deliver, dtype=float)
             if sum(deliver):
                 rank = float(ranks @ units / units.sum())

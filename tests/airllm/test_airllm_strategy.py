@@ -24,8 +24,8 @@ from fedlora.ranks import (
 )
 from strategies.airllm.features import STATE_FEATURES, projection_features
 from strategies.airllm.plan import (
-    SHARE_STEP,
     SMALLEST_SHARE,
+    TILT_STEP,
     delivered_ranks,
     draft,
     trained_ranks,
@@ -154,30 +154,47 @@ def test_features_of_projections_do_not_depend_on_the_width():
     )
 
 
-def test_a_draft_of_nothing_sends_nothing_and_of_all_sends_the_budget(small):
+def plan_of(space, share, *, vote=1.0):
+    """Return a plan that spends a share of the budget evenly, or one for each projection."""
+    return np.stack(
+        np.broadcast_arrays(np.asarray(share) - 1.0, 0.0, np.full(len(space), vote)), -1
+    )
+
+
+def test_a_draft_of_no_sends_nothing_and_of_all_sends_the_budget(small):
     features = torch.from_numpy(projection_features(small)).float()
-    plans = draft(torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]), features).double().numpy()
+    latents = torch.tensor([[-1.0, 1, 0, 0, 0], [1.0, 1, 0, 0, 0], [1.0, -1, 0, 0, 0]])
+    none, all_of_it, half = draft(latents, features).double().numpy()
     budget = 3.3 * small.bits(small.uniform(1))
-    assert delivered_ranks(plans[0, :, 0], small, budget) == small.uniform(0)
-    ranks = delivered_ranks(plans[1, :, 0], small, budget)
+    assert delivered_ranks(none, small, budget) == small.uniform(0)
+    ranks = delivered_ranks(all_of_it, small, budget)
     units = small.bits_per_parameter * np.array(small.unit_parameters)
     assert 0 <= budget - small.bits(ranks) < units.min()
     assert set(ranks) <= {3, 4}
+    assert SMALLEST_SHARE * budget - small.bits(delivered_ranks(half, small, budget)) >= 0
 
 
-def test_a_share_below_the_smallest_is_not_sent(small):
-    plan = np.full(len(small), SMALLEST_SHARE - 1.0)
-    assert delivered_ranks(plan - SHARE_STEP, small, 1e7) == small.uniform(0)
-    assert sum(delivered_ranks(plan, small, 1e7)) > 0
+def test_an_undecided_vote_does_not_become_a_half_adapter(small):
+    budget = 1.4 * small.bits(small.uniform(1))
+    whole = delivered_ranks(plan_of(small, 1.0), small, budget)
+    for vote in (-0.01, 0.01):
+        ranks = delivered_ranks(plan_of(small, 1.0, vote=vote), small, budget)
+        assert ranks == (whole if vote > 0 else small.uniform(0))
 
 
-def test_the_diffusions_noise_does_not_scatter_ranks(small):
+def test_the_diffusions_noise_neither_scatters_ranks_nor_wastes_the_budget(small):
     rng = np.random.default_rng(0)
     budget = 1.4 * small.bits(small.uniform(1))
-    noisy = {
-        delivered_ranks(0.04 * rng.standard_normal(len(small)), small, budget) for _ in range(20)
-    }
-    assert len(noisy) == 1
+    even = delivered_ranks(plan_of(small, 1.0), small, budget)
+    for _ in range(20):
+        noisy = rng.uniform(0.9, 1.1) + 0.04 * rng.standard_normal(len(small))
+        assert delivered_ranks(plan_of(small, noisy), small, budget) == even
+
+
+def test_a_tilt_of_a_step_moves_ranks_between_projections(small):
+    share = np.where(np.arange(len(small)) < 5, 1 - TILT_STEP, 1 + TILT_STEP)
+    ranks = delivered_ranks(plan_of(small, share), small, 8 * small.bits(small.uniform(1)))
+    assert max(ranks[:5]) < min(ranks[5:])
 
 
 def test_training_reaches_from_the_delivered_to_the_largest_rank(small):
@@ -190,7 +207,7 @@ def test_training_reaches_from_the_delivered_to_the_largest_rank(small):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 0}, "is of version 0, not 1"),
+        ({"version": 0}, "is of version 0, not 2"),
         ({"state_features": ["snr"]}, "was trained on the state_features"),
         ({"projection_features": ["size"]}, "was trained on the projection_features"),
     ],

@@ -12,10 +12,11 @@ from fedlora.errors import FedloraError
 from fedlora.ranks import Projection, RankSpace
 from simulations.train_policy.profile import Profile, profile_ranks
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import Fading, Planner, demonstrate
+from simulations.train_policy.teacher import FRACTIONS, Fading, Planner, ShadowPrices, demonstrate
+from simulations.train_policy.thrift import PriceList, play, play_fixed, thrifty_prices
 from simulations.train_policy.warm_start import noise_loss, random_space
 from strategies.airllm.features import STATE_FEATURES, projection_features
-from strategies.airllm.network import Denoiser
+from strategies.airllm.network import CHANNELS, LATENT, Denoiser
 
 ROUNDS, R_MAX, PRICE = 6, 8, 0.2
 
@@ -75,17 +76,45 @@ def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
     def reward(schedule):
         loss, total = 5.0, 0.0
         for round_, send in enumerate(schedule, 1):
-            loss = planner.new_loss(round_, budget, float(send), loss)
-            total -= loss + PRICE * planner.cost(budget, float(send))
+            loss = planner.new_loss(round_, budget, send, loss)
+            total -= loss + PRICE * planner.cost(budget, send)
         return total
 
-    best = max(map(reward, itertools.product((0, 1), repeat=ROUNDS)))
+    best = max(map(reward, itertools.product(FRACTIONS, repeat=ROUNDS)))
     loss, chosen = 5.0, []
     for round_ in range(1, ROUNDS + 1):
         chosen.append(planner.choose(round_, budget, loss))
         loss = planner.new_loss(round_, budget, chosen[-1], loss)
     assert reward(chosen) == pytest.approx(best, abs=0.02)  # the losses are on a grid
     assert planner.value(1, 5.0) == pytest.approx(best, abs=0.02)
+
+
+@pytest.mark.parametrize("snr_db", [-2.0, 8.0, 12.0])
+def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, snr_db):
+    fading = Fading(snr_db, 2.0, rayleigh=True)
+    prices = thrifty_prices(profile, fading, ROUNDS, R_MAX, PRICE, 0.2, seed=0)
+
+    def planner(shadow):
+        rng = np.random.default_rng(1)
+        return Planner(profile, fading, ROUNDS, R_MAX, PRICE, rng, shadow)
+
+    # On channels that were not seen when the prices were found.
+    fixed = [
+        play_fixed(planner(ShadowPrices()), rank, fading, np.random.default_rng(2))
+        for rank in range(1, R_MAX + 1)
+    ]
+    best = max(fixed, key=lambda result: result.reward)
+    thrifty = play(planner(prices), fading, np.random.default_rng(2))
+    plain = play(planner(ShadowPrices()), fading, np.random.default_rng(2))
+    assert thrifty.sent < 0.85 * best.sent
+    assert thrifty.final_loss < best.final_loss + 0.03
+    assert best.reward < thrifty.reward <= plain.reward + 0.01
+
+
+def test_nothing_is_saved_over_a_constant_channel_or_where_nothing_is_to_be_saved(profile):
+    for fading, saving in ((Fading(5, 2, rayleigh=False), 0.3), (Fading(5, 2, rayleigh=True), 0.0)):
+        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, saving, seed=0)
+        assert prices.of(fading) == ShadowPrices()
 
 
 def test_fading_has_the_mean_power_of_the_snr():
@@ -103,7 +132,8 @@ def test_demonstrations_send_at_first_and_hold_finite_states(profile, space):
     assert np.all(np.isfinite(shown.states))
     assert np.all((shown.weights >= 0) & (shown.weights <= 1))
     assert np.all(shown.latents[:3, 0] > 0)
-    assert set(shown.latents[:, 1]) == {-0.2}
+    assert set(shown.latents[:, 2]) == {-0.2}
+    assert shown.latents.shape == shown.weights.shape == (3 * ROUNDS, LATENT)
 
 
 def test_episodes_take_turns_through_snrs_and_channels_with_training_seeds():
@@ -131,7 +161,7 @@ def test_a_denoiser_that_says_nothing_has_the_loss_of_the_noise():
     denoiser = Denoiser()
     for parameter in denoiser.parameters():
         torch.nn.init.zeros_(parameter)
-    plans, latents = torch.zeros(4000, 3, 2), torch.zeros(4000, 4)
+    plans, latents = torch.zeros(4000, 3, CHANNELS), torch.zeros(4000, LATENT)
     generator = torch.Generator().manual_seed(0)
     loss = noise_loss(denoiser, plans, torch.zeros(3, 4), latents, generator)
     assert loss.shape == (4000,)
@@ -148,7 +178,8 @@ def test_rewards_weigh_the_diffusion_only_after_the_warm_up():
     features = torch.zeros(3, 4)
 
     def add(count):
-        replay.add(torch.zeros(count, 4), torch.zeros(count, 3, 2), features, np.ones(count))
+        plans = torch.zeros(count, 3, CHANNELS)
+        replay.add(torch.zeros(count, LATENT), plans, features, np.ones(count))
 
     add(WARM_UP - 1)
     assert refiner.refine(replay, 2) == []
@@ -163,7 +194,6 @@ def test_the_replay_forgets_the_oldest(monkeypatch):
     monkeypatch.setattr(module, "CAPACITY", 5)
     replay = module.Replay.empty()
     for value in range(3):
-        replay.add(
-            torch.zeros(2, 4), torch.zeros(2, 3, 2), torch.zeros(3, 4), np.full(2, float(value))
-        )
+        latents, plans = torch.zeros(2, LATENT), torch.zeros(2, 3, CHANNELS)
+        replay.add(latents, plans, torch.zeros(3, 4), np.full(2, float(value)))
     assert replay.rewards.tolist() == [0, 1, 1, 2, 2]

@@ -1,0 +1,131 @@
+"""The tables of ``docs/results.md``, written from the rows in this folder.
+
+``python -m simulations.study.tables docs/results.md`` replaces what is between the page's markers.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulations.compare.statistics import (
+    BEST_FIXED,
+    Row,
+    by_strategy,
+    interval,
+    mean_of,
+    paired,
+    snrs_db,
+    winners,
+    with_best_fixed,
+)
+
+CHANNELS = ("awgn", "rayleigh")
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+OURS = "airllm(rounds=8)"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a comparison's rows, numbers as numbers."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [
+            {
+                key: value if key == "strategy" else (int if key == "seed" else float)(value)
+                for key, value in row.items()
+            }
+            for row in csv.DictReader(stream)
+        ]
+
+
+def results(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each SNR and strategy: mean and half of the 95% interval."""
+    lines = [
+        "| SNR | strategy | seeds | reward | final loss | perplexity | Mbit | late | mean rank |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for snr_db in snrs_db(rows):
+        groups = by_strategy([row for row in rows if row["snr_db"] == snr_db])
+        for own in sorted(groups.values(), key=lambda own: -mean_of(own, "reward")):
+            cells = [f"{snr_db:g}", _title(own), str(len(own))]
+            cells += [
+                _with_half(own, name, digits) for name, digits in (("reward", 3), ("loss", 3))
+            ]
+            cells += [f"{mean_of(own, 'metric'):.2f}", _with_half(own, "adapter_bits", 1, 1e-6)]
+            cells += [f"{mean_of(own, 'late'):.1f}", f"{mean_of(own, 'mean_rank'):.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def duels(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each SNR: the best strategy against the second best, paired by seed."""
+    lines = [
+        "| SNR | winner | second | seeds | difference | 95% interval | p (Holm) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in winners(rows):
+        lines.append(
+            f"| {row['snr_db']:g} | {row['winner']} | {row['second']} | {row['seeds']} | "
+            f"{row['difference']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} | "
+            f"{row['p_holm']:.2g} |"
+        )
+    return lines
+
+
+def savings(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each SNR: bits and final loss of ``airllm`` against the best fixed rank."""
+    lines = [
+        "| SNR | best fixed rank | seeds | bits | final loss, difference | 95% interval |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for snr_db in snrs_db(rows):
+        groups = by_strategy([row for row in rows if row["snr_db"] == snr_db])
+        ours, fixed = groups.get(OURS, []), groups.get(BEST_FIXED, [])
+        shared = {row["seed"] for row in ours} & {row["seed"] for row in fixed}
+        if not shared:
+            continue
+        ours, fixed = ([row for row in own if row["seed"] in shared] for own in (ours, fixed))
+        saved = mean_of(ours, "adapter_bits") / mean_of(fixed, "adapter_bits") - 1
+        loss = interval(paired(ours, fixed, "loss"))
+        lines.append(
+            f"| {snr_db:g} | `{fixed[0]['chosen']}` | {len(shared)} | {100 * saved:+.0f}% | "
+            f"{loss.mean:+.3f} | {loss.low:+.3f} to {loss.high:+.3f} |"
+        )
+    return lines
+
+
+def page() -> str:
+    """Return all tables."""
+    parts = []
+    for channel in CHANNELS:
+        rows = with_best_fixed(read_rows(Path(__file__).with_name(f"{channel}.csv")))
+        own = (results(rows), duels(rows), savings(rows))
+        parts.append(f"### `{channel}`\n\n" + "\n\n".join("\n".join(table) for table in own))
+    return "\n\n".join(parts)
+
+
+def _title(rows: Sequence[Row]) -> str:
+    chosen = rows[0].get("chosen")
+    return f"best fixed, `{chosen}`" if chosen else f"`{rows[0]['strategy']}`"
+
+
+def _with_half(rows: Sequence[Row], column: str, digits: int, scale: float = 1.0) -> str:
+    mean = interval([scale * row[column] for row in rows])
+    half = mean.high - mean.mean
+    return f"{mean.mean:.{digits}f}" + (f" ± {half:.{digits}f}" if np.isfinite(half) else "")
+
+
+def main(path: Path) -> None:
+    """Replace the tables of a page."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{page()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
