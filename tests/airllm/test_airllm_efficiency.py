@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from simulations.study.tables import OURS, shared
+from simulations.train_policy.efficiency import Curve, compare
+
+
+def test_steps_count_to_the_end_of_the_window_and_from_before_the_first_episode():
+    curve = Curve((-3.0, -2.0, -1.0, -1.0), steps_of_episode=32, head_start=100)
+    assert curve.windows(2).tolist() == [-2.5, -1.5, -1.0]
+    assert curve.steps_to(-1.5, 2) == 100 + 3 * 32
+    assert curve.steps_to(0.0, 2) is None
+    assert curve.steps == 100 + 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("plain", "told"),
+    [
+        ((-3.0, -2.0, -1.0, -0.5), "| 224 | 256 | 12% |"),
+        ((-3.0,) * 10, "| 224 | never in 640 (best -3.000) | at least 65% |"),
+    ],
+)
+def test_ppo_alone_that_never_gets_there_gives_a_bound(plain, told):
+    ours = Curve((-1.0, -0.6), steps_of_episode=64, head_start=96)
+    (line,) = compare([ours], [Curve(plain, 64)], 2)[2:]
+    assert line.endswith(told)
+
+
+def test_only_seeds_that_the_policy_was_run_with_are_compared():
+    rows = [
+        {"strategy": name, "snr_db": snr_db, "seed": seed}
+        for name, snr_db, seed in ((OURS, 0.0, 1), ("greedy", 0.0, 1), ("greedy", 0.0, 2))
+    ]
+    assert shared([*rows, {"strategy": "greedy", "snr_db": 5.0, "seed": 1}]) == rows[:2]
