@@ -251,6 +251,15 @@ def main() -> None:
     except FedloraError as error:
         typer.secho(f"fedlora: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        typer.secho(
+            f"fedlora: cannot use {error.filename}: {error.strerror}; check path and rights",
+            fg=typer.colors.RED,
+            err=True,
+        )
+        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from fedlora.commands.export import DEVICE_FILE, chosen_adapter, task_facts
 from fedlora.config import load_scenario
@@ -115,6 +116,7 @@ def _from_export(folder: Path, model: str) -> _Device:
 
 
 def _device(facts: dict[str, Any], adapter: Path | None, head: Path, model: str) -> _Device:
+    disable_progress_bar()  # one line for each text is all that a script wants to read
     path = model_folder(model or facts["model"])
     cls = AutoModel if task_class(facts["task"]["kind"]).pooled else AutoModelForCausalLM
     base: nn.Module = cls.from_pretrained(path).eval()

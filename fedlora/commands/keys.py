@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,23 @@ def scenario_keys(section: Any = None, prefix: str = "") -> Iterator[Key]:
 
 
 def print_keys(part: str) -> None:
-    """Print the keys whose name contains ``part``."""
+    """Print the keys whose name contains ``part``.
+
+    Raises
+    ------
+    FedloraError
+        When there is none.
+    """
+    found = [key for key in scenario_keys() if part in key.name]
+    if not found:
+        names = [key.name for key in scenario_keys()]
+        ends = {name.rpartition(".")[2]: name for name in names}
+        near = difflib.get_close_matches(part, [*names, *ends], n=1)
+        mend = f"did you mean {ends.get(near[0], near[0])}?" if near else "leave it out to see all"
+        raise FedloraError(f"no scenario key contains {part!r}; {mend}")
     table = Table("key", "default", "meaning", show_lines=True)
-    for key in scenario_keys():
-        if part in key.name:
-            table.add_row(key.name, key.default, key.meaning)
+    for key in found:
+        table.add_row(key.name, key.default, key.meaning)
     Console().print(table)
 
 

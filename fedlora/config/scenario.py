@@ -64,6 +64,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed is {self.seed}; random streams need 0 or more")
+        require(self.seed < 1 << 63, f"seed is {self.seed}; random streams take less than 2**63")
         require(
             self.federation.clients_per_round <= self.federation.clients,
             f"federation.clients_per_round {self.federation.clients_per_round} exceeds "

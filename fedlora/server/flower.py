@@ -20,6 +20,7 @@ from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import Deserted, FedloraError
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
+from fedlora.report.notices import NoticeHandler
 from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
 from fedlora.scenarios import find_scenario
@@ -230,7 +231,7 @@ def _end_hosts(names: Sequence[str]) -> None:
 @contextmanager
 def _logging_to(folder: RunFolder, *, json_lines: bool) -> Iterator[None]:
     logger = logging.getLogger("fedlora")
-    handlers = [folder.log_handler()]
+    handlers = [folder.log_handler(), NoticeHandler(folder)]
     if json_lines:
         handlers.append(folder.log_handler(formatter=JsonFormatter()))
     for handler in handlers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,8 @@ def compare(
     from simulations.compare.strategies import parse_snrs_db, parse_strategies
     from simulations.compare.trial import Trial, use_python_path
 
+    if not math.isfinite(price):
+        raise FedloraError(f"--price is {price}; write a finite number of nats, 0 or more")
     base = with_overrides(find_scenario(scenario), set_ or [])
     use_python_path(base)
     trials = [
@@ -70,6 +73,7 @@ def compare(
 
 
 def _check(base: Scenario, trials: Sequence[Trial]) -> None:
+    from fedlora.channel.channel import build_channel
     from fedlora.ranks import create_strategy
     from fedlora.scenarios import check_scenario
     from simulations.compare.trial import trial_scenario
@@ -82,3 +86,10 @@ def _check(base: Scenario, trials: Sequence[Trial]) -> None:
     check_scenario(base)
     for trial in trials:
         create_strategy(trial_scenario(base, trial).ranks, trial.seed)
+    first = {trial.snr_db: trial_scenario(base, trial).channel for trial in reversed(trials)}
+    found = {build_channel(own, base.seed).truth(0, 0).down_snr_db for own in first.values()}
+    if len(first) > 1 and len(found) == 1:
+        raise FedloraError(
+            f"channel.model {base.channel.model} has SNRs of its own, so that --snr changes "
+            "nothing; give one --snr, or choose a model around a mean SNR, such as rayleigh"
+        )

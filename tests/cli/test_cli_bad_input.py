@@ -38,6 +38,9 @@ SETTINGS = {
     "data.text=sentence": "data.text is 'sentence', but record 1 of",
     "partition.column=speaker": "partition.column is 'speaker'",
     "seed=-3": "seed is -3",
+    "seed=99999999999999999999": "random streams take less than 2**63",
+    "python_path=nowhere": "but there is no such folder; name the one that holds",
+    "channel.model=measured": "which is what devices measure; choose a simulated model",
 }
 
 
@@ -153,6 +156,41 @@ def test_export_that_cannot_be_is_refused(fedlora, arguments, message):
     assert status == 2
     assert message in said
     assert "Traceback" not in said
+
+
+def test_unknown_keys_name_the_nearest(fedlora):
+    status, said = fedlora("keys", "rouns")
+    assert status == 2
+    assert "no scenario key contains 'rouns'; did you mean train.rounds?" in said
+
+
+def test_a_file_in_place_of_a_folder_is_named(fedlora, scenario, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    deliver = "channel.deliver_every=1"
+    status, said = fedlora(
+        *("compare", scenario, "--strategies", "greedy", "--out", tmp_path / "taken"),
+        *("--set", deliver),
+    )
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"cannot use {tmp_path / 'taken'}: File exists; check path and rights" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--price", "nan"], "--price is nan; write a finite number"),
+        (["--snr", "5;10"], "SNR '5;10' in --snr '5;10' is no number of dB"),
+        (["--set", "channel.model=log_distance"], "has SNRs of its own, so that --snr changes"),
+        (["--set", "channel.deliver_every=0"], "channel.deliver_every is 0"),
+    ],
+)
+def test_comparison_that_says_nothing_is_refused(fedlora, scenario, tmp_path, arguments, message):
+    own = [] if "deliver" in arguments[-1] else ["--set", "channel.deliver_every=1"]
+    command = ["compare", scenario, "--strategies", "greedy", "--out", tmp_path / "out"]
+    status, said = fedlora(*command, *own, *arguments)
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_verb_and_option_are_refused(fedlora):
