@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from federation import Recorder
 
@@ -14,8 +17,10 @@ from fedlora.link.tokens import TokenStore
 from fedlora.server.run import ServerRun
 
 
-def run_over_stream(config: Scenario, hosts: int) -> dict[str, torch.Tensor]:
-    """Run a scenario over TLS and return the adapter."""
+def run_over_stream(
+    config: Scenario, hosts: int, beside: Callable[[StreamServer], object] | None = None
+) -> dict[str, torch.Tensor]:
+    """Run a scenario over TLS and return the adapter; something else may go on meanwhile."""
     server, tokens, count = ServerRun(config, Recorder()), TokenStore(), config.federation.clients
     limit = config.link.max_frame_mib << 20
     stream = StreamServer(
@@ -44,7 +49,11 @@ def run_over_stream(config: Scenario, hosts: int) -> dict[str, torch.Tensor]:
             assert link is not None
             link.receive(30)
             server.join(link, link.hello)
-        server.training.run()
+        with ThreadPoolExecutor(1) as other:
+            going_on = other.submit(beside, stream) if beside else None
+            server.training.run()
+            if going_on is not None:
+                going_on.result()
         assert not server.cohort.lost
         server.end()
         for session in sessions:
