@@ -28,7 +28,7 @@ from fedlora import __version__
 from fedlora.errors import FedloraError
 
 _CONNECTION = "fedlora"
-_START_S = 60.0
+_START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
 _END_S = 5.0
 
 _QUIET = {
@@ -103,6 +103,7 @@ class FlowerSimulation:
         self._home = tempfile.TemporaryDirectory(prefix="fedlora-flower-")
         self._superlink: subprocess.Popen[bytes] | None = None
         self._submitted = time.monotonic()
+        self._begun = False
         self.log = request.out / "flower.txt"
 
     def __enter__(self) -> FlowerSimulation:
@@ -131,14 +132,14 @@ class FlowerSimulation:
         """Whether the SuperLink is there and still has a process for the run."""
         if not self.running or self._superlink is None:
             return False
-        if time.monotonic() < self._submitted + _START_S:
-            return True
         with contextlib.suppress(psutil.NoSuchProcess):
-            return any(
+            there = any(
                 "flwr-simulation" in " ".join(process.cmdline())
                 for process in psutil.Process(self._superlink.pid).children(recursive=True)
             )
-        return False
+            self._begun |= there
+            return there or (not self._begun and time.monotonic() < self._submitted + _START_S)
+        return self.running
 
     def stop(self) -> None:
         """End the SuperLink, the run and its Ray."""

@@ -111,7 +111,7 @@ def check(federation: Federation, oracle: Ranked) -> None:
 
 
 def test_components_are_averaged_over_their_contributors(tiny, records):
-    config = scenario(tiny["gpt2"], records, "head.share=step", "train.lr=1.0", *RANKS)
+    config = scenario(tiny["gpt2"], records, "head.share=step", "train.lr=0.2", *RANKS)
     federation = Federation(config)
     engine: Any = federation.server.engine
     engine.optimizer = PlainDescent(engine.projections)
