@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from fedlora.errors import FedloraError
 from fedlora.ranks.space import RankSpace, RankVector
+
+Integers = npt.NDArray[np.int64]
 
 GOLDEN_RATIO = (np.sqrt(5) - 1) / 2
 
@@ -49,17 +54,10 @@ def fit_budget(
             "projection"
         )
 
-    unit_bits = space.bits_per_parameter * np.array(space.unit_parameters, dtype=np.int64)
+    takers, used, unit_bits = _order(space, shares.tobytes())
     left = budget_bits - space.r_min * int(unit_bits.sum())
-    candidate_ranks = np.arange(space.r_min + 1, space.r_max + 1)
-    quotient = shares[:, None] / candidate_ranks
-    # Equal quotients are taken in golden-ratio order, which is spread evenly over the depth.
-    position = (np.arange(len(space)) * GOLDEN_RATIO % 1)[:, None] + candidate_ranks
-    order = np.lexsort((position.ravel(), -quotient.ravel()))
-    takers = order // len(candidate_ranks) if len(candidate_ranks) else order
-
     # All up to the first that does not fit are taken at once, the few after it one at a time.
-    fitting = int(np.searchsorted(np.cumsum(unit_bits[takers]), left, side="right"))
+    fitting = int(np.searchsorted(used, left, side="right"))
     ranks = space.r_min + np.bincount(takers[:fitting], minlength=len(space))
     left -= int(unit_bits[takers[:fitting]].sum())
     for taker in takers[fitting:]:
@@ -69,3 +67,18 @@ def fit_budget(
             ranks[taker] += 1
             left -= int(unit_bits[taker])
     return space.vector(ranks)
+
+
+# Many clients share their weights, and sorting is most of the work.
+@lru_cache(maxsize=64)
+def _order(space: RankSpace, weights: bytes) -> tuple[Integers, Integers, Integers]:
+    """Return who takes the next rank, the bits used up to there, and each projection's unit."""
+    shares = np.frombuffer(weights, dtype=float)
+    unit_bits = space.bits_per_parameter * np.array(space.unit_parameters, dtype=np.int64)
+    candidate_ranks = np.arange(space.r_min + 1, space.r_max + 1)
+    quotient = shares[:, None] / candidate_ranks
+    # Equal quotients are taken in golden-ratio order, which is spread evenly over the depth.
+    position = (np.arange(len(space)) * GOLDEN_RATIO % 1)[:, None] + candidate_ranks
+    order = np.lexsort((position.ravel(), -quotient.ravel()))
+    takers = order // len(candidate_ranks) if len(candidate_ranks) else order
+    return takers, np.cumsum(unit_bits[takers]), unit_bits
