@@ -103,15 +103,16 @@ class ServerRun:
         link, hello
             Its link and its first frame.
         ready
-            Its answer to ``welcome``, which says what a measured link carries.
+            Its answer to ``welcome``, which says what a measured link carries; in one process there
+            is none, and the first round's report says so.
 
         Raises
         ------
         ProtocolError
             When links are measured and it does not say.
         """
-        if self.air.channel.measured:
-            found = None if ready is None else ready.fields.get("channel")
+        if self.air.channel.measured and ready is not None:
+            found = ready.fields.get("channel")
             self.air.channel.observe(int(link.client), ChannelState.from_dict(found))
         self.cohort.add(Member(link, int(hello.fields["rows"]), int(hello.fields["held_out_rows"])))
 

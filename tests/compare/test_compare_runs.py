@@ -74,16 +74,16 @@ def test_a_strangers_strategy_runs_and_an_empty_delivery_keeps_the_adapter(
 def test_a_strategy_that_errs_is_compared_at_its_last_valid_ranks_and_named(
     scenario, tmp_path, capsys
 ):
-    (contender,) = parse_strategies("uniform(r=99)")
+    (contender,) = parse_strategies("ranks.faulty_strategies:OutOfRange")
     reference = run_reference(scenario, 1)
     found = run_trial(scenario, Trial(contender, 5.0, 1), reference, 0.2)
     assert found.row["mean_rank"] == 0  # the smallest, as there were no valid ones
     assert "rank 99" in found.complaints[0]
     folder = CompareFolder(tmp_path, scenario, 0.2)
     folder.add(found)
-    write_results(CompareFolder(tmp_path, scenario, 0.2), scenario, Console(width=200))
+    write_results(CompareFolder(tmp_path, scenario, 0.2), scenario, Console(width=1000))
     said = capsys.readouterr().out
-    assert "uniform(r=99) erred in 1 of 1 runs" in said
+    assert "OutOfRange erred in 1 of 1 runs" in said
     assert "rank 99" in said
 
 

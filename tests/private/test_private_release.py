@@ -44,7 +44,8 @@ def test_no_two_uploads_share_noise(records: Path, release: str) -> None:
     gradient = torch.zeros(3, client.model.width)
     first = client.release(gradient, [1, 1, 1], [0, 1, 2])
     again = client.release(gradient, [1, 1, 1], [0, 1, 2])
-    assert not (first == again).any()
+    # noise lies on a grid, so that single numbers may coincide
+    assert (first == again).float().mean() < 0.05
 
 
 def test_a_label_is_drawn_and_paid_once_and_then_repeated(records: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_measured_link_decides_what_is_late_and_silent_clients_leave(tiny, rec
     def measuring(client: EdgeClient) -> Any:
         rate = rates_bps[int(client.name)]
         state = rate and ChannelState(None, None, 1e6, rate, rate, derived=True)
-        client._report = lambda round_: ClientReport(channel=state).to_dict()
+        client.report = lambda round_: ClientReport(channel=state).to_dict()
         return client.handle
 
     config = scenario(
