@@ -36,7 +36,8 @@ class ClientSession:
     live
         Whether the server knows that the present stream carries the session.
     last_words
-        Set once the client has given its last reply: what went wrong, or None for nothing.
+        Set once the client has given its last reply: what went wrong, or None for nothing. The
+        session is over when the server has said that it has them.
     """
 
     def __init__(self, client: str, handler: Handler, hello: Frame) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.frame import Frame, encode_frame, peek_frame
-from fedlora.link.messages import HELLO, WELCOME
+from fedlora.link.messages import HELLO, LEAVE, WELCOME
 from fedlora.link.probe import MOST_BYTES
 from fedlora.link.resume import ResumeSecrets
 from fedlora.link.stream import (
@@ -181,6 +181,8 @@ class ServerStream:
             link.lose(f"the client closed its stream: {reason_of(frame)}")
             return
         if link.deliver(frame.seq, data):
+            if link.lost or frame.kind == LEAVE:
+                link.acknowledge()
             return
         if link.lost:
             raise ProtocolError(f"client {link.client} went on after its session had ended")

@@ -16,7 +16,8 @@ RESUME_KEY: Final = "fedlora-resume"
 REFUSED: Final = "refused"
 """Frame from the server: the hello was refused; ``reason`` says why."""
 CLOSED: Final = "closed"
-"""Frame from either side: the session is over; ``reason`` says why."""
+"""Frame from either side: the session is over; ``reason`` says why. From the server it also says
+that a client's last words, its reply to ``end`` or its ``leave``, have come."""
 RESUME: Final = "resume"
 """Frame from the client, on another stream after a break: its secret in ``resume``, and in
 ``received`` the number of the last request that it has."""

@@ -139,8 +139,11 @@ class StreamClient:
         with self._lock:
             if self._closing.is_set():
                 raise FedloraError(f"client {client} is attached to a stream that was closed")
-            if client in self._sessions:
+            before = self._sessions.get(client)
+            if before is not None and not before.last_words:
                 raise FedloraError(f"client {client} is attached already; detach it first")
+            if before is not None:
+                self._finish(before, before.last_words[0])
             self._sessions[client] = session
             if self._stream is not None:
                 self._stream.outgoing.put(encode_frame(hello))
@@ -248,8 +251,7 @@ class StreamClient:
                 elif self._give_up_s > 0:
                     reason += f"; given up after {self._give_up_s:g} s"
             for session in sessions:
-                lost = f"client {session.client} lost the server: {reason}"
-                self._finish(session, ClientLost(lost))
+                self._lose(session, f"lost the server: {reason}")
             retrying = False
             backoff.reset()
 
@@ -277,8 +279,7 @@ class StreamClient:
         except grpc.RpcError as error:
             reason = explain(error, self._address)
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # the others may be welcome
-                lost = f"client {stream.opener.client} lost the server: {reason}"
-                self._finish(stream.opener, ClientLost(lost))
+                self._lose(stream.opener, f"lost the server: {reason}")
                 return reason, False
             return reason, is_final(error)
         except ProtocolError as error:
@@ -301,8 +302,7 @@ class StreamClient:
             if frame.kind in (REFUSED, CLOSED):
                 if session is not None:
                     verb = "was refused" if frame.kind == REFUSED else "was dropped"
-                    reason = f"client {session.client} {verb} by the server: {reason_of(frame)}"
-                    self._finish(session, ClientLost(reason))
+                    self._lose(session, f"{verb} by the server: {reason_of(frame)}")
             elif session is None:
                 self._put(_leave(frame.client, frame.seq, "the client is not here any more"))
             elif session.note(frame):
@@ -320,8 +320,6 @@ class StreamClient:
         kept = session.kept(frame.fields.get("owed"))
         if kept:
             self._put(kept)
-        if session.last_words:
-            self._finish(session, session.last_words[0])
 
     def _work(self, session: ClientSession) -> None:
         """Answer a session's requests until none is left."""
@@ -337,6 +335,8 @@ class StreamClient:
         error: BaseException | None = None
         request = peek_frame(data, self._max_frame_bytes)
         try:
+            if session.last_words:
+                raise FedloraError(f"client {session.client} has left: {session.last_words[0]}")
             request = decode_frame(data, self._max_frame_bytes)
             reply = session.handler(request)
             data = encode_frame(reply)
@@ -358,16 +358,19 @@ class StreamClient:
             if self._sessions.get(session.client) is not session:
                 return  # dropped or detached meanwhile
             session.keep(request.seq, data)
-            if error is not None or request.kind == END:
+            if not session.last_words and (error is not None or request.kind == END):
                 session.last_words = [error]
             if session.live:
                 self._put(data)
-                if session.last_words:
-                    self._finish(session, error)
 
     def _put(self, data: bytes) -> None:
         if self._stream is not None:
             self._stream.outgoing.put(data)
+
+    def _lose(self, session: ClientSession, reason: str) -> None:
+        """End a session; one that had given its last words ends with what they were."""
+        lost = ClientLost(f"client {session.client} {reason}")
+        self._finish(session, session.last_words[0] if session.last_words else lost)
 
     def _finish(self, session: ClientSession, error: BaseException | None) -> None:
         with self._lock:

@@ -137,6 +137,11 @@ class StreamLink(Link):
                 with contextlib.suppress(RuntimeError):  # the server stopped; the client knows
                     self._put(data)
 
+    def acknowledge(self) -> None:
+        """Tell the client that its last words have come; until then it would send them again."""
+        with self._changed:
+            self._put(encode_frame(farewell(CLOSED, self.client, "")))
+
     def deliver(self, seq: int, data: bytes) -> bool:
         """Take a reply from the stream; return False when no such reply is owed."""
         with self._changed:

@@ -218,6 +218,23 @@ def test_the_last_words_of_a_session_reach_the_server_after_a_break(
     session.result(10.0)
 
 
+def test_last_words_that_were_lost_on_the_way_are_said_again(edge: Edge, relay: Relay) -> None:
+    session, link = edge.join("a")
+    edge.entered.clear()
+    edge.gate.clear()
+    link.send(Frame(m.END, "a", 1))
+    assert edge.entered.wait(10.0)
+    relay.stall(True)  # what is sent from now on is lost, and the client does not know it
+    edge.gate.set()
+    time.sleep(0.2)
+    assert not session.done()
+    relay.reset()
+    relay.stall(False)
+    assert link.receive(20.0).kind == m.RESULT
+    session.result(10.0)
+    assert edge.computed["a", 1] == 1
+
+
 def test_a_break_in_the_handshake_does_not_use_up_the_token(edge: Edge, relay: Relay) -> None:
     token = edge.server.tokens.grant("a", 60.0)
     relay.stall(True)

@@ -14,6 +14,7 @@ from link_peers import ask, echo, hello, in_thread
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, encode_frame
+from fedlora.link.stream import CLOSED
 from fedlora.link.stream_client import StreamClient
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
@@ -55,7 +56,8 @@ def test_a_session_runs_from_hello_to_result(
     assert seen[0].fields["grantee"] == "node 1"
     assert [f.kind for f in replies] == [m.GRADIENT, m.GRADIENT, m.RESULT]
     assert torch.equal(replies[1].tensors["z"], requests[1].tensors["z"])
-    down = [Frame(m.WELCOME, "a", 0, seen[0].fields), *requests]
+    thanks = Frame(CLOSED, "a", fields={"reason": ""})
+    down = [Frame(m.WELCOME, "a", 0, seen[0].fields), *requests, thanks]
     assert link.wire_bytes_down == sum(len(encode_frame(f)) for f in down)
     assert link.wire_bytes_up == sum(len(encode_frame(f)) for f in [greeting, ready, *replies])
 
