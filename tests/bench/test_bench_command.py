@@ -42,6 +42,8 @@ OTHERS = {
     "scale.minilm.peak_resident",
     "stream.exchange.tls",
     "stream.exchange.in_process",
+    "stream.exchange.tls_each",
+    "stream.exchange.in_process_each",
     "stream.idle.streams",
     "stream.idle.server",
     "stream.idle.server_per_stream",
