@@ -53,6 +53,8 @@ class ClientHead:
         self._uploads = uploads
         self._embedding = embedding
         for parameter in module.parameters():
+            if trains:  # a copy: tied weights are the frozen embedding's memory
+                parameter.data = parameter.data.clone()
             parameter.requires_grad_(trains)
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._initial = copy.deepcopy({n: p.data for n, p in self._parameters.items()})

@@ -55,6 +55,7 @@ class Checkpoint:
         self.manifest = read_manifest(folder)
         self.config: dict[str, Any] = self._read_config()
         self.entries: dict[str, TensorEntry] = {}
+        self._shared: dict[tuple[str, torch.dtype], torch.Tensor] = {}
         for file in self._files():
             self.entries.update(_read_header(file))
         if self.manifest and self.manifest.edge_digest != self.digest_of(self.entries):
@@ -87,6 +88,15 @@ class Checkpoint:
         with safe_open(entry.file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor.to(dtype)
+
+    def share(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return as ``load`` does, and the same memory each time, for weights that are tied.
+
+        Who trains it trains a copy.
+        """
+        if (name, dtype) not in self._shared:
+            self._shared[name, dtype] = self.load(name, dtype)
+        return self._shared[name, dtype]
 
     @cached_property
     def config_digest(self) -> str:

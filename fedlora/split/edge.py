@@ -129,11 +129,11 @@ def token_embedding(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.Tensor:
     Where input and output embedding are tied, a checkpoint may hold it under either name.
     """
     family = find_family(checkpoint)
-    load = Loader(checkpoint, family, dtype)
     name = family.embedding + ".weight"
-    if load.name(name) is None and checkpoint.config.get("tie_word_embeddings", True):
-        return checkpoint.load(_HEAD, dtype)
-    return load(name)
+    stored = Loader(checkpoint, family, dtype).name(name)
+    if stored is None and checkpoint.config.get("tie_word_embeddings", True):
+        stored = _HEAD
+    return checkpoint.share(stored or name, dtype)
 
 
 def language_head(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.Tensor:
