@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -40,6 +41,7 @@ Admit = Callable[[Frame, str], Mapping[str, Any]]
 ANEW = "the client connected anew"
 MAX_REFUSALS = 16  # hellos that are refused on one stream before it is ended
 MAX_CLIENT_ID = 128  # characters
+_MAX_ECHOES = 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ServerStream:
         self._context = context
         self.peer = str(context.peer())
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._probed = b""  # the answer to a probe that is on its way
+        self._echoes: deque[bytes] = deque()  # answers to probes that are on their way
         self._joining: dict[str, asyncio.Task[None]] = {}
         # What shows that its client has received its latest secret: any frame. By client.
         self._unconfirmed: dict[str, Callable[[], None]] = {}
@@ -152,8 +154,8 @@ class ServerStream:
     async def _write(self) -> None:
         while (data := await self._outgoing.get()) is not None:
             await self._context.write(data)
-            if data is self._probed:
-                self._probed = b""
+            if self._echoes and data is self._echoes[0]:
+                self._echoes.popleft()
 
     async def _read(self) -> None:
         while (data := await self._context.read()) is not grpc.aio.EOF:
@@ -236,17 +238,22 @@ class ServerStream:
             del self._joining[client]
 
     def _echo(self, link: StreamLink, probe: Frame, size: int) -> None:
-        """Answer a probe; one at a time, so that nobody fills the queue with them."""
+        """Answer a probe; a few at a time, so that nobody fills the queue with them.
+
+        A client probes again when it has its answer, which may be before the write of that answer
+        is known to have ended here.
+        """
         wanted = probe.fields.get("size")
         if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= MOST_BYTES:
             raise ProtocolError(f"a probe wants {wanted!r:.40} bytes; 0 to {MOST_BYTES} are given")
-        if self._probed or link.lost:
+        if len(self._echoes) >= _MAX_ECHOES or link.lost:
             raise ProtocolError(f"client {link.client} probes before it was answered")
         pad = {PAD: torch.zeros(wanted, dtype=torch.uint8)} if wanted else {}
-        self._probed = encode_frame(Frame(PROBE, link.client, probe.seq, tensors=pad))
+        echo = encode_frame(Frame(PROBE, link.client, probe.seq, tensors=pad))
+        self._echoes.append(echo)
         link.wire_bytes_up += size
-        link.wire_bytes_down += len(self._probed)
-        self._outgoing.put_nowait(self._probed)
+        link.wire_bytes_down += len(echo)
+        self._outgoing.put_nowait(echo)
 
     def _take_up(self, frame: Frame) -> None:
         """Let a client whose stream broke go on over this one."""

@@ -186,6 +186,8 @@ class StreamClient:
                 session = self._sessions.get(client)
                 if session is None or not session.live or self._stream is None:
                     raise ClientLost(f"client {client} has no stream to measure")
+                if self._probes:  # one that came too late; the server drops whoever insists
+                    raise ClientLost(f"client {client} still waits for its last measurement")
                 self._probes[number] = answer
                 began = time.monotonic()
                 self._put(data)
@@ -193,8 +195,6 @@ class StreamClient:
                 return answer.result(limit_s) - began
             except TimeoutError:
                 raise ClientLost(f"client {client} measures, and the server is silent") from None
-            finally:
-                self._probes.pop(number, None)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Send what is queued, end the stream, and give up the sessions that are still open."""

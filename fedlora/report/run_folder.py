@@ -171,6 +171,20 @@ class RunFolder:
         """
         _append_line(self.metrics, record, sync=True)
 
+    def forget_rounds_after(self, round_: int) -> None:
+        """Remove the records of rounds that are about to be repeated from ``metrics.jsonl``.
+
+        Raises
+        ------
+        FedloraError
+            When the file cannot be written; it stays as it was.
+        """
+        records = self.read_metrics()
+        kept = [record for record in records if (number(record.get("round")) or 0) <= round_]
+        if len(kept) < len(records):
+            lines = [json.dumps(_plain(r), allow_nan=False, separators=(",", ":")) for r in kept]
+            replace_file(self.metrics, "".join(line + "\n" for line in lines).encode())
+
     def append_event(self, event: str, /, **fields: object) -> None:
         """Append one progress event, stamped with the time; see ``fedlora.report.progress``."""
         _append_line(self.events, {"event": event, "time": time.time(), **fields}, sync=False)

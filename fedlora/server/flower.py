@@ -97,7 +97,6 @@ def _train(
     """Train from the start or the last checkpoint; return what each client said at the end."""
     training, checkpoints = server.training, Checkpoints(folder.checkpoint)
     checkpoints.hold()
-    state = checkpoints.latest()
     private = server.scenario.privacy.enabled
     places = Places(
         run=checkpoints.name(),
@@ -113,14 +112,22 @@ def _train(
             if training.done < server.scenario.train.rounds:
                 checkpoints.restore_clients(training, sessions.readmit())
 
+        def latest() -> dict[str, Any] | None:
+            state = checkpoints.latest()
+            if state is not None:
+                folder.forget_rounds_after(int(state["round"]))
+            return state
+
         sessions.open()
+        training.before_rounds = partial(checkpoints.save, training)
         training.after_round = after_round
+        state = latest()
         while True:
             try:
                 training.run(partial(checkpoints.restore, training, state) if state else None)
                 break
             except Deserted as error:
-                state = checkpoints.latest()
+                state = latest()
                 if state is None or not server.cohort.deployed:
                     raise
                 log.warning("%s; the round is begun again when devices are back", error)

@@ -60,6 +60,8 @@ class Training:
 
     Attributes
     ----------
+    before_rounds
+        Called once, before the first round of a run that is not taken up again.
     after_round
         Called when a round is finished and recorded.
     metric_before
@@ -81,6 +83,7 @@ class Training:
         ranking: Ranking,
         recorder: Recorder,
     ) -> None:
+        self.before_rounds: Callable[[], None] = lambda: None
         self.after_round: Callable[[], None] = lambda: None
         self.scenario = scenario
         self.engine = engine
@@ -122,7 +125,9 @@ class Training:
         if self.scenario.evaluate.baseline and restore is None:
             self._baseline()
         self._begin("train")
-        if restore is not None:
+        if restore is None:
+            self.before_rounds()
+        else:
             restore()
         for round_ in range(self.done + 1, self.scenario.train.rounds + 1):
             self._train_round(round_)

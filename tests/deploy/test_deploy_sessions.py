@@ -243,8 +243,9 @@ def test_a_device_that_is_lost_too_often_is_not_invited_again(tmp_path, cut_off)
     assert "gone" in server.cohort.lost["1"]
 
 
-def test_a_round_that_everybody_left_is_begun_again_from_the_checkpoint(tmp_path, cut_off):
-    cut_off.clients = {"0", "1"}
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_round_that_everybody_left_is_begun_again_from_the_checkpoint(tmp_path, cut_off, step):
+    cut_off.clients, cut_off.steps = {"0", "1"}, [step]
     (tmp_path / "broken").mkdir()
     (tmp_path / "whole").mkdir()
     devices, server, folder = train(tiny("link.give_up_s=0"), tmp_path / "broken")

@@ -87,6 +87,42 @@ def test_a_probe_ends_with_its_stream(
         stream.probe("a", 0, 0)
 
 
+def test_a_probe_that_came_too_late_costs_no_client(start: Callable[..., StreamServer]) -> None:
+    server = start(give_up_s=20.0)
+    with (
+        Relay(server.port) as relay,
+        StreamClient(
+            f"127.0.0.1:{relay.port}",
+            server.certificate_pem,
+            max_frame_bytes=LIMIT,
+            give_up_s=20.0,
+        ) as stream,
+    ):
+        stream.attach("a", echo, hello("a", server.tokens.grant("a", 60.0)))
+        link = server.accept(10.0)
+        assert link is not None
+        assert link.receive(10.0).kind == m.READY
+        relay.stall(True)
+        with pytest.raises(ClientLost, match="the server is silent"):
+            stream.probe("a", 1000, 1000, limit_s=0.2)
+        for _ in range(5):
+            with pytest.raises(ClientLost, match="still waits for its last measurement"):
+                stream.probe("a", 1000, 1000)
+        relay.stall(False)
+        relay.reset()
+        assert ask(link, Frame(m.STEP, "a", 1), 20.0).kind == m.GRADIENT
+        assert stream.probe("a", 1000, 1000) < 10.0
+
+
+def test_a_client_may_probe_again_as_soon_as_it_has_its_answer(
+    server: StreamServer, hostile: HostilePeer
+) -> None:
+    admitted(server, hostile)
+    for number in range(200):
+        hostile.send(encode_frame(Frame(PROBE, "a", number, {"size": 100_000})))
+        assert decode_frame(hostile.read(), LIMIT).seq == number
+
+
 @pytest.mark.parametrize("size", [None, -1, True, "9", MOST_BYTES + 1, 10**30])
 def test_a_probe_for_too_much_ends_its_stream(
     server: StreamServer, hostile: HostilePeer, bystander: StreamLink, size: object

@@ -60,6 +60,18 @@ def test_round_repeated_after_a_resume_counts_once(tmp_path):
     ]
 
 
+def test_rounds_that_are_about_to_be_repeated_are_gone_from_the_file(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    for number in (1, 2, 3, 4):
+        folder.append_round({"round": number, "loss": 1.0 / number})
+    folder.forget_rounds_after(2)
+    folder.append_round({"round": 3, "loss": 0.5})
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [(r["round"], r["loss"]) for r in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+    folder.forget_rounds_after(0)
+    assert folder.read_metrics() == []
+
+
 def test_not_finite_and_numpy_values_become_valid_json(tmp_path):
     folder = RunFolder.create(tmp_path)
     folder.append_round(
