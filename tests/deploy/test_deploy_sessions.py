@@ -98,16 +98,16 @@ class Devices:
         )
 
 
+def letter(content, *, dst_node_id, message_type, ttl):
+    """A message that can be written outside Flower's processes."""
+    assert message_type == "train.session"
+    assert ttl > 0
+    return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
+
+
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
-    """Messages that can be written outside Flower's processes."""
-
-    def write(content, *, dst_node_id, message_type, ttl):
-        assert message_type == "train.session"
-        assert ttl > 0
-        return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
-
-    monkeypatch.setattr(fedlora.server.sessions, "Message", write)
+    monkeypatch.setattr(fedlora.server.sessions, "Message", letter)
 
 
 class CutOff:
