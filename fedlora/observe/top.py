@@ -15,13 +15,13 @@ from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import (
     ABSENT,
     bits_text,
-    bytes_text,
     count_text,
     number_text,
     seconds_text,
 )
 
 _HEADER_LINES = 8
+_WHERE_TOLD = ("epsilon", "misses", "reason")  # columns that are left out where they are empty
 _STYLES = {"connected": "green", "late": "yellow", "lost": "red"}
 
 
@@ -118,43 +118,53 @@ class RunView:
         return known
 
     def _table(self, now: float, height: int | None) -> Table:
-        table = Table(box=None, pad_edge=False)
-        for name in ("client", "state", "last seen", "answer"):
-            table.add_column(name, no_wrap=True)
-        for name in ("link", "up", "down", "rank", "metric", "epsilon", "misses"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("reason", overflow="ellipsis", no_wrap=True)
         clients = self._clients()
         shown = list(clients)
         room = None if height is None else max(1, height - _HEADER_LINES - 1)
         if room is not None and len(shown) > room:
             shown.sort(key=lambda c: clients[c].get("state") == "connected")
             shown = shown[: room - 1]
-        for client in shown:
-            table.add_row(*self._row(client, clients[client], now))
+        rows = [self._row(client, clients[client], now) for client in shown]
+        table = Table(box=None, pad_edge=False)
+        columns = [
+            name
+            for name in (rows[0] if rows else ("client", "state"))
+            if name not in _WHERE_TOLD or any(row[name] for row in rows)
+        ]
+        for name in columns:
+            text = name in ("client", "state", "reason")
+            table.add_column(name, justify="left" if text else "right", no_wrap=True)
+        for row in rows:
+            # plain text: a reason comes from a client and is no markup
+            table.add_row(*(Text(row[n], style=_STYLES.get(row[n], "")) for n in columns))
         if len(shown) < len(clients):
             table.add_row("…", f"{len(clients) - len(shown)} more")
         return table
 
-    def _row(self, client: str, status: ClientStatus, now: float) -> list[Text]:
+    def _row(self, client: str, status: ClientStatus, now: float) -> dict[str, str]:
+        """Return a client's cells by heading; units are in the headings, so 80 columns suffice."""
         record = self.state.client_record(client)
-        state, rate = str(status.get("state") or ABSENT), number(record.get("rate_bps"))
-        cells = [
-            client,
-            state,
-            _age(number(status.get("last_seen")), now),
-            seconds_text(number(status.get("answer_seconds"))),
-            ABSENT if rate is None else f"{bits_text(rate)}/s",
-            bytes_text(number(status.get("wire_up"))),
-            bytes_text(number(status.get("wire_down"))),
-            number_text(number(record.get("mean_rank"))),
-            number_text(number(record.get("metric"))),
-            number_text(number(record.get("epsilon"))),
-            count_text(number(status.get("misses"))),
-            str(status.get("reason") or ""),
-        ]
-        # plain text: a reason comes from a client and is no markup
-        return [Text(cell, style=_STYLES.get(cell, "")) for cell in cells]
+        seen = number(status.get("last_seen"))
+        epsilon, misses = number(record.get("epsilon")), number(status.get("misses"))
+        return {
+            "client": client,
+            "state": str(status.get("state") or ABSENT),
+            "seen": ABSENT if seen is None else seconds_text(max(0.0, now - seen)),
+            "answer ms": _scaled(status.get("answer_seconds"), 1e3),
+            "Mbit/s": _scaled(record.get("rate_bps"), 1e-6),
+            "up MB": _scaled(status.get("wire_up"), 1e-6),
+            "down MB": _scaled(status.get("wire_down"), 1e-6),
+            "rank": number_text(number(record.get("mean_rank"))),
+            "metric": number_text(number(record.get("metric"))),
+            "epsilon": "" if epsilon is None else number_text(epsilon),
+            "misses": count_text(misses) if misses else "",
+            "reason": str(status.get("reason") or ""),
+        }
+
+
+def _scaled(value: object, factor: float) -> str:
+    found = number(value)
+    return ABSENT if found is None else f"{found * factor:.3g}"
 
 
 def _age(moment: float | None, now: float) -> str:

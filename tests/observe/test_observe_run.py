@@ -120,7 +120,7 @@ def test_top_shows_a_finished_run(watched, capsys, monkeypatch):
     assert "lost" in line and "client 3 went [red]out[/red] of reach" in line
     record = watched.folder.read_metrics()[-1]["clients"]["0"]
     first = next(line for line in text.splitlines() if line.startswith("0  "))
-    assert f"{record['mean_rank']:.3f}" in first and "bit/s" in first
+    assert f"{record['mean_rank']:.3f}" in first and f"{record['rate_bps'] / 1e6:.3g}" in first
 
 
 def test_top_shows_a_run_that_goes_on_and_one_without_status(watched, tmp_path):
