@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +14,13 @@ from clients.edge_client import EdgeClient, EdgeModel
 from clients.head import ClientHead
 from clients.reports import simulated_report
 from clients.terms import OwnerTerms
+from clients.text_statistics import text_statistics
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.link.frame import Frame
 from fedlora.link.handshake import PROTOCOL, Identity
 from fedlora.link.messages import HELLO
+from fedlora.ranks.reports import DataStatistics
 from fedlora.split.blocks import Cut, cut_widths
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import Back, Front
@@ -26,6 +29,8 @@ from fedlora.tasks.base import Sample, check_length, head_trains, task_class
 from fedlora.tasks.data import Record, load_records, require_column
 from fedlora.tasks.partition import holdout_split, partition
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger("fedlora.edge")
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def build_client(
     FedloraError
         When it has no training sample, or its owner does not allow the run.
     """
-    scenario, model = parts.scenario, parts.model
+    scenario, model, terms = parts.scenario, parts.model, terms or OwnerTerms()
     if not train:
         raise FedloraError(
             f"client {number} has no training sample; give it data, or use fewer clients"
@@ -133,7 +138,7 @@ def build_client(
     release = build_release(
         scenario,
         number,
-        terms or OwnerTerms(),
+        terms,
         samples=train,
         contents=contents,
         head=module,
@@ -154,6 +159,7 @@ def build_client(
         embedding=model.front.weight if scenario.train.embedding else None,
         uploads=release.uploads_head,
     )
+    statistics = _statistics(parts, number, train, terms)
     return EdgeClient(
         str(number),
         number,
@@ -163,8 +169,24 @@ def build_client(
         train,
         held_out,
         release,
-        simulated_report(scenario, number),
+        simulated_report(scenario, number, statistics),
+        statistics,
     )
+
+
+def _statistics(
+    parts: EdgeParts, number: int, samples: Sequence[Sample], terms: OwnerTerms
+) -> DataStatistics | None:
+    """Return what a client tells of its text: nothing, unless the run asks and its owner agrees."""
+    scenario = parts.scenario
+    if not scenario.ranks.statistics:
+        return None
+    if not terms.tells_statistics(private=scenario.privacy.enabled):
+        log.info("client %d tells no statistics of its text, which the run asks for", number)
+        return None
+    statistics = text_statistics(samples, parts.tokenizer)
+    log.info("client %d tells of its text: %s", number, statistics.told())
+    return statistics
 
 
 def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:

@@ -54,7 +54,7 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
                 max_frame_bytes=scenario.link.max_frame_mib << 20,
                 give_up_s=scenario.link.give_up_s,
             )
-            edge.report = device_report(scenario, number, stream)
+            edge.report = device_report(scenario, number, stream, edge.statistics)
             keeper = Keeper(edge, state_folder(node_config, str(session["run"])) / edge.name)
             stream.serve({edge.name: keeper.handle}, [hello(parts, edge, session["token"])])
     except FedloraError as error:

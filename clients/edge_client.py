@@ -21,6 +21,7 @@ from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put, take
 from fedlora.link.frame import Frame
 from fedlora.privacy.ledger import BudgetSpentError
+from fedlora.ranks.reports import DataStatistics
 from fedlora.split.checkpoint import DTYPES
 from fedlora.split.edge import Back, Front, pool_packed
 from fedlora.tasks.base import Counts, Sample, Task, TaskLoss
@@ -73,6 +74,9 @@ class EdgeClient:
     report
         Returns the fields of the round's report (channel state, statistics) for a round number; a
         device that measures its link puts its own in place.
+    statistics
+        What a report tells of its text; None where the run does not ask or the owner does not
+        allow it.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class EdgeClient:
         held_out: Sequence[Sample],
         release: GradientRelease,
         report: Callable[[int], Fields],
+        statistics: DataStatistics | None = None,
     ) -> None:
         self.name = name
         self.scenario = scenario
@@ -95,6 +100,7 @@ class EdgeClient:
         self.batches = BatchStream(train, scenario.train.batch_size, scenario.seed, number)
         self.release = release
         self.report = report
+        self.statistics = statistics
         self._codecs = {
             kind: create_codec(getattr(scenario.link, kind))
             for kind in ("activation", "representation", "gradient")

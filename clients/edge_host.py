@@ -67,7 +67,7 @@ class EdgeHost:
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None
             edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger))
-            edge.report = device_report(self._parts.scenario, client, self._stream)
+            edge.report = device_report(self._parts.scenario, client, self._stream, edge.statistics)
             keeper = Keeper(edge, self._keep / edge.name)
             opening = hello(self._parts, edge, token)
             self._sessions[client] = self._stream.attach(edge.name, keeper.handle, opening)

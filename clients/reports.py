@@ -14,7 +14,7 @@ from fedlora.config import Scenario
 from fedlora.errors import ClientLost
 from fedlora.link.probe import MOST_BYTES, LinkRate, measure
 from fedlora.link.stream_client import StreamClient
-from fedlora.ranks.reports import ClientReport
+from fedlora.ranks.reports import ClientReport, DataStatistics
 
 log = logging.getLogger("fedlora.edge")
 
@@ -24,7 +24,9 @@ _PAUSE_S = 0.5
 Report = Callable[[int], Mapping[str, Any]]
 
 
-def simulated_report(scenario: Scenario, client: int) -> Report:
+def simulated_report(
+    scenario: Scenario, client: int, statistics: DataStatistics | None = None
+) -> Report:
     """Return the report of a simulated client: the channel model as the client would estimate it.
 
     Parameters
@@ -33,16 +35,23 @@ def simulated_report(scenario: Scenario, client: int) -> Report:
         Its channel section gives the model, its seed the fading.
     client
         Number of the client.
+    statistics
+        Those of its text, where it tells them.
     """
     channel = build_channel(scenario.channel, scenario.seed)
 
     def report(round_: int) -> Mapping[str, Any]:
-        return ClientReport(channel=channel.report(client, round_ - 1)).to_dict()
+        return ClientReport(channel.report(client, round_ - 1), statistics).to_dict()
 
     return report
 
 
-def device_report(scenario: Scenario, client: int, stream: StreamClient) -> Report:
+def device_report(
+    scenario: Scenario,
+    client: int,
+    stream: StreamClient,
+    statistics: DataStatistics | None = None,
+) -> Report:
     """Return the report of a device: as a simulated one, or what its link carries.
 
     Parameters
@@ -53,10 +62,12 @@ def device_report(scenario: Scenario, client: int, stream: StreamClient) -> Repo
         Number of the client.
     stream
         The tensor stream, on which the client is attached when a report is due.
+    statistics
+        Those of its text, where it tells them.
     """
     channel = build_channel(scenario.channel, scenario.seed)
     if not isinstance(channel.model, MeasuredChannel):
-        return simulated_report(scenario, client)
+        return simulated_report(scenario, client, statistics)
     model = channel.model
     most_bytes = min(MOST_BYTES, (scenario.link.max_frame_mib << 20) // 2)
 
@@ -66,7 +77,8 @@ def device_report(scenario: Scenario, client: int, stream: StreamClient) -> Repo
         log.info(
             "client %d: %.3g Mbit/s up, %.3g down", client, rate.up_bps / 1e6, rate.down_bps / 1e6
         )
-        return ClientReport(channel=model.state(client, rate.up_bps, rate.down_bps)).to_dict()
+        state = model.state(client, rate.up_bps, rate.down_bps)
+        return ClientReport(state, statistics).to_dict()
 
     return report
 

@@ -107,10 +107,15 @@ class RanksConfig:
         Name of a registered strategy or ``module:Class``.
     options
         Keyword arguments of the strategy.
+    statistics
+        Whether clients are asked for statistics of their text (``ClientReport.statistics``). A
+        device tells them only if its owner says so (``privacy-statistics``), a simulated client
+        only without privacy.
     """
 
     strategy: str = "uniform"
     options: Mapping[str, Any] = field(default_factory=dict)
+    statistics: bool = False
 
 
 @dataclass(frozen=True)

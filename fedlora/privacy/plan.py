@@ -148,4 +148,5 @@ def exposure(scenario: Scenario, *, trains_head: bool) -> Exposure:
         head="personal" if personal else "public",
         embedding=scenario.train.embedding,
         losses=scenario.evaluate.report,
+        statistics=scenario.ranks.statistics,
     )

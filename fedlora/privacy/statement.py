@@ -45,7 +45,8 @@ class Exposure:
     embedding
         Whether token embeddings train.
     losses, statistics
-        Whether clients report losses and metrics, and statistics of their text.
+        Whether clients report losses and metrics, and, where their owners allow it, statistics of
+        their text.
     """
 
     head: Literal["public", "personal", "shared"]
@@ -190,7 +191,9 @@ def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
         "That head itself, which leaves the client.": exposure.head == "shared",
         "The token embeddings that clients train.": exposure.embedding,
         "Losses and metrics that clients report.": exposure.losses,
-        "Statistics of their text that clients report.": exposure.statistics,
+        "Statistics of their text, which clients report where their owners allow it.": (
+            exposure.statistics
+        ),
         (
             f"Whoever hears the uncoded uplink with more than {policy.analog_snr_db:g} dB: the "
             "receiver's own noise is part of what protects."

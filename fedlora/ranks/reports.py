@@ -16,21 +16,29 @@ T = TypeVar("T")
 
 DIRECTIONS = ("up", "down")
 
+_SURPRISAL_MAX = 64.0  # bits; a vocabulary of 2**58 tokens would have as much
+_TOKENS_MAX = float(1 << 20)
+_STATISTIC_BITS = 32
+
 
 @dataclass(frozen=True)
 class DataStatistics:
     """What a client tells of its text; each may be ``None``, and the client must have agreed.
 
+    ``clients/text_statistics.py`` has how they are computed, and why these. Tokens are counted
+    without special ones.
+
     Attributes
     ----------
     token_surprisal
-        Mean of -log2 of the token's frequency in a public reference corpus, in bits.
+        Mean of -log2 of the token's frequency in public text, in bits, from 0 to 64. The reference
+        is the corpus that the tokenizer was made from, as the order of its vocabulary tells it.
     type_token_ratio
-        Distinct tokens over tokens, above 0 and up to 1.
+        Distinct tokens over tokens within windows of 64 tokens, from 0 to 1.
     pieces_per_word
-        Tokens for each whitespace-separated word.
+        Tokens for each whitespace-separated word, up to 2**20.
     mean_length
-        Mean tokens of a sample.
+        Mean tokens of a sample, up to 2**20.
     """
 
     token_surprisal: float | None = None
@@ -39,8 +47,18 @@ class DataStatistics:
     mean_length: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self, "token_surprisal", "pieces_per_word", "mean_length")
+        _check(self, "token_surprisal", high=_SURPRISAL_MAX)
         _check(self, "type_token_ratio", high=1.0)
+        _check(self, "pieces_per_word", "mean_length", high=_TOKENS_MAX)
+
+    @property
+    def bits(self) -> int:
+        """What they take on the air: 32 bits for each that is told."""
+        return _STATISTIC_BITS * len(self.told())
+
+    def told(self) -> dict[str, float]:
+        """Return those that are told, by name."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,8 @@ class ClientReport:
     channel
         Channel as the client reported it (with its error and age); ``None`` if it did not.
     statistics
-        Statistics of its text; ``None`` where the client does not agree or privacy forbids.
+        Statistics of its text; ``None`` unless ``ranks.statistics`` asks for them and its owner
+        allows it.
     device
         Its device; ``None`` if unknown.
     budget_bits

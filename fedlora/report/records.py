@@ -25,10 +25,11 @@ class ClientRecord(TypedDict, total=False):
 
     ``rows`` are training rows, ``loss`` and ``metric`` held-out values, ``ranks`` the rank of each
     projection in the order of the rank space, ``snr_db`` the downlink's signal-to-noise ratio and
-    ``rate_bps`` its rate in bit/s as the client reported them, ``bits_*`` payload without framing,
-    ``adapter_bits`` what was sent of the adapter, ``delivered`` None when none was sent,
-    ``air_seconds`` and ``energy_joules`` of the transmissions at both ends, ``epsilon`` what is
-    spent so far.
+    ``rate_bps`` its rate in bit/s as the client reported them, ``statistics`` those of its text
+    that it told (fields of ``DataStatistics``; missing where it told none), ``bits_*`` payload
+    without framing, ``adapter_bits`` what was sent of the adapter, ``delivered`` None when none was
+    sent, ``air_seconds`` and ``energy_joules`` of the transmissions at both ends, ``epsilon`` what
+    is spent so far.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class ClientRecord(TypedDict, total=False):
     ranks: Sequence[int]
     snr_db: float | None
     rate_bps: float | None
+    statistics: Mapping[str, float]
     bits_up: int
     bits_down: int
     adapter_bits: int
@@ -142,8 +144,8 @@ class ClientTotals:
     ----------
     client
         Its identifier.
-    rows, metric, loss, epsilon
-        The last value that was reported.
+    rows, metric, loss, epsilon, statistics
+        The last value that was reported; no statistics where none was.
     snr_db, mean_rank
         Means over the rounds that reported one.
     bits_up, bits_down, adapter_bits
@@ -170,6 +172,7 @@ class ClientTotals:
     deliveries: int
     deliveries_due: int
     rounds_lost: int
+    statistics: Mapping[str, float]
 
 
 def client_totals(rounds: Rounds) -> list[ClientTotals]:
@@ -184,8 +187,10 @@ def _totals(rounds: Rounds, client: str) -> ClientTotals:
     def last(key: str) -> float | None:
         return values(key)[-1] if values(key) else None
 
-    delivered = [
-        (record.get("clients") or {}).get(client, {}).get("delivered") for record in rounds
+    records = [(record.get("clients") or {}).get(client, {}) for record in rounds]
+    delivered = [record.get("delivered") for record in records]
+    statistics = [
+        found for record in records if isinstance(found := record.get("statistics"), Mapping)
     ]
     return ClientTotals(
         client=client,
@@ -202,6 +207,7 @@ def _totals(rounds: Rounds, client: str) -> ClientTotals:
         deliveries=sum(item is True for item in delivered),
         deliveries_due=sum(item is not None for item in delivered),
         rounds_lost=sum(client in (record.get("lost") or ()) for record in rounds),
+        statistics=statistics[-1] if statistics else {},
     )
 
 

@@ -21,6 +21,14 @@ from fedlora.report.units import (
 Row = tuple[str, str, str]
 """Name, value, remark."""
 
+_STATISTICS = (
+    ("surprisal\nbits", "token_surprisal", "{:.1f}"),
+    ("types a\ntoken", "type_token_ratio", "{:.2f}"),
+    ("tokens\na word", "pieces_per_word", "{:.2f}"),
+    ("tokens\na row", "mean_length", "{:.1f}"),
+)
+"""Header, name and form of the statistics of a client's text."""
+
 NO_PRIVACY = "no differential privacy"
 
 
@@ -61,7 +69,7 @@ def client_table(
     """Return the header (name, line break, unit) and a row for each client.
 
     Columns that nobody has a value in are left out, and where it is not ``wide``, as on a terminal
-    of 80 columns, training rows and energy.
+    of 80 columns, training rows, energy and the statistics of the text.
     """
     lost = [str(item.rounds_lost) if item.rounds_lost else ABSENT for item in totals]
     columns: list[tuple[str, list[str]]] = [
@@ -77,6 +85,7 @@ def client_table(
         _energy_column([item.energy_joules if wide else None for item in totals]),
         ("epsilon", [_optional(item.epsilon, "{:.2f}") for item in totals]),
         ("lost", lost),
+        *(_statistics_column(totals, *column) for column in _STATISTICS if wide),
     ]
     kept = [(name, cells) for name, cells in columns if any(cell != ABSENT for cell in cells)]
     return [name for name, _ in kept], list(zip(*(cells for _, cells in kept), strict=True))
@@ -187,6 +196,12 @@ def _bits_column(way: str, values: Sequence[float]) -> tuple[str, list[str]]:
 def _energy_column(values: Sequence[float | None]) -> tuple[str, list[str]]:
     scale, unit = energy_scale(max((value or 0.0 for value in values), default=0.0))
     return f"energy\n{unit}", [ABSENT if v is None else f"{v / scale:,.1f}" for v in values]
+
+
+def _statistics_column(
+    totals: Sequence[ClientTotals], header: str, name: str, form: str
+) -> tuple[str, list[str]]:
+    return header, [_optional(number(item.statistics.get(name)), form) for item in totals]
 
 
 def _delivered(item: ClientTotals) -> str:

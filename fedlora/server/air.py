@@ -13,7 +13,7 @@ from fedlora.channel.ledger import AirLedger, AirRow
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.ranks.reports import ClientReport
+from fedlora.ranks.reports import ClientReport, DataStatistics
 from fedlora.report.records import ClientRecord, RoundRecord
 
 Purpose = Literal["train", "evaluation", "baseline"]
@@ -33,8 +33,9 @@ class Air:
     """Books what travels and delivers adapters.
 
     Gradients of the head count as ``gradient``; what comes down for each token (representation and,
-    where the embedding trains, dL/de) as ``representation``; lengths and head weights as
-    ``control``. Evaluation and the frozen-backbone baseline are booked outside the air budget.
+    where the embedding trains, dL/de) as ``representation``; lengths, head weights and statistics
+    of the text as ``control``. Evaluation and the frozen-backbone baseline are booked outside the
+    air budget.
 
     Parameters
     ----------
@@ -134,9 +135,16 @@ class Air:
             kind = kind if self.purpose == "train" else self.purpose
             bits[kind] = bits.get(kind, 0) + 8 * tensor.nbytes
         for kind, amount in bits.items():
-            self.ledger.book(int(client), direction, kind, amount, wire_bytes)
-            self._bits[self.purpose][direction == "down"] += amount
+            self._book(client, direction, kind, amount, wire_bytes)
             wire_bytes = 0  # a frame's framing is counted once
+
+    def book_statistics(self, client: str, statistics: DataStatistics) -> None:
+        """Book what a client told of its text, as control data of the open round."""
+        self._book(client, "up", "control", statistics.bits, statistics.bits // 8)
+
+    def _book(self, client: str, direction: str, kind: str, bits: int, wire_bytes: int) -> None:
+        self.ledger.book(int(client), direction, kind, bits, wire_bytes)
+        self._bits[self.purpose][direction == "down"] += bits
 
     def with_budgets(self, reports: Mapping[str, ClientReport]) -> dict[str, ClientReport]:
         """Add to each report the bits that its downlink carries within the deadline.

@@ -23,6 +23,7 @@ from fedlora.server.engine import AdapterState, SplitEngine
 from fedlora.server.evaluation import Evaluation, Evaluator
 from fedlora.server.head import SharedHead, Weights, most_common
 from fedlora.server.ranking import Ranking, Told
+from fedlora.server.reports import Reports
 from fedlora.server.steps import StepLoop, StepTally
 from fedlora.server.uploads import read_named
 from fedlora.tasks.base import Counts, Task, head_trains, task_class
@@ -100,6 +101,7 @@ class Training:
         self.head: SharedHead | None = None
         self.delivered: dict[str, tuple[AdapterState, Sequence[int]]] = {}
         self._evaluator = Evaluator(scenario, engine, cohort, self.task)
+        self._reports = Reports(scenario, cohort, air)
         self._steps = StepLoop(scenario, engine, cohort, self._on_step)
         self.done = 0
         self.spending = self._steps.spending
@@ -163,7 +165,7 @@ class Training:
         before = set(self.cohort.lost)
         drawn = self._select(round_)
         self.cohort.begin_round()
-        reports = self._reports(self.cohort.ask(drawn, Request(m.ROUND, {"round": round_})))
+        reports = self._reports.read(self.cohort.ask(drawn, Request(m.ROUND, {"round": round_})))
         if not reports:
             raise Deserted(
                 f"no client began round {round_} ({self.cohort.reasons()}); mend that and start "
@@ -171,6 +173,7 @@ class Training:
             )
         chosen, bandwidth_hz = self.air.schedule(round_, reports)
         self.air.begin_round(round_, bandwidth_hz)
+        self._reports.book(reports)
         reports = self.air.with_budgets(chosen)
         decisions = self.ranking.allocate(round_, reports)
         steps = self.scenario.train.steps
@@ -247,18 +250,6 @@ class Training:
         drawn = rng.choice(len(clients), wanted, replace=False)
         return [clients[i] for i in sorted(drawn)]
 
-    def _reports(self, replies: Mapping[str, Frame]) -> dict[str, ClientReport]:
-        reports = {}
-        for client, reply in replies.items():
-            try:
-                self.cohort.expect(client, reply, m.REPORT)
-                report = ClientReport.from_dict(dict(reply.fields))
-                self.air.note_report(client, report)
-                reports[client] = report
-            except FedloraError as error:
-                self.cohort.drop(client, str(error))
-        return reports
-
     def _share_head(self, tally: StepTally) -> None:
         """End the round at the clients, and give everybody the common head."""
         share = self.scenario.head.share
@@ -324,7 +315,7 @@ class Training:
         for client, decision in decisions.items():
             own = evaluation.counts.get(client) if evaluation else None
             own_metric, own_loss = self._metrics(own)
-            channel = reports[client].channel
+            channel, statistics = reports[client].channel, reports[client].statistics
             record: ClientRecord = self.air.client_record(round_, client)
             record |= ClientRecord(
                 rows=tally.rows.get(client, 0),
@@ -336,6 +327,8 @@ class Training:
                 snr_db=channel.down_snr_db if channel else None,
                 rate_bps=channel.down_rate_bps if channel else None,
             )
+            if statistics is not None:
+                record["statistics"] = statistics.told()
             clients[client] = record
         spent = self._steps.spending.round_fields()
         return (

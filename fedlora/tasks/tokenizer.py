@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Tokenizer:
     vocab_size: int
     digest: str
 
+    @cached_property
+    def special_ids(self) -> frozenset[int | None]:
+        """Ids that are no part of a text: those around it, and of begin, end and padding."""
+        return frozenset((*self.opening, *self.closing, self.bos_id, self.eos_id, self.pad_id))
+
     def encode(self, text: str, max_length: int, *, special: bool = True) -> list[int]:
         """Return the token ids of a text.
 
@@ -75,7 +81,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
         # Not left to the backend, which keeps special tokens that are marked as normalized.
-        special = {*self.opening, *self.closing, self.bos_id, self.eos_id, self.pad_id}
+        special = self.special_ids
         text: str = self.backend.decode([number for number in ids if number not in special])
         return text
 

@@ -154,7 +154,11 @@ def trial_scenario(scenario: Scenario, trial: Trial) -> Scenario:
     return replace(
         scenario,
         seed=trial.seed,
-        ranks=RanksConfig(trial.contender.name, {**options, **trial.contender.options}),
+        ranks=replace(
+            scenario.ranks,
+            strategy=trial.contender.name,
+            options={**options, **trial.contender.options},
+        ),
         channel=replace(scenario.channel, snr_db=(trial.snr_db,)),
         evaluate=replace(scenario.evaluate, every=1, baseline=False),
     )

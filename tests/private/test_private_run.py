@@ -103,6 +103,28 @@ def test_an_owner_can_keep_metrics_that_the_scenario_asks_for(records: Path) -> 
     assert rounds["1"]["metric"] is not None
 
 
+def test_under_privacy_the_text_is_told_of_only_where_its_owner_says_so(
+    records: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = scenario(records, "ranks.statistics=true")
+    withheld = Federation(config, {1: OwnerTerms(statistics=False)}).run()
+    assert "2 of 2 clients (first: 0) tell none" in caplog.text
+    told = Federation(config, {1: OwnerTerms(statistics=True)}).run()
+    for federation, tells in (
+        (withheld, {"0": False, "1": False}),
+        (told, {"0": False, "1": True}),
+    ):
+        for reply in federation.replies(m.REPORT):
+            assert (reply.fields["statistics"] is not None) == tells[reply.client]
+        for record in federation.recorder.rounds:
+            assert {c: "statistics" in own for c, own in record["clients"].items()} == tells
+    first, second = (f.server.training.summary_fields()["privacy"] for f in (withheld, told))
+    assert first["epsilon"] == second["epsilon"]  # they are neither noised nor paid for
+    assert any("Statistics of their text" in text for text in second["excludes"])
+    plain = Federation(scenario(records)).run().server.training.summary_fields()["privacy"]
+    assert not any("Statistics" in text for text in plain["excludes"])
+
+
 def test_the_run_goes_on_without_a_client_whose_budget_is_spent(
     records: Path, tmp_path: Path
 ) -> None:
