@@ -75,9 +75,10 @@ def token_surprisals(tokenizer: Tokenizer) -> NDArray[np.float64]:
     A vocabulary is in the order in which its tokens were frequent in the public corpus that it was
     made from, so it serves as the reference that every device has. By Zipf's law the k-th token's
     frequency is in proportion to 1 / k. Single characters, which a vocabulary lists before or after
-    all others, count from 1 anew. On English text the estimate is about 3 bits too high, and
-    correlates with the surprisal that was counted by 0.74 to 0.86 (GPT-2's tokenizer on AG News,
-    SST-2 and Shakespeare).
+    all others, count from 1 anew. On English prose the estimate is about 3 bits too high, and
+    correlates by 0.74 to 0.86 with the surprisal that was counted in that text (GPT-2's tokenizer
+    on AG News, SST-2 and Shakespeare); on the templates of E2E, whose words are frequent there
+    alone, by 0.14.
 
     Returns
     -------

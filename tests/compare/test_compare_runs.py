@@ -13,7 +13,14 @@ from simulations.compare.report import write_results
 from simulations.compare.runner import run_missing
 from simulations.compare.store import COLUMNS, CompareFolder
 from simulations.compare.strategies import parse_strategies
-from simulations.compare.trial import Result, Trial, run_reference, run_trial, use_python_path
+from simulations.compare.trial import (
+    Result,
+    Trial,
+    run_reference,
+    run_trial,
+    trial_scenario,
+    use_python_path,
+)
 
 STRANGER = """
 from fedlora.ranks import RankDecision, RankStrategy
@@ -85,6 +92,15 @@ def test_a_strategy_that_errs_is_compared_at_its_last_valid_ranks_and_named(
     said = capsys.readouterr().out
     assert "OutOfRange erred in 1 of 1 runs" in said
     assert "rank 99" in said
+
+
+def test_every_contender_is_told_of_the_text_where_the_scenario_asks(scenario):
+    asked = with_overrides(scenario, ["ranks.statistics=true", "ranks.options.fraction=0.5"])
+    (contender,) = parse_strategies("airllm(rounds=8)")
+    ranks = trial_scenario(asked, Trial(contender, 5.0, 1)).ranks
+    assert ranks.statistics
+    assert (ranks.strategy, ranks.options) == ("airllm", {"rounds": 8})
+    assert not trial_scenario(scenario, Trial(contender, 5.0, 1)).ranks.statistics
 
 
 def test_a_comparison_goes_on_where_it_stopped(scenario, tmp_path):

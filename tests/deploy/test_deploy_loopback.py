@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 DECODER = Path(__file__).parents[2] / "simulations" / "quickstart" / "decoder"
+TELLS = 2  # the node whose owner lets statistics of its text be told
 SCENARIO = """
 name = "tiny"
 [model]
@@ -66,7 +67,8 @@ def deployment(tmp_path_factory):
     with Deployment(tmp_path_factory.mktemp("deployment")) as running:
         for node in range(3):
             running.register(node)
-            running.supernode(node, f"partition-id={node} num-partitions=3")
+            consent = 'privacy-statistics="true"' if node == TELLS else ""
+            running.supernode(node, f"partition-id={node} num-partitions=3 {consent}".rstrip())
         yield running
 
 
@@ -83,6 +85,19 @@ def test_adapter_equals_the_in_process_one_bit_for_bit(deployment):
     for name, (A, B) in factors.items():
         assert torch.equal(saved[f"base_model.model.{name}.lora_A.weight"], A)
         assert torch.equal(saved[f"base_model.model.{name}.lora_B.weight"], B)
+
+
+def test_only_the_device_whose_owner_agrees_tells_of_its_text(deployment):
+    out = submit(deployment, "statistics", "ranks.statistics=true")
+    assert deployment.ended(out, 240)["status"] == "finished", deployment.words()
+    rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    server = Record()
+    run(tiny("ranks.statistics=true"), server)
+    assert len(rounds) == len(server.rounds) == 2
+    for record, simulated in zip(rounds, server.rounds, strict=True):
+        told = {c: own["statistics"] for c, own in record["clients"].items() if "statistics" in own}
+        assert told == {str(TELLS): simulated["clients"][str(TELLS)]["statistics"]}
+    assert "2 of 3 clients" in (out / "log.txt").read_text()
 
 
 def own_data(folder: Path, labels: list[str]) -> Path:

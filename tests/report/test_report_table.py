@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedlora.report.records import client_totals
-from fedlora.report.rows import headline
+from fedlora.report.rows import client_table, headline
 from fedlora.report.table import clients_table, print_result, result_table
 from fedlora.report.units import bits_text, bytes_text, number_text, seconds_text
 
@@ -63,6 +63,21 @@ def test_columns_without_a_value_are_left_out():
     text = printed(clients_table([{"round": 1, "clients": {"a": {"rows": 3, "metric": 0.5}}}]))
     assert "SNR" not in text
     assert "epsilon" not in text
+
+
+def test_statistics_of_the_text_are_the_pages_and_not_the_terminals(make_rounds):
+    rounds = make_rounds(rounds=2, clients=3)
+    told = {"token_surprisal": 9.87, "type_token_ratio": 0.7, "mean_length": 13.2}
+    rounds[0]["clients"]["client-1"]["statistics"] = told
+    rounds[0]["clients"]["client-2"]["statistics"] = "torn"
+    header, rows = client_table(client_totals(rounds), "accuracy", wide=True)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert columns["surprisal\nbits"] == ("–", "9.9", "–")
+    assert columns["types a\ntoken"] == ("–", "0.70", "–")
+    assert columns["tokens\na row"] == ("–", "13.2", "–")
+    assert "tokens\na word" not in columns
+    narrow, _ = client_table(client_totals(rounds), "accuracy", wide=False)
+    assert not set(narrow) & {"surprisal\nbits", "types a\ntoken", "tokens\na row"}
 
 
 def test_without_clients_there_is_no_client_table():
