@@ -75,6 +75,7 @@ def scenario_to_toml(scenario: Scenario) -> str:
 def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
     """Apply ``section.key=value`` assignments, where the value is TOML or a bare word.
 
+    ``none`` unsets a key that may be unset, such as ``privacy.epsilon``.
     A relative ``python_path`` starts from the working directory.
 
     Raises
@@ -145,7 +146,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         element = typing.get_args(hint)[0]
         return tuple(_convert(element, item, name) for item in value)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None or value == "none":
             return None
         return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, name)
     if origin is not None:

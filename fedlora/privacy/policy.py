@@ -28,6 +28,8 @@ EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attack
 class PrivacyPolicy:
     """The scenario's ``[privacy]`` section; neither ``epsilon`` nor ``sigma`` means no noise.
 
+    Either is unset with ``none``.
+
     Attributes
     ----------
     epsilon
@@ -92,8 +94,8 @@ class PrivacyPolicy:
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.sigma is not None:
             raise FedloraError(
-                f"privacy.epsilon is {self.epsilon} and privacy.sigma is {self.sigma}; set one, "
-                "the other follows from it"
+                f"privacy.epsilon is {self.epsilon} and privacy.sigma is {self.sigma}; set one to "
+                "none, it follows from the other"
             )
         if self.epsilon is not None:
             check_epsilon("privacy.epsilon", self.epsilon)

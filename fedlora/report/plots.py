@@ -56,7 +56,8 @@ def learning(rounds: Rounds, *, metric_before: float | None = None) -> Figure | 
             color=MUTED,
         )
     label(left, title=f"{_title(name)} {arrow}", x="round", y=f"{name}, held out")
-    right.plot(*train, "s--", color=COLOURS[1], markersize=3, linewidth=1.2, label="training")
+    if train[0]:  # under privacy clients report none
+        right.plot(*train, "s--", color=COLOURS[1], markersize=3, linewidth=1.2, label="training")
     right.plot(*loss, "o-", color=COLOURS[0], markersize=4, label="held out")
     label(right, title="Loss", x="round", y="loss in nats")
     for ax in (left, right):

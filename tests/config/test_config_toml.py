@@ -177,6 +177,17 @@ BAD_OVERRIDES = {
 }
 
 
+def test_none_unsets_what_may_be_unset_and_nothing_else(tmp_path):
+    private = with_overrides(Scenario(), ["privacy.epsilon=8"])
+    assert with_overrides(private, ["privacy.epsilon=none"]) == Scenario()
+    assert with_overrides(private, ["privacy.epsilon=none", "privacy.sigma=2"]).privacy.sigma == 2
+    path = tmp_path / "mine.toml"
+    path.write_text('[privacy]\nepsilon = "none"')
+    assert load_scenario(path).privacy.epsilon is None
+    with pytest.raises(FedloraError, match="train.lr is 'none'; write a number"):
+        with_overrides(Scenario(), ["train.lr=none"])
+
+
 @pytest.mark.parametrize("assignment", BAD_OVERRIDES)
 def test_wrong_override_is_one_sentence(assignment):
     with pytest.raises(FedloraError) as caught:
