@@ -184,7 +184,7 @@ def test_none_unsets_what_may_be_unset_and_nothing_else(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[privacy]\nepsilon = "none"')
     assert load_scenario(path).privacy.epsilon is None
-    with pytest.raises(FedloraError, match="train.lr is 'none'; write a number"):
+    with pytest.raises(FedloraError, match=r"train\.lr is 'none'; write a number"):
         with_overrides(Scenario(), ["train.lr=none"])
 
 
