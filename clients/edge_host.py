@@ -9,7 +9,6 @@ worker that made it; the ServerApp ends it.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -40,11 +39,11 @@ class EdgeHost:
         from clients.build import SimulatedData, load_parts
         from fedlora.config import scenario_from_toml
         from fedlora.link.stream_client import StreamClient
+        from fedlora.registry import use_python_path
 
         torch.set_num_threads(1)
         scenario = scenario_from_toml(session["scenario"])
-        if scenario.python_path:
-            sys.path.insert(0, scenario.python_path)
+        use_python_path(scenario.python_path)
         self._data = SimulatedData(scenario, int(session["clients"]))
         self._parts = load_parts(scenario, self._data.labels)
         self._stream = StreamClient(

@@ -241,11 +241,29 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def add_plugin_verbs(verb: str = "") -> None:
+    """Add the verbs of other packages.
+
+    Parameters
+    ----------
+    verb
+        Only this one is added where there is one of that name, for importing the others takes
+        seconds; help, and an unknown verb, need them all.
+    """
+    own = {
+        command.name or getattr(command.callback, "__name__", "")
+        for command in app.registered_commands
+    }
+    found = {entry.name: entry for entry in entry_points(group="fedlora.commands")}
+    wanted = {verb} if verb in own | found.keys() else found.keys()
+    for name in sorted(found.keys() & wanted - own):
+        app.command(name)(found[name].load())
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and status 2."""
     sys.path.insert(0, os.getcwd())  # a plug-in named module:Class may lie where the user stands
-    for entry in sorted(entry_points(group="fedlora.commands"), key=lambda e: e.name):
-        app.command(entry.name)(entry.load())
+    add_plugin_verbs(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
         status = app(standalone_mode=False)
     except FedloraError as error:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
@@ -29,8 +32,8 @@ def names(kind: str) -> list[str]:
     return sorted(_registered(kind))
 
 
-def resolve(kind: str, name: str) -> Any:
-    """Return the object that a name stands for.
+def resolve(kind: str, name: str, base: type, besides: Collection[str] = ()) -> Any:
+    """Return the class that a name stands for.
 
     Parameters
     ----------
@@ -38,31 +41,76 @@ def resolve(kind: str, name: str) -> Any:
         Plug-in kind: the part of the entry-point group after ``fedlora.``.
     name
         A registered name, or ``module:Class`` for a class that is on the import path.
+    base
+        Class that plug-ins of this kind inherit from.
+    besides
+        Names that need no plug-in, for the error message.
 
     Raises
     ------
     FedloraError
-        When the name is unknown or its module cannot be imported.
+        When the name is unknown, its module cannot be imported, or it is no such class or an
+        unfinished one.
     """
     if ":" in name:
-        return _load_path(kind, name)
-    found = _registered(kind).get(name)
-    if found is None:
-        near = difflib.get_close_matches(name, names(kind), n=1)
-        mend = f"did you mean {near[0]}?" if near else f"known: {', '.join(names(kind))}"
-        raise FedloraError(f"no {kind} plug-in is called {name!r}; {mend} (or give module:Class)")
-    return _load_entry(found)
+        found = _load_path(kind, name)
+    elif name in _registered(kind):
+        found = _load_entry(_registered(kind)[name])
+    else:
+        known = sorted({*besides, *names(kind)})
+        near = difflib.get_close_matches(name, known, n=1)
+        raise FedloraError(
+            f"no {kind} plug-in is called {name!r}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"choose one of {', '.join(known)}, or give module:Class"
+        )
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise FedloraError(
+            f"{kind} plug-in {name!r} is {found!r:.80}; name a class that inherits from "
+            f"{base.__module__}.{base.__name__}"
+        )
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise FedloraError(
+            f"{kind} plug-in {name!r} lacks {', '.join(missing)}; write these methods"
+        )
+    return found
+
+
+def use_python_path(folder: str) -> None:
+    """Make the plug-ins in a scenario's ``python_path`` importable; an empty one is none.
+
+    Raises
+    ------
+    FedloraError
+        When there is no such folder.
+    """
+    if not folder:
+        return
+    if not Path(folder).is_dir():
+        raise FedloraError(
+            f"python_path is {folder!r}, but there is no such folder; name the one that holds the "
+            "plug-in's module"
+        )
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _load_path(kind: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError, ValueError) as error:
+    except (ImportError, SyntaxError, ValueError, TypeError) as error:
         raise FedloraError(
             f"cannot import {module_name!r} for {kind} {name!r} ({error}); check the name, or set "
             "python_path to the folder that holds it"
         ) from None
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise FedloraError(
+            f"importing {module_name!r} for {kind} {name!r} fails in line {place.lineno} of "
+            f"{place.filename} ({type(error).__name__}: {error}); mend it"
+        ) from error
     if not hasattr(module, attribute):
         raise FedloraError(
             f"module {module_name!r} has no {attribute!r}; check {kind} {name!r} for a misspelling"

@@ -170,25 +170,9 @@ def build_channel(config: ChannelConfig, seed: int) -> Channel:
     """
     if seed < 0:
         raise FedloraError(f"seed is {seed}; random streams need 0 or more")
-    cls = registry.resolve("channels", config.model)
-    check_plugin(cls, ChannelModel, "channel.model", config.model)
+    cls = registry.resolve("channels", config.model, ChannelModel)
     check_options(cls, "channel.options", config.options, config, seed)
     return Channel(config, cls(config, seed, **config.options), seed)
-
-
-def check_plugin(cls: Any, base: type, key: str, name: str) -> None:
-    """Raise unless what a scenario names is a subclass of the base that its kind needs.
-
-    Raises
-    ------
-    FedloraError
-        When it is not.
-    """
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise FedloraError(
-            f"{key} {name!r} is {cls!r:.80}; it must be a subclass of "
-            f"{base.__module__}.{base.__name__}"
-        )
 
 
 def check_options(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedlora.check import check_scenario
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch import FlowerSimulation, SimulationRequest, interruptible
@@ -15,7 +16,7 @@ from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.table import print_result
-from fedlora.scenarios import check_scenario, find_scenario
+from fedlora.scenarios import find_scenario
 from fedlora.server.partial import summarise_rounds
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 from fedlora.config.checks import require
+from fedlora.errors import FedloraError
 
 _RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
@@ -27,6 +29,37 @@ def parse_blocks(text: object) -> list[int]:
         )
         blocks.extend(range(first, last + 1))
     return blocks
+
+
+def place_blocks(
+    device_map: Mapping[str, str], device: str, numbers: Sequence[int]
+) -> dict[int, str]:
+    """Return the place of each block of the server.
+
+    Parameters
+    ----------
+    device_map
+        ``compute.device_map``.
+    device
+        Where blocks are that it does not name.
+    numbers
+        The server's blocks, as they are numbered in the whole model.
+
+    Raises
+    ------
+    FedloraError
+        When it names a block that the server does not hold.
+    """
+    places = dict.fromkeys(numbers, device)
+    for place, text in device_map.items():
+        for number in parse_blocks(text):
+            if number not in places:
+                raise FedloraError(
+                    f"compute.device_map puts block {number} in {place}, and the server holds "
+                    f"blocks {numbers[0]} to {numbers[-1]}; mend the range"
+                )
+            places[number] = place
+    return places
 
 
 def is_away(place: str, device: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.config.checks import require
 from fedlora.config.placement import is_away, parse_blocks
+
+_SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,12 @@ class ComputeConfig:
     """
 
     device: str = "cpu"
-    device_map: Mapping[str, str] = field(default_factory=dict)
-    max_memory: Mapping[str, str] = field(default_factory=dict)
+    device_map: Mapping[str, str] = field(
+        default_factory=dict, metadata={"example": '{disk = "16-23, 30"}'}
+    )
+    max_memory: Mapping[str, str] = field(
+        default_factory=dict, metadata={"example": '{"cuda:0" = "20GiB", cpu = "60GiB"}'}
+    )
     checkpoint: bool = False
     threads: int = 0
     edge_hosts: int = 0
@@ -188,7 +195,7 @@ class ComputeConfig:
         )
         for name, limit in self.max_memory.items():
             require(
-                isinstance(limit, str),
+                isinstance(limit, str) and _SIZE.fullmatch(limit) is not None,
                 f"compute.max_memory of {name} is {limit!r}; write a text such as 20GiB",
             )
         placed = [block for blocks in self.device_map.values() for block in parse_blocks(blocks)]

@@ -121,16 +121,17 @@ def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
 
 def _build(cls: type[T], table: Mapping[str, Any], prefix: str) -> T:
     hints = typing.get_type_hints(cls)
-    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
     values = {}
     for key, value in table.items():
         if key not in known:
-            raise FedloraError(_unknown(prefix + key, dict.fromkeys(known), key))
-        values[key] = _convert(hints[key], value, prefix + key)
+            raise FedloraError(_unknown(prefix + key, known, key))
+        example = known[key].metadata.get("example", "{name = value}")
+        values[key] = _convert(hints[key], value, prefix + key, example)
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
+def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
     origin = typing.get_origin(hint)
     if is_dataclass(hint):
         require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table, write [{name}]")
@@ -150,7 +151,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             return None
         return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, name)
     if origin is not None:
-        require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table")
+        require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table, write {example}")
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         require(abs(value) <= sys.float_info.max, f"{name} is {value}; write a finite number")

@@ -66,10 +66,9 @@ def create_codec(name: str) -> Codec:
     Raises
     ------
     FedloraError
-        When no codec has this name.
+        When no codec has this name, or it is none.
     """
-    codec = resolve("codecs", name)()
-    assert isinstance(codec, Codec)
+    codec: Codec = resolve("codecs", name, Codec)()
     return codec
 
 

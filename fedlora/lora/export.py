@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -74,6 +73,8 @@ class Adapter:
         kept = {name: r for name, r in zip(self.factors, chosen, strict=True) if r > 0}
         if not kept:
             raise FedloraError("every rank is 0, so there is no adapter to write; raise one")
+        from peft import LoraConfig as PeftLoraConfig
+
         config = PeftLoraConfig(
             r=r_max,
             lora_alpha=self.alpha,

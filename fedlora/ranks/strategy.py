@@ -105,12 +105,7 @@ def create_strategy(config: RanksConfig, seed: int) -> RankStrategy:
     FedloraError
         When the name is unknown, is no strategy, or does not take the options.
     """
-    cls = registry.resolve("strategies", config.strategy)
-    if not (isinstance(cls, type) and issubclass(cls, RankStrategy)):
-        raise FedloraError(
-            f"strategy {config.strategy!r} is {cls!r:.80}; name a class that inherits from "
-            "fedlora.ranks.RankStrategy"
-        )
+    cls: type[RankStrategy] = registry.resolve("strategies", config.strategy, RankStrategy)
     parameters = inspect.signature(cls).parameters
     options = {"seed": seed} if "seed" in parameters else {}
     options |= config.options
@@ -125,6 +120,5 @@ def create_strategy(config: RanksConfig, seed: int) -> RankStrategy:
         return cls(**options)
     except TypeError as error:
         raise FedloraError(
-            f"strategy {config.strategy!r} cannot be made ({error}); set ranks.options, or write "
-            "its missing methods"
+            f"strategy {config.strategy!r} cannot be made ({error}); set ranks.options"
         ) from error

@@ -82,12 +82,7 @@ def create_average(config: RobustConfig) -> RobustAverage | None:
     """
     if not config.enabled:
         return None
-    kind = resolve("averages", config.average)
-    if not (isinstance(kind, type) and issubclass(kind, RobustAverage)):
-        raise FedloraError(
-            f"robust.average {config.average!r} is no RobustAverage; derive it from "
-            "fedlora.robust.average.RobustAverage"
-        )
+    kind = resolve("averages", config.average, RobustAverage, besides=["mean"])
     options = dict(config.options)
     try:
         average: RobustAverage = kind(config.hostile, **options)

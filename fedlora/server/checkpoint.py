@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
@@ -137,8 +138,17 @@ class Checkpoints:
             cohort.ask(replies, Request(m.HEAD, {}, training.head.tensors()))
 
 
-def open_run(path: Path) -> tuple[Scenario, RunFolder]:
+def open_run(
+    path: Path, check: Callable[[Scenario], None] = check_plugins
+) -> tuple[Scenario, RunFolder]:
     """Open the folder of a run that stopped before its end, for going on.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    check
+        Refuses a scenario that cannot be used, before the folder is changed.
 
     Raises
     ------
@@ -153,7 +163,9 @@ def open_run(path: Path) -> tuple[Scenario, RunFolder]:
         raise FedloraError(f"the run in {path} is finished; start another with fedlora run")
     if not RoundStates(folder.checkpoint).rounds():
         raise FedloraError(f"{path} has no checkpoint: no round was finished; start it anew")
-    return load_scenario(folder.scenario), RunFolder.reopen(path)
+    scenario = load_scenario(folder.scenario)
+    check(scenario)
+    return scenario, RunFolder.reopen(path)
 
 
 def _state_of(training: Training) -> dict[str, Any]:

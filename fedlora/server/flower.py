@@ -16,6 +16,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedlora.check import check_plugins
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import Deserted, FedloraError
 from fedlora.observe.json_log import JsonFormatter
@@ -61,8 +62,7 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
     else:
         folder = RunFolder(Path(out)) if prepared else RunFolder.create(Path(out))
     with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):
-        if scenario.python_path:
-            sys.path.insert(0, scenario.python_path)
+        check_plugins(scenario)
         nodes = _find_nodes(grid, scenario)
         scenario = _sized(scenario, len(nodes))
         folder.write_scenario(scenario_to_toml(scenario))

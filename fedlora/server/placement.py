@@ -18,9 +18,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fedlora.config import ComputeConfig
-from fedlora.config.placement import is_away, parse_blocks
+from fedlora.config.placement import is_away, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.lora.layers import Projection
+from fedlora.server.device import check_device
 from fedlora.split.blocks import Blocks
 
 
@@ -82,19 +83,11 @@ class Placement:
         self._device = torch.device(config.device)
         self._checkpoint = config.checkpoint
         numbers = range(blocks.start, blocks.start + len(blocks.layers))
-        self.places: dict[int, str] = dict.fromkeys(numbers, config.device)
+        self.places = place_blocks(config.device_map, config.device, numbers)
         if config.max_memory:
             self.places |= _within(blocks, config.max_memory)
-        for place, text in config.device_map.items():
-            for number in parse_blocks(text):
-                if number not in self.places:
-                    raise FedloraError(
-                        f"compute.device_map puts block {number} in {place}, and the server holds "
-                        f"blocks {numbers[0]} to {numbers[-1]}; mend the range"
-                    )
-                self.places[number] = place
         for place in set(self.places.values()) - {"disk"}:
-            _check_device(place)
+            check_device(place)
         away = [n for n, place in self.places.items() if is_away(place, config.device)]
         if away and not config.checkpoint:
             raise FedloraError(
@@ -184,16 +177,6 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def _check_device(place: str) -> None:
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise FedloraError(
-            f"blocks cannot be put in {place!r} ({reason}); mend the compute section"
-        ) from None
 
 
 def _within(blocks: Blocks, limits: Mapping[str, str]) -> dict[int, str]:

@@ -109,6 +109,5 @@ def find_family(checkpoint: Checkpoint) -> Family:
             f"model_type {kind!r} in {checkpoint.folder} is of no supported family; supported: "
             f"{', '.join(names('families'))} (a plug-in can add one)"
         )
-    family = resolve("families", kind)()
-    assert isinstance(family, Family)
+    family: Family = resolve("families", kind, Family)()
     return family

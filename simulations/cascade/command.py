@@ -36,8 +36,9 @@ def cascade(
     from rich.progress import track
 
     from clients.build import SimulatedData
+    from fedlora.check import check_scenario
     from fedlora.config import with_overrides
-    from fedlora.scenarios import check_scenario, find_scenario
+    from fedlora.scenarios import find_scenario
     from simulations.cascade.plot import draw
     from simulations.cascade.trend import run_curve
 

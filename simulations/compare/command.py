@@ -54,12 +54,11 @@ def compare(
     from simulations.compare.runner import run_missing
     from simulations.compare.store import CompareFolder
     from simulations.compare.strategies import parse_snrs_db, parse_strategies
-    from simulations.compare.trial import Trial, use_python_path
+    from simulations.compare.trial import Trial
 
     if not math.isfinite(price):
         raise FedloraError(f"--price is {price}; write a finite number of nats, 0 or more")
     base = with_overrides(find_scenario(scenario), set_ or [])
-    use_python_path(base)
     trials = [
         Trial(contender, snr_db, base.seed + offset)
         for contender in parse_strategies(strategies)
@@ -74,8 +73,8 @@ def compare(
 
 def _check(base: Scenario, trials: Sequence[Trial]) -> None:
     from fedlora.channel.channel import build_channel
+    from fedlora.check import check_scenario
     from fedlora.ranks import create_strategy
-    from fedlora.scenarios import check_scenario
     from simulations.compare.trial import trial_scenario
 
     if base.channel.deliver_every == 0:

@@ -21,13 +21,9 @@ from rich.progress import (
 )
 
 from fedlora.config import Scenario
+from fedlora.registry import use_python_path
 from simulations.compare.store import CompareFolder
-from simulations.compare.trial import (
-    Trial,
-    run_reference,
-    run_trial,
-    use_python_path,
-)
+from simulations.compare.trial import Trial, run_reference, run_trial
 
 
 def run_missing(
@@ -103,4 +99,4 @@ def _pool(scenario: Scenario, workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin(scenario: Scenario) -> None:
     torch.set_num_threads(1)
-    use_python_path(scenario)
+    use_python_path(scenario.python_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -162,9 +161,3 @@ def trial_scenario(scenario: Scenario, trial: Trial) -> Scenario:
         channel=replace(scenario.channel, snr_db=(trial.snr_db,)),
         evaluate=replace(scenario.evaluate, every=1, baseline=False),
     )
-
-
-def use_python_path(scenario: Scenario) -> None:
-    """Make a stranger's plug-ins importable."""
-    if scenario.python_path and scenario.python_path not in sys.path:
-        sys.path.insert(0, scenario.python_path)

@@ -47,8 +47,9 @@ def participation(
     """
     from rich.console import Console
 
+    from fedlora.check import check_scenario
     from fedlora.config import with_overrides
-    from fedlora.scenarios import check_scenario, find_scenario
+    from fedlora.scenarios import find_scenario
     from simulations.participation.study import Setting
 
     base = with_overrides(find_scenario(scenario), set_ or [])

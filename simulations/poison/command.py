@@ -42,8 +42,9 @@ def poison(
     from rich.console import Console
     from rich.progress import track
 
+    from fedlora.check import check_scenario
     from fedlora.config import scenario_to_toml, with_overrides
-    from fedlora.scenarios import check_scenario, find_scenario
+    from fedlora.scenarios import find_scenario
     from simulations.poison.attackers import POISONS
     from simulations.poison.trial import AVERAGES, Trial, run_trial
 

@@ -54,8 +54,9 @@ def train_policy(
     """
     import torch
 
+    from fedlora.check import check_scenario
     from fedlora.config import with_overrides
-    from fedlora.scenarios import check_scenario, find_scenario
+    from fedlora.scenarios import find_scenario
     from simulations.compare.strategies import parse_snrs_db
     from simulations.train_policy.setting import Setting
 

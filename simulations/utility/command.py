@@ -42,8 +42,9 @@ def utility(
     """
     from rich.progress import track
 
+    from fedlora.check import check_scenario
     from fedlora.config import with_overrides
-    from fedlora.scenarios import check_scenario, find_scenario
+    from fedlora.scenarios import find_scenario
     from simulations.utility.plot import draw
 
     base = with_overrides(find_scenario(scenario), set_ or [])

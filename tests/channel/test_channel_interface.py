@@ -232,7 +232,7 @@ def test_a_strangers_model_works_by_its_module_and_class() -> None:
     assert build_channel(config, 0).truth(2, 0).down_snr_db == 6.0
     with pytest.raises(FedloraError, match=r"missing a required .*'snr_db'; known options: snr_db"):
         build_channel(dataclasses.replace(config, options={}), 0)
-    with pytest.raises(FedloraError, match=r"a subclass of fedlora\.channel.models.base.Channel"):
+    with pytest.raises(FedloraError, match=r"inherits from fedlora\.channel.models.base.Channel"):
         build_channel(ChannelConfig(model="fractions:Fraction"), 1)
 
 

@@ -44,7 +44,7 @@ def scenario(tmp_path: Path, model: Path, data: Path) -> Path:
     path = tmp_path / "mine.toml"
     path.write_text(
         f'name = "mine"\n[model]\npath = "{model}"\n[data]\ntrain = "{data}"\n'
-        "[federation]\nclients = 2\n"
+        "[federation]\nclients = 3\n"
     )
     return path
 

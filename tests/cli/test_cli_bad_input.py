@@ -11,22 +11,32 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.check import check_scenario
 from fedlora.errors import FedloraError
-from fedlora.scenarios import check_scenario, find_scenario
+from fedlora.scenarios import find_scenario
 
 SETTINGS = {
     "train.rouns=3": "unknown scenario key train.rouns; did you mean rounds?",
     "train.rounds=three": "train.rounds is 'three'",
     "task.kind=nowhere:Task": "cannot import 'nowhere'",
     "task.kind=json:Nothing": "module 'json' has no 'Nothing'",
-    "task.kind=json:JSONDecoder": "must be a subclass of fedlora.tasks.base.Task",
+    "task.kind=json:JSONDecoder": "name a class that inherits from fedlora.tasks.base.Task",
     "task.kind=clasification": "did you mean classification?",
     "ranks.strategy=nowhere:Strategy": "cannot import 'nowhere'",
     "ranks.strategy=unifrom": "did you mean uniform?",
     "ranks.options.rank=3": "rank",
     "channel.model=nowhere:Channel": "cannot import 'nowhere'",
     "channel.schedule.scheduler=random_k": "missing a required argument: 'clients'",
-    "link.gradient=int9": "int9",
+    "channel.schedule.scheduler=everybody": "choose one of all, lyapunov, random_k, or give module",
+    "link.gradient=int9": "did you mean int8? choose one of bf16, fp32, int8, or give module:Class",
+    "link.gradient=json:JSONDecoder": "inherits from fedlora.link.codec.Codec",
+    "robust.average=krum": "choose one of mean, median, norm_filter, trimmed_mean, or give module",
+    "robust.average=json:JSONDecoder": "inherits from fedlora.robust.average.RobustAverage",
+    "compute.device=cpuu": "blocks cannot be put in 'cpuu'",
+    "compute.device_map=cpuu": "is 'cpuu'; it is a table, write {disk = \"16-23, 30\"}",
+    'compute.device_map={cpuu = "0"}': "blocks cannot be put in 'cpuu'",
+    'compute.device_map={cpu = "2-9"}': "puts block 4 in cpu, and the server holds blocks 0 to 3",
+    'compute.max_memory={cpu = "lots"}': "is 'lots'; write a text such as 20GiB",
     "model.path=/nowhere/model": "model.path is '/nowhere/model', but there is no such model",
     "data.train=/nowhere/data.csv": "data.train is '/nowhere/data.csv', but there is no such",
     "model.client_front=4": "leave none of the model's 4 blocks to the server; lower them",
@@ -53,6 +63,16 @@ def test_wrong_setting_is_one_sentence(fedlora, scenario, tmp_path, setting):
     assert SETTINGS[setting] in said
     assert said.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_plug_in_that_cannot_be_imported_names_the_line(fedlora, scenario, tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "broken_plugin.py").write_text("import json\nclass Mine(Nothing): ...\n")
+    plug_in = ["--set", f"python_path={tmp_path / 'far'}", "--set", "task.kind=broken_plugin:Mine"]
+    status, said = fedlora("run", scenario, *plug_in)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "broken_plugin.py (NameError: name 'Nothing' is not defined); mend it" in said
+    assert "fails in line 2 of" in said
 
 
 def damaged(tmp_path: Path, model: Path, change: str) -> Path:

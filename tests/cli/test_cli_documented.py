@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import typer
 
-from fedlora.cli import app
+from fedlora.cli import add_plugin_verbs, app
 from fedlora.commands.keys import scenario_keys
 from fedlora.scenarios import scenario_names
 
@@ -32,10 +31,7 @@ COMMANDS = [(page.name, line) for page in PAGES for line in shown(page)]
 
 @pytest.fixture(scope="module")
 def command_line():
-    known = {command.name for command in app.registered_commands}
-    for entry in entry_points(group="fedlora.commands"):
-        if entry.name not in known:
-            app.command(entry.name)(entry.load())
+    add_plugin_verbs()
     return typer.main.get_command(app)
 
 

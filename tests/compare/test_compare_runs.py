@@ -8,19 +8,13 @@ from rich.console import Console
 
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario
 from simulations.compare.report import write_results
 from simulations.compare.runner import run_missing
 from simulations.compare.store import COLUMNS, CompareFolder
 from simulations.compare.strategies import parse_strategies
-from simulations.compare.trial import (
-    Result,
-    Trial,
-    run_reference,
-    run_trial,
-    trial_scenario,
-    use_python_path,
-)
+from simulations.compare.trial import Result, Trial, run_reference, run_trial, trial_scenario
 
 STRANGER = """
 from fedlora.ranks import RankDecision, RankStrategy
@@ -64,7 +58,7 @@ def test_a_strangers_strategy_runs_and_an_empty_delivery_keeps_the_adapter(
     (tmp_path / "stranger_strategy.py").write_text(STRANGER)
     monkeypatch.syspath_prepend(str(tmp_path))
     scenario = replace(scenario, python_path=str(tmp_path))
-    use_python_path(scenario)
+    use_python_path(scenario.python_path)
     (contender,) = parse_strategies("stranger_strategy:Alternate(rank=3)")
     reference = run_reference(scenario, 1)
     found = run_trial(scenario, Trial(contender, 5.0, 1), reference, 0.2)

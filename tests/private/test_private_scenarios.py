@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from fedlora.check import check_scenario
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.privacy.statement import Exposure, privacy_statement
-from fedlora.scenarios import check_scenario, find_scenario
+from fedlora.scenarios import find_scenario
 
 
 @pytest.mark.parametrize(

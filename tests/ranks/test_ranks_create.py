@@ -61,7 +61,7 @@ def test_a_strangers_class_is_made_with_any_option_it_takes(stranger):
     [
         ("strategies.greedy:Greedy", {"part": 1}, "no option 'part'; its options are fraction, tr"),
         ("strategies.greedy:Greedy", {"fraction": 2.0}, "fraction is 2.0; set a part"),
-        ("stranger_ranks:Unfinished", {}, "cannot be made .*abstract method"),
+        ("stranger_ranks:Unfinished", {}, "lacks allocate; write these methods"),
         ("stranger_ranks:Needs", {}, "cannot be made .*'path'.*set ranks.options"),
         ("stranger_ranks:function", {}, "name a class that inherits from"),
         ("stranger_ranks:Nobody", {}, "has no 'Nobody'"),

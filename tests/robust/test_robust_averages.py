@@ -213,7 +213,10 @@ def test_plugin_that_returns_nonsense_is_named(kind, words):
     ("overrides", "words"),
     [
         (["robust.average=modian"], "median"),
-        (["robust.average=fedlora.errors:FedloraError"], "no RobustAverage"),
+        (
+            ["robust.average=fedlora.errors:FedloraError"],
+            "inherits from fedlora.robust.average.RobustAverage",
+        ),
         (["robust.average=median", "robust.options.factor=2"], "does not take"),
         (["robust.average=norm_filter", "robust.options.factor=0.5"], "set 1 or more"),
     ],

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from fedlora.channel.channel import build_channel
+from fedlora.check import check_scenario
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.ranks import check_rank_strategy, create_strategy
+from fedlora.registry import use_python_path
 from fedlora.scaffold.write import AppNames, write_app
-from fedlora.scenarios import check_scenario
 from simulations.compare.strategies import parse_strategies
-from simulations.compare.trial import Trial, run_reference, run_trial, use_python_path
+from simulations.compare.trial import Trial, run_reference, run_trial
 
 SMALL = ("train.rounds=1", "train.steps=1", "federation.clients=2", "data.max_rows=80")
 
@@ -41,7 +42,7 @@ def test_the_scenario_finds_its_plug_ins_wherever_it_is_run_from(app, monkeypatc
 def test_its_strategy_is_sound_and_spends_as_greedy_does_before_it_has_learnt(app, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     scenario = with_overrides(load_scenario(app / "scenario.toml"), SMALL)
-    use_python_path(scenario)
+    use_python_path(scenario.python_path)
     assert check_rank_strategy(create_strategy(scenario.ranks, 0)) == []
     reference = run_reference(scenario, 0)
     own, greedy = (

@@ -161,6 +161,7 @@ def test_weights_that_were_brought_are_dropped_before_backward(checkpoints, monk
         (['compute.device_map={disk = "0-1", cpu = "1"}', "compute.checkpoint=true"], "twice"),
         (['compute.max_memory={cpu = "1GiB"}', 'compute.device_map={cpu = "1"}'], "both"),
         (["compute.max_memory={cpu = 5}"], "20GiB"),
+        (['compute.max_memory={cpu = "much"}'], "20GiB"),
     ],
 )
 def test_map_that_cannot_be_meant_is_refused_when_it_is_read(overrides, words):
@@ -175,7 +176,7 @@ def test_map_that_cannot_be_meant_is_refused_when_it_is_read(overrides, words):
         (['compute.device_map={"cuda:77" = "1"}'], "cuda:77"),
         (["compute.device_map={nowhere = '1'}"], "nowhere"),
         (['compute.max_memory={cpu = "90KiB"}'], "compute.checkpoint"),
-        (['compute.max_memory={cpu = "much"}'], "cannot be used"),
+        (['compute.max_memory={"cuda:77" = "1GiB"}'], "cuda:77"),
     ],
 )
 def test_map_that_does_not_fit_model_or_machine_is_refused_in_one_sentence(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora import registry
-from fedlora.channel.channel import check_options, check_plugin
+from fedlora.channel.channel import check_options
 from fedlora.channel.config import ScheduleConfig
 from fedlora.channel.state import ChannelState
 
@@ -94,13 +94,12 @@ def build_scheduler(config: ScheduleConfig, *, rounds: int, seed: int) -> Schedu
     FedloraError
         When it is unknown or its options are wrong.
     """
-    cls = registry.resolve("schedulers", config.scheduler)
+    cls = registry.resolve("schedulers", config.scheduler, Scheduler)
     common = {
         "rounds": rounds,
         "seed": seed,
         "total_bandwidth_hz": config.total_bandwidth_hz,
     }
-    check_plugin(cls, Scheduler, "channel.schedule.scheduler", config.scheduler)
     check_options(cls, "channel.schedule.options", config.options, **common)
     scheduler: Scheduler = cls(**common, **config.options)
     return scheduler
