@@ -125,7 +125,7 @@ class RunView:
             shown.sort(key=lambda c: clients[c].get("state") == "connected")
             shown = shown[: room - 1]
         rows = [self._row(client, clients[client], now) for client in shown]
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         columns = [
             name
             for name in (rows[0] if rows else ("client", "state"))
@@ -164,7 +164,9 @@ class RunView:
 
 def _scaled(value: object, factor: float) -> str:
     found = number(value)
-    return ABSENT if found is None else f"{found * factor:.3g}"
+    if found is None:
+        return ABSENT
+    return f"{found * factor:.3g}" if found * factor < 1000 else f"{found * factor:,.0f}"
 
 
 def _age(moment: float | None, now: float) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
+from fedlora.server.narrate import narrated
 from fedlora.server.results import export, write_results
 from fedlora.server.run import ServerRun
 from fedlora.server.sessions import RECORD, Node, Places, Sessions
@@ -35,6 +36,7 @@ log = logging.getLogger("fedlora.server")
 HELLO, COLLECT = "query.hello", "query.collect"
 HOST_NAMESPACE = "fedlora"
 _POLL_S = 0.2
+_PATIENCE_S = 8.0  # before a run that waits for nodes says so
 
 
 def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
@@ -61,22 +63,28 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
         scenario, folder = open_run(Path(str(config["resume"])))
     else:
         folder = RunFolder(Path(out)) if prepared else RunFolder.create(Path(out))
-    with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):
-        check_plugins(scenario)
-        nodes = _find_nodes(grid, scenario)
-        scenario = _sized(scenario, len(nodes))
-        folder.write_scenario(scenario_to_toml(scenario))
-        hosts = _edge_hosts(scenario, nodes, run_id)
-        with observed(folder, scenario) as recorder:
-            server = ServerRun(scenario, recorder)
-            recorder.clients = server.clients
-            try:
-                results = _train(grid, server, nodes, hosts, folder)
-            finally:
-                _end_hosts(sorted(set(hosts.values())))
-        write_results(folder, server, results)
-    if not prepared:  # otherwise whoever made the folder follows the run and reports on it
-        write_report(folder)
+    # Whoever made the folder follows the run and reports on it.
+    with nullcontext() if prepared else narrated(folder):
+        with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):
+            _run(grid, scenario, folder, run_id)
+        if not prepared:
+            write_report(folder)
+
+
+def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None:
+    check_plugins(scenario)
+    nodes = _find_nodes(grid, scenario, folder)
+    scenario = _sized(scenario, len(nodes))
+    folder.write_scenario(scenario_to_toml(scenario))
+    hosts = _edge_hosts(scenario, nodes, run_id)
+    with observed(folder, scenario) as recorder:
+        server = ServerRun(scenario, recorder)
+        recorder.clients = server.clients
+        try:
+            results = _train(grid, server, nodes, hosts, folder)
+        finally:
+            _end_hosts(sorted(set(hosts.values())))
+    write_results(folder, server, results)
 
 
 def _in_bundle(scenario: str) -> str:
@@ -138,7 +146,7 @@ def _train(
     return results
 
 
-def _find_nodes(grid: Grid, scenario: Scenario) -> list[Node]:
+def _find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
     """Ask nodes who they are until all of the federation are there.
 
     In a simulation the first node tells how many there are; in a deployment the scenario does.
@@ -146,7 +154,12 @@ def _find_nodes(grid: Grid, scenario: Scenario) -> list[Node]:
     deadline = time.monotonic() + scenario.federation.connect_timeout_s
     known: dict[int, Node] = {}
     wanted = scenario.federation.clients
+    tell_at, told = time.monotonic() + _PATIENCE_S, -1
     while time.monotonic() < deadline and len(known) < wanted:
+        if time.monotonic() > tell_at and len(known) != told:
+            told, left_s = len(known), deadline - time.monotonic()
+            text = f"{told} of {wanted} nodes are there; waiting {left_s:.0f} s for the others"
+            folder.append_event("message", text=text, level="info")
         fresh = sorted(set(grid.get_node_ids()) - set(known))
         if not known:
             fresh = fresh[:1]
