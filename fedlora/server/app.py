@@ -15,7 +15,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedlora.errors import FedloraError
+
 app = ServerApp()
+
+
+class RunEnded(FedloraError):
+    """Ends a run with a sentence. Flower logs exceptions with their frames, which would bury it."""
+
+    __traceback__ = property(lambda _: None)
 
 
 @app.main()  # type: ignore[untyped-decorator]  # flwr is not typed for us
@@ -23,4 +31,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run configuration names."""
     from fedlora.server.flower import run_over_flower
 
-    run_over_flower(grid, context.run_config, context.run_id)
+    try:
+        run_over_flower(grid, context.run_config, context.run_id)
+    except FedloraError as error:
+        raise RunEnded(str(error)) from None
