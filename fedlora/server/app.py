@@ -23,7 +23,7 @@ app = ServerApp()
 class RunEnded(FedloraError):
     """Ends a run with a sentence. Flower logs exceptions with their frames, which would bury it."""
 
-    __traceback__ = property(lambda _: None, lambda _, traceback: None)  # contextlib sets it
+    __traceback__ = property(lambda _: None, lambda _, __: None)  # contextlib sets it
 
 
 @app.main()  # type: ignore[untyped-decorator]  # flwr is not typed for us
