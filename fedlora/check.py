@@ -12,6 +12,7 @@ from fedlora.config import Scenario
 from fedlora.config.placement import place_blocks
 from fedlora.errors import FedloraError
 from fedlora.link.codec import create_codec
+from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets
 from fedlora.privacy.plan import check_release, label_epsilon, upload_plan
 from fedlora.ranks.strategy import create_strategy
@@ -70,7 +71,9 @@ def check_scenario(scenario: Scenario) -> None:
         language_head(checkpoint, torch.float32)
     load_tokenizer(checkpoint.folder)
     _check_places(scenario, cut)
-    choose_targets(_linear(checkpoint), scenario.lora.targets)
+    targets = choose_targets(_linear(checkpoint), scenario.lora.targets)
+    if scenario.lora.start:
+        read_start(scenario.lora, targets)
     _check_data(scenario, pooled=task.pooled)
 
 

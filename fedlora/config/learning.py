@@ -172,6 +172,9 @@ class LoraConfig:
     freeze_a
         Keep A as it was drawn and train B alone (FFA-LoRA, arXiv 2403.12313): half the gradients
         that noise can reach, and a product B A that is linear in it.
+    start
+        Folder of a PEFT LoRA adapter to begin from, for example one trained on public data; empty:
+        A is drawn and B is 0. Paths are those of ``model.path``.
     """
 
     r_max: int = 8
@@ -179,6 +182,7 @@ class LoraConfig:
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)
     freeze_a: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         require(self.r_max >= 1, f"lora.r_max is {self.r_max}; set 1 or more")

@@ -15,6 +15,7 @@ from fedlora.lora.average import ContributionCount, average_gradients
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
+from fedlora.lora.start import start_from
 from fedlora.privacy.cascade import SnrMeter
 from fedlora.robust.average import create_average, robust_mean
 from fedlora.server.placement import Placement
@@ -74,6 +75,8 @@ class SplitEngine:
         self.placement = Placement(self.blocks, scenario.compute)
         self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
+        if scenario.lora.start:
+            start_from(self.projections, scenario.lora)
         self.placement.attach(self.projections)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
