@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -204,8 +205,12 @@ def certs(
         typer.Option("--host", help="Name or address that clients dial; may be given repeatedly."),
     ],
     nodes: Annotated[int, typer.Option(min=0, help="Number of node keys.")],
-    days: Annotated[int, typer.Option(min=1, help="Days until the certificates end.")] = 365,
-    port: Annotated[int, typer.Option(help="The SuperLink's port, for the commands.")] = 8000,
+    days: Annotated[
+        int, typer.Option(min=1, max=36500, help="Days until the certificates end.")
+    ] = 365,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The SuperLink's port, for the commands.")
+    ] = 8000,
 ) -> None:
     """Make the keys of a deployment, and print the commands that use them.
 
@@ -263,8 +268,17 @@ def add_plugin_verbs(verb: str = "") -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and status 2."""
     sys.path.insert(0, os.getcwd())  # a plug-in named module:Class may lie where the user stands
-    add_plugin_verbs(sys.argv[1] if len(sys.argv) > 1 else "")
+    # What transformers tells its callers of its own future is no news to users of fedlora.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    arguments = sys.argv[1:]
+    verb = arguments[0] if arguments else ""
     try:
+        add_plugin_verbs(verb)
+        if "" in arguments[1:] and verb != "infer":  # whose texts may be empty
+            raise FedloraError(
+                f"an argument of fedlora {verb} is empty, as of a variable that is not set; write "
+                "what was meant, or leave it out"
+            )
         status = app(standalone_mode=False)
     except FedloraError as error:
         typer.secho(f"fedlora: {error}", fg=typer.colors.RED, err=True)

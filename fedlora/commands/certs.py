@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ AUTHORITY, AUTHORITY_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server.pem", "server.key"
 _CURVE = ec.SECP384R1()  # what Flower's SuperNode authentication wants
 _LOOPBACK = ("localhost", "127.0.0.1")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}$)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
 
 
 def write_certificates(
@@ -49,10 +52,13 @@ def write_certificates(
     Raises
     ------
     FedloraError
-        When there is no host, the folder's certificate is for others, or half of a pair is missing.
+        When a host is no name or address, the folder's certificate is for others, half of a pair is
+        missing, or a file is damaged.
     """
     if not hosts or not all(hosts):
         raise FedloraError("--host is missing; give the name or address that clients dial")
+    for host in hosts:
+        _alternative(host)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=valid_days)
     authority, key = _authority(out, ends)
@@ -111,8 +117,11 @@ def _authority(
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """Read the folder's authority, or make one."""
     if not _absent(out, AUTHORITY, AUTHORITY_KEY):
-        certificate = x509.load_pem_x509_certificate((out / AUTHORITY).read_bytes())
-        key = serialization.load_pem_private_key((out / AUTHORITY_KEY).read_bytes(), None)
+        certificate = _read_certificate(out / AUTHORITY)
+        try:
+            key = serialization.load_pem_private_key((out / AUTHORITY_KEY).read_bytes(), None)
+        except (ValueError, TypeError) as error:  # damaged, or encrypted
+            raise _unreadable(out / AUTHORITY_KEY, error) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise FedloraError(f"{out / AUTHORITY_KEY} is no EC key; choose another --out")
         return certificate, key
@@ -154,8 +163,11 @@ def _write_server(
 
 
 def _check_hosts(path: Path, hosts: Sequence[str]) -> None:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    named = (
+        _read_certificate(path)
+        .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        .value
+    )
     for host in hosts:
         if _alternative(host) not in named:
             raise FedloraError(
@@ -216,7 +228,27 @@ def _alternative(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
-        return x509.DNSName(host)
+        pass
+    if not _HOST.fullmatch(host):
+        raise FedloraError(
+            f"--host is {host!r:.80}, which is no name or address; write it without scheme and "
+            "port, such as fed.example.org (and ä as in xn--4ca.example.org)"
+        )
+    return x509.DNSName(host)
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> FedloraError:
+    reason = str(error).partition(".")[0]
+    return FedloraError(
+        f"{path} cannot be read ({reason}); restore it, or choose another --out for new keys"
+    )
 
 
 def _absent(out: Path, public: str, private: str) -> bool:

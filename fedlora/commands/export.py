@@ -6,13 +6,13 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
 
-from fedlora.config import Scenario, load_scenario
+from fedlora.config import Scenario, TaskConfig, load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report.run_folder import RunFolder, replace_file
@@ -21,6 +21,30 @@ from fedlora.state import RoundStates
 
 DEVICE_FILE = "fedlora.json"
 """Holds what a device must know of the task to use an exported adapter."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a device must know of a task to use an adapter.
+
+    Attributes
+    ----------
+    model
+        ``model.path`` of the run.
+    task
+        Its task.
+    prompt_separator
+        Its ``data.prompt_separator``.
+    """
+
+    model: str
+    task: TaskConfig
+    prompt_separator: str
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> TaskFacts:
+        """Return the facts of a scenario."""
+        return cls(scenario.model.path, scenario.task, scenario.data.prompt_separator)
 
 
 def export_run(
@@ -36,7 +60,7 @@ def export_run(
     run_folder
         A finished run.
     out
-        Folder to write.
+        Folder to write, which must be empty or absent.
     format_
         ``peft``, ``padded`` or ``merged``.
     client
@@ -47,12 +71,15 @@ def export_run(
     Raises
     ------
     FedloraError
-        When the run has no adapter or no such client, or the client was delivered none.
+        When the run has no adapter or no such client, the client was delivered none, or the folder
+        is in use.
     """
     folder = RunFolder(run_folder)
     adapter, ranks = chosen_adapter(folder, client, rank)
     if out.exists() and not out.is_dir():
         raise FedloraError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise FedloraError(f"--out {out} is not empty; choose another folder")
     if format_ == "merged":
         adapter.truncated(ranks).merge(out)
     elif not any(ranks):
@@ -97,20 +124,17 @@ def chosen_adapter(
     return adapter, ranks
 
 
-def task_facts(scenario: Scenario) -> dict[str, Any]:
-    """Return what a device must know of a scenario's task, as a table that JSON can hold."""
-    return {
-        "model": scenario.model.path,
-        "task": dataclasses.asdict(scenario.task),
-        "prompt_separator": scenario.data.prompt_separator,
-    }
-
-
 def _last_ranks(folder: RunFolder, client: str) -> list[int]:
     for record in reversed(folder.read_metrics()):
         found = (record.get("clients") or {}).get(client)
         if found and found.get("ranks"):
-            return [int(r) for r in found["ranks"]]
+            ranks = list(found["ranks"])
+            if not all(isinstance(r, int) for r in ranks):
+                raise FedloraError(
+                    f"{folder.metrics} has {str(ranks)[:60]} as ranks of client {client}; it is "
+                    "damaged, so give --rank in place of --client"
+                )
+            return ranks
     known = {c for record in folder.read_metrics() for c in record.get("clients") or {}}
     raise FedloraError(
         f"the run has no client {client!r} with ranks; its clients are {', '.join(sorted(known))}"
@@ -151,5 +175,6 @@ def _write_device_files(folder: RunFolder, out: Path) -> None:
     if head_file(folder).exists():
         shutil.copyfile(head_file(folder), out / head_file(folder).name)
     if folder.scenario.is_file():
-        text = json.dumps(task_facts(load_scenario(folder.scenario)), indent=1)
+        facts = TaskFacts.of(load_scenario(folder.scenario))
+        text = json.dumps(dataclasses.asdict(facts), indent=1)
         replace_file(out / DEVICE_FILE, f"{text}\n".encode())

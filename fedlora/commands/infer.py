@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -17,12 +16,16 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from fedlora.commands.export import DEVICE_FILE, chosen_adapter, task_facts
+from fedlora.commands.export import DEVICE_FILE, TaskFacts, chosen_adapter
 from fedlora.config import load_scenario
+from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import head_file
+from fedlora.split.blocks import Cut
+from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import pool_packed
+from fedlora.split.family import find_family
 from fedlora.split.resolve import model_folder
 from fedlora.tasks.base import task_class
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
@@ -39,14 +42,14 @@ class _Device:
     tokenizer
         The backbone's.
     facts
-        As ``task_facts`` gives them.
+        What it is for.
     head
         File of the shared head.
     """
 
     model: nn.Module
     tokenizer: Tokenizer
-    facts: dict[str, Any]
+    facts: TaskFacts
     head: Path
 
 
@@ -76,7 +79,8 @@ def infer_texts(
     Raises
     ------
     FedloraError
-        When there is no adapter, no backbone, or for classification no shared head.
+        When there is no adapter, no backbone, or for classification no shared head, or one of them
+        cannot be read.
     """
     if (folder / DEVICE_FILE).is_file():
         if client is not None or rank is not None:
@@ -87,7 +91,7 @@ def infer_texts(
         device = _from_export(folder, model)
     else:
         device = _from_run(RunFolder(folder), client, rank, model)
-    if task_class(device.facts["task"]["kind"]).pooled:
+    if task_class(device.facts.task.kind).pooled:
         answers = _labels(device, texts)
     else:
         answers = _continuations(device, texts, max_new_tokens)
@@ -96,7 +100,7 @@ def infer_texts(
 
 
 def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: str) -> _Device:
-    facts = task_facts(load_scenario(folder.scenario))
+    facts = TaskFacts.of(load_scenario(folder.scenario))
     adapter, ranks = chosen_adapter(folder, client, rank)
     with tempfile.TemporaryDirectory() as place:
         if any(ranks):
@@ -106,23 +110,41 @@ def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: st
 
 def _from_export(folder: Path, model: str) -> _Device:
     try:
-        facts = json.loads((folder / DEVICE_FILE).read_text(encoding="utf-8"))
-        task_class(facts["task"]["kind"])
-        return _device(facts, folder, folder / "head.safetensors", model)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        facts = read_section(TaskFacts, json.loads((folder / DEVICE_FILE).read_bytes()))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise FedloraError(
             f"{folder} is no export that can be read ({error}); write it again with fedlora export"
         ) from None
+    return _device(facts, folder, folder / "head.safetensors", model)
 
 
-def _device(facts: dict[str, Any], adapter: Path | None, head: Path, model: str) -> _Device:
+def _device(facts: TaskFacts, adapter: Path | None, head: Path, model: str) -> _Device:
     disable_progress_bar()  # one line for each text is all that a script wants to read
-    path = model_folder(model or facts["model"])
-    cls = AutoModel if task_class(facts["task"]["kind"]).pooled else AutoModelForCausalLM
-    base: nn.Module = cls.from_pretrained(path).eval()
+    path = model_folder(model or facts.model)
+    checkpoint = Checkpoint(path)  # says in a sentence what is wrong with a folder
+    find_family(checkpoint)
+    Cut.of(checkpoint, 0, 0)
+    tokenizer = load_tokenizer(path)
+    cls = AutoModel if task_class(facts.task.kind).pooled else AutoModelForCausalLM
+    try:
+        base: nn.Module = cls.from_pretrained(path).eval()
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise FedloraError(
+            f"the model in {path} cannot be loaded ({_first_line(error)}); copy it anew"
+        ) from None
     if adapter is not None:
-        base = PeftModel.from_pretrained(base, str(adapter)).eval()
-    return _Device(base, load_tokenizer(path), facts, head)
+        try:
+            base = PeftModel.from_pretrained(base, str(adapter)).eval()
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise FedloraError(
+                f"the adapter in {adapter} cannot be put on the model in {path} "
+                f"({_first_line(error)}); give the backbone of the run, or export it again"
+            ) from None
+    return _Device(base, tokenizer, facts, head)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(":.")
 
 
 @torch.no_grad()
@@ -132,14 +154,19 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
             f"{device.head.parent} has no shared head: personal heads stay on their clients; train "
             "with head.share=step or round to classify here"
         )
-    with safe_open(device.head, framework="pt") as file:
-        weight: torch.Tensor = file.get_tensor("weight")
-        labels = json.loads(file.metadata()["labels"])
-    task = device.facts["task"]
+    try:
+        with safe_open(device.head, framework="pt") as file:
+            weight: torch.Tensor = file.get_tensor("weight")
+            labels = json.loads(file.metadata()["labels"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise FedloraError(
+            f"{device.head} holds no head that can be read ({error}); copy or export it anew"
+        ) from None
+    task = device.facts.task
     for text in texts:
-        ids = device.tokenizer.encode(text, task["max_length"])
+        ids = device.tokenizer.encode(text, task.max_length)
         states = device.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        pooled = pool_packed(states.float(), [len(ids)], task["pool"])
+        pooled = pool_packed(states.float(), [len(ids)], task.pool)
         chances = (pooled @ weight.T).softmax(-1)[0]
         best = int(chances.argmax())
         yield f"{labels[best]}\t{float(chances[best]):.3f}\t{text}"
@@ -149,7 +176,7 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
 def _continuations(device: _Device, texts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
     tokenizer = device.tokenizer
     for text in texts:
-        prompt = text + device.facts["prompt_separator"]
+        prompt = text + device.facts.prompt_separator
         ids = [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
         output = device.model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
             input_ids=torch.tensor([ids]),

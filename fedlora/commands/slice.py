@@ -8,6 +8,7 @@ import typer
 
 from fedlora.split.resolve import model_folder
 from fedlora.split.slice import slice_checkpoint
+from fedlora.tasks.tokenizer import load_tokenizer
 
 
 def slice_model(model: str, out: Path, client_front: int, client_back: int) -> None:
@@ -21,8 +22,15 @@ def slice_model(model: str, out: Path, client_front: int, client_back: int) -> N
         Folder to write.
     client_front, client_back
         Blocks that stay on the client.
+
+    Raises
+    ------
+    FedloraError
+        When the model cannot be read or cut so, or the folder is in use.
     """
-    package = slice_checkpoint(model_folder(model), out, client_front, client_back)
+    source = model_folder(model)
+    load_tokenizer(source)  # slicing copies its files unread
+    package = slice_checkpoint(source, out, client_front, client_back)
     typer.echo(
         f"wrote {package.tensors} tensors, {package.size_bytes / 1e6:.1f} of "
         f"{package.whole_bytes / 1e6:.1f} MB, to {out} (checkpoint "

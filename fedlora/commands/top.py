@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from pathlib import Path
 
@@ -20,8 +21,10 @@ def show_run(path: Path, *, once: bool, interval_s: float) -> None:
     Raises
     ------
     FedloraError
-        When the folder holds no run.
+        When the folder holds no run, or the interval is no number.
     """
+    if not math.isfinite(interval_s):
+        raise FedloraError(f"--interval is {interval_s}; write a finite number of seconds")
     folder = RunFolder(path)
     if not folder.events.is_file():
         raise FedloraError(f"{path} holds no run; name a run folder, such as runs/NAME-TIME")

@@ -110,6 +110,11 @@ class DataConfig:
             0.0 <= self.holdout < 1.0,
             f"data.holdout is {self.holdout}; set a fraction from 0 up to, but not including, 1",
         )
+        for key in ("train", "test"):
+            require(
+                getattr(self, key) != "hub:",
+                f"data.{key} is 'hub:'; name a dataset, such as hub:ag_news",
+            )
         require(self.max_rows >= 0, f"data.max_rows is {self.max_rows}; set 0 for all rows")
 
 

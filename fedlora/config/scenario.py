@@ -63,6 +63,11 @@ class Scenario:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def __post_init__(self) -> None:
+        require(
+            bool(self.name.strip()) and not any(c in "/\\" or c < " " for c in self.name),
+            f"name is {self.name!r}; write some letters without / and \\, as the run's folder is "
+            "named after it",
+        )
         require(self.seed >= 0, f"seed is {self.seed}; random streams need 0 or more")
         require(self.seed < 1 << 63, f"seed is {self.seed}; random streams take less than 2**63")
         require(

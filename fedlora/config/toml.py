@@ -57,7 +57,7 @@ def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FedloraError(f"{source} is not valid TOML: {error}; mend that line") from None
-    return _build(Scenario, table, "")
+    return read_section(Scenario, table)
 
 
 def scenario_to_toml(scenario: Scenario) -> str:
@@ -108,7 +108,7 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
         if key not in place and sections[-1:] != ["options"]:
             raise FedloraError(_unknown(name.strip(), place, key))
         place[key] = value
-    return _from_folder(_build(Scenario, table, ""), Path())
+    return _from_folder(read_section(Scenario, table), Path())
 
 
 def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
@@ -119,7 +119,23 @@ def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
     return dataclasses.replace(scenario, python_path=str(path))
 
 
-def _build(cls: type[T], table: Mapping[str, Any], prefix: str) -> T:
+def read_section(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
+    """Make a configuration dataclass from a table, and those within it from the tables in it.
+
+    Parameters
+    ----------
+    cls
+        The dataclass.
+    table
+        Values by field.
+    prefix
+        What error messages put before a field's name.
+
+    Raises
+    ------
+    FedloraError
+        When a key is unknown, or a value has the wrong type or is out of range.
+    """
     hints = typing.get_type_hints(cls)
     known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
     values = {}
@@ -135,7 +151,7 @@ def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
     origin = typing.get_origin(hint)
     if is_dataclass(hint):
         require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table, write [{name}]")
-        return _build(typing.cast(type, hint), value, name + ".")
+        return read_section(typing.cast(type, hint), value, name + ".")
     if origin is Literal:
         choices = typing.get_args(hint)
         require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")

@@ -129,15 +129,29 @@ class Adapter:
             ) from None
 
     def merge(self, folder: Path) -> None:
-        """Write the whole model with the adapter added into its weights, and its tokenizer."""
+        """Write the whole model with the adapter added into its weights, and its tokenizer.
+
+        Raises
+        ------
+        FedloraError
+            When the model is no longer where it was.
+        """
         import shutil
         import tempfile
 
         from peft import PeftModel
         from transformers import AutoModel, AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
         cls = AutoModelForCausalLM if self.task_type == "CAUSAL_LM" else AutoModel
-        base = cls.from_pretrained(self.base_model)
+        disable_progress_bar()
+        try:
+            base = cls.from_pretrained(self.base_model)
+        except (OSError, ValueError) as error:
+            raise FedloraError(
+                f"the adapter's model {self.base_model!r} cannot be loaded "
+                f"({str(error).partition(chr(10))[0]}); bring it back there, or export as peft"
+            ) from None
         with tempfile.TemporaryDirectory() as place:
             self.save(Path(place))
             merged = PeftModel.from_pretrained(base, place).merge_and_unload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import cast
 
 from rich.console import Group
 from rich.table import Table
@@ -63,7 +64,8 @@ class RunView:
         self._seen_rounds = len(rounds)
         clients = self.folder.read_status().get("clients")
         if isinstance(clients, dict):
-            self.state.clients = clients
+            found = {c: own for c, own in clients.items() if isinstance(own, dict)}
+            self.state.clients = cast(dict[str, ClientStatus], found)
 
     def render(self, now: float, height: int | None = None) -> Group:
         """Draw the run.

@@ -209,12 +209,12 @@ class RunFolder:
     def read_metrics(self) -> list[RoundRecord]:
         """Return the rounds in order.
 
-        A line that is torn is left out, and of a round that was repeated after a resume the last
-        record counts.
+        A line that is torn or no round is left out, and of a round that was repeated after a resume
+        the last record counts.
         """
         lines, _ = _read_lines(self.metrics, 0)
         rounds: dict[float, RoundRecord] = {}
-        for index, record in enumerate(lines, start=1):
+        for index, record in enumerate(filter(_is_round, lines), start=1):
             rounds[number(record.get("round")) or index] = cast(RoundRecord, record)
         return [rounds[key] for key in sorted(rounds)]
 
@@ -324,6 +324,14 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _is_round(record: Mapping[str, Any]) -> bool:
+    """Tell whether a line is a round's, as far as readers rely on it."""
+    clients = record.get("clients")
+    return clients is None or (
+        isinstance(clients, dict) and all(isinstance(own, dict) for own in clients.values())
+    )
 
 
 def _plain(value: object) -> object:

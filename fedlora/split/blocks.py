@@ -33,8 +33,7 @@ class Cut:
     @classmethod
     def of(cls, checkpoint: Checkpoint, client_front: int, client_back: int) -> Cut:
         """Cut a checkpoint; raises ``FedloraError`` when no block is left for the server."""
-        config = checkpoint.config
-        blocks = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
+        blocks = checkpoint.blocks
         if client_front + client_back >= blocks:
             raise FedloraError(
                 f"model.client_front {client_front} and model.client_back {client_back} leave none "

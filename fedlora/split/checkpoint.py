@@ -69,6 +69,22 @@ class Checkpoint:
         """Hugging Face's name of the architecture, such as ``llama``."""
         return str(self.config.get("model_type", ""))
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the whole model.
+
+        Raises
+        ------
+        FedloraError
+            When the configuration does not say.
+        """
+        found = self.config.get("num_hidden_layers", self.config.get("n_layer"))
+        if not isinstance(found, int) or found < 1:
+            raise FedloraError(
+                f"{self.folder / 'config.json'} has {found!r} as its number of blocks; copy it anew"
+            )
+        return found
+
     def load(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Return one tensor, cast to ``dtype``; without a cast its pages are mapped, not copied.
 

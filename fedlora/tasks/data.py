@@ -178,7 +178,7 @@ def _json_lines(text: str, place: Path) -> Iterator[dict[str, str]]:
     for number, line in _lines(text):
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FedloraError(
                 f"{place} line {number} is not valid JSON ({error}); mend or remove it"
             ) from None

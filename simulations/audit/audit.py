@@ -272,9 +272,7 @@ class Audit:
 
     def _depths(self) -> list[int]:
         """Return the cut depths at which tokens are recovered: from 0 on, the run's own too."""
-        checkpoint = Checkpoint(model_folder(self.scenario.model.path))
-        config = checkpoint.config
-        blocks = int(config.get("num_hidden_layers", config.get("n_layer", 1)))
+        blocks = Checkpoint(model_folder(self.scenario.model.path)).blocks
         deepest = max(0, blocks - self.scenario.model.client_back - 1)
         count = min(self.effort.depths, deepest + 1)
         spread = {round(i * deepest / max(1, count - 1)) for i in range(count)}

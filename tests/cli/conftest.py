@@ -12,8 +12,18 @@ import pytest
 import tokenizers
 
 from fedlora.cli import main
+from fedlora.config import Scenario, scenario_to_toml, with_overrides
+from fedlora.report.run_folder import RunFolder
+from fedlora.server.results import write_results
+from simulations.in_process import Record, run
 
 Call = Callable[..., tuple[int, str]]
+
+
+def write_texts(path: Path) -> Path:
+    rows = [f"w{number % 90 + 1} w5,{'ab'[number % 2]}" for number in range(80)]
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +42,26 @@ def model(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A csv file of 80 texts in two classes."""
-    path = tmp_path / "data.csv"
-    rows = [f"w{number % 90 + 1} w5,{'ab'[number % 2]}" for number in range(80)]
-    path.write_text("\n".join(["text,label", *rows]))
-    return path
+    return write_texts(tmp_path / "data.csv")
+
+
+@pytest.fixture(scope="session")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of three clients that has ended."""
+    root = tmp_path_factory.mktemp("finished")
+    data = write_texts(root / "data.csv")
+    settings = [
+        *(f"model.path={model}", f"data.train={data}", "federation.clients=3", "lora.r_max=2"),
+        *("train.rounds=1", "train.steps=1", "evaluate.baseline=false", "head.share=step"),
+    ]
+    config = with_overrides(Scenario(), settings)
+    folder = RunFolder.create(root / "run")
+    folder.write_scenario(scenario_to_toml(config))
+    server = run(config, record := Record(), workers=1)
+    folder.append_round(record.rounds[-1])
+    write_results(folder, server, {"0": {"classes": ["a", "b"]}})
+    folder.append_event("done", status="finished", text="")
+    return folder.path
 
 
 @pytest.fixture
