@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from contextlib import closing
@@ -34,11 +35,13 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
     node_config
         ``partition-id``; ``data`` and ``test`` name this device's own files, ``model`` its model
         folder, ``state`` where it keeps head and optimiser between rounds. Without ``data`` the
-        device takes its part of the scenario's data. The owner's terms are in ``privacy-epsilon``
-        and the other keys of ``clients.private``.
+        device takes its part of the scenario's data. ``idle-limit-s`` is how long the server may
+        ask nothing before the device leaves. The owner's terms are in ``privacy-epsilon`` and the
+        other keys of ``clients.private``.
     """
     torch.set_num_threads(1)
     try:
+        idle_s = idle_limit_s(node_config)
         scenario = local_scenario(scenario_from_toml(session["scenario"]), node_config)
         own_data = "data" in node_config
         clients = 1 if own_data else int(session["clients"])
@@ -56,10 +59,32 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
             )
             edge.report = device_report(scenario, number, stream, edge.statistics)
             keeper = Keeper(edge, state_folder(node_config, str(session["run"])) / edge.name)
-            stream.serve({edge.name: keeper.handle}, [hello(parts, edge, session["token"])])
+            opening = hello(parts, edge, session["token"])
+            stream.serve({edge.name: keeper.handle}, [opening], idle_s=idle_s)
     except FedloraError as error:
         return str(error)
     return ""
+
+
+def idle_limit_s(node_config: Mapping[str, Any]) -> float:
+    """Return how long a server may ask this device nothing, in seconds; by default 12 hours.
+
+    A client may sit out many rounds, so it is long; without it a server that hangs would hold a
+    device for good.
+
+    Raises
+    ------
+    FedloraError
+        When it is no number above 0.
+    """
+    value = node_config.get("idle-limit-s", 12 * 3600.0)
+    try:
+        limit_s = float(value)
+    except (TypeError, ValueError):
+        limit_s = math.nan
+    if not 0 < limit_s < math.inf:
+        raise FedloraError(f"node config idle-limit-s is {value!r}; set seconds above 0")
+    return limit_s
 
 
 def state_folder(node_config: Mapping[str, Any], run: str) -> Path:

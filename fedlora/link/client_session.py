@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from concurrent.futures import Future
 
@@ -33,6 +34,8 @@ class ClientSession:
         Whether a thread answers them.
     begun
         Whether the server has answered the hello.
+    asked_at
+        When the last request came, by the monotonic clock, in seconds.
     live
         Whether the server knows that the present stream carries the session.
     last_words
@@ -47,6 +50,7 @@ class ClientSession:
         self.over.set_running_or_notify_cancel()  # nobody cancels it: detach does that
         self.requests: deque[bytes] = deque()
         self.busy = False
+        self.asked_at = time.monotonic()
         self.begun = False
         self.live = False
         self.last_words: list[BaseException | None] = []
@@ -90,6 +94,7 @@ class ClientSession:
         if frame.seq <= self._received:
             return False
         self._received = frame.seq
+        self.asked_at = time.monotonic()
         return True
 
     def keep(self, seq: int, reply: bytes) -> None:

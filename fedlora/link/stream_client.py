@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,9 @@ class StreamClient:
         self._probe_numbers = itertools.count(1)
         self._probing = threading.Lock()  # the server answers one probe at a time
 
-    def serve(self, clients: Mapping[str, Handler], hellos: Sequence[Frame]) -> None:
+    def serve(
+        self, clients: Mapping[str, Handler], hellos: Sequence[Frame], *, idle_s: float = math.inf
+    ) -> None:
         """Attach clients, answer the server until it has ended each session, and close.
 
         Parameters
@@ -106,17 +109,23 @@ class StreamClient:
             Handler of each client, by identifier.
         hellos
             A ``hello`` of each client, with its token.
+        idle_s
+            How long the server may ask a client nothing.
 
         Raises
         ------
         ClientLost
-            When the server refused or dropped a client, or the stream broke.
+            When the server refused or dropped a client, asked it nothing for too long, or the
+            stream broke.
         FedloraError
             What a handler raised, after the server was told that the client leaves.
         """
         with self:
             sessions = [self.attach(h.client, clients[h.client], h) for h in hellos]
-            errors = [session.exception() for session in sessions]
+            errors = [
+                self._await(hello.client, session, idle_s)
+                for hello, session in zip(hellos, sessions, strict=True)
+            ]
         for error in errors:
             if error is not None:
                 raise error
@@ -153,6 +162,20 @@ class StreamClient:
                 )
                 self._thread.start()
         return session.over
+
+    def _await(self, client: str, over: Future[None], idle_s: float) -> BaseException | None:
+        """Wait for the end of a session, or end it when the server has forgotten the client."""
+        while True:
+            with self._lock:
+                session = self._sessions.get(client)
+            left_s = idle_s if session is None else session.asked_at + idle_s - time.monotonic()
+            if session is not None and left_s <= 0 and not session.busy:
+                reason = f"heard no request of the server for {idle_s:g} s"
+                self._finish(session, ClientLost(f"client {client} {reason}"))
+            try:
+                return over.exception(min(max(left_s, 0.05), threading.TIMEOUT_MAX))
+            except TimeoutError:
+                continue
 
     def detach(self, client: str) -> None:
         """Stop answering for a client; the server learns it when it next asks."""

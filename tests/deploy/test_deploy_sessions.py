@@ -14,7 +14,7 @@ from relay import Relay
 
 import clients.device
 import fedlora.server.sessions
-from clients.device import state_folder, take_part
+from clients.device import idle_limit_s, state_folder, take_part
 from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
@@ -131,9 +131,9 @@ def cut_off(monkeypatch):
     breaks = CutOff()
 
     class Noted(StreamClient):
-        def serve(self, clients, hellos):
+        def serve(self, clients, hellos, **limits):
             breaks.streams |= dict.fromkeys(clients, self)
-            super().serve(clients, hellos)
+            super().serve(clients, hellos, **limits)
 
     class Unlucky(Keeper):
         def handle(self, frame):
@@ -278,6 +278,14 @@ def test_a_session_outlives_its_exchanges():
     scenario = tiny("train.steps=1000", "train.rounds=100")
     exchanges = scenario.train.rounds * scenario.train.steps
     assert session_ttl_s(scenario) > exchanges * scenario.link.step_timeout_s
+
+
+@pytest.mark.parametrize("value", ["soon", 0, -3.0, "nan", "inf", None])
+def test_an_idle_limit_that_is_none_is_refused(value):
+    assert idle_limit_s({}) == 43_200
+    assert idle_limit_s({"idle-limit-s": "90"}) == 90
+    with pytest.raises(FedloraError, match=r"idle-limit-s is .*; set seconds above 0"):
+        idle_limit_s({"idle-limit-s": value})
 
 
 @pytest.mark.parametrize("name", ["", "../../etc", "0123456789abcdeg", "0" * 17])

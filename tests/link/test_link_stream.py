@@ -372,3 +372,28 @@ def test_a_silent_stream_does_not_hold_up_stop(start: Start, join: Join) -> None
     server.stop(grace_s=0.5)
     assert time.monotonic() - began < 8.0
     gate.set()
+
+
+def test_a_client_that_the_server_has_forgotten_leaves_after_its_limit(
+    server: StreamServer, connect: Connect
+) -> None:
+    greeting = hello("a", server.tokens.grant("a", 60.0))
+    stream, errors = connect(server), []
+
+    def serve() -> None:
+        try:
+            stream.serve({"a": echo}, [greeting], idle_s=0.5)
+        except ClientLost as error:
+            errors.append(error)
+
+    session = in_thread(serve)
+    link = server.accept(10.0)
+    assert link is not None
+    link.receive(10.0)
+    for seq in range(1, 8):  # asked now and then, it stays
+        time.sleep(0.1)
+        assert ask(link, step("a", seq)).kind == m.GRADIENT
+    session.join(10.0)
+    assert "client a heard no request of the server for 0.5 s" in str(errors[0])
+    with pytest.raises(ClientLost):
+        ask(link, step("a", 8))
