@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,19 +43,28 @@ def test_packages_import_only_what_they_may(package):
     assert wrong == []
 
 
-def test_an_edge_client_with_its_own_data_imports_no_heavy_library():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, clients.device, clients.build, fedlora.tasks.classification, "
-        "fedlora.tasks.causal_lm, fedlora.link.stream_client; "
-        "from fedlora.config import PartitionConfig; "
-        "from fedlora.tasks.partition import partition; "
-        "partition([{}] * 9, PartitionConfig(kind='iid'), 1, '', 0); "
-        f"print([m for m in {EDGE!r} if m in sys.modules])"
-    )
+def heavy_after(code: str) -> list[str]:
+    """Return which heavy libraries a process has imported after some code."""
+    code = f"import sys; {code}; print([m for m in {EDGE!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.strip() == "[]"
+    found: list[str] = ast.literal_eval(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_an_edge_client_with_its_own_data_imports_no_heavy_library():
+    code = (
+        "import clients.device, clients.build, fedlora.tasks.classification, "
+        "fedlora.tasks.causal_lm, fedlora.link.stream_client; "
+        "from fedlora.config import PartitionConfig; "
+        "from fedlora.tasks.partition import partition; "
+        "partition([{}] * 9, PartitionConfig(kind='iid'), 1, '', 0)"
+    )
+    assert heavy_after(code) == []
+
+
+def test_a_command_that_checks_a_scenario_imports_no_heavy_library():
+    """A user who mistyped a name is told within a few seconds."""
+    code = "import fedlora.cli, fedlora.check, fedlora.commands.run, fedlora.commands.resume"
+    assert not {"transformers", "peft", "ray", "flwr", "accelerate"} & set(heavy_after(code))

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError
-from fedlora.lora.layers import Projection
 from fedlora.split.resolve import resolve_path
+
+if TYPE_CHECKING:
+    from fedlora.lora.layers import Projection
 
 _KEY = "lora.start"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"

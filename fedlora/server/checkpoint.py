@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
@@ -15,8 +15,10 @@ from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.report.run_folder import RunFolder, replace_file
 from fedlora.server.cohort import Request
-from fedlora.server.training import Training
 from fedlora.state import RoundStates
+
+if TYPE_CHECKING:
+    from fedlora.server.training import Training
 
 log = logging.getLogger("fedlora.server")
 
@@ -161,8 +163,11 @@ def open_run(
     summary = folder.read_summary()
     if summary is not None and not summary.get("unfinished"):
         raise FedloraError(f"the run in {path} is finished; start another with fedlora run")
-    if not RoundStates(folder.checkpoint).rounds():
+    states = RoundStates(folder.checkpoint)
+    if not states.rounds():
         raise FedloraError(f"{path} has no checkpoint: no round was finished; start it anew")
+    if next(states.readable(), None) is None:
+        raise FedloraError(f"no checkpoint in {folder.checkpoint} can be read; start anew")
     scenario = load_scenario(folder.scenario)
     check(scenario)
     return scenario, RunFolder.reopen(path)

@@ -18,6 +18,7 @@ from fedlora.lora.masks import RankMasks
 from fedlora.lora.start import start_from
 from fedlora.privacy.cascade import SnrMeter
 from fedlora.robust.average import create_average, robust_mean
+from fedlora.server.device import check_device
 from fedlora.server.placement import Placement
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
@@ -67,6 +68,7 @@ class SplitEngine:
         cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
         self.scenario = scenario
         self.pool = scenario.task.pool if pools else None
+        check_device(scenario.compute.device)
         self.device = torch.device(scenario.compute.device)
         self.input_width, self.output_width = cut_widths(checkpoint, cut, final=pools)
         self.blocks = Blocks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -13,15 +13,10 @@ from rich.table import Table
 
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.lora.export import Adapter
-from fedlora.report.page import write_report
-from fedlora.report.run_folder import RunFolder, replace_file
-from fedlora.report.units import seconds_text
 from fedlora.scenarios import find_scenario
-from simulations.audit.audit import Effort, audit_scenario
-from simulations.audit.plot import draw_all
-from simulations.audit.stages import Stages
-from simulations.audit.words import HEADER
+
+if TYPE_CHECKING:
+    from fedlora.report.run_folder import RunFolder
 
 
 def audit(
@@ -49,10 +44,16 @@ def audit(
     folder the adapter that the run left is attacked too, and the findings are added to its report.
     Exits with 1 when the noise is weaker than the accountant says.
     """
+    from fedlora.check import check_plugins
+
     folder = _run_folder(target)
     scenario = load_scenario(folder.scenario) if folder else find_scenario(target)
     scenario = with_overrides(scenario, set_ or [])
+    check_plugins(scenario)
     _check_writable(json_)
+    from simulations.audit.audit import Effort, audit_scenario
+    from simulations.audit.stages import Stages
+
     effort = Effort.quick(min(steps, 8)) if quick else Effort(steps)
     with Stages(Console(stderr=True)) as stages:
         result = audit_scenario(scenario, effort, folder, stages)
@@ -78,6 +79,9 @@ def _run_folder(target: str) -> RunFolder | None:
     FedloraError
         When the folder holds no run, or one without an adapter.
     """
+    from fedlora.lora.export import Adapter
+    from fedlora.report.run_folder import RunFolder
+
     path = Path(target).expanduser()
     if not path.is_dir():
         return None
@@ -113,6 +117,10 @@ def _check_writable(path: Path | None) -> None:
 
 def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None) -> list[str]:
     """Write figures and plots, and a run's report; return where they are."""
+    from fedlora.report.page import write_report
+    from fedlora.report.run_folder import replace_file
+    from simulations.audit.plot import draw_all
+
     text = (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
     places = []
     if json_ is not None:
@@ -127,6 +135,9 @@ def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None)
 
 
 def _table(result: dict[str, Any]) -> Table:
+    from fedlora.report.units import seconds_text
+    from simulations.audit.words import HEADER
+
     title = f"audit of {result['scenario']}, {seconds_text(result['seconds'])}"
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
     for index, name in enumerate(HEADER):

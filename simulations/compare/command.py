@@ -75,7 +75,9 @@ def _check(base: Scenario, trials: Sequence[Trial]) -> None:
     from fedlora.channel.channel import build_channel
     from fedlora.check import check_scenario
     from fedlora.ranks import create_strategy
+    from fedlora.server.run import ServerRun
     from simulations.compare.trial import trial_scenario
+    from simulations.in_process import Record
 
     if base.channel.deliver_every == 0:
         raise FedloraError(
@@ -83,8 +85,9 @@ def _check(base: Scenario, trials: Sequence[Trial]) -> None:
             "compare strategies over the air"
         )
     check_scenario(base)
+    space = ServerRun(base, Record()).training.ranking.space
     for trial in trials:
-        create_strategy(trial_scenario(base, trial).ranks, trial.seed)
+        create_strategy(trial_scenario(base, trial).ranks, trial.seed).prepare(space)
     first = {trial.snr_db: trial_scenario(base, trial).channel for trial in reversed(trials)}
     found = {build_channel(own, base.seed).truth(0, 0).down_snr_db for own in first.values()}
     if len(first) > 1 and len(found) == 1:

@@ -11,6 +11,7 @@ from fedlora.errors import FedloraError
 
 _CONTENDER = re.compile(r"(?P<name>[^()]+)(?:\((?P<options>.*)\))?")
 _COMMA_OUTSIDE = re.compile(r",(?![^()]*\))")
+_MOST_RANKS = 1000
 _RANGE = re.compile(r"\br=(\d+)\.\.(\d+)")
 
 
@@ -41,7 +42,8 @@ def parse_strategies(text: str) -> list[Contender]:
     Raises
     ------
     FedloraError
-        When the list is empty, an entry cannot be read, or one occurs twice.
+        When the list is empty, an entry cannot be read or names too many ranks, or one occurs
+        twice.
     """
     contenders = []
     for part in _COMMA_OUTSIDE.split(text):
@@ -51,6 +53,10 @@ def parse_strategies(text: str) -> list[Contender]:
             raise FedloraError(
                 f"strategy {part.strip()!r} names no rank; write the smaller one first, as in "
                 "uniform(r=1..16)"
+            )
+        if len(ranks) > _MOST_RANKS:
+            raise FedloraError(
+                f"strategy {part.strip()!r} names {len(ranks)} ranks; name at most {_MOST_RANKS}"
             )
         for r in ranks:
             contenders.append(_contender(part if r is None else _RANGE.sub(f"r={r}", part)))

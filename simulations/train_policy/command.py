@@ -58,18 +58,12 @@ def train_policy(
     from fedlora.config import with_overrides
     from fedlora.scenarios import find_scenario
     from simulations.compare.strategies import parse_snrs_db
+    from simulations.train_policy.folder import TrainingFolder
     from simulations.train_policy.setting import Setting
 
     base = with_overrides(find_scenario(scenario), set_ or [])
     check_scenario(base)
     torch.set_num_threads(1)
-    try:
-        from simulations.train_policy.train import PolicyTraining
-    except ImportError as error:
-        raise FedloraError(
-            f"training a policy needs {error.name}, which is not installed; run "
-            "`pip install 'fedlora[policy]'`"
-        ) from None
     setting = Setting(
         base,
         seed,
@@ -79,11 +73,18 @@ def train_policy(
         price,
         0.0 if plain_ppo else saving,
     )
+    try:
+        from simulations.train_policy.train import PolicyTraining
+    except ImportError as error:
+        raise FedloraError(
+            f"training a policy needs {error.name}, which is not installed; run "
+            "`pip install 'fedlora[policy]'`"
+        ) from None
     command = (
         f"fedlora train-policy {scenario} --steps {steps} --seed {seed} --snr={snr} "
         f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving:g}"
         + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
-    training = PolicyTraining(setting, out, resume=resume, command=command, plain=plain_ppo)
-    training.run(steps)
-    typer.echo(f"policy: {out / 'policy.safetensors'}")
+    folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo)
+    PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)
+    typer.echo(f"policy: {folder.policy}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedlora.channel.channel import build_channel
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from simulations.train_policy.command import FIRST_SEED
@@ -52,6 +54,17 @@ class Setting:
             raise FedloraError(
                 "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more"
             )
+        for name in ("price", "saving"):
+            if not math.isfinite(getattr(self, name)):
+                raise FedloraError(
+                    f"--{name} is {getattr(self, name)}; write a finite number, 0 or more"
+                )
+        for model in self.channels:
+            if build_channel(replace(self.scenario.channel, model=model), 0).measured:
+                raise FedloraError(
+                    f"--channels names {model!r}, which is what devices measure; choose simulated "
+                    "models, such as awgn,rayleigh"
+                )
 
     def episode(self, number: int) -> Scenario:
         """Return the scenario of an episode, drawn from the seed and its number."""

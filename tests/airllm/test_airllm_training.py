@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.ranks import Projection, RankSpace
+from simulations.train_policy.folder import TrainingFolder
 from simulations.train_policy.profile import Profile, profile_ranks
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import FRACTIONS, Fading, Planner, ShadowPrices, demonstrate
@@ -148,6 +150,47 @@ def test_episodes_take_turns_through_snrs_and_channels_with_training_seeds():
 def test_a_scenario_with_a_training_seed_is_refused():
     with pytest.raises(FedloraError, match="seeds from 1000 on train policies"):
         setting(scenario=replace(scenario(), seed=1000))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"price": float("nan")}, "--price is nan; write a finite number"),
+        ({"saving": float("inf")}, "--saving is inf; write a finite number"),
+        ({"channels": ("awgn", "raileigh")}, "did you mean rayleigh?"),
+        ({"channels": ("measured",)}, "which is what devices measure; choose simulated"),
+        ({"scenario": Scenario()}, "deliver_every is 0, so that no adapter is ever sent"),
+    ],
+)
+def test_a_setting_that_cannot_be_trained_on_is_refused(more, message):
+    with pytest.raises(FedloraError, match=re.escape(message)):
+        setting(**more)
+
+
+def test_a_training_folder_goes_on_with_the_same_settings_alone(tmp_path):
+    folder = TrainingFolder(tmp_path / "out", setting(), resume=False, plain=False)
+    folder.write_curve([{"episode": 0, "reward": 0.5}])
+    folder.write_references({"1000": [{"0": 1.5}]})
+    with pytest.raises(FedloraError, match="holds a training; add --resume"):
+        TrainingFolder(folder.path, setting(), resume=False, plain=False)
+    for other in ({"setting": setting(price=0.3)}, {"plain": True}):
+        with pytest.raises(FedloraError, match="a training with other settings"):
+            TrainingFolder(
+                folder.path, **({"setting": setting(), "plain": False} | other), resume=True
+            )
+    again = TrainingFolder(folder.path, setting(), resume=True, plain=False)
+    assert again.read_curve() == [{"episode": 0, "reward": 0.5}]
+    assert again.read_references() == {"1000": [{"0": 1.5}]}
+    (folder.path / "curve.jsonl").write_text("{")
+    with pytest.raises(FedloraError, match=r"curve\.jsonl is damaged .*remove it"):
+        again.read_curve()
+
+
+def test_a_folder_with_something_else_is_not_trained_in(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(FedloraError, match="is not empty and holds no training"):
+        TrainingFolder(tmp_path, setting(), resume=True, plain=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_random_models_have_features_in_range():

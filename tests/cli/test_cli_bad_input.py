@@ -204,6 +204,9 @@ def test_a_file_in_place_of_a_folder_is_named(fedlora, scenario, tmp_path):
         (["--price", "nan"], "--price is nan; write a finite number"),
         (["--snr", "5;10"], "SNR '5;10' in --snr '5;10' is no number of dB"),
         (["--set", "channel.model=log_distance"], "has SNRs of its own, so that --snr changes"),
+        (["--strategies", "uniform(r=9)"], "rank 9"),
+        (["--strategies", "uniform(r=1..100000)"], "names 100000 ranks; name at most 1000"),
+        (["--set", "robust.average=krum"], "no averages plug-in is called 'krum'"),
         (["--set", "channel.deliver_every=0"], "channel.deliver_every is 0"),
     ],
 )

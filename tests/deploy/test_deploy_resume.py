@@ -188,7 +188,11 @@ def test_only_an_unfinished_run_with_a_checkpoint_is_opened(tmp_path):
     from fedlora.config import scenario_to_toml
 
     folder.write_scenario(scenario_to_toml(tiny()))
-    with pytest.raises(FedloraError, match="no checkpoint"):
+    with pytest.raises(FedloraError, match="has no checkpoint"):
+        open_run(folder.path)
+    folder.checkpoint.mkdir()
+    (folder.checkpoint / "round-000001.safetensors").write_bytes(b"junk")
+    with pytest.raises(FedloraError, match=r"no checkpoint in .* can be read; start anew"):
         open_run(folder.path)
     RoundStates(folder.checkpoint).write(1, {"round": 1})
     with pytest.raises(FedloraError, match="still going on"):

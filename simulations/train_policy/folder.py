@@ -1,0 +1,134 @@
+"""The folder of a training: what an interrupted one goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlora.config import scenario_to_toml
+from fedlora.errors import FedloraError
+from fedlora.report.run_folder import replace_file
+from simulations.compare.reward import Losses
+from simulations.train_policy.setting import Setting
+
+
+class TrainingFolder:
+    """Paths of a training's files, and its records.
+
+    Parameters
+    ----------
+    path
+        The folder, which is made if it does not exist.
+    setting
+        What is trained on.
+    resume
+        Whether to go on with what the folder holds.
+    plain
+        Whether PPO trains alone.
+
+    Raises
+    ------
+    FedloraError
+        When the folder holds a training and ``resume`` is not set, one of other settings, or
+        something else.
+    """
+
+    def __init__(self, path: Path, setting: Setting, *, resume: bool, plain: bool) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        settings, kept = _describe(setting, plain=plain), path / "settings.toml"
+        if kept.exists():
+            if not resume:
+                raise FedloraError(f"{path} holds a training; add --resume, or give another --out")
+            if kept.read_text(encoding="utf-8", errors="replace") != settings:
+                raise FedloraError(
+                    f"{path} holds a training with other settings; give another --out"
+                )
+        elif any(path.iterdir()):
+            raise FedloraError(f"{path} is not empty and holds no training; give another --out")
+        replace_file(kept, settings.encode())
+
+    @property
+    def policy(self) -> Path:
+        """The policy as it is."""
+        return self.path / "policy.safetensors"
+
+    @property
+    def warm_start(self) -> Path:
+        """The policy that copies the teacher."""
+        return self.path / "warm-start.safetensors"
+
+    @property
+    def profile(self) -> Path:
+        """The losses by rank."""
+        return self.path / "profile.json"
+
+    @property
+    def learner(self) -> Path:
+        """PPO between two episodes."""
+        return self.path / "ppo.zip"
+
+    @property
+    def diffusion(self) -> Path:
+        """The diffusion, its optimiser and the replay between two episodes."""
+        return self.path / "diffusion.pt"
+
+    @property
+    def plot(self) -> Path:
+        """The reward over the episodes."""
+        return self.path / "curves.png"
+
+    def read_curve(self) -> list[dict[str, Any]]:
+        """Return what was noted of each episode.
+
+        Raises
+        ------
+        FedloraError
+            When the file is damaged.
+        """
+        path = self.path / "curve.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [_read_json(line, path) for line in lines]
+
+    def write_curve(self, curve: Sequence[dict[str, Any]]) -> None:
+        """Replace what was noted of the episodes."""
+        lines = "".join(json.dumps(entry) + "\n" for entry in curve)
+        replace_file(self.path / "curve.jsonl", lines.encode())
+
+    def read_references(self) -> dict[str, Losses]:
+        """Return the references that were measured, by seed.
+
+        Raises
+        ------
+        FedloraError
+            When the file is damaged.
+        """
+        path = self.path / "references.json"
+        found: dict[str, Losses] = _read_json(path.read_bytes(), path) if path.exists() else {}
+        return found
+
+    def write_references(self, references: dict[str, Losses]) -> None:
+        """Replace the references."""
+        replace_file(self.path / "references.json", json.dumps(references).encode())
+
+
+def _read_json(data: bytes, path: Path) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise FedloraError(
+            f"{path} is damaged ({error}); remove it, and what it held is done again"
+        ) from None
+
+
+def _describe(setting: Setting, *, plain: bool) -> str:
+    lines = [
+        f"# training seed = {setting.seed}, price = {setting.price!r}, saving = {setting.saving!r}",
+        f"# PPO alone = {plain}",
+        f"# SNRs = {list(setting.snrs_db)}, channels = {list(setting.channels)}",
+        f"# seeds = {list(setting.seeds)}",
+        scenario_to_toml(setting.scenario),
+    ]
+    return "\n".join(lines)
