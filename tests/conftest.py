@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch: the processes of a test outnumber the cores, and whoever waits must not spin on one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from tiny_models import CONFIGS, random_model
