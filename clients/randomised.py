@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from clients.activations import NoisyActivations
-from clients.release import GradientRelease
+from clients.release import ExactGradient
 from fedlora.errors import FedloraError
 from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.labels import RandomisedLabels
@@ -22,7 +21,7 @@ from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.tasks.base import Sample
 
 
-class RandomisedRelease(GradientRelease):
+class RandomisedRelease(ExactGradient):
     """Trains on randomised labels, and pays for each when it is drawn.
 
     Parameters
@@ -38,10 +37,6 @@ class RandomisedRelease(GradientRelease):
     ledger, ids
         The budget on disk, and each sample's identifier in it, held-out samples last.
     """
-
-    sample_mean = False
-    reports_losses = True
-    uploads_head = True
 
     def __init__(
         self,
@@ -87,16 +82,6 @@ class RandomisedRelease(GradientRelease):
             replace(sample, target=drawn[self._id(number)]) for number, sample in enumerate(samples)
         ]
 
-    def begin_step(self, rank: object, samples: Sequence[int]) -> None:
-        """See ``GradientRelease``."""
-
-    def __call__(
-        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
-        """See ``GradientRelease``."""
-        del lengths, samples
-        return gradient
-
     def activation(
         self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
     ) -> torch.Tensor:
@@ -114,9 +99,6 @@ class RandomisedRelease(GradientRelease):
         """See ``GradientRelease``."""
         if self._ledger is not None:
             self._ledger.close()
-
-    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
-        """See ``GradientRelease``."""
 
     def _id(self, sample: int) -> int:
         return self._ids[sample] if self._ids else sample

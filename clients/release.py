@@ -85,12 +85,11 @@ class GradientRelease(ABC):
         """Return the samples to train on."""
 
 
-class PlainRelease(GradientRelease):
-    """No protection: the exact gradient leaves."""
+class ExactGradient(GradientRelease):
+    """The gradient leaves as it is, and so may all that follows from it."""
 
     sample_mean = False
     reports_losses = True
-    reports_metrics = True
     uploads_head = True
 
     def __call__(
@@ -99,6 +98,18 @@ class PlainRelease(GradientRelease):
         """See ``GradientRelease``."""
         del lengths, samples
         return gradient
+
+    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
+        """See ``GradientRelease``."""
+
+    def begin_step(self, rank: object, samples: Sequence[int]) -> None:
+        """See ``GradientRelease``."""
+
+
+class PlainRelease(ExactGradient):
+    """No protection."""
+
+    reports_metrics = True
 
     def activation(
         self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
@@ -112,12 +123,6 @@ class PlainRelease(GradientRelease):
         return {}
 
     def close(self) -> None:
-        """See ``GradientRelease``."""
-
-    def begin_round(self, channel: Mapping[str, Any] | None) -> None:
-        """See ``GradientRelease``."""
-
-    def begin_step(self, rank: object, samples: Sequence[int]) -> None:
         """See ``GradientRelease``."""
 
     def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -37,6 +37,13 @@ SetOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Run folder (default: `runs/NAME-TIME`).")
 ]
+ClientOption = Annotated[
+    str | None,
+    typer.Option(help="The adapter that this client has: what was last delivered in time."),
+]
+RankOption = Annotated[
+    int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
+]
 
 
 @app.command()
@@ -125,13 +132,8 @@ def export(
             click_type=click.Choice(["peft", "padded", "merged"]),
         ),
     ] = "peft",
-    client: Annotated[
-        str | None,
-        typer.Option(help="The adapter that this client has: what was last delivered in time."),
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
-    ] = None,
+    client: ClientOption = None,
+    rank: RankOption = None,
 ) -> None:
     """Write a run's adapter for PEFT, for servers with one rank, or merged into the model.
 
@@ -149,13 +151,8 @@ def infer(
         Path, typer.Argument(help="Folder of a finished run, or of its `peft` export on a device.")
     ],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: lines of stdin.")] = None,
-    client: Annotated[
-        str | None,
-        typer.Option(help="The adapter that this client has: what was last delivered in time."),
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
-    ] = None,
+    client: ClientOption = None,
+    rank: RankOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For language models.")] = 48,
     model: Annotated[
         str, typer.Option(help="The backbone on this machine (default: the run's `model.path`).")

@@ -43,8 +43,8 @@ class ClientGradients:
             A: nn.Module = projection.module.lora_A[ADAPTER]
             B: nn.Module = projection.module.lora_B[ADAPTER]
             # Before the masks' hook, so that the gradient has come back through the mask.
-            A.register_forward_hook(partial(self._watch_down, 2 * index), prepend=True)
-            B.register_forward_hook(partial(self._watch_up, 2 * index + 1))
+            A.register_forward_hook(partial(self._watch, 2 * index), prepend=True)
+            B.register_forward_hook(partial(self._watch, 2 * index + 1))
 
     def begin(
         self, clients: Sequence[str], rows: Sequence[int], ranks: Sequence[Sequence[int]]
@@ -99,32 +99,25 @@ class ClientGradients:
         self._sums = [None] * len(self._sums)
         return blocks, weights
 
-    def _watch_down(
+    def _watch(
         self,
         place: int,
         module: nn.Module,
         inputs: tuple[torch.Tensor, ...],
         output: torch.Tensor,
     ) -> torch.Tensor:
+        """Let ``_add`` see what went into a factor, and in backward the gradient of its output."""
         del module
-        x = inputs[0].detach()
-        return _watched(output, x, lambda g, kept: self._add(place, g, kept))
+        return _watched(output, inputs[0].detach(), partial(self._add, place))
 
-    def _watch_up(
-        self,
-        place: int,
-        module: nn.Module,
-        inputs: tuple[torch.Tensor, ...],
-        output: torch.Tensor,
-    ) -> torch.Tensor:
-        del module
-        h = inputs[0].detach()
-        return _watched(output, h, lambda g, kept: self._add(place, kept, g))
+    def _add(self, place: int, gradient: torch.Tensor, entered: torch.Tensor) -> None:
+        """Add each client's narrow^T wide, shape (r_max, width), to the sum of a factor.
 
-    def _add(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> None:
-        """Add each client's narrow^T wide, shape (r_max, width), to its sum."""
+        The narrow side of A is the gradient of what comes out, that of B is what went in.
+        """
         if self._paused:
             return
+        narrow, wide = (entered, gradient) if place % 2 else (gradient, entered)
         rows = sum(self._rows)
         # Some blocks flatten rows and tokens into one axis before their feed-forward part.
         narrow = narrow.reshape(rows, -1, narrow.shape[-1])

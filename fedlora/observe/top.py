@@ -37,6 +37,10 @@ class RunView:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing of the run yet."""
         self.state = RunState()
         self.outcome = ""
         self._offset = 0
@@ -50,7 +54,7 @@ class RunView:
     def poll(self) -> None:
         """Read what is new."""
         if self.folder.events.is_file() and self.folder.events.stat().st_size < self._offset:
-            self.__init__(self.folder)  # type: ignore[misc]  # the run was taken up again
+            self._forget()  # the run was taken up again
         events, self._offset = self.folder.read_events(self._offset)
         for event in events:
             self.state.apply(event)

@@ -139,6 +139,19 @@ def test_top_shows_a_run_that_goes_on_and_one_without_status(watched, tmp_path):
     assert view.state.phase is not None and view.state.phase.step == 6
 
 
+def test_top_begins_anew_when_the_run_is_taken_up_again(watched, tmp_path):
+    lines = watched.folder.events.read_bytes().splitlines(keepends=True)
+    folder = RunFolder(tmp_path)
+    folder.events.write_bytes(b"".join(lines))
+    folder.metrics.write_bytes(watched.folder.metrics.read_bytes())
+    view = RunView(folder)
+    view.poll()
+    assert (view.done, view.state.rounds) == (True, 2)
+    folder.events.write_bytes(b"".join(lines[:-1]))  # as a resumed run does: without its end
+    view.poll()
+    assert (view.done, view.state.rounds) == (False, 2)
+
+
 def test_top_leaves_out_clients_who_are_fine_where_there_is_no_room(watched):
     view = RunView(watched.folder)
     view.poll()
