@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from fedlora.errors import FedloraError
+from fedlora.files import replace_file
 from fedlora.ranks.state import State, pack_state, unpack_state
-from fedlora.report.run_folder import replace_file
 
 _TREE = "fedlora"
 _NAME = re.compile(r"round-(\d{6})\.safetensors")

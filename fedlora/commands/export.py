@@ -14,8 +14,9 @@ import typer
 
 from fedlora.config import Scenario, TaskConfig, load_scenario
 from fedlora.errors import FedloraError
+from fedlora.files import replace_file
 from fedlora.lora.export import Adapter
-from fedlora.report.run_folder import RunFolder, replace_file
+from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import head_file
 from fedlora.state import RoundStates
 

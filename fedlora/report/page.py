@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedlora.files import replace_file
 from fedlora.report.gallery import AUDIT_GALLERY, GALLERY, Plot, write_plots
 from fedlora.report.records import DIRECTIONS, Rounds, client_totals, number
 from fedlora.report.rows import (
@@ -22,7 +23,7 @@ from fedlora.report.rows import (
     privacy_text,
     result_rows,
 )
-from fedlora.report.run_folder import RunFolder, replace_file
+from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
 from fedlora.report.units import ABSENT, bits_text, bytes_text, count_text, number_text
 

@@ -6,20 +6,16 @@ replaced as a whole (``summary.json``), so that a run that dies at any moment le
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
-import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fedlora.errors import FedloraError
+from fedlora.files import append_line, explained, json_line, read_lines, read_object, replace_file
 from fedlora.report.records import RoundRecord, number
 from fedlora.report.summary import Summary
 
@@ -125,7 +121,7 @@ class RunFolder:
             on, or cannot be written.
         """
         folder = cls(path)
-        with _explained(folder.path):
+        with explained(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             if any(folder.path.iterdir()) and not folder.events.is_file():
                 raise FedloraError(
@@ -147,14 +143,14 @@ class RunFolder:
             When the run is still going on, or the folder cannot be written.
         """
         folder = cls(path)
-        with _explained(folder.path):
+        with explained(folder.path):
             folder._hold()
             events, _ = folder.read_events()
             # In place, as the lock is on this file; whoever follows it must not see the old end.
             folder.events.write_bytes(b"")
             for event in events:
                 if event.get("event") != "done":
-                    _append_line(folder.events, event, sync=False)
+                    append_line(folder.events, event, sync=False)
         return folder
 
     def write_scenario(self, toml_text: str) -> None:
@@ -169,7 +165,7 @@ class RunFolder:
         FedloraError
             When the disk is full or the file cannot be written; earlier rounds stay.
         """
-        _append_line(self.metrics, record, sync=True)
+        append_line(self.metrics, record, sync=True)
 
     def forget_rounds_after(self, round_: int) -> None:
         """Remove the records of rounds that are about to be repeated from ``metrics.jsonl``.
@@ -182,29 +178,23 @@ class RunFolder:
         records = self.read_metrics()
         kept = [record for record in records if (number(record.get("round")) or 0) <= round_]
         if len(kept) < len(records):
-            lines = [json.dumps(_plain(r), allow_nan=False, separators=(",", ":")) for r in kept]
-            replace_file(self.metrics, "".join(line + "\n" for line in lines).encode())
+            replace_file(self.metrics, b"".join(map(json_line, kept)))
 
     def append_event(self, event: str, /, **fields: object) -> None:
         """Append one progress event, stamped with the time; see ``fedlora.report.progress``."""
-        _append_line(self.events, {"event": event, "time": time.time(), **fields}, sync=False)
+        append_line(self.events, {"event": event, "time": time.time(), **fields}, sync=False)
 
     def write_summary(self, summary: Summary) -> None:
         """Replace ``summary.json``: at any moment it is the old or the new one, whole."""
-        text = json.dumps(_plain(summary.to_dict()), indent=2, allow_nan=False)
-        replace_file(self.summary, (text + "\n").encode())
+        replace_file(self.summary, json_line(summary.to_dict(), indent=2))
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Replace ``status.json``; it is of the moment, so it is not synced to disk."""
-        text = json.dumps(_plain(status), allow_nan=False, separators=(",", ":"))
-        aside = self.status.with_name(".status.json.part")
-        with _explained(self.status):
-            aside.write_text(text + "\n")
-            aside.replace(self.status)
+        replace_file(self.status, json_line(status), sync=False)
 
     def read_status(self) -> dict[str, Any]:
         """Return what ``write_status`` wrote last; empty when there is none that can be read."""
-        return _read_object(self.status) or {}
+        return read_object(self.status) or {}
 
     def read_metrics(self) -> list[RoundRecord]:
         """Return the rounds in order.
@@ -212,7 +202,7 @@ class RunFolder:
         A line that is torn or no round is left out, and of a round that was repeated after a resume
         the last record counts.
         """
-        lines, _ = _read_lines(self.metrics, 0)
+        lines, _ = read_lines(self.metrics, 0)
         rounds: dict[float, RoundRecord] = {}
         for index, record in enumerate(filter(_is_round, lines), start=1):
             rounds[number(record.get("round")) or index] = cast(RoundRecord, record)
@@ -223,22 +213,22 @@ class RunFolder:
 
         A line that is still being written is left for the next call.
         """
-        return _read_lines(self.events, offset)
+        return read_lines(self.events, offset)
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None when there is none that can be read."""
-        return _read_object(self.summary)
+        return read_object(self.summary)
 
     def read_audit(self) -> dict[str, Any] | None:
         """Return what an audit found, or None when there is none that can be read."""
-        return _read_object(self.audit)
+        return read_object(self.audit)
 
     def log_handler(
         self, level: int = logging.INFO, *, formatter: logging.Formatter | None = None
     ) -> logging.Handler:
         """Return a handler that appends to ``log.txt``, or with its own format to ``log.jsonl``."""
         path = self.log if formatter is None else self.path / "log.jsonl"
-        with _explained(path):
+        with explained(path):
             handler = _LogHandler(path, encoding="utf-8")
         handler.setLevel(level)
         handler.setFormatter(
@@ -265,67 +255,6 @@ class _LogHandler(logging.FileHandler):
         del record
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file aside, sync it and rename it into place.
-
-    Raises
-    ------
-    FedloraError
-        When it cannot be written; an earlier file of that name stays as it was.
-    """
-    aside = path.with_name(f".{path.name}.part")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _append_line(path: Path, record: Mapping[str, object], *, sync: bool) -> None:
-    line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    with _explained(path), path.open("ab+", buffering=0) as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"  # by a crash or a full disk
-            line = b"\n" + line if torn else line
-        if file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if sync:
-            os.fsync(file.fileno())
-
-
-def _read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return [], offset
-    end = data.rfind(b"\n") + 1
-    records = []
-    for line in data[:end].splitlines():
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
-    return records, offset + end
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _is_round(record: Mapping[str, Any]) -> bool:
     """Tell whether a line is a round's, as far as readers rely on it."""
     clients = record.get("clients")
@@ -334,43 +263,8 @@ def _is_round(record: Mapping[str, Any]) -> bool:
     )
 
 
-def _plain(value: object) -> object:
-    """Turn numpy scalars, tuples and mappings into JSON, and what is not finite into null."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    return number(value)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            mend = "free some space; what was written before is kept"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            mend = "choose a folder that you may write to"
-        else:
-            mend = "choose another folder"
-        raise FedloraError(f"cannot write {path}: {error.strerror}; {mend}") from None

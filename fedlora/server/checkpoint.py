@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
 from fedlora.errors import FedloraError
+from fedlora.files import replace_file
 from fedlora.link import messages as m
-from fedlora.report.run_folder import RunFolder, replace_file
+from fedlora.report.run_folder import RunFolder
 from fedlora.server.cohort import Request
 from fedlora.state import RoundStates
 

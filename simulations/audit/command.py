@@ -117,8 +117,8 @@ def _check_writable(path: Path | None) -> None:
 
 def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None) -> list[str]:
     """Write figures and plots, and a run's report; return where they are."""
+    from fedlora.files import replace_file
     from fedlora.report.page import write_report
-    from fedlora.report.run_folder import replace_file
     from simulations.audit.plot import draw_all
 
     text = (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from fedlora.config import Scenario, load_scenario, scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import replace_file
+from fedlora.files import append_line, read_lines, replace_file
 from simulations.compare.reward import Losses
 from simulations.compare.trial import Result
 
@@ -63,9 +63,9 @@ class CompareFolder:
         kept.write_text(f"{price_line}\n{scenario_to_toml(scenario)}", encoding="utf-8")
         self._trials = path / "trials.jsonl"
         self._references = path / "references.jsonl"
-        self.results = [_result(table) for table in _read_lines(self._trials)]
+        self.results = [_result(table) for table in read_lines(self._trials)[0]]
         self.references: dict[int, Losses] = {
-            table["seed"]: table["losses"] for table in _read_lines(self._references)
+            table["seed"]: table["losses"] for table in read_lines(self._references)[0]
         }
 
     @property
@@ -79,12 +79,12 @@ class CompareFolder:
     def add(self, result: Result) -> None:
         """Keep a finished trial."""
         self.results.append(result)
-        _append_line(self._trials, asdict(result))
+        append_line(self._trials, asdict(result), sync=False)
 
     def add_reference(self, seed: int, losses: Losses) -> None:
         """Keep the reference of a seed."""
         self.references[seed] = losses
-        _append_line(self._references, {"seed": seed, "losses": losses})
+        append_line(self._references, {"seed": seed, "losses": losses}, sync=False)
 
     def write_csv(self) -> Path:
         """Write all finished trials, sorted, and return the file's path."""
@@ -99,30 +99,14 @@ class CompareFolder:
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV file whole."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, stream.getvalue().encode())
 
 
 def _result(table: Mapping[str, Any]) -> Result:
     projections = [(layer, name) for layer, name in table["projections"]]
     complaints = table.get("complaints", [])
     return Result(table["row"], projections, table["mean_ranks"], table["trace"], complaints)
-
-
-def _append_line(path: Path, table: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(table) + "\n")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the lines that are whole; an interrupted write leaves half a line at the end."""
-    if not path.exists():
-        return []
-    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
-    if rest:
-        replace_file(path, (whole + "\n" if whole else "").encode())
-    return [json.loads(line) for line in whole.splitlines()]

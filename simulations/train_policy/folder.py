@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import replace_file
+from fedlora.files import replace_file
 from simulations.compare.reward import Losses
 from simulations.train_policy.setting import Setting
 
