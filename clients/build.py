@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from clients.build_release import build_release, content
-from clients.edge_client import EdgeClient, EdgeModel
+from clients.edge_client import EdgeClient
+from clients.edge_model import EdgeModel
 from clients.head import ClientHead
 from clients.reports import simulated_report
 from clients.terms import OwnerTerms

@@ -7,12 +7,12 @@ One training step is in ``_step``: loss, gradient at the cut, release, head upda
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from clients.batches import BatchStream
+from clients.edge_model import EdgeModel
 from clients.head import ClientHead
 from clients.release import GradientRelease
 from fedlora.config import Scenario
@@ -22,34 +22,9 @@ from fedlora.link.codec import create_codec, put, take
 from fedlora.link.frame import Frame
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks.reports import DataStatistics
-from fedlora.split.checkpoint import DTYPES
-from fedlora.split.edge import Back, Front, pool_packed
-from fedlora.tasks.base import Counts, Sample, Task, TaskLoss
+from fedlora.tasks.base import Counts, Sample
 
 Fields = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class EdgeModel:
-    """The frozen parts that all clients of a process share.
-
-    Attributes
-    ----------
-    front, back
-        The client's two ends of the model.
-    task
-        The problem.
-    width
-        Width of the representation at the cut, as it arrives.
-    server_pools
-        Whether one vector a row comes down instead of one a token.
-    """
-
-    front: Front
-    back: Back
-    task: Task
-    width: int
-    server_pools: bool
 
 
 class EdgeClient:
@@ -105,7 +80,6 @@ class EdgeClient:
             kind: create_codec(getattr(scenario.link, kind))
             for kind in ("activation", "representation", "gradient")
         }
-        self._dtype = DTYPES[scenario.model.dtype]
         self._batch: list[int] = []
         self._pending: torch.Tensor | None = None
         self._losses: list[tuple[float, float]] = []
@@ -196,12 +170,13 @@ class EdgeClient:
         self.head.adopt(frame.tensors)
         z = self._representation(frame, samples)
         self.release.begin_step(frame.fields.get("rank"), self._batch)
-        loss = self._loss(z, samples)
+        loss = self.model.loss(self.head.module, z, samples, sample_mean=self.release.sample_mean)
         self._losses.append((loss.total, loss.weight))
         self._samples_seen += len(samples)
         reply: dict[str, torch.Tensor] = {}
         if frame.fields.get("gradient", True):
-            released = self.release(loss.gradient, self._row_lengths(samples), self._batch)
+            rows = self.model.rows_of(_lengths(samples))
+            released = self.release(loss.gradient, rows, self._batch)
             reply |= put("gradient", released, self._codecs["gradient"])
         reply |= self.head.update(loss.weight, step, last=bool(frame.fields.get("update", True)))
         self._batch = []
@@ -253,7 +228,8 @@ class EdgeClient:
         if not samples:
             raise ProtocolError(f"client {self.name} has no open evaluation batch")
         with torch.no_grad():
-            hidden = self._to_head(self._representation(frame, samples), samples)
+            z = self._representation(frame, samples)
+            hidden = self.model.to_head(z, _lengths(samples))
             counts = self.model.task.measure(self.head.module, hidden, samples)
             self._counts = counts if self._counts is None else self._counts + counts
         self._evaluated += len(samples)
@@ -285,7 +261,7 @@ class EdgeClient:
         self, samples: Sequence[Sample], numbers: Sequence[int], *, train: bool
     ) -> dict[str, torch.Tensor]:
         ids = torch.tensor([token for sample in samples for token in sample.ids])
-        lengths = [len(sample.ids) for sample in samples]
+        lengths = _lengths(samples)
         with torch.set_grad_enabled(train):
             e = self.model.front(ids, lengths)
         self._pending = e if train else None
@@ -295,38 +271,17 @@ class EdgeClient:
         return tensors
 
     def _representation(self, frame: Frame, samples: Sequence[Sample]) -> torch.Tensor:
-        rows = len(samples) if self.model.server_pools else sum(len(s.ids) for s in samples)
-        shape = (rows, self.model.width)
+        shape = (sum(self.model.rows_of(_lengths(samples))), self.model.width)
         return take(frame.tensors, "representation", self._codecs["representation"], shape)
-
-    def _loss(self, z: torch.Tensor, samples: Sequence[Sample]) -> TaskLoss:
-        """Return loss and gradient at the cut, through the client's own blocks where it has any."""
-        task, head = self.model.task, self.head.module
-        z.requires_grad_()
-        hidden = self._to_head(z, samples)
-        loss = task.loss(head, hidden.detach(), samples, sample_mean=self.release.sample_mean)
-        if hidden is z:
-            return loss
-        torch.autograd.backward(hidden, loss.gradient.to(hidden.dtype))
-        assert z.grad is not None
-        return TaskLoss(loss.total, loss.weight, z.grad)
-
-    def _to_head(self, z: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
-        if self.model.server_pools:
-            return z
-        lengths = [len(sample.ids) for sample in samples]
-        hidden: torch.Tensor = self.model.back(z.to(self._dtype), lengths)
-        if self.model.task.pooled:
-            return pool_packed(hidden, lengths, self.scenario.task.pool).float()
-        return hidden
-
-    def _row_lengths(self, samples: Sequence[Sample]) -> list[int]:
-        return [1 if self.model.server_pools else len(sample.ids) for sample in samples]
 
     def _open_batch(self) -> list[Sample]:
         if not self._batch:
             raise ProtocolError(f"client {self.name} has no open batch; ask for one first")
         return [self.batches.samples[index] for index in self._batch]
+
+
+def _lengths(samples: Sequence[Sample]) -> list[int]:
+    return [len(sample.ids) for sample in samples]
 
 
 def _integer(frame: Frame, name: str) -> int:

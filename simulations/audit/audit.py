@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from clients.build import EdgeParts, SimulatedData
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import exact_epsilon
-from fedlora.privacy.attacks.inverter import Fit
 from fedlora.privacy.filter import upload_cost
 from fedlora.privacy.plan import upload_plan
 from fedlora.privacy.policy import PrivacyPolicy
@@ -22,47 +21,22 @@ from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.resolve import model_folder
 from fedlora.tasks.base import task_class
 from simulations.audit import gradients, labels, members, tokens
+from simulations.audit.canaries import Canary, guess_canaries, plant, planted
+from simulations.audit.effort import Effort
+from simulations.audit.final_model import (
+    Model,
+    losses,
+    reference_model,
+    stored_model,
+    trained_model,
+)
 from simulations.audit.mechanism import audit_noise
-from simulations.audit.members import Canary, Model, Pool
+from simulations.audit.members import Pool
 from simulations.audit.stages import Advance, Stages
 from simulations.audit.tap import Observed, observe
 from simulations.audit.words import findings, table_rows
 
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much an audit does.
-
-    Attributes
-    ----------
-    steps
-        Training steps of each run that is attacked.
-    depths
-        Most cut depths at which tokens are recovered.
-    noises
-        Noise levels on activations.
-    fit
-        How learned inverters are trained.
-    inverted, inversion_steps
-        Samples of the gradient inversion, and steps of its search.
-    references
-        Reference models of the membership attack.
-    """
-
-    steps: int = 20
-    depths: int = 4
-    noises: tuple[float, ...] = (0.03, 0.1, 1.0)
-    fit: Fit = field(default_factory=Fit)
-    inverted: int = 6
-    inversion_steps: int = 150
-    references: int = 2
-
-    @classmethod
-    def quick(cls, steps: int) -> Effort:
-        """Return the least that still shows each attack."""
-        return cls(steps, 2, (0.1, 1.0), Fit(steps=60, rows=16), 2, 40, 1)
 
 
 class Audit:
@@ -130,7 +104,7 @@ class Audit:
             "passed": True,
         }
         self._judge_members(plain, canaries)
-        result["without_noise"]["membership"] = self._membership(members.trained_model(plain))
+        result["without_noise"]["membership"] = self._membership(trained_model(plain))
         if policy.enabled:
             self._with_noise(result, plain, canaries)
         result["token_accuracy_over_depth"] = [self._depth(d, plain) for d in depths]
@@ -160,7 +134,7 @@ class Audit:
             "activation_sigma": policy.activation_sigma,
             "with_noise": self._attack(noisy, private, canaries),
         }
-        result["with_noise"]["membership"] = self._membership(members.trained_model(noisy))
+        result["with_noise"]["membership"] = self._membership(trained_model(noisy))
         if sigma is None:
             self.skipped["audit of the mechanism, label inference over sigma"] = (
                 "privacy.release labels randomises labels and adds no Gaussian noise"
@@ -176,7 +150,7 @@ class Audit:
 
     def _observe(self, name: str, scenario: Scenario, canaries: list[Canary]) -> Observed:
         with self.stages.stage(name, self.effort.steps) as advance:
-            return observe(scenario, planted=members.planted(canaries), advance=advance)
+            return observe(scenario, planted=planted(canaries), advance=advance)
 
     def _attack(self, seen: Observed, policy: PrivacyPolicy, canaries: list[Canary]) -> Result:
         found: Result = {}
@@ -188,7 +162,7 @@ class Audit:
                     "(head.share, model.client_back)"
                 )
             if canaries:
-                found["canaries"] = members.guess_canaries(seen, canaries, policy.delta)
+                found["canaries"] = guess_canaries(seen, canaries, policy.delta)
         elif self.scenario.model.client_back == 0:
             found["next_token"] = tokens.recover_next_tokens(seen)
         else:
@@ -218,7 +192,7 @@ class Audit:
             )
             return []
         exchanges = self.effort.steps * self.short.train.accumulate
-        return members.plant(self.short, exchanges)
+        return plant(self.short, exchanges)
 
     def _inverter(
         self,
@@ -250,13 +224,13 @@ class Audit:
         total = self.effort.references * self.effort.steps
         with self.stages.stage("reference models", total) as advance:
             self._references = [
-                members.reference_model(plain, self._pool.own, number, advance)
+                reference_model(plain, self._pool.own, number, advance)
                 for number in range(self.effort.references)
             ]
         self._outside = self._reference_losses(self._pool)
 
     def _reference_losses(self, pool: Pool) -> torch.Tensor:
-        return torch.stack([members.losses(model, pool.samples) for model in self._references])
+        return torch.stack([losses(model, pool.samples) for model in self._references])
 
     def _membership(self, model: Model) -> Result:
         if not self._references:
@@ -267,7 +241,7 @@ class Audit:
         """Attack the adapter that the run itself left."""
         assert self.folder is not None
         pool = members.pool(plain, canaries, whole=True)
-        model = members.stored_model(plain, self.folder)
+        model = stored_model(plain, self.folder)
         return dict(members.attack(model, pool, self._reference_losses(pool)))
 
     def _depths(self) -> list[int]:

@@ -51,7 +51,8 @@ def audit(
     scenario = with_overrides(scenario, set_ or [])
     check_plugins(scenario)
     _check_writable(json_)
-    from simulations.audit.audit import Effort, audit_scenario
+    from simulations.audit.audit import audit_scenario
+    from simulations.audit.effort import Effort
     from simulations.audit.stages import Stages
 
     effort = Effort.quick(min(steps, 8)) if quick else Effort(steps)

@@ -263,7 +263,7 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
             truth = tuple(samples[number] for number in numbers)
             lengths = tuple(len(sample.ids) for sample in truth)
             weight = frame.tensors.get(m.HEAD_WEIGHT + "weight")
-            rows = len(numbers) if client.model.server_pools else sum(lengths)
+            rows = sum(client.model.rows_of(lengths))
             z = take(frame.tensors, "representation", codecs["representation"], (rows, width))
             uploads.append(
                 Upload(

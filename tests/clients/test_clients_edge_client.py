@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from clients.build import EdgeParts, build_client
-from clients.edge_client import EdgeClient, EdgeModel
+from clients.edge_client import EdgeClient
+from clients.edge_model import EdgeModel
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m

@@ -24,8 +24,10 @@ from fedlora.report.gallery import AUDIT_GALLERY
 from fedlora.report.page import render
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.engine import ClientRows
-from simulations.audit import gradients, labels, members, tokens
-from simulations.audit.audit import Effort, audit_scenario
+from simulations.audit import gradients, labels, tokens
+from simulations.audit.audit import audit_scenario
+from simulations.audit.canaries import plant, planted
+from simulations.audit.effort import Effort
 from simulations.audit.mechanism import audit_client
 from simulations.audit.plot import draw_all
 from simulations.audit.tap import Observed, observe
@@ -155,9 +157,9 @@ def test_gradient_inversion_finds_inputs_with_like_gradients(exact: Observed) ->
 
 def test_canaries_carry_their_coin_into_training(records: Path) -> None:
     config = replace(short(scenario(records), 8), privacy=PLAIN)
-    canaries = members.plant(config, 8)
+    canaries = plant(config, 8)
     assert 0 < len(canaries) <= 8
-    seen = observe(config, planted=members.planted(canaries), evaluate=False)
+    seen = observe(config, planted=planted(canaries), evaluate=False)
     names = seen.parts.model.task.labels
     for canary in canaries:
         sample = seen.clients[canary.client].batches.samples[canary.row]

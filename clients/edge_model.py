@@ -1,0 +1,86 @@
+"""The parts of the model that a client holds, and what it computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedlora.split.edge import Back, Front, pool_packed
+from fedlora.tasks.base import Sample, Task, TaskLoss
+
+
+@dataclass(frozen=True)
+class EdgeModel:
+    """The frozen parts that all clients of a process share.
+
+    Attributes
+    ----------
+    front, back
+        The client's two ends of the model.
+    task
+        The problem.
+    width
+        Width of the representation at the cut, as it arrives.
+    server_pools
+        Whether one vector a row comes down instead of one a token.
+    """
+
+    front: Front
+    back: Back
+    task: Task
+    width: int
+    server_pools: bool
+
+    def rows_of(self, lengths: Sequence[int]) -> list[int]:
+        """Return how many rows of the representation belong to samples of these lengths."""
+        return [1] * len(lengths) if self.server_pools else list(lengths)
+
+    def to_head(self, z: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Return what the head is given.
+
+        Parameters
+        ----------
+        z
+            Representation of the samples as it came down, shape (rows, width).
+        lengths
+            Tokens of each sample.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (samples, width) for a pooled task, else (tokens, width).
+        """
+        if self.server_pools:
+            return z
+        hidden: torch.Tensor = self.back(z.to(self.front.weight.dtype), lengths)
+        if self.task.pooled:
+            return pool_packed(hidden, lengths, self.task.config.pool).float()
+        return hidden
+
+    def loss(
+        self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool
+    ) -> TaskLoss:
+        """Return the loss and its gradient at the cut, through the client's own blocks if any.
+
+        Parameters
+        ----------
+        head
+            The client's head, whose own gradient is added where it trains.
+        z
+            As for ``to_head``.
+        samples
+            The batch.
+        sample_mean
+            See ``Task.loss``.
+        """
+        z.requires_grad_()
+        hidden = self.to_head(z, [len(sample.ids) for sample in samples])
+        loss = self.task.loss(head, hidden.detach(), samples, sample_mean=sample_mean)
+        if hidden is z:
+            return loss
+        torch.autograd.backward(hidden, loss.gradient.to(hidden.dtype))
+        assert z.grad is not None
+        return TaskLoss(loss.total, loss.weight, z.grad)
