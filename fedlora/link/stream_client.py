@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import threading
@@ -12,20 +11,20 @@ from concurrent.futures import Future
 from typing import Any
 
 import grpc
-import torch
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import tls
 from fedlora.link.backoff import Backoff
+from fedlora.link.client_answer import answer, leave
+from fedlora.link.client_probes import Probes
 from fedlora.link.client_session import ClientSession
 from fedlora.link.client_stream import ClientStream, explain, is_final
-from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
+from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.heap import keep_freed_memory
 from fedlora.link.local import Handler, edge_executor
-from fedlora.link.messages import END, LEAVE, WELCOME
+from fedlora.link.messages import WELCOME
 from fedlora.link.stream import (
     CLOSED,
-    PAD,
     PROBE,
     REFUSED,
     RESUMED,
@@ -94,9 +93,7 @@ class StreamClient:
         self._stream: ClientStream | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
-        self._probes: dict[int, Future[float]] = {}
-        self._probe_numbers = itertools.count(1)
-        self._probing = threading.Lock()  # the server answers one probe at a time
+        self._probes = Probes()
 
     def serve(
         self, clients: Mapping[str, Handler], hellos: Sequence[Frame], *, idle_s: float = math.inf
@@ -201,21 +198,16 @@ class StreamClient:
         ClientLost
             When the stream broke or no answer came.
         """
-        with self._probing:
-            number, answer = next(self._probe_numbers), Future[float]()
-            pad = {PAD: torch.zeros(up, dtype=torch.uint8)} if up else {}
-            data = encode_frame(Frame(PROBE, client, number, {"size": down}, pad))
+        with self._probes.turn:
             with self._lock:
                 session = self._sessions.get(client)
                 if session is None or not session.live or self._stream is None:
                     raise ClientLost(f"client {client} has no stream to measure")
-                if self._probes:  # one that came too late; the server drops whoever insists
-                    raise ClientLost(f"client {client} still waits for its last measurement")
-                self._probes[number] = answer
+                data, answered = self._probes.begin(client, up, down)
                 began = time.monotonic()
                 self._put(data)
             try:
-                return answer.result(limit_s) - began
+                return answered.result(limit_s) - began
             except TimeoutError:
                 raise ClientLost(f"client {client} measures, and the server is silent") from None
 
@@ -256,9 +248,7 @@ class StreamClient:
                 retrying = False
                 backoff.reset()
             with self._lock:
-                for probe in self._probes.values():
-                    probe.set_exception(ClientLost(f"the stream broke: {reason}"))
-                self._probes.clear()
+                self._probes.give_up(reason)
                 self._stream = None
                 sessions = list(self._sessions.values())
                 for session in sessions:
@@ -314,8 +304,7 @@ class StreamClient:
         frame = peek_frame(data, self._max_frame_bytes)
         with self._lock:
             if frame.kind == PROBE:
-                if probe := self._probes.pop(frame.seq, None):
-                    probe.set_result(arrived)
+                self._probes.answered(frame.seq, arrived)
                 return
             session = self._sessions.get(frame.client)
             if session is not None and not session.begun:
@@ -327,7 +316,7 @@ class StreamClient:
                     verb = "was refused" if frame.kind == REFUSED else "was dropped"
                     self._lose(session, f"{verb} by the server: {reason_of(frame)}")
             elif session is None:
-                self._put(_leave(frame.client, frame.seq, "the client is not here any more"))
+                self._put(leave(frame.client, frame.seq, "the client is not here any more"))
             elif session.note(frame):
                 stream.answered = True
                 if frame.kind == RESUMED:
@@ -355,36 +344,15 @@ class StreamClient:
             self._answer(session, data)
 
     def _answer(self, session: ClientSession, data: bytes) -> None:
-        error: BaseException | None = None
-        request = peek_frame(data, self._max_frame_bytes)
-        try:
-            if session.last_words:
-                raise FedloraError(f"client {session.client} has left: {session.last_words[0]}")
-            request = decode_frame(data, self._max_frame_bytes)
-            reply = session.handler(request)
-            data = encode_frame(reply)
-            if len(data) > self._max_frame_bytes:
-                raise FedloraError(
-                    f"reply {reply.kind} has {len(data)} bytes and exceeds the frame limit of "
-                    f"{self._max_frame_bytes}; raise link.max_frame_mib"
-                )
-            if reply.kind == LEAVE:
-                error = FedloraError(f"client {session.client} left: {reason_of(reply)}")
-        except FedloraError as refusal:
-            error = refusal
-            data = _leave(request.client, request.seq, str(refusal))
-        except Exception as failure:
-            log.exception("client %s failed to answer %s", session.client, request.kind)
-            error = failure
-            data = _leave(request.client, request.seq, "the client failed; its own log says why")
+        reply = answer(session, data, self._max_frame_bytes)
         with self._lock:
             if self._sessions.get(session.client) is not session:
                 return  # dropped or detached meanwhile
-            session.keep(request.seq, data)
-            if not session.last_words and (error is not None or request.kind == END):
-                session.last_words = [error]
+            session.keep(reply.seq, reply.data)
+            if not session.last_words and reply.last:
+                session.last_words = [reply.error]
             if session.live:
-                self._put(data)
+                self._put(reply.data)
 
     def _put(self, data: bytes) -> None:
         if self._stream is not None:
@@ -404,7 +372,3 @@ class StreamClient:
             session.over.set_result(None)
         else:
             session.over.set_exception(error)
-
-
-def _leave(client: str, seq: int, reason: str) -> bytes:
-    return encode_frame(Frame(LEAVE, client, seq, {"reason": reason}))

@@ -116,14 +116,12 @@ class Checkpoints:
         training.spending.load_state_dict(state["spending"])
         for name, value in state["metrics"].items():
             setattr(training, name, value)
-        training.delivered = {
+        training.deliveries.held = {
             client: (state["adapters"][place], ranks)
             for client, (place, ranks) in state["delivered"].items()
         }
-        training.done, training.head = round_, None
-        if state["head"] is not None:
-            training.head = training.new_head(state["head"]["weights"])
-            training.head.load_state_dict(state["head"])
+        training.done = round_
+        training.sharing.load_state_dict(state["head"])
         self.restore_clients(training, training.cohort.clients)
         training.air.load_state_dict(state["air"])  # what went down for this counted before
 
@@ -137,8 +135,7 @@ class Checkpoints:
                 log.warning(
                     "client %s goes on from its state of round %s, not %d", client, kept, done
                 )
-        if training.head is not None:
-            cohort.ask(replies, Request(m.HEAD, {}, training.head.tensors()))
+        training.sharing.give(list(replies))
 
 
 def open_run(
@@ -177,7 +174,7 @@ def open_run(
 def _state_of(training: Training) -> dict[str, Any]:
     adapters: list[Any] = []  # one that several clients were delivered is stored once
     delivered: dict[str, Any] = {}
-    for client, (adapter, ranks) in training.delivered.items():
+    for client, (adapter, ranks) in training.deliveries.held.items():
         known = [place for place, other in enumerate(adapters) if other is adapter]
         if not known:
             adapters.append(adapter)
@@ -186,7 +183,7 @@ def _state_of(training: Training) -> dict[str, Any]:
         "format": _FORMAT,
         "round": training.done,
         "engine": training.engine.state_dict(),
-        "head": None if training.head is None else training.head.state_dict(),
+        "head": training.sharing.state_dict(),
         "adapters": adapters,
         "delivered": delivered,
         "ranking": training.ranking.state_dict(),

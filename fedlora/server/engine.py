@@ -15,6 +15,7 @@ from fedlora.lora.average import ContributionCount, average_gradients
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
+from fedlora.lora.sensitivity import Sensitivity
 from fedlora.lora.start import start_from
 from fedlora.privacy.cascade import SnrMeter
 from fedlora.robust.average import create_average, robust_mean
@@ -88,8 +89,7 @@ class SplitEngine:
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
-        self._sensitivity = torch.zeros(len(self.projections))
-        self._sensed_steps = 0
+        self._sensitivity = Sensitivity(self.projections)
         self._told = (0, 0)
         self._snr = SnrMeter(len(self.projections))
         self._start_step()
@@ -207,7 +207,7 @@ class SplitEngine:
         clip_norm = self.scenario.train.clip_norm
         if clip_norm > 0:
             clip_global_norm([*gradients, *shared], clip_norm)
-        self._note_sensitivity()
+        self._sensitivity.note()
         self.optimizer.step(self.scenario.train.learning_rate(step), active)
         self._start_step()
 
@@ -277,23 +277,11 @@ class SplitEngine:
         return self._snr.take()
 
     def round_sensitivity(self) -> list[float] | None:
-        """Return each projection's mean of abs(w dL/dw) over the steps since the last call.
+        """Return each projection's sensitivity to the averaged gradients since the last call.
 
-        The importance of AdaLoRA (arXiv 2303.10512, eq. 8), from the averaged gradient; None when
-        there was no step.
+        None when there was no step; see ``fedlora.lora.sensitivity``.
         """
-        total, steps = self._sensitivity, self._sensed_steps
-        self._sensitivity, self._sensed_steps = torch.zeros(len(self.projections)), 0
-        return (total / steps).tolist() if steps else None
-
-    @torch.no_grad()
-    def _note_sensitivity(self) -> None:
-        for index, p in enumerate(self.projections):
-            pairs = [(f, f.grad) for f in (p.A, p.B) if f.grad is not None]
-            if pairs:
-                total = sum(float((f * gradient).abs().sum()) for f, gradient in pairs)
-                self._sensitivity[index] += total / sum(f.numel() for f, _ in pairs)
-        self._sensed_steps += 1
+        return self._sensitivity.take()
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """Return a copy of all factors, as ``NAME.A`` and ``NAME.B``."""

@@ -10,22 +10,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedlora.config import Scenario
-from fedlora.errors import Deserted, FedloraError, ProtocolError
+from fedlora.errors import Deserted, FedloraError
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 from fedlora.privacy.plan import check_release
 from fedlora.ranks.reports import ClientReport
 from fedlora.ranks.space import RankDecision
 from fedlora.report.records import ClientRecord, RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.cohort import Cohort, Request
-from fedlora.server.engine import AdapterState, SplitEngine
+from fedlora.server.deliveries import Deliveries
+from fedlora.server.engine import SplitEngine
 from fedlora.server.evaluation import Evaluation, Evaluator
-from fedlora.server.head import SharedHead, Weights, most_common
+from fedlora.server.head import SharedHead
+from fedlora.server.head_sharing import HeadSharing
 from fedlora.server.ranking import Ranking, Told
 from fedlora.server.reports import Reports
 from fedlora.server.steps import StepLoop, StepTally
-from fedlora.server.uploads import read_named
 from fedlora.tasks.base import Counts, Task, head_trains, task_class
 
 log = logging.getLogger("fedlora.server")
@@ -67,8 +67,10 @@ class Training:
         Called when a round is finished and recorded.
     metric_before
         Metric of the same head on the frozen backbone, once it is known.
-    delivered
-        For each client the adapter that it has, where adapters are delivered over the air.
+    deliveries
+        Which adapter each client has.
+    sharing
+        The head that clients have in common.
     done
         Rounds that are finished.
     spending
@@ -98,8 +100,8 @@ class Training:
         self.metric_before: float | None = None
         self.metric_name = ""
         self.higher_is_better = True
-        self.head: SharedHead | None = None
-        self.delivered: dict[str, tuple[AdapterState, Sequence[int]]] = {}
+        self.sharing = HeadSharing(scenario, cohort)
+        self.deliveries = Deliveries(engine, cohort, air, ranking.space)
         self._evaluator = Evaluator(scenario, engine, cohort, self.task)
         self._reports = Reports(scenario, cohort, air)
         self._steps = StepLoop(scenario, engine, cohort, self._on_step)
@@ -137,7 +139,7 @@ class Training:
     def _baseline(self) -> None:
         """Train the same head for the same steps on the frozen backbone."""
         self._begin("baseline")
-        zero = self._everyone(self.engine.zero_ranks())
+        zero = dict.fromkeys(self.cohort.clients, self.engine.zero_ranks())
         if head_trains(self.scenario.head, self.task):
             steps = self.scenario.train.steps
             for round_ in range(1, self.scenario.train.rounds + 1):
@@ -149,10 +151,10 @@ class Training:
                     list(present),
                     zero,
                     (round_ - 1) * steps,
-                    self._step_head(),
+                    self.sharing.step_head,
                     train=False,
                 )
-                self._share_head(tally)
+                self.sharing.end_round(tally.asked, tally.rows)
         evaluation = self._evaluator.run(self.cohort.clients, zero, {})
         self.metric_before, _ = self._metrics(evaluation.total)
         self.recorder.append_event(
@@ -181,11 +183,11 @@ class Training:
             self._present(list(decisions)),
             {client: decision.train for client, decision in decisions.items()},
             (round_ - 1) * steps,
-            self._step_head(),
+            self.sharing.step_head,
             train=True,
         )
-        self._share_head(tally)
-        self._deliver(round_, decisions)
+        self.sharing.end_round(tally.asked, tally.rows)
+        self.deliveries.send(round_, decisions)
         evaluation = self._evaluate(round_, decisions)
         record = self._record(round_, reports, decisions, tally, evaluation)
         losses = {c: own["loss"] for c, own in record["clients"].items() if c in self.cohort}
@@ -223,16 +225,12 @@ class Training:
             clients=len(self.cohort.clients),
         )
         replies = self.cohort.ask(self.cohort.clients, Request(m.PHASE, {"name": phase}))
-        self.head = None
-        first = most_common({c: self._head_weights(c, reply) for c, reply in replies.items()})
-        if first:
-            self.head = self.new_head(first)
-            for client, reply in replies.items():  # whose head is not of this shape has to go
-                self._head_weights(client, reply)
+        self.sharing.begin(replies)
 
-    def new_head(self, weights: Weights) -> SharedHead:
-        """Return a shared head with initial weights, averaged as the scenario says."""
-        return SharedHead(weights, self.scenario.train, self.scenario.robust)
+    @property
+    def head(self) -> SharedHead | None:
+        """The head that all clients have in common; None where heads are personal."""
+        return self.sharing.head
 
     def _select(self, round_: int) -> list[str]:
         """Draw the clients of a round; the same for the same seed and round."""
@@ -250,55 +248,13 @@ class Training:
         drawn = rng.choice(len(clients), wanted, replace=False)
         return [clients[i] for i in sorted(drawn)]
 
-    def _share_head(self, tally: StepTally) -> None:
-        """End the round at the clients, and give everybody the common head."""
-        share = self.scenario.head.share
-        request = Request(m.ROUND_END, {"weights": self.head is not None and share == "round"})
-        replies = self.cohort.ask(tally.asked, request)
-        if self.head is None:
-            return
-        if share == "round":
-            weights = {c: self._head_weights(c, r) for c, r in replies.items()}
-            weights = {c: w for c, w in weights.items() if w and c in tally.rows}
-            if weights:
-                self.head.average(list(weights.values()), [tally.rows[c] for c in weights])
-        self.cohort.ask(self.cohort.clients, Request(m.HEAD, {}, self.head.tensors()))
-
-    def _head_weights(self, client: str, reply: Frame) -> Weights:
-        try:
-            shapes = self.head.shapes if self.head is not None else None
-            return read_named(reply, m.HEAD_WEIGHT, shapes)
-        except ProtocolError as error:
-            self.cohort.drop(client, str(error))
-            return {}
-
-    def _deliver(self, round_: int, decisions: Mapping[str, RankDecision]) -> None:
-        """Send the adapters; a client that is late or is sent none keeps the one it has."""
-        if not self.air.delivers(round_):
-            return
-        state: AdapterState | None = None
-        for client, decision in decisions.items():
-            bits = self.ranking.space.bits(decision.deliver)
-            if not bits or client not in self.cohort:
-                continue  # rank 0 everywhere sends nothing, so there is nothing to replace
-            if self.air.deliver(client, bits):
-                state = state or self.engine.adapter()  # one copy for all who get it now
-                self.delivered[client] = (state, decision.deliver)
-
     def _evaluate(self, round_: int, decisions: Mapping[str, RankDecision]) -> Evaluation | None:
         config = self.scenario
         if round_ % config.evaluate.every and round_ != config.train.rounds:
             return None
         self.air.purpose = "evaluation"
-        present = self._everyone(self.engine.full_ranks())
-        present |= {client: list(decision.deliver) for client, decision in decisions.items()}
-        adapters: dict[str, AdapterState] = {}
-        if self.air.enabled:
-            # Who never received an adapter works with the bare backbone.
-            present = self._everyone(self.engine.zero_ranks())
-            present |= {client: list(ranks) for client, (_, ranks) in self.delivered.items()}
-            adapters = {client: state for client, (state, _) in self.delivered.items()}
-        evaluation = self._evaluator.run(self.cohort.clients, present, adapters)
+        ranks, adapters = self.deliveries.in_use(decisions)
+        evaluation = self._evaluator.run(self.cohort.clients, ranks, adapters)
         self.air.purpose = "train"
         return evaluation
 
@@ -370,12 +326,6 @@ class Training:
             bits_up=up,
             bits_down=down,
         )
-
-    def _step_head(self) -> SharedHead | None:
-        return self.head if self.scenario.head.share == "step" else None
-
-    def _everyone(self, ranks: Sequence[int]) -> dict[str, Sequence[int]]:
-        return dict.fromkeys(self.cohort.clients, ranks)
 
     def _present(self, clients: Sequence[str]) -> list[str]:
         return [client for client in clients if client in self.cohort]
