@@ -46,23 +46,33 @@ def compare(
     All strategies get the same seeds, data and fading. Writes `compare.csv`,
     `winners.csv` and plots.
     """
-    from rich.console import Console
-
+    from fedlora.check import check_scenario
     from fedlora.config import with_overrides
     from fedlora.scenarios import find_scenario
-    from simulations.compare.report import write_results
-    from simulations.compare.runner import run_missing
-    from simulations.compare.store import CompareFolder
     from simulations.compare.strategies import parse_snrs_db, parse_strategies
-    from simulations.compare.trial import Trial
 
     if not math.isfinite(price):
         raise FedloraError(f"--price is {price}; write a finite number of nats, 0 or more")
+    contenders, snrs_db = parse_strategies(strategies), parse_snrs_db(snr)
     base = with_overrides(find_scenario(scenario), set_ or [])
+    if base.channel.deliver_every == 0:
+        raise FedloraError(
+            "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "
+            "compare strategies over the air"
+        )
+    check_scenario(base)
+
+    from rich.console import Console
+
+    from simulations.compare.report import write_results
+    from simulations.compare.runner import run_missing
+    from simulations.compare.store import CompareFolder
+    from simulations.compare.trial import Trial
+
     trials = [
         Trial(contender, snr_db, base.seed + offset)
-        for contender in parse_strategies(strategies)
-        for snr_db in parse_snrs_db(snr)
+        for contender in contenders
+        for snr_db in snrs_db
         for offset in range(seeds)
     ]
     _check(base, trials)
@@ -72,19 +82,13 @@ def compare(
 
 
 def _check(base: Scenario, trials: Sequence[Trial]) -> None:
+    """Refuse contenders that cannot be made, and SNRs that make no difference."""
     from fedlora.channel.channel import build_channel
-    from fedlora.check import check_scenario
     from fedlora.ranks import create_strategy
     from fedlora.server.run import ServerRun
     from simulations.compare.trial import trial_scenario
     from simulations.in_process import Record
 
-    if base.channel.deliver_every == 0:
-        raise FedloraError(
-            "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "
-            "compare strategies over the air"
-        )
-    check_scenario(base)
     space = ServerRun(base, Record()).training.ranking.space
     for trial in trials:
         create_strategy(trial_scenario(base, trial).ranks, trial.seed).prepare(space)
