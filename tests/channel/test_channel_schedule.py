@@ -228,7 +228,7 @@ def test_schedulers_are_found_by_name_and_their_options_checked() -> None:
         build_scheduler(ScheduleConfig("random_k", options={"clients": 0}), **COMMON)
     with pytest.raises(FedloraError, match="mean_delay_s is -1"):
         build_scheduler(ScheduleConfig("lyapunov", options={"mean_delay_s": -1}), **COMMON)
-    with pytest.raises(FedloraError, match=r"a subclass of .*Scheduler"):
+    with pytest.raises(FedloraError, match=r"name a class that inherits from .*Scheduler"):
         build_scheduler(ScheduleConfig("fractions:Fraction"), **COMMON)
 
 
