@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from fedlora.commands.export import DEVICE_FILE, TaskFacts, chosen_adapter
 from fedlora.config import load_scenario
@@ -120,6 +120,7 @@ def _from_export(folder: Path, model: str) -> _Device:
 
 def _device(facts: TaskFacts, adapter: Path | None, head: Path, model: str) -> _Device:
     disable_progress_bar()  # one line for each text is all that a script wants to read
+    set_verbosity_error()  # and of a backbone that does not fit, one sentence
     path = model_folder(model or facts.model)
     checkpoint = Checkpoint(path)  # says in a sentence what is wrong with a folder
     find_family(checkpoint)
