@@ -140,6 +140,7 @@ def test_probes_do_not_fill_the_servers_queue(
     admitted(server, hostile)
     for number in range(100):
         hostile.send(encode_frame(Frame(PROBE, "a", number, {"size": LIMIT // 2})))
+    time.sleep(1.0)  # it reads nothing meanwhile
     assert hostile.ending()[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
