@@ -167,8 +167,7 @@ class StreamClient:
                 session = self._sessions.get(client)
             left_s = idle_s if session is None else session.asked_at + idle_s - time.monotonic()
             if session is not None and left_s <= 0 and not session.busy:
-                reason = f"heard no request of the server for {idle_s:g} s"
-                self._finish(session, ClientLost(f"client {client} {reason}"))
+                self._lose(session, f"heard no request of the server for {idle_s:g} s")
             try:
                 return over.exception(min(max(left_s, 0.05), threading.TIMEOUT_MAX))
             except TimeoutError:

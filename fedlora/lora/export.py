@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 
 from fedlora.errors import FedloraError
 
-_PREFIX = "base_model.model."
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# PEFT's layout.
+PREFIX = "base_model.model."
+A_WEIGHT, B_WEIGHT = ".lora_A.weight", ".lora_B.weight"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _ORDER = "projections"
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt")
 
@@ -89,13 +91,13 @@ class Adapter:
         tensors = {}
         for name, r in kept.items():
             A, B = self.factors[name]
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = A[:r].contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = B[:, :r].contiguous()
+            tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A[:r].contiguous()
+            tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B[:, :r].contiguous()
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         # PEFT's own list of modules has no order, and a rank vector needs one.
         metadata = {"format": "pt", _ORDER: json.dumps(list(kept))}
-        save_file(tensors, folder / _WEIGHTS, metadata=metadata)
+        save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
@@ -107,12 +109,12 @@ class Adapter:
             When it holds no such adapter.
         """
         try:
-            config = json.loads((folder / _CONFIG).read_text())
-            with safe_open(folder / _WEIGHTS, framework="pt") as file:
+            config = json.loads((folder / CONFIG_FILE).read_text())
+            with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
                 factors = {
                     name: (
-                        file.get_tensor(f"{_PREFIX}{name}.lora_A.weight"),
-                        file.get_tensor(f"{_PREFIX}{name}.lora_B.weight"),
+                        file.get_tensor(f"{PREFIX}{name}{A_WEIGHT}"),
+                        file.get_tensor(f"{PREFIX}{name}{B_WEIGHT}"),
                     )
                     for name in json.loads(file.metadata()[_ORDER])
                 }

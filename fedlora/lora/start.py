@@ -17,11 +17,10 @@ from fedlora.errors import FedloraError
 from fedlora.split.resolve import resolve_path
 
 if TYPE_CHECKING:
-    from fedlora.lora.layers import Projection
+    from fedlora.lora.export import A_WEIGHT, B_WEIGHT, CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from fedlora.lora.layers import Projection
 
 _KEY = "lora.start"
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_A, _B = ".lora_A.weight", ".lora_B.weight"
 _OTHERWISE = ("use_dora", "modules_to_save", "bias", "layer_replication")  # more than A and B
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -51,8 +50,11 @@ def read_start(config: LoraConfig, names: Sequence[str]) -> Factors:
     """
     folder = resolve_path(config.start, "folder of a PEFT adapter", _KEY)
     settings, tensors = _read(folder)
-    stored = {key.removesuffix(_A) for key in tensors if key.endswith(_A)}
-    if not stored or {name + end for name in stored for end in (_A, _B)} != tensors.keys():
+    stored = {key.removesuffix(A_WEIGHT) for key in tensors if key.endswith(A_WEIGHT)}
+    if (
+        not stored
+        or {name + end for name in stored for end in (A_WEIGHT, B_WEIGHT)} != tensors.keys()
+    ):
         raise FedloraError(
             f"{_KEY} {folder} holds other tensors than LoRA factors; give one of LoRA"
         )
@@ -65,7 +67,7 @@ def read_start(config: LoraConfig, names: Sequence[str]) -> Factors:
                 f"{_KEY} {folder} adapts {own}, which lora.targets does not; add it there, "
                 "or begin from an adapter of this model"
             )
-        A, B = tensors[own + _A].float(), tensors[own + _B].float()
+        A, B = tensors[own + A_WEIGHT].float(), tensors[own + B_WEIGHT].float()
         r = len(A)
         if r > config.r_max:
             raise FedloraError(
@@ -106,14 +108,14 @@ def start_from(projections: Sequence[Projection], config: LoraConfig) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not (folder / _WEIGHTS).is_file():
+    if not (folder / WEIGHTS_FILE).is_file():
         raise FedloraError(
-            f"{_KEY} {folder} has no {_WEIGHTS}; give a folder that PEFT or fedlora export saved "
-            "as safetensors"
+            f"{_KEY} {folder} has no {WEIGHTS_FILE}; give a folder that PEFT or fedlora export "
+            "saved as safetensors"
         )
     try:
-        settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _WEIGHTS)
+        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise FedloraError(f"{_KEY} {folder} cannot be read ({error}); copy it anew") from None
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
@@ -123,7 +125,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise FedloraError(
             f"{_KEY} {folder} was made with {', '.join(more)}; give an adapter of A and B alone"
         )
-    return settings, {key.removeprefix("base_model.model."): t for key, t in tensors.items()}
+    return settings, {key.removeprefix(PREFIX): t for key, t in tensors.items()}
 
 
 def _pattern(settings: Mapping[str, Any], pattern: str, otherwise: str, name: str) -> float:
