@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError
+from fedlora.lora.export import A_WEIGHT, B_WEIGHT, CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from fedlora.split.resolve import resolve_path
 
-if TYPE_CHECKING:
-    from fedlora.lora.export import A_WEIGHT, B_WEIGHT, CONFIG_FILE, PREFIX, WEIGHTS_FILE
-from fedlora.lora.layers import Projection
+if TYPE_CHECKING:  # layers bring PEFT, which checking a scenario need not load
+    from fedlora.lora.layers import Projection
 
 _KEY = "lora.start"
 _OTHERWISE = ("use_dora", "modules_to_save", "bias", "layer_replication")  # more than A and B
