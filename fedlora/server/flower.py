@@ -27,16 +27,15 @@ from fedlora.report.run_folder import RunFolder
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.narrate import narrated
+from fedlora.server.nodes import RECORD, Node, find_nodes
 from fedlora.server.results import export, write_results
 from fedlora.server.run import ServerRun
-from fedlora.server.sessions import RECORD, Node, Places, Sessions
+from fedlora.server.sessions import Places, Sessions
 
 log = logging.getLogger("fedlora.server")
 
-HELLO, COLLECT = "query.hello", "query.collect"
+COLLECT = "query.collect"
 HOST_NAMESPACE = "fedlora"
-_POLL_S = 0.2
-_PATIENCE_S = 8.0  # before a run that waits for nodes says so
 
 
 def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
@@ -73,7 +72,7 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
 
 def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None:
     check_plugins(scenario)
-    nodes = _find_nodes(grid, scenario, folder)
+    nodes = find_nodes(grid, scenario, folder)
     scenario = _sized(scenario, len(nodes))
     folder.write_scenario(scenario_to_toml(scenario))
     hosts = _edge_hosts(scenario, nodes, run_id)
@@ -136,7 +135,7 @@ def _train(
                 break
             except Deserted as error:
                 state = latest()
-                if state is None or not server.cohort.deployed:
+                if not server.cohort.deployed:
                     raise
                 log.warning("%s; the round is begun again when devices are back", error)
                 sessions.readmit()
@@ -144,55 +143,6 @@ def _train(
         for client, found in _collect(grid, nodes, hosts).items():
             results.setdefault(client, {}).update(found)
     return results
-
-
-def _find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
-    """Ask nodes who they are until all of the federation are there.
-
-    In a simulation the first node tells how many there are; in a deployment the scenario does.
-    """
-    deadline = time.monotonic() + scenario.federation.connect_timeout_s
-    known: dict[int, Node] = {}
-    wanted = scenario.federation.clients
-    tell_at, told = time.monotonic() + _PATIENCE_S, -1
-    while time.monotonic() < deadline and len(known) < wanted:
-        if time.monotonic() > tell_at and len(known) != told:
-            told, left_s = len(known), deadline - time.monotonic()
-            text = f"{told} of {wanted} nodes are there; waiting {left_s:.0f} s for the others"
-            folder.append_event("message", text=text, level="info")
-        fresh = sorted(set(grid.get_node_ids()) - set(known))
-        if not known:
-            fresh = fresh[:1]
-        for node, total in _ask_who(grid, fresh):
-            known[node.id] = node
-            if node.simulated:
-                wanted = total
-        time.sleep(_POLL_S if len(known) < wanted else 0)
-    nodes = sorted(known.values(), key=lambda node: node.client)
-    if len(nodes) < scenario.federation.min_clients or not nodes:
-        raise FedloraError(
-            f"{len(nodes)} nodes answered within {scenario.federation.connect_timeout_s:g} s, "
-            f"federation.min_clients is {scenario.federation.min_clients}; start more SuperNodes"
-        )
-    clients = [node.client for node in nodes]
-    if len(set(clients)) < len(clients):
-        raise FedloraError(
-            f"nodes have the partition-ids {clients}; give each SuperNode its own in --node-config"
-        )
-    return nodes
-
-
-def _ask_who(grid: Grid, ids: Sequence[int]) -> list[tuple[Node, int]]:
-    messages = [Message(RecordDict(), dst_node_id=i, message_type=HELLO) for i in ids]
-    found = []
-    for reply in grid.send_and_receive(messages, timeout=60) if messages else ():
-        if reply.has_error():
-            log.warning("node %s cannot take part: %s", reply.metadata.src_node_id, reply.error)
-            continue
-        record = reply.content[RECORD]
-        node = Node(reply.metadata.src_node_id, int(record["client"]), bool(record["simulated"]))
-        found.append((node, int(record["clients"])))
-    return found
 
 
 def _sized(scenario: Scenario, clients: int) -> Scenario:

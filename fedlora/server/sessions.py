@@ -20,35 +20,17 @@ from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
 from fedlora.link.tls import create_identity
 from fedlora.link.tokens import TokenStore
+from fedlora.server.nodes import RECORD, Node, ask_who
 from fedlora.server.run import ServerRun
 
 log = logging.getLogger("fedlora.server")
 
 SESSION = "train.session"
-RECORD = "fedlora"
 _POLL_S = 0.2
 _READY_S = 30.0
+_LOOK_S = 5.0
 MOST_LOSSES = 3
 """A device that was lost or late more often in a run is not invited any more."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A Flower node that takes part.
-
-    Attributes
-    ----------
-    id
-        Flower's number of the node.
-    client
-        Its client number: the partition-id of its node configuration.
-    simulated
-        Whether it is a virtual node of Flower's simulation.
-    """
-
-    id: int
-    client: int
-    simulated: bool
 
 
 @dataclass(frozen=True)
@@ -100,7 +82,8 @@ class Sessions:
         self._nodes = {str(node.client): node for node in nodes}
         self._places = places
         self._open: dict[str, str] = {}  # client of each invitation that Flower has not answered
-        self._invited: set[str] = set()
+        self._invited: dict[str, float] = {}  # and when the invitation ends
+        self._asked: set[int] = set()  # nodes that were no client's
         self._tokens = TokenStore()
         server.cohort.deployed = not all(node.simulated for node in nodes)
         link = self._scenario.link
@@ -132,20 +115,16 @@ class Sessions:
         Raises
         ------
         FedloraError
-            When fewer than ``federation.min_clients`` connected.
+            When fewer than ``federation.min_clients`` connected, those included that died on the
+            way and were invited again.
         """
-        federation, cohort = self._scenario.federation, self._server.cohort
+        limit_s = self._scenario.federation.connect_timeout_s
         self._invite(self._nodes)
-        self._wait(lambda: not self._invited, federation.connect_timeout_s)
+        self._wait(lambda: not self._invited, limit_s)
         for client in sorted(self._invited, key=int):
-            limit = f"federation.connect_timeout_s, {federation.connect_timeout_s:g} s"
+            limit = f"federation.connect_timeout_s, {limit_s:g} s"
             self._fail(client, f"did not connect within {limit}", may_return=True)
-        if len(cohort.clients) < federation.min_clients:
-            raise FedloraError(
-                f"{len(cohort.clients)} of {len(self._nodes)} clients connected, "
-                f"federation.min_clients is {federation.min_clients} ({cohort.reasons()}); mend "
-                "that and start again"
-            )
+        self.readmit()
 
     def readmit(self) -> list[str]:
         """Between two rounds: invite devices that were lost or late, and take in who is back.
@@ -157,30 +136,67 @@ class Sessions:
         -------
         list of str
             Clients that are back and have to be told where the run stands.
+
+        Raises
+        ------
+        FedloraError
+            When after that they are still too few.
         """
-        federation, cohort = self._scenario.federation, self._server.cohort
+        least, cohort = self._scenario.federation.min_clients, self._server.cohort
         before = set(cohort.clients)
-        gone = [
-            client
-            for client in cohort.may_return
-            if client not in self._invited
-            and not self._nodes[client].simulated
-            and cohort.times_lost[client] <= MOST_LOSSES
-        ]
-        self._invite(gone)
+        deadline = time.monotonic() + self._scenario.federation.connect_timeout_s
+        self._invite(self._absent())
         self._wait(lambda: True, 0.0)
-        if len(cohort.clients) < federation.min_clients and self._invited:
+        if len(cohort.clients) < least and self._may_come():
             log.warning(
                 "the run pauses: %d clients are connected, federation.min_clients is %d (%s)",
                 len(cohort.clients),
-                federation.min_clients,
+                least,
                 cohort.reasons(),
             )
-            self._wait(
-                lambda: len(cohort.clients) >= federation.min_clients or not self._invited,
-                federation.connect_timeout_s,
+        while len(cohort.clients) < least and self._may_come() and time.monotonic() < deadline:
+            self._wait(lambda: len(cohort.clients) >= least or not self._invited, _LOOK_S)
+            self._invite(self._absent())
+        if len(cohort.clients) < least:
+            raise FedloraError(
+                f"{len(cohort.clients)} of {len(self._nodes)} clients are connected, "
+                f"federation.min_clients is {least} ({cohort.reasons()}); mend that and start "
+                "again"
             )
         return [client for client in cohort.clients if client not in before]
+
+    def _may_come(self) -> bool:
+        """Tell whether a device is on its way, or may be invited once it is reachable."""
+        return bool(self._invited) or bool(self._lost())
+
+    def _lost(self) -> list[str]:
+        """Return devices that are gone, and were not lost too often."""
+        cohort = self._server.cohort
+        return [
+            client
+            for client in sorted(cohort.may_return, key=int)
+            if not self._nodes[client].simulated and cohort.times_lost[client] <= MOST_LOSSES
+        ]
+
+    def _absent(self) -> list[str]:
+        """Return lost devices that can be reached now and hold no invitation that is valid.
+
+        A SuperNode that started again may have another number than before; whoever is new is
+        asked who it is.
+        """
+        now = time.monotonic()
+        lost = [client for client in self._lost() if self._invited.get(client, 0.0) <= now]
+        if not lost:
+            return []
+        online = set(self._grid.get_node_ids())
+        away = {client for client in lost if self._nodes[client].id not in online}
+        strangers = sorted(online - {node.id for node in self._nodes.values()} - self._asked)
+        if away and strangers:
+            self._asked.update(strangers)
+            for node, _ in ask_who(self._grid, strangers):
+                if str(node.client) in away:
+                    self._nodes[str(node.client)] = node
+        return [client for client in lost if self._nodes[client].id in online]
 
     def _invite(self, clients: Iterable[str]) -> None:
         """Send nodes their session message, with a token that opens one session."""
@@ -200,7 +216,8 @@ class Sessions:
             # The answer to an earlier invitation tells of a session that is over.
             self._open = {m: c for m, c in self._open.items() if c not in invited}
             self._open |= dict(zip(self._grid.push_messages(messages), invited, strict=True))
-            self._invited |= set(invited)
+            ends = time.monotonic() + self._scenario.federation.connect_timeout_s
+            self._invited |= dict.fromkeys(invited, ends)
 
     def _invitation(self, client: str, node: Node) -> dict[str, Any]:
         link, places = self._scenario.link, self._places
@@ -248,7 +265,7 @@ class Sessions:
         except FedloraError as error:
             self._fail(link.client, str(error))
         else:
-            self._invited.discard(link.client)
+            self._invited.pop(link.client, None)
 
     def _poll(self) -> None:
         """Take note of the nodes whose ClientApp failed or refused."""
@@ -267,7 +284,7 @@ class Sessions:
     def _fail(self, client: str, reason: str, *, may_return: bool = False) -> None:
         """Note why a client did not connect; one that died or was silent is invited again."""
         log.warning("client %s does not take part: %s", client, reason)
-        self._invited.discard(client)
+        self._invited.pop(client, None)
         cohort = self._server.cohort
         cohort.lost[client] = reason
         if may_return:

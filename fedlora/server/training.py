@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedlora.config import Scenario
-from fedlora.errors import Deserted, FedloraError
+from fedlora.errors import Deserted
 from fedlora.link import messages as m
 from fedlora.privacy.plan import check_release
 from fedlora.ranks.reports import ClientReport
@@ -122,9 +122,7 @@ class Training:
         Raises
         ------
         Deserted
-            When no client is left in the middle of a round.
-        FedloraError
-            When fewer clients are left than a round needs.
+            When fewer clients are left than a round needs, or none in the middle of it.
         """
         if self.scenario.evaluate.baseline and restore is None:
             self._baseline()
@@ -236,7 +234,7 @@ class Training:
         """Draw the clients of a round; the same for the same seed and round."""
         clients = self.cohort.clients
         if len(clients) < self.scenario.federation.min_clients:
-            raise FedloraError(
+            raise Deserted(
                 f"{len(clients)} clients are connected, federation.min_clients is "
                 f"{self.scenario.federation.min_clients} ({self.cohort.reasons()}); mend that and "
                 "start again"

@@ -29,9 +29,9 @@ from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import open_run
 from fedlora.server.flower import _train
+from fedlora.server.nodes import RECORD, Node
 from fedlora.server.results import write_results
 from fedlora.server.run import ServerRun
-from fedlora.server.sessions import RECORD, Node
 from fedlora.state import RoundStates
 
 SCENARIO = """
@@ -102,6 +102,9 @@ class Post:
                 )
         return found
 
+    def get_node_ids(self) -> list[int]:
+        return list(range(CLIENTS))
+
     def send_and_receive(self, messages: list[Any], timeout: float | None = None) -> list[Any]:
         return []
 
@@ -124,6 +127,9 @@ def engine(post: Post, out: Path) -> None:
     """Run from the start, or from the last checkpoint."""
     fedlora.server.sessions.Message = lambda content, **more: SimpleNamespace(content=content)
     scenario = scenario_from_toml(SCENARIO)
+    summary = RunFolder(out).read_summary()
+    if summary is not None and not summary.get("unfinished"):
+        return  # killed between its last word and its end
     if RoundStates(out / "checkpoint").rounds():
         scenario, folder = open_run(out)
     else:

@@ -23,8 +23,9 @@ from fedlora.link.stream_client import StreamClient
 from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.flower import _train
+from fedlora.server.nodes import RECORD, Node
 from fedlora.server.run import ServerRun
-from fedlora.server.sessions import RECORD, Node, session_ttl_s
+from fedlora.server.sessions import session_ttl_s
 from fedlora.state import RoundStates
 
 SCENARIO = """
@@ -77,6 +78,9 @@ class Devices:
         found = [r for r in self._replies if r.metadata.reply_to_message_id in ids]
         self._replies = [r for r in self._replies if r not in found]
         return found
+
+    def get_node_ids(self):
+        return [node.id for node in NODES]
 
     def send_and_receive(self, messages, timeout=None):
         return []
@@ -259,7 +263,7 @@ def test_a_round_that_everybody_left_is_begun_again_from_the_checkpoint(tmp_path
 
 def test_too_few_devices_end_the_run_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(clients.device, "hello", _wrong_hello)
-    with pytest.raises(FedloraError, match=r"1 of 2 clients connected.*protocol"):
+    with pytest.raises(FedloraError, match=r"1 of 2 clients are connected.*protocol"):
         train(tiny(), tmp_path)
 
 
