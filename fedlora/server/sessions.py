@@ -262,6 +262,7 @@ class Sessions:
             self._server.join(link, link.hello, ready)
         except ClientLost as error:  # it may connect anew, or Flower tells what became of it
             log.warning("client %s connected and was lost: %s", link.client, error)
+            cohort.may_return.add(link.client)
         except FedloraError as error:
             self._fail(link.client, str(error))
         else:
@@ -279,7 +280,8 @@ class Sessions:
             else:
                 reason = str(message.content[RECORD].get("error", ""))
             if reason and client in self._invited:
-                self._fail(client, reason, may_return=died)
+                lost = died or client in self._server.cohort.may_return
+                self._fail(client, reason, may_return=lost)
 
     def _fail(self, client: str, reason: str, *, may_return: bool = False) -> None:
         """Note why a client did not connect; one that died or was silent is invited again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 from relay import Relay
 
 import clients.device
+import fedlora.server.nodes
 import fedlora.server.sessions
 from clients.device import idle_limit_s, state_folder, take_part
 from clients.keeper import Keeper
@@ -64,6 +66,7 @@ class Devices:
         self.states = states
         self.port = port  # that devices dial in place of the server's
         self.sent: list[int] = []
+        self.online = [[node.id for node in NODES]]  # at each look; the last from then on
         self._replies: list[SimpleNamespace] = []
 
     def push_messages(self, messages):
@@ -80,10 +83,18 @@ class Devices:
         return found
 
     def get_node_ids(self):
-        return [node.id for node in NODES]
+        return self.online.pop(0) if len(self.online) > 1 else self.online[0]
 
     def send_and_receive(self, messages, timeout=None):
-        return []
+        """Answer for client 1, the only one that starts again under another number."""
+        return [
+            SimpleNamespace(
+                metadata=SimpleNamespace(src_node_id=message.metadata.dst_node_id),
+                has_error=lambda: False,
+                content={RECORD: {"client": 1, "clients": 2, "simulated": False}},
+            )
+            for message in messages
+        ]
 
     def _run(self, name, message):
         ledger = self.states.with_name(f"ledger-{message.content[RECORD]['client']}")
@@ -109,22 +120,29 @@ def letter(content, *, dst_node_id, message_type, ttl):
     return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
 
 
+def question(content, *, dst_node_id, message_type):
+    assert message_type == "query.hello"
+    return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
+
+
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
     monkeypatch.setattr(fedlora.server.sessions, "Message", letter)
+    monkeypatch.setattr(fedlora.server.nodes, "Message", question)
 
 
 class CutOff:
-    """Breaks the stream of some clients when they are asked for some of their steps."""
+    """Breaks the stream of some clients when they are asked for some of their steps, or others."""
 
     def __init__(self) -> None:
         self.clients = {"1"}
+        self.kind = "step"
         self.steps = [3]
         self.streams: dict[str, StreamClient] = {}
         self.asked: Counter[str] = Counter()
 
     def look(self, client: str, kind: str) -> None:
-        if client in self.clients and kind == "step":
+        if client in self.clients and kind == self.kind:
             self.asked[client] += 1
             if self.asked[client] in self.steps:
                 self.streams[client]._stream.call.cancel()
@@ -150,10 +168,11 @@ def cut_off(monkeypatch):
 
 
 def train(
-    scenario: Scenario, tmp_path: Path, port: int = 0
+    scenario: Scenario, tmp_path: Path, port: int = 0, online: Sequence[Sequence[int]] = ()
 ) -> tuple[Devices, ServerRun, RunFolder]:
     folder = RunFolder.create(tmp_path / "run")
     devices, server = Devices(tmp_path / "states", port), ServerRun(scenario, folder)
+    devices.online = list(online) or devices.online
     _train(devices, server, NODES, {}, folder)
     return devices, server, folder
 
@@ -259,6 +278,38 @@ def test_a_round_that_everybody_left_is_begun_again_from_the_checkpoint(tmp_path
     _, whole, _ = train(tiny(), tmp_path / "whole")
     expected, found = whole.engine.adapter(), server.engine.adapter()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["welcome", "phase", "keep", "round"])
+def test_a_federation_that_dies_before_its_first_step_is_begun_again(tmp_path, cut_off, kind):
+    cut_off.clients, cut_off.kind, cut_off.steps = {"0", "1"}, kind, [1]
+    devices, _, folder = train(tiny("link.give_up_s=0", "evaluate.baseline=true"), tmp_path)
+    assert sorted(devices.sent) == [10, 10, 11, 11]
+    assert [r["round"] for r in folder.read_metrics()] == [1, 2, 3]
+
+
+def test_a_device_that_is_away_is_invited_when_it_can_be_reached(tmp_path, cut_off):
+    cut_off.steps = [1]
+    limits = ["link.give_up_s=0", "federation.min_clients=1"]
+    devices, *_ = train(tiny(*limits), tmp_path, online=[[10]])
+    assert devices.sent == [10, 11]
+    (tmp_path / "seen").mkdir()
+    devices, *_ = train(tiny(*limits), tmp_path / "seen", online=[[10], [10, 11]])
+    assert devices.sent == [10, 11, 11]
+
+
+def test_a_device_that_starts_again_under_another_node_number_is_found(tmp_path, cut_off):
+    cut_off.steps = [1]
+    devices, _, folder = train(tiny("link.give_up_s=0"), tmp_path, online=[[10], [10, 37]])
+    assert devices.sent == [10, 11, 37]
+    assert set(folder.read_metrics()[-1]["clients"]) == {"0", "1"}
+
+
+def test_a_device_that_never_returns_ends_the_run_after_a_while(tmp_path, cut_off):
+    cut_off.steps = [3]
+    with pytest.raises(FedloraError, match=r"1 of 2 clients are connected.*client 1: .*gone"):
+        train(tiny("link.give_up_s=0", "federation.connect_timeout_s=2"), tmp_path, online=[[10]])
+    assert [r["round"] for r in RunFolder(tmp_path / "run").read_metrics()] == [1, 2]
 
 
 def test_too_few_devices_end_the_run_with_the_reason(tmp_path, monkeypatch):
