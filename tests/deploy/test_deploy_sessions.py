@@ -293,6 +293,7 @@ def test_a_device_that_is_away_is_invited_when_it_can_be_reached(tmp_path, cut_o
     limits = ["link.give_up_s=0", "federation.min_clients=1"]
     devices, *_ = train(tiny(*limits), tmp_path, online=[[10]])
     assert devices.sent == [10, 11]
+    cut_off.asked.clear()
     (tmp_path / "seen").mkdir()
     devices, *_ = train(tiny(*limits), tmp_path / "seen", online=[[10], [10, 11]])
     assert devices.sent == [10, 11, 11]
