@@ -118,7 +118,7 @@ class StreamServer:
             ("grpc.max_connection_idle_ms", 30_000),
             ("grpc.server_handshake_timeout_ms", round(1000 * hello_timeout_s)),
             # Clients ping as well; without this they are cut off for pinging too often.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", round(500 * keepalive_s)),
+            ("grpc.http2.min_ping_interval_without_data_ms", round(500 * keepalive_s)),
         ]
         self._max_streams = max_streams
         self._streams: set[ServerStream] = set()

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from flwr.app import DEFAULT_TTL, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml
@@ -274,14 +275,20 @@ class Sessions:
             return
         for message in self._grid.pull_messages(list(self._open)):
             client = self._open.pop(message.metadata.reply_to_message_id)
-            died = bool(message.has_error())
-            if died:
-                reason = f"its ClientApp failed ({message.error.reason})"
-            else:
+            if client not in self._invited:
+                continue
+            if not message.has_error():
                 reason = str(message.content[RECORD].get("error", ""))
-            if reason and client in self._invited:
-                lost = died or client in self._server.cohort.may_return
-                self._fail(client, reason, may_return=lost)
+                if reason:
+                    self._fail(client, reason, may_return=client in self._server.cohort.may_return)
+            elif message.error.code == ErrorCode.NODE_UNAVAILABLE:
+                log.info("client %s cannot be reached: %s", client, message.error.reason)
+                del self._invited[client]  # it is invited again once Flower sees it
+                self._server.cohort.lost.setdefault(client, "Flower cannot reach it")
+                self._server.cohort.may_return.add(client)
+            else:
+                reason = f"its ClientApp failed ({message.error.reason})"
+                self._fail(client, reason, may_return=True)
 
     def _fail(self, client: str, reason: str, *, may_return: bool = False) -> None:
         """Note why a client did not connect; one that died or was silent is invited again."""

@@ -113,6 +113,29 @@ class Deployment:
         end(self.nodes[node])
         self.supernode(node, config)
 
+    def supernode_comes_up(self, node: int, config: str) -> None:
+        """Start a SuperNode until the SuperLink takes it, as its service unit does.
+
+        The SuperLink refuses a node that it holds for connected, which it does for a while after
+        a node has died.
+        """
+        log = self.folder / f"node{node}.txt"
+        before = log.read_text().count("SuperNode ID")
+
+        def up() -> bool:
+            if self.nodes[node].poll() is not None:
+                self.supernode(node, config)
+            return log.read_text().count("SuperNode ID") > before
+
+        self.until(up, f"node {node}", 240)
+
+    def cut_power(self, node: int) -> None:
+        """Kill a SuperNode and all that it runs, without warning."""
+        supernode = psutil.Process(self.nodes[node].pid)
+        for process in [supernode, *supernode.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def kill_client_app(self, node: int) -> None:
         """Kill the ClientApp that a SuperNode runs at the moment, without warning."""
         children = psutil.Process(self.nodes[node].pid).children(recursive=True)

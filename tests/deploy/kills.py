@@ -96,7 +96,7 @@ class Post:
                     SimpleNamespace(
                         metadata=metadata,
                         has_error=lambda died="died" in content: died,
-                        error=SimpleNamespace(reason=content.get("died")),
+                        error=SimpleNamespace(code=None, reason=content.get("died")),
                         content={RECORD: content},
                     )
                 )

@@ -127,7 +127,8 @@ def test_a_device_has_its_own_data_and_package_and_a_broken_one_is_reported(depl
     assert [sorted(r["clients"]) for r in rounds] == [["0", "1"], ["0", "1"]]
 
 
-def test_a_client_that_is_killed_in_a_step_rejoins_while_the_others_go_on(deployment):
+def test_devices_that_die_in_a_step_rejoin_while_the_others_go_on(deployment):
+    """One loses its ClientApp, one its power; Flower holds both for connected for a while."""
     for node in range(3):
         deployment.restart(node, f"partition-id={node} num-partitions=3")
     out = submit(
@@ -142,14 +143,16 @@ def test_a_client_that_is_killed_in_a_step_rejoins_while_the_others_go_on(deploy
     metrics = out / "metrics.jsonl"
     deployment.until(metrics.exists, "the first round", 240)
     deployment.kill_client_app(1)
+    deployment.cut_power(2)
+    deployment.supernode_comes_up(2, "partition-id=2 num-partitions=3")
     assert deployment.ended(out, 240)["status"] == "finished", deployment.words()
     rounds = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [r["round"] for r in rounds] == [1, 2, 3, 4]
-    assert [r["lost"] for r in rounds].count(["1"]) == 1
-    assert sorted(rounds[-1]["clients"]) == ["0", "1", "2"]
+    assert sorted(client for r in rounds for client in r["lost"]) == ["1", "2"]
     rows = [{c: own["rows"] for c, own in r["clients"].items()} for r in rounds]
-    short = next(r for r in rows if r["1"] < 50)
-    assert short["0"] == short["2"] == 50
+    assert min(r["1"] for r in rows) < 50
+    assert min(r["2"] for r in rows) < 50
+    assert [r["0"] for r in rows] == [50, 50, 50, 50]
     assert rows[-1] == {"0": 50, "1": 50, "2": 50}
     assert json.loads((out / "summary.json").read_text())["lost_clients"] == {}
-    assert "the run pauses: 2 clients" in (out / "log.txt").read_text()
+    assert "the run pauses" in (out / "log.txt").read_text()

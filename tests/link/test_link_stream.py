@@ -30,6 +30,17 @@ def step(client: str, seq: int, numbers: int = 1000) -> Frame:
     return Frame(m.STEP, client, seq, {"n": seq}, {"z": torch.full((numbers,), float(seq))})
 
 
+def test_an_idle_stream_is_pinged_and_not_cut_for_it(
+    start: Start, connect: Connect, join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default gRPC's server ends a stream at the third ping within five minutes."""
+    server = start(keepalive_s=1.0)
+    link = join(server, "a", stream=connect(server, keepalive_s=1.0))
+    assert server.accept(6.0) is None
+    assert ask(link, step("a", 1)).kind == m.GRADIENT
+    assert not caplog.records
+
+
 def test_a_session_runs_from_hello_to_result(
     server: StreamServer, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
