@@ -39,7 +39,7 @@ class RunState:
         kind = event.get("event")
         if kind == "phase":
             self.phase = PhaseProgress(event)
-        elif kind in ("step", "round"):
+        elif kind in ("step", "evaluation", "round"):
             if self.phase is None:  # in a folder whose beginning was lost
                 self.phase = PhaseProgress({"name": event.get("phase", "train"), **event})
             self.phase.apply(event)

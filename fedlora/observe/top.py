@@ -92,10 +92,11 @@ class RunView:
             speed = phase.steps_per_second
             pace = ABSENT if speed is None else f"{speed:.2f}"
             age = "" if self.done else f", {_age(phase.latest, now)} ago"
+            evaluated = f", {phase.evaluated}" if phase.evaluated else ""
             lines += [
                 (
                     f"{phase.name}: round {phase.round}/{phase.rounds}, "
-                    f"step {phase.step}/{phase.total_steps}{age}"
+                    f"step {phase.step}/{phase.total_steps}{evaluated}{age}"
                 ),
                 (
                     f"{pace} steps/s, {count_text(phase.tokens_per_second)} tokens/s, "

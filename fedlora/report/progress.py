@@ -8,6 +8,8 @@ Events, one a line, each with ``event`` and ``time`` (seconds since the epoch):
 ``step``
     ``phase``, ``round``, ``step`` (from 1 over the whole phase), ``loss`` (training loss or None),
     ``tokens``, ``bits_up``, ``bits_down`` (all three cumulative over the phase).
+``evaluation``
+    ``phase``, ``round``, ``rows`` that are done of ``total``, now and then in a long evaluation.
 ``round``
     ``phase`` and what is known of a ``RoundRecord``: ``round``, ``step``, ``loss``, ``metric``,
     ``metric_name``.
@@ -35,6 +37,7 @@ from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import bits_text, count_text, number_text, seconds_text
 
 RATE_WINDOW = 50
+TELL_EVERY_S = 10.0  # on what is no terminal, in long evaluations
 STYLES = {"warning": "yellow", "error": "bold red"}
 
 
@@ -59,6 +62,7 @@ class PhaseProgress:
         self.loss: float | None = None
         self.metric: float | None = None
         self.metric_name = ""
+        self.evaluated = ""
         self.bits_up = 0.0
         self.bits_down = 0.0
         self._tokens: deque[tuple[float, float]] = deque(maxlen=RATE_WINDOW)
@@ -88,11 +92,15 @@ class PhaseProgress:
         return (self.latest - self.started) / done * max(0, self.total_steps - self.step)
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Take in a ``step`` or ``round`` event."""
+        """Take in a ``step``, ``evaluation`` or ``round`` event."""
         self.latest = number(event.get("time")) or self.latest
         self.round = int(number(event.get("round")) or self.round)
         self.step = int(number(event.get("step")) or self.step)
-        if event["event"] == "step":
+        self.evaluated = ""
+        if event["event"] == "evaluation":
+            rows, total = number(event.get("rows")), number(event.get("total"))
+            self.evaluated = f"evaluated {count_text(rows)} of {count_text(total)} rows"
+        elif event["event"] == "step":
             if self.first_step is None:  # above 1 in a run that was resumed
                 self.first_step = self.step
             self.loss = number(event.get("loss"))
@@ -110,6 +118,7 @@ class PhaseProgress:
         """Return loss, metric, speed and traffic as short texts, those that are known."""
         rate = self.tokens_per_second
         known = {
+            self.evaluated: bool(self.evaluated),
             f"loss {number_text(self.loss)}": self.loss is not None,
             f"{self.metric_name} {number_text(self.metric)}": self.metric is not None,
             f"{count_text(rate)} tokens/s": rate is not None,
@@ -144,6 +153,7 @@ class ProgressView:
         self._offset = offset
         self._phase: PhaseProgress | None = None
         self._task: TaskID | None = None
+        self._tell_at = 0.0
         self._bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=None, complete_style="blue", finished_style="green"),
@@ -200,7 +210,7 @@ class ProgressView:
         kind = event.get("event")
         if kind == "phase":
             self._open(event)
-        elif kind in ("step", "round"):
+        elif kind in ("step", "evaluation", "round"):
             if self._phase is None:
                 self._open({"name": event.get("phase", "train"), "time": event.get("time")})
             self._advance(event)
@@ -244,6 +254,9 @@ class ProgressView:
             self._bars.update(
                 self._task, completed=phase.step, round=phase.round, remaining=remaining
             )
+        elif phase.evaluated and phase.latest > self._tell_at:
+            self._tell_at = phase.latest + TELL_EVERY_S
+            self.console.print(Text(f"{phase.name} round {phase.round}: {phase.evaluated}"))
         elif event["event"] == "round":
             parts = [
                 f"{phase.name} round {phase.round}/{phase.rounds}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
@@ -16,6 +17,8 @@ from fedlora.server.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.steps import Ranks
 from fedlora.server.uploads import Activation
 from fedlora.tasks.base import Counts, Task
+
+_TELL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,24 @@ class Evaluator:
         As for ``StepLoop``.
     task
         Reads the clients' counts.
+    on_rows
+        Called now and then in a long evaluation with the rows that are done and those that there
+        are.
     """
 
     def __init__(
-        self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, task: type[Task]
+        self,
+        scenario: Scenario,
+        engine: SplitEngine,
+        cohort: Cohort,
+        task: type[Task],
+        on_rows: Callable[[int, int], None],
     ) -> None:
         self.scenario = scenario
         self.engine = engine
         self.cohort = cohort
         self.task = task
+        self.on_rows = on_rows
         self._up = create_codec(scenario.link.activation)
         self._down = create_codec(scenario.link.representation)
 
@@ -73,6 +85,7 @@ class Evaluator:
         counts: dict[str, Counts] = {}
         total: Counts | None = None
         seen: dict[str, int] = {}
+        tell_at = time.monotonic() + _TELL_EVERY_S
         replies = self.cohort.ask(clients, Request(m.EVAL_BEGIN, {"rows": rows}))
         present = self.engine.adapter() if adapters else {}
         try:
@@ -82,6 +95,10 @@ class Evaluator:
                     total = self._add(client, reply, seen.get(client, 0), counts, total)
                 batch = self._batch(open_, seen)
                 replies = self._exchange(batch, ranks, adapters, present)
+                if replies and time.monotonic() > tell_at:
+                    tell_at = time.monotonic() + _TELL_EVERY_S
+                    there = sum(self.cohort[c].held_out_rows for c in self.cohort.clients)
+                    self.on_rows(sum(seen.values()), max(there, sum(seen.values())))
         finally:
             if adapters:
                 self.engine.load_adapter(present)

@@ -102,7 +102,7 @@ class Training:
         self.higher_is_better = True
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)
-        self._evaluator = Evaluator(scenario, engine, cohort, self.task)
+        self._evaluator = Evaluator(scenario, engine, cohort, self.task, self._on_rows)
         self._reports = Reports(scenario, cohort, air)
         self._steps = StepLoop(scenario, engine, cohort, self._on_step)
         self.done = 0
@@ -323,6 +323,11 @@ class Training:
             tokens=self._tokens,
             bits_up=up,
             bits_down=down,
+        )
+
+    def _on_rows(self, rows: int, total: int) -> None:
+        self.recorder.append_event(
+            "evaluation", phase=self._phase, round=self._round, rows=rows, total=total
         )
 
     def _present(self, clients: Sequence[str]) -> list[str]:

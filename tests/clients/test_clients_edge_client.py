@@ -155,6 +155,17 @@ def test_evaluation_goes_through_all_rows_and_counts_them(client):
     assert sum(map(sum, reply.fields["counts"]["confusion"])) == 3
 
 
+def test_held_out_rows_come_in_order_of_length(checkpoints):
+    client = edge(checkpoints["gpt2"], held_out=5)
+    lengths = []
+    reply = client.handle(Frame(m.EVAL_BEGIN, fields={"rows": 2}))
+    while reply.kind == m.ACTIVATION:
+        lengths += reply.tensors["lengths"].tolist()
+        reply = client.handle(Frame(m.EVAL, tensors=z(len(reply.tensors["lengths"]))))
+    assert lengths == [2, 3, 4, 5, 6]
+    assert sum(map(sum, reply.fields["counts"]["confusion"])) == 5
+
+
 def test_client_without_held_out_rows_has_no_counts(checkpoints):
     client = edge(checkpoints["gpt2"], held_out=0)
     reply = client.handle(Frame(m.EVAL_BEGIN, fields={"rows": 8}))

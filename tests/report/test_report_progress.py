@@ -74,6 +74,23 @@ def test_without_a_terminal_each_round_is_one_plain_line(tmp_path):
     assert "up 20.0 Mbit  down 10.0 Mbit" in lines[5]
 
 
+def test_a_long_evaluation_tells_how_far_it_is(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    folder.append_event("phase", name="train", rounds=1, steps=5, clients=8)
+    folder.append_event("evaluation", phase="train", round=1, rows=1280, total=7600)
+    folder.append_event("evaluation", phase="train", round=1, rows=1600, total=7600)
+    console = plain_console()
+    view = ProgressView(folder, console)
+    view.poll()
+    told = [line for line in console.file.getvalue().splitlines() if "evaluated" in line]
+    assert told == ["train round 1: evaluated 1,280 of 7,600 rows"]  # the next is too soon
+    phase = PhaseProgress({"name": "train"})
+    phase.apply({"event": "evaluation", "rows": 1280, "total": 7600})
+    assert phase.figures() == ["evaluated 1,280 of 7,600 rows"]
+    phase.apply({"event": "round", "round": 1})
+    assert phase.figures() == []
+
+
 def test_on_a_terminal_the_bars_show_both_phases(tmp_path):
     folder = RunFolder.create(tmp_path)
     write_phase(folder, "baseline")
