@@ -81,8 +81,8 @@ class ClientGradients:
         for slot, weight in zip(self._batch, weights, strict=True):
             self._weights[slot] += weight
 
-    def take(self) -> tuple[list[Block], torch.Tensor]:
-        """Return two blocks for each projection, A then B transposed, and the clients' weights.
+    def take(self) -> tuple[list[Block], torch.Tensor, list[str]]:
+        """Return two blocks for each projection, A then B transposed, the clients' weights and ids.
 
         The values are means over each client's weight. Everything is forgotten for the next step.
         """
@@ -95,9 +95,10 @@ class ClientGradients:
             present = (present & (weights > 0)[:, None]).to(total.device)
             divisor = torch.where(weights > 0, weights, 1.0).to(total.device)
             blocks.append(Block(self._padded(total) / divisor[:, None, None], present))
+        clients = list(self._slots)
         self._slots, self._ranks, self._weights = {}, [], []
         self._sums = [None] * len(self._sums)
-        return blocks, weights
+        return blocks, weights, clients
 
     def _watch(
         self,

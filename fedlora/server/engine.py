@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from fedlora.lora.sensitivity import Sensitivity
 from fedlora.lora.start import start_from
 from fedlora.privacy.cascade import SnrMeter
 from fedlora.robust.average import create_average, robust_mean
+from fedlora.robust.momentum import ClientMomentum
 from fedlora.server.device import check_device
 from fedlora.server.placement import Placement
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
@@ -84,6 +86,7 @@ class SplitEngine:
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
         self.average = create_average(scenario.robust)
+        self.momentum = ClientMomentum(scenario.robust.momentum)
         self.by_client = ClientGradients(self.projections) if self.average else None
         self.optimizer = ComponentAdamW(self.projections, scenario.train.weight_decay)
         self._rows: Sequence[ClientRows] = ()
@@ -215,7 +218,8 @@ class SplitEngine:
         """Average over clients; return which components have a gradient."""
         if self.average is None or self.by_client is None:
             return average_gradients(self.projections, self.count)
-        blocks, weights = self.by_client.take()
+        blocks, weights, clients = self.by_client.take()
+        blocks = self.momentum.blend(clients, blocks)
         means, present = robust_mean(self.average, blocks, weights)
         for index, projection in enumerate(self.projections):
             A, B = means[2 * index : 2 * index + 2]
@@ -298,16 +302,21 @@ class SplitEngine:
             projection.A.copy_(state[f"{projection.name}.A"])
             projection.B.copy_(state[f"{projection.name}.B"])
 
-    def state_dict(self) -> dict[str, AdapterState]:
-        """Return factors and optimiser, for a checkpoint between rounds.
+    def state_dict(self) -> dict[str, Any]:
+        """Return factors, optimiser and clients' momentum, for a checkpoint between rounds.
 
         Nothing else changes: what is random follows from the seed and the number of the exchange.
         """
-        return {"adapter": self.adapter(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "adapter": self.adapter(),
+            "optimizer": self.optimizer.state_dict(),
+            "momentum": self.momentum.state_dict(),
+        }
 
-    def load_state_dict(self, state: Mapping[str, AdapterState]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave; raises ``FedloraError`` for another model's state."""
         self.optimizer.load_state_dict(state["optimizer"])
+        self.momentum.load_state_dict(state["momentum"])
         self.load_adapter(state["adapter"])
 
     def full_ranks(self) -> list[int]:

@@ -13,6 +13,7 @@ from fedlora.config import RobustConfig, TrainConfig
 from fedlora.errors import FedloraError
 from fedlora.link.messages import HEAD_WEIGHT
 from fedlora.robust.average import Block, RobustAverage, create_average, robust_mean
+from fedlora.robust.momentum import ClientMomentum
 from fedlora.state import load_optimizer_state, load_tensors, optimizer_state
 
 Weights = dict[str, torch.Tensor]
@@ -40,6 +41,7 @@ class SharedHead:
         self._config = config
         self._clip = robust.head_clip
         self._average = create_average(robust)
+        self._momentum = ClientMomentum(robust.momentum)
         self._by_client: dict[str, tuple[Weights, float]] = {}
         self.parameters = {n: torch.nn.Parameter(w.clone()) for n, w in weights.items()}
         self._optimizer = torch.optim.AdamW(
@@ -96,6 +98,7 @@ class SharedHead:
                 self._average,
                 [{n: g / weight for n, g in own.items()} for own, weight in clients],
                 [weight for _, weight in clients],
+                list(self._by_client),
             )
             self._by_client = {}
             for name, mean in means.items():
@@ -108,9 +111,13 @@ class SharedHead:
         return gradients
 
     def _robust(
-        self, average: RobustAverage, tensors: Sequence[Weights], weights: Sequence[float]
+        self,
+        average: RobustAverage,
+        tensors: Sequence[Weights],
+        weights: Sequence[float],
+        clients: Sequence[str] = (),
     ) -> Weights:
-        """Average tensors over clients; empty when there are too few."""
+        """Average tensors over clients, whose momentum counts if named; empty for too few."""
         if not tensors:
             return {}
         present = torch.ones(len(tensors), 1, dtype=torch.bool)
@@ -118,6 +125,7 @@ class SharedHead:
             Block(torch.stack([own[name].reshape(1, -1) for own in tensors]), present)
             for name in self.parameters
         ]
+        blocks = self._momentum.blend(clients, blocks) if clients else blocks
         means, there = robust_mean(average, blocks, torch.tensor(weights, dtype=torch.float32))
         if not all(bool(components.all()) for components in there):
             return {}
@@ -150,12 +158,17 @@ class SharedHead:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser, for a checkpoint between rounds."""
-        return {"weights": self.parameters, "optimizer": optimizer_state(self._optimizer)}
+        return {
+            "weights": self.parameters,
+            "optimizer": optimizer_state(self._optimizer),
+            "momentum": self._momentum.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave; raises ``FedloraError`` for another head's state."""
         load_tensors(self.parameters, state["weights"])
         load_optimizer_state(self._optimizer, state["optimizer"])
+        self._momentum.load_state_dict(state["momentum"])
 
     def tensors(self) -> Weights:
         """Return the weights as they go into a frame."""

@@ -93,10 +93,11 @@ def plain(rounds: list) -> list[dict]:
     [
         ("head.share=personal", "ranks.strategy=bandit", "lora.dropout=0.1"),
         ("head.share=step", "ranks.strategy=importance", "channel.deliver_every=2"),
+        ("head.share=step", "robust.average=median", "robust.momentum=0.9"),
         ("head.share=round", "federation.clients_per_round=2", "channel.deliver_every=1"),
         ("task.kind=causal_lm", "train.embedding=true", "train.accumulate=2"),
     ],
-    ids=["personal", "step", "round", "embedding"],
+    ids=["personal", "step", "momentum", "round", "embedding"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, overrides):
     scenario = tiny(*overrides)
