@@ -63,6 +63,11 @@ class RobustConfig:
         )
 
     @property
+    def betas(self) -> tuple[float, float]:
+        """Adam's two on the server: where clients have momentum already it adds none."""
+        return (0.0 if self.enabled and self.momentum else 0.9, 0.999)
+
+    @property
     def enabled(self) -> bool:
         """Whether gradients are kept apart by client until they are averaged."""
         return self.average != "mean"

@@ -14,7 +14,6 @@ import torch
 from fedlora.errors import FedloraError
 from fedlora.lora.layers import Projection
 
-_BETAS = (0.9, 0.999)
 _EPS = 1e-8
 
 
@@ -27,10 +26,18 @@ class ComponentAdamW:
         What to update.
     weight_decay
         Decoupled decay, multiplied by the learning rate.
+    betas
+        How much of the first and the second moment stays at each step.
     """
 
-    def __init__(self, projections: Sequence[Projection], weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        projections: Sequence[Projection],
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
         self.projections = projections
+        self.betas = betas
         self.weight_decay = weight_decay
         r_max = projections[0].A.shape[0]
         self.steps = torch.zeros(len(projections), r_max)
@@ -55,7 +62,7 @@ class ComponentAdamW:
             if not bool(rows.any()):
                 continue
             time = self.steps[index].clamp_min(1.0).double()
-            corrections = [(1 - beta**time).to(projection.A).unsqueeze(1) for beta in _BETAS]
+            corrections = [(1 - beta**time).to(projection.A).unsqueeze(1) for beta in self.betas]
             A, B = projection.A, projection.B
             if A.grad is not None:
                 self._update(2 * index, A, A.grad, lr, rows[:, None], corrections)
@@ -72,8 +79,9 @@ class ComponentAdamW:
         corrections: Sequence[torch.Tensor],
     ) -> None:
         first, second = self._first[place], self._second[place]
-        first.copy_(torch.where(rows, first.lerp(grad, 1 - _BETAS[0]), first))
-        second.copy_(torch.where(rows, second * _BETAS[1] + (1 - _BETAS[1]) * grad**2, second))
+        keep, keep_square = self.betas
+        first.copy_(torch.where(rows, first.lerp(grad, 1 - keep), first))
+        second.copy_(torch.where(rows, second * keep_square + (1 - keep_square) * grad**2, second))
         denominator = (second / corrections[1]).sqrt_().add_(_EPS)
         update = first / corrections[0] / denominator
         moved = factor * (1 - lr * self.weight_decay) - lr * update

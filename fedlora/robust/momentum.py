@@ -18,10 +18,9 @@ _Held = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class ClientMomentum:
-    """A moving average of every client's gradients, component by component.
+    """A moving average of every client's gradients, component by component, as in Adam's first.
 
-    A component that a client trains for the first time begins with its gradient, and keeps its
-    average while the client has a lower rank or sits out.
+    A component keeps its average while the client has a lower rank or sits out.
 
     Parameters
     ----------
@@ -50,27 +49,31 @@ class ClientMomentum:
         for place, client in enumerate(clients):
             if not all(bool(block.values[place].isfinite().all()) for block in blocks):
                 continue
-            held = self._held.get(client) or [
-                (torch.zeros_like(b.values[place]), torch.zeros_like(b.present[place]))
-                for b in blocks
-            ]
-            self._held[client] = []
-            for block, mixed, (before, known) in zip(blocks, blended, held, strict=True):
-                gradient, present = block.values[place], block.present[place]
-                moved = torch.lerp(gradient, before, self.beta)
-                moved = torch.where(known[:, None], moved, gradient)
-                average = torch.where(present[:, None], moved, before)
-                mixed.values[place] = torch.where(present[:, None], average, 0.0)
-                self._held[client].append((average, known | present))
+            held = self._held.setdefault(
+                client,
+                [
+                    (torch.zeros_like(b.values[place]), torch.zeros_like(b.values[place, :, 0]))
+                    for b in blocks
+                ],
+            )
+            for block, mixed, (average, steps) in zip(blocks, blended, held, strict=True):
+                present = block.present[place][:, None]
+                moved = torch.lerp(block.values[place], average, self.beta)
+                average.copy_(torch.where(present, moved, average))
+                steps.add_(block.present[place])
+                unbiased = average / (1 - self.beta**steps)[:, None]
+                mixed.values[place] = torch.where(present, unbiased, 0.0)
         return blended
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """Return the averages by client, for a checkpoint between rounds."""
+        """Return averages and numbers of steps by client, for a checkpoint between rounds."""
         return {client: [t for pair in held for t in pair] for client, held in self._held.items()}
 
     def load_state_dict(self, state: Mapping[str, Sequence[torch.Tensor]]) -> None:
         """Take back what ``state_dict`` gave."""
         self._held = {
-            client: list(zip(tensors[::2], tensors[1::2], strict=True))
+            client: [
+                (a.clone(), n.clone()) for a, n in zip(tensors[::2], tensors[1::2], strict=True)
+            ]
             for client, tensors in state.items()
         }

@@ -88,7 +88,9 @@ class SplitEngine:
         self.average = create_average(scenario.robust)
         self.momentum = ClientMomentum(scenario.robust.momentum)
         self.by_client = ClientGradients(self.projections) if self.average else None
-        self.optimizer = ComponentAdamW(self.projections, scenario.train.weight_decay)
+        self.optimizer = ComponentAdamW(
+            self.projections, scenario.train.weight_decay, scenario.robust.betas
+        )
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None

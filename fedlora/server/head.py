@@ -45,7 +45,7 @@ class SharedHead:
         self._by_client: dict[str, tuple[Weights, float]] = {}
         self.parameters = {n: torch.nn.Parameter(w.clone()) for n, w in weights.items()}
         self._optimizer = torch.optim.AdamW(
-            self.parameters.values(), weight_decay=config.weight_decay
+            self.parameters.values(), weight_decay=config.weight_decay, betas=robust.betas
         )
         self._weight = 0.0
 

@@ -23,15 +23,14 @@ def gradients(step: int, *, spread: float = 1.0) -> torch.Tensor:
     return 1.0 + spread * noise
 
 
-def test_it_is_the_exponential_average_that_begins_with_the_first_gradient():
-    momentum = ClientMomentum(0.75)
-    expected = gradients(0)
+def test_it_is_adams_first_moment_without_its_bias():
+    momentum, beta = ClientMomentum(0.75), 0.75
+    total, weight = torch.zeros(CLIENTS, COMPONENTS, WIDTH), 0.0
     for step in range(6):
         given = gradients(step)
-        if step:
-            expected = 0.75 * expected + 0.25 * given
+        total, weight = beta * total + given, beta * weight + 1
         [found] = momentum.blend(NAMES, [Block(given, EVERYWHERE)])
-        torch.testing.assert_close(found.values, expected)
+        torch.testing.assert_close(found.values, total / weight)
 
 
 def test_without_momentum_each_step_stands_alone():
@@ -53,8 +52,8 @@ def test_a_component_or_client_that_sits_out_keeps_its_average():
     assert not found.values[2, 1].any()
     assert torch.equal(found.present, fewer[:6])
     [found] = momentum.blend(NAMES, [Block(last, EVERYWHERE)])
-    torch.testing.assert_close(found.values[2, 1], 0.5 * first[2, 1] + 0.5 * last[2, 1])
-    torch.testing.assert_close(found.values[6], 0.5 * first[6] + 0.5 * last[6])
+    torch.testing.assert_close(found.values[2, 1], (1 / 3) * first[2, 1] + (2 / 3) * last[2, 1])
+    torch.testing.assert_close(found.values[6], (1 / 3) * first[6] + (2 / 3) * last[6])
 
 
 def test_what_is_not_finite_is_left_out_of_one_step_and_not_remembered():
@@ -68,7 +67,9 @@ def test_what_is_not_finite_is_left_out_of_one_step_and_not_remembered():
     [mean], _ = robust_mean(average, blended, torch.ones(CLIENTS))
     assert mean.isfinite().all()
     [found] = momentum.blend(NAMES, [Block(gradients(2), EVERYWHERE)])
-    torch.testing.assert_close(found.values[3], 0.5 * gradients(0)[3] + 0.5 * gradients(2)[3])
+    torch.testing.assert_close(
+        found.values[3], (1 / 3) * gradients(0)[3] + (2 / 3) * gradients(2)[3]
+    )
 
 
 @pytest.mark.parametrize("name", ["median", "trimmed_mean"])
