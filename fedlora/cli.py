@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+_INTERRUPTED = 130
 
 ScenarioArgument = Annotated[
     str,
@@ -262,6 +267,21 @@ def add_plugin_verbs(verb: str = "") -> None:
         app.command(name)(found[name].load())
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn a termination signal into KeyboardInterrupt, so that everything is ended in order."""
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and status 2."""
     sys.path.insert(0, os.getcwd())  # a plug-in named module:Class may lie where the user stands
@@ -276,7 +296,10 @@ def main() -> None:
                 f"an argument of fedlora {verb} is empty, as of a variable that is not set; write "
                 "what was meant, or leave it out"
             )
-        status = app(standalone_mode=False)
+        with _interruptible():
+            status = app(standalone_mode=False)
+        if status == _INTERRUPTED:  # typer's own answer to KeyboardInterrupt
+            raise KeyboardInterrupt
     except FedloraError as error:
         typer.secho(f"fedlora: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2)
@@ -294,5 +317,5 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         typer.secho("fedlora: interrupted; what was finished is kept", err=True)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)

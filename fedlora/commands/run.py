@@ -11,7 +11,7 @@ from rich.console import Console
 from fedlora.check import check_scenario
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.launch import FlowerSimulation, SimulationRequest, interruptible
+from fedlora.launch import FlowerSimulation, SimulationRequest
 from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
 from fedlora.report.run_folder import RunFolder
@@ -65,7 +65,7 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
     console.print(f"fedlora: [bold]{scenario.name}[/bold] through Flower, into {folder.path}")
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
     try:
-        with interruptible(), FlowerSimulation(request) as simulation:
+        with FlowerSimulation(request) as simulation:
             with ProgressView(folder, console=console) as view:
                 status = view.follow(lambda: simulation.working)
     except KeyboardInterrupt:

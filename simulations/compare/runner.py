@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +21,7 @@ from fedlora.config import Scenario
 from fedlora.registry import use_python_path
 from simulations.compare.store import CompareFolder
 from simulations.compare.trial import Trial, run_reference, run_trial
+from simulations.workers import worker_pool
 
 
 def run_missing(
@@ -48,7 +46,7 @@ def run_missing(
     scenario = replace(scenario, compute=replace(scenario.compute, threads=1))
     missing = [trial for trial in trials if trial.key not in folder.finished]
     seeds = sorted({trial.seed for trial in missing} - set(folder.references))
-    with _pool(scenario, workers) as pool:
+    with worker_pool(workers, _begin, scenario) as pool:
         references = {pool.submit(run_reference, scenario, seed): seed for seed in seeds}
         _follow(
             "references",
@@ -80,21 +78,6 @@ def _follow(title: str, futures: dict[Future[Any], Any], keep: Callable[[Any, An
             keep(about, future.result())
             label = " ".join(map(str, about.key)) if isinstance(about, Trial) else f"seed {about}"
             progress.update(task, advance=1, last=label)
-
-
-@contextmanager
-def _pool(scenario: Scenario, workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(
-        workers or os.cpu_count() or 1,
-        # A forked process would inherit threads that no longer run.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(scenario,),
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(scenario: Scenario) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,17 +93,13 @@ def _run(base: Scenario, settings: Sequence[Setting], workers: int) -> list[dict
     from rich.progress import track
 
     from simulations.participation.study import run_setting
+    from simulations.workers import worker_pool
 
-    context = multiprocessing.get_context("spawn")
     done: dict[Setting, list[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=context) as pool:
+    with worker_pool(workers) as pool:
         futures = {pool.submit(run_setting, base, setting): setting for setting in settings}
-        try:
-            for future in track(as_completed(futures), "runs", total=len(futures)):
-                done[futures[future]] = future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in track(as_completed(futures), "runs", total=len(futures)):
+            done[futures[future]] = future.result()
     return [row for setting in settings for row in done[setting]]
 
 
