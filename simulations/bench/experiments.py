@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from simulations.bench import edge, scale
+from simulations.bench import edge, robust, scale
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
 from simulations.bench.settings import Settings
@@ -28,7 +28,7 @@ class Experiment:
     Attributes
     ----------
     kind
-        ``speed``, ``edge``, ``scale`` or ``stream``.
+        ``speed``, ``edge``, ``scale``, ``robust`` or ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -69,6 +69,8 @@ def experiments(settings: Settings) -> list[Experiment]:
     found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
     for model in settings.scale_models:
         found.append(Experiment("scale", model, scale.many_clients, scale.ticks))
+    for model in settings.robust_models:
+        found.append(Experiment("robust", model, robust.robust_averages, robust.ticks))
     found.append(Experiment("stream", "exchange", exchange, lambda _: 2))
     found.append(Experiment("stream", "idle", idle_streams, lambda _: 1))
     return found

@@ -23,6 +23,8 @@ class Settings:
         Size of a client's batch in the experiments on memory.
     scale_clients, scale_rows, scale_length, scale_hosts
         Size of a step with many clients, and processes that host them.
+    robust_models, robust_clients
+        Which models are measured with robust averages, with how many clients.
     exchange_bytes, exchanges, idle_streams
         Size and number of the timed exchanges, and number of the idle streams.
     """
@@ -41,6 +43,8 @@ class Settings:
     scale_rows: int = 4
     scale_length: int = 32
     scale_hosts: int = 2
+    robust_models: tuple[str, ...] = ("minilm", "decoder")
+    robust_clients: int = 8
     exchange_bytes: int = 1_000_000
     exchanges: int = 60
     idle_streams: int = 256
@@ -61,6 +65,8 @@ QUICK = Settings(
     scale_rows=2,
     scale_length=8,
     scale_hosts=1,
+    robust_models=("decoder",),
+    robust_clients=3,
     exchanges=5,
     idle_streams=8,
 )

@@ -1,0 +1,105 @@
+"""What robust averages cost: the same batch with each of them, step by step beside the mean."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.config import Scenario, with_overrides
+from fedlora.report.records import RoundRecord
+from simulations.bench.contest import SPLIT, Contest
+from simulations.bench.context import Context, Tick
+from simulations.bench.figures import Figure
+from simulations.bench.settings import Settings
+from simulations.bench.speed import contest_steps
+from simulations.bench.workload import Load, Workload
+from simulations.in_process import connect
+
+AVERAGES: Mapping[str, list[str]] = {
+    "median": ["robust.average=median"],
+    "trimmed_mean": ["robust.average=trimmed_mean"],
+    "norm_filter": ["robust.average=norm_filter"],
+    "median_with_momentum": ["robust.average=median", "robust.momentum=0.9"],
+}
+
+
+class OtherRun:
+    """A run that goes a step further when it is asked to, as a rival in a contest.
+
+    Parameters
+    ----------
+    scenario
+        What it does. Its last step is never asked for.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self._loss = 0.0
+        training = connect(scenario, self).training
+        threading.Thread(target=self._run, args=(training.run,), daemon=True).start()
+
+    def _run(self, run: Any) -> None:
+        self._go.acquire()
+        run()
+
+    def step(self, number: int) -> float:
+        """See ``Rival``."""
+        del number
+        self._go.release()
+        self._stands.acquire()
+        return self._loss
+
+    def append_event(self, event: str, /, **fields: object) -> None:
+        """Wait at the end of each step."""
+        if event == "step":
+            loss = fields["loss"]
+            assert isinstance(loss, float)
+            self._loss = loss
+            self._stands.release()
+            self._go.acquire()
+
+    def append_round(self, record: RoundRecord) -> None:
+        """See ``Recorder``; rounds are not kept."""
+
+
+def robust_averages(context: Context, model: str, tick: Tick) -> list[Figure]:
+    """Compare a step with each robust average with one of the mean."""
+    settings = context.settings
+    load = Load(
+        context.model(model),
+        "classification",
+        settings.robust_clients,
+        settings.scale_rows,
+        settings.scale_length,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        workload = Workload(load, contest_steps(settings), Path(folder))
+        contest = Contest(settings.warm_up, settings.pairs, tick)
+        # One thread each: OpenMP's teams of several runs would wait for each other's cores.
+        scenario = with_overrides(workload.scenario, ["compute.threads=1"])
+        server = connect(scenario, contest)
+        contest.rivals = {
+            name: OtherRun(with_overrides(scenario, overrides))
+            for name, overrides in AVERAGES.items()
+        }
+        server.training.run()
+        server.end()
+    return [Figure("mean", contest.median_seconds(SPLIT), "s/step")] + [
+        Figure(
+            f"{name}_to_mean",
+            contest.speed_ratio(SPLIT, name),
+            "ratio",
+            None,
+            None,
+            *contest.ratio_quartiles(SPLIT, name),
+        )
+        for name in AVERAGES
+    ]
+
+
+def ticks(settings: Settings) -> int:
+    """Return the steps of the contest."""
+    return contest_steps(settings)
