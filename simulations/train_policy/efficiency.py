@@ -98,7 +98,12 @@ def main() -> None:
     )
     parser.add_argument("ours", nargs="+", type=Path)
     parser.add_argument("--against", nargs="+", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=4, help="episodes in a row that count")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=10,
+        help="episodes in a row that count; in ten, each SNR and channel comes once",
+    )
     given = parser.parse_args()
     ours, plain = ([read_curve(folder) for folder in own] for own in (given.ours, given.against))
     print("\n".join(compare(ours, plain, given.episodes)))
