@@ -114,8 +114,7 @@ class Checkpoints:
         training.engine.load_state_dict(state["engine"])
         training.ranking.load_state_dict(state["ranking"])
         training.spending.load_state_dict(state["spending"])
-        for name, value in state["metrics"].items():
-            setattr(training, name, value)
+        training.outcome.load(state["metrics"])
         training.deliveries.held = {
             client: (state["adapters"][place], ranks)
             for client, (place, ranks) in state["delivered"].items()
@@ -189,8 +188,5 @@ def _state_of(training: Training) -> dict[str, Any]:
         "ranking": training.ranking.state_dict(),
         "air": training.air.state_dict(),
         "spending": training.spending.state_dict(),
-        "metrics": {
-            name: getattr(training, name)
-            for name in ("metric_before", "metric_name", "higher_is_better")
-        },
+        "metrics": training.outcome.fields(),
     }

@@ -13,9 +13,8 @@ from fedlora.config import Scenario
 from fedlora.errors import Deserted
 from fedlora.link import messages as m
 from fedlora.privacy.plan import check_release
-from fedlora.ranks.reports import ClientReport
 from fedlora.ranks.space import RankDecision
-from fedlora.report.records import ClientRecord, RoundRecord
+from fedlora.report.records import RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.cohort import Cohort, Request
 from fedlora.server.deliveries import Deliveries
@@ -25,8 +24,9 @@ from fedlora.server.head import SharedHead
 from fedlora.server.head_sharing import HeadSharing
 from fedlora.server.ranking import Ranking, Told
 from fedlora.server.reports import Reports
-from fedlora.server.steps import StepLoop, StepTally
-from fedlora.tasks.base import Counts, Task, head_trains, task_class
+from fedlora.server.round_record import Outcome, round_record
+from fedlora.server.steps import StepLoop
+from fedlora.tasks.base import Task, head_trains, task_class
 
 log = logging.getLogger("fedlora.server")
 
@@ -65,8 +65,8 @@ class Training:
         Called once, before the first round of a run that is not taken up again.
     after_round
         Called when a round is finished and recorded.
-    metric_before
-        Metric of the same head on the frozen backbone, once it is known.
+    outcome
+        The metric, and what it was before the first round.
     deliveries
         Which adapter each client has.
     sharing
@@ -97,9 +97,7 @@ class Training:
         self.task: type[Task] = task_class(scenario.task.kind)
         trains = head_trains(scenario.head, self.task)
         check_release(scenario, pools=engine.pool is not None, trains_head=trains)
-        self.metric_before: float | None = None
-        self.metric_name = ""
-        self.higher_is_better = True
+        self.outcome = Outcome()
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)
         self._evaluator = Evaluator(scenario, engine, cohort, self.task, self._on_rows)
@@ -154,9 +152,9 @@ class Training:
                 )
                 self.sharing.end_round(tally.asked, tally.rows)
         evaluation = self._evaluator.run(self.cohort.clients, zero, {})
-        self.metric_before, _ = self._metrics(evaluation.total)
+        self.outcome.before, _ = self.outcome.of(evaluation.total)
         self.recorder.append_event(
-            "round", phase="baseline", metric=self.metric_before, metric_name=self.metric_name
+            "round", phase="baseline", metric=self.outcome.before, metric_name=self.outcome.name
         )
 
     def _train_round(self, round_: int) -> None:
@@ -187,7 +185,17 @@ class Training:
         self.sharing.end_round(tally.asked, tally.rows)
         self.deliveries.send(round_, decisions)
         evaluation = self._evaluate(round_, decisions)
-        record = self._record(round_, reports, decisions, tally, evaluation)
+        record = round_record(
+            round_,
+            round_ * steps,
+            reports,
+            decisions,
+            tally,
+            evaluation,
+            self.outcome,
+            self.air,
+            self.spending,
+        )
         losses = {c: own["loss"] for c, own in record["clients"].items() if c in self.cohort}
         snr = self.engine.round_snr()
         if snr is not None:
@@ -256,61 +264,6 @@ class Training:
         self.air.purpose = "train"
         return evaluation
 
-    def _record(
-        self,
-        round_: int,
-        reports: Mapping[str, ClientReport],
-        decisions: Mapping[str, RankDecision],
-        tally: StepTally,
-        evaluation: Evaluation | None,
-    ) -> RoundRecord:
-        metric, loss = self._metrics(evaluation.total) if evaluation else (None, None)
-        clients: dict[str, ClientRecord] = {}
-        for client, decision in decisions.items():
-            own = evaluation.counts.get(client) if evaluation else None
-            own_metric, own_loss = self._metrics(own)
-            channel, statistics = reports[client].channel, reports[client].statistics
-            record: ClientRecord = self.air.client_record(round_, client)
-            record |= ClientRecord(
-                rows=tally.rows.get(client, 0),
-                metric=own_metric,
-                loss=own_loss,
-                mean_rank=decision.deliver.mean,
-                ranks=list(decision.deliver),
-                epsilon=self._steps.spending.epsilon(client),
-                snr_db=channel.down_snr_db if channel else None,
-                rate_bps=channel.down_rate_bps if channel else None,
-            )
-            if statistics is not None:
-                record["statistics"] = statistics.told()
-            clients[client] = record
-        spent = self._steps.spending.round_fields()
-        return (
-            self.air.round_record(round_)
-            | spent
-            | RoundRecord(
-                round=round_,
-                step=round_ * self.scenario.train.steps,
-                train_loss=tally.loss,
-                loss=loss,
-                metric=metric,
-                metric_name=self.metric_name,
-                higher_is_better=self.higher_is_better,
-                tokens=tally.tokens,
-                mean_rank=float(np.mean([d.deliver.mean for d in decisions.values()])),
-                clients=clients,
-            )
-        )
-
-    def _metrics(self, counts: Counts | None) -> tuple[float | None, float | None]:
-        """Return the task's metric and the loss of counts, and note the metric's name."""
-        if counts is None:
-            return None, None
-        metrics = counts.metrics()
-        self.metric_name = metrics[0].name
-        self.higher_is_better = metrics[0].higher_is_better
-        return metrics[0].value, next(x.value for x in metrics if x.name == "loss")
-
     def _on_step(self, step: int, loss: float | None, tokens: int) -> None:
         self._tokens += tokens
         up, down = self.air.bits_so_far()
@@ -336,9 +289,7 @@ class Training:
     def summary_fields(self) -> dict[str, Any]:
         """Return what the summary needs beyond the rounds."""
         return {
-            "metric_name": self.metric_name,
-            "higher_is_better": self.higher_is_better,
-            "metric_before": self.metric_before,
+            **self.outcome.fields(),
             "privacy": self._steps.spending.statement(),
             "trainable_parameters": sum(p.A.numel() + p.B.numel() for p in self.engine.projections),
         }

@@ -73,7 +73,7 @@ def _compare(scenario: Any) -> dict[str, Any]:
     first = zip(record.losses[:_FIRST_STEPS], result.losses, strict=False)
     return {
         "seed": scenario.seed,
-        "metric_before": server.training.metric_before,
+        "metric_before": server.training.outcome.before,
         "split": last["metric"],
         "unsplit": result.accuracy if result.accuracy is not None else math.exp(result.loss),
         "split_loss": last["loss"],

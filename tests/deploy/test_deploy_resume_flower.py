@@ -86,7 +86,7 @@ def test_all_processes_killed_in_a_round_and_resumed_equal_an_uninterrupted_run(
         assert torch.equal(saved[f"base_model.model.{name}.lora_A.weight"], A)
         assert torch.equal(saved[f"base_model.model.{name}.lora_B.weight"], B)
     assert summary["metric"] == record.rounds[-1]["metric"]
-    assert summary["metric_before"] == server.training.metric_before
+    assert summary["metric_before"] == server.training.outcome.before
     once_more = resume(out)
     assert once_more.returncode == 2
     assert "is finished" in once_more.stderr

@@ -105,7 +105,7 @@ def test_baseline_trains_the_same_head_on_the_same_batches(tiny, records):
     federation = Federation(config).run()
     recorder = federation.recorder
     assert recorder.losses("baseline") == pytest.approx(recorder.losses("train"), rel=1e-6)
-    assert federation.server.training.metric_before == recorder.rounds[-1]["metric"]
+    assert federation.server.training.outcome.before == recorder.rounds[-1]["metric"]
 
 
 def test_scheduled_clients_train_and_the_others_get_the_head(tiny, records):
