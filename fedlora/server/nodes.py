@@ -21,6 +21,7 @@ RECORD = "fedlora"
 _POLL_S = 0.2
 _PATIENCE_S = 8.0  # before a run that waits for nodes says so
 _ANSWER_S = 60.0
+_ASK_AGAIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
     """
     deadline = time.monotonic() + scenario.federation.connect_timeout_s
     known: dict[int, Node] = {}
+    again: dict[int, float] = {}  # when a node that did not answer well is asked once more
     wanted = scenario.federation.clients
     tell_at, told = time.monotonic() + _PATIENCE_S, -1
     while time.monotonic() < deadline and len(known) < wanted:
@@ -75,9 +77,12 @@ def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
             told, left_s = len(known), deadline - time.monotonic()
             text = f"{told} of {wanted} nodes are there; waiting {left_s:.0f} s for the others"
             folder.append_event("message", text=text, level="info")
-        fresh = sorted(set(grid.get_node_ids()) - set(known))
+        now = time.monotonic()
+        there = sorted(set(grid.get_node_ids()) - set(known))
+        fresh = [node for node in there if again.get(node, 0.0) <= now]
         if not known:
             fresh = fresh[:1]
+        again |= dict.fromkeys(fresh, now + _ASK_AGAIN_S)
         for node, total in ask_who(grid, fresh):
             known[node.id] = node
             if node.simulated:
@@ -105,7 +110,16 @@ def ask_who(grid: Grid, ids: Sequence[int]) -> list[tuple[Node, int]]:
         if reply.has_error():
             log.warning("node %s cannot take part: %s", reply.metadata.src_node_id, reply.error)
             continue
-        record = reply.content[RECORD]
-        node = Node(reply.metadata.src_node_id, int(record["client"]), bool(record["simulated"]))
-        found.append((node, int(record["clients"])))
+        try:
+            record = reply.content[RECORD]
+            client, clients = int(record["client"]), int(record["clients"])
+            node = Node(reply.metadata.src_node_id, client, bool(record["simulated"]))
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning(
+                "node %s does not say who it is (%r); it needs the same fedlora release",
+                reply.metadata.src_node_id,
+                error,
+            )
+            continue
+        found.append((node, clients))
     return found

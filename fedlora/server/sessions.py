@@ -278,7 +278,8 @@ class Sessions:
             if client not in self._invited:
                 continue
             if not message.has_error():
-                reason = str(message.content[RECORD].get("error", ""))
+                answer = message.content.get(RECORD, {"error": "its answer says nothing"})
+                reason = str(answer.get("error", ""))[:500]
                 if reason:
                     self._fail(client, reason, may_return=client in self._server.cohort.may_return)
             elif message.error.code == ErrorCode.NODE_UNAVAILABLE:
