@@ -62,7 +62,7 @@ def test_flwr_run_at_the_root_takes_any_number_of_supernodes_and_hosts(tmp_path)
     assert same(adapter_of(out), adapter_in(expected))
     summary = json.loads((out / "summary.json").read_text())
     assert summary["clients"] == CLIENTS
-    assert summary["metric_before"] == expected.training.metric_before is not None
+    assert summary["metric_before"] == expected.training.outcome.before is not None
 
 
 def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
