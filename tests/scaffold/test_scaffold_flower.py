@@ -66,7 +66,7 @@ def test_fedlora_run_takes_the_app_from_any_folder_and_equals_the_in_process_fed
 
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["clients"], summary["steps"]) == (5, 4)
-    assert summary["metric_before"] == expected.training.metric_before is not None
+    assert summary["metric_before"] == expected.training.outcome.before is not None
     assert f"{summary['metric']:.3f}" in done.stdout
     assert len(summary["label_counts"]) > 1
     assert "has not ended" not in (out / "report.html").read_text()
