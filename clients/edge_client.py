@@ -83,9 +83,8 @@ class EdgeClient:
         self._batch: list[int] = []
         self._pending: torch.Tensor | None = None
         self._losses: list[tuple[float, float]] = []
-        # Together with other clients' rows of like length, which costs the least padding.
-        self._by_length = sorted(range(len(held_out)), key=lambda i: len(held_out[i].ids))
         self._evaluated = 0
+        self._by_length: list[int] = []
         self._eval_rows = 0
         self._counts: Counts | None = None
         self._samples_seen = 0
@@ -220,6 +219,9 @@ class EdgeClient:
     def _eval_begin(self, frame: Frame) -> Frame:
         self._eval_rows = max(1, _integer(frame, "rows"))
         self._evaluated = 0
+        # Together with other clients' rows of like length, which costs the least padding.
+        lengths = _lengths(self.held_out)
+        self._by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
         self._counts = None
         if not self.release.reports_metrics:
             return Frame(m.METRICS, fields={"counts": None})
