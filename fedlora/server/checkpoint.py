@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedlora.server")
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Checkpoints:

@@ -133,11 +133,13 @@ def _train(
             try:
                 training.run(partial(checkpoints.restore, training, state) if state else None)
                 break
-            except Deserted as error:
-                state = latest()
+            except Deserted:
                 if not server.cohort.deployed:
                     raise
-                log.warning("%s; the round is begun again when devices are back", error)
+                state = latest()
+                log.warning(
+                    "the round is begun again when devices are back (%s)", server.cohort.reasons()
+                )
                 sessions.readmit()
         results = {client: dict(found) for client, found in server.end().items()}
         for client, found in _collect(grid, nodes, hosts).items():
