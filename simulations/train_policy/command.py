@@ -37,7 +37,11 @@ def train_policy(
         typer.Option(
             min=0.0, max=0.9, help="Part of the best fixed rank's bits to save under fading."
         ),
-    ] = 0.35,
+    ] = 0.38,
+    margin: Annotated[
+        float,
+        typer.Option(min=0.0, help="Nats by which the end is to be better than that rank's."),
+    ] = 0.07,
     plain_ppo: Annotated[
         bool,
         typer.Option("--plain-ppo", help="PPO alone: no warm start and no diffusion, to compare."),
@@ -60,6 +64,7 @@ def train_policy(
     from simulations.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
     from simulations.train_policy.setting import Setting
+    from simulations.train_policy.thrift import Thrift
 
     base = with_overrides(find_scenario(scenario), set_ or [])
     check_scenario(base)
@@ -71,7 +76,7 @@ def train_policy(
         tuple(name.strip() for name in channels.split(",")),
         tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
         price,
-        0.0 if plain_ppo else saving,
+        Thrift() if plain_ppo else Thrift(saving, margin),
     )
     try:
         from simulations.train_policy.train import PolicyTraining
@@ -82,8 +87,8 @@ def train_policy(
         ) from None
     command = (
         f"fedlora train-policy {scenario} --steps {steps} --seed {seed} --snr={snr} "
-        f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving:g}"
-        + (" --plain-ppo" if plain_ppo else "")
+        f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving:g} "
+        f"--margin {margin:g}" + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
     folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo)
     PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)

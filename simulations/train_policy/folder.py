@@ -125,7 +125,7 @@ def _read_json(data: bytes, path: Path) -> Any:
 
 def _describe(setting: Setting, *, plain: bool) -> str:
     lines = [
-        f"# training seed = {setting.seed}, price = {setting.price!r}, saving = {setting.saving!r}",
+        f"# training seed = {setting.seed}, price = {setting.price!r}, {setting.thrift}",
         f"# PPO alone = {plain}",
         f"# SNRs = {list(setting.snrs_db)}, channels = {list(setting.channels)}",
         f"# seeds = {list(setting.seeds)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fedlora.channel.channel import build_channel
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from simulations.train_policy.command import FIRST_SEED
+from simulations.train_policy.thrift import Thrift
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Setting:
         Seeds to draw from.
     price
         Nats that a whole deadline of air time costs.
-    saving
-        Part of the best fixed rank's bits that is not to be sent under fading, from 0 to 1.
+    thrift
+        What is to be saved under fading.
     """
 
     scenario: Scenario
@@ -42,7 +43,7 @@ class Setting:
     channels: Sequence[str]
     seeds: Sequence[int]
     price: float
-    saving: float = 0.0
+    thrift: Thrift = field(default_factory=Thrift)
 
     def __post_init__(self) -> None:
         if self.scenario.seed >= FIRST_SEED:
@@ -54,11 +55,9 @@ class Setting:
             raise FedloraError(
                 "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more"
             )
-        for name in ("price", "saving"):
-            if not math.isfinite(getattr(self, name)):
-                raise FedloraError(
-                    f"--{name} is {getattr(self, name)}; write a finite number, 0 or more"
-                )
+        for name, value in (("price", self.price), *vars(self.thrift).items()):
+            if not math.isfinite(value):
+                raise FedloraError(f"--{name} is {value}; write a finite number, 0 or more")
         for model in self.channels:
             if build_channel(replace(self.scenario.channel, model=model), 0).measured:
                 raise FedloraError(

@@ -7,6 +7,7 @@ is trained, noise), which is what the policy learns afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,8 +176,9 @@ def demonstrate(
     clients: int,
     train_latent: float,
     shadow: ShadowPrices = ShadowPrices(),
+    student: Callable[[Array], Array] | None = None,
 ) -> Demonstrations:
-    """Play the optimal deliveries for some clients and note states and choices.
+    """Play deliveries for some clients, and note the states and what the teacher would do there.
 
     Parameters
     ----------
@@ -188,6 +190,9 @@ def demonstrate(
         Number of clients.
     train_latent
         The latent's third entry, which the table of losses says nothing of.
+    student
+        Returns, for states, the parts of the budgets that are spent: who learns decides, and the
+        teacher says what would have been right. The teacher decides if it is left out.
     """
     planner = Planner(profile, fading, rounds, space.r_max, price, rng, shadow)
     best = profile.losses[-1]
@@ -207,12 +212,19 @@ def demonstrate(
         )
         options = planner.options(round_, budgets, losses)
         chosen = FRACTIONS[options.argmax(axis=0)]
-        # Now and then the teacher errs, so that the policy sees how to go on from there.
-        erring = rng.random(clients) < 0.15
-        done = np.where(erring, rng.choice(FRACTIONS, clients), chosen)
+        seen = [
+            client_state(report, space, memory, held[client], round_, known_rounds)
+            for client, report in enumerate(reports)
+        ]
+        states += seen
+        if student is None:
+            # Now and then the teacher errs, so that the policy sees how to go on from there.
+            erring = rng.random(clients) < 0.15
+            done = np.where(erring, rng.choice(FRACTIONS, clients), chosen)
+        else:
+            done = student(np.array(seen))
         values += (planner.value(round_, losses) + to_come).tolist()
-        for client, report in enumerate(reports):
-            states.append(client_state(report, space, memory, held[client], round_, known_rounds))
+        for client in range(clients):
             none, half, whole = options[:, client]
             latents.append(
                 [

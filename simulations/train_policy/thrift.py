@@ -3,8 +3,8 @@
 The reward charges air time, not bits, and every round's loss alike; a policy that sends fewer bits
 and ends as well needs prices for both. They are found where the table of losses makes it cheap: the
 highest reward among the prices that send so many bits less than the best fixed rank, at a loss
-after the last round that is not above that rank's. Over a constant channel there is nothing to wait
-for, and the teacher seeks the reward alone.
+after the last round that is below that rank's by a margin. Over a constant channel there is nothing
+to wait for, and the teacher seeks the reward alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,29 @@ import numpy as np
 from simulations.train_policy.profile import Profile
 from simulations.train_policy.teacher import Fading, Planner, ShadowPrices
 
-BIT_PRICES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0)
+BIT_PRICES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0)
 """Nats for as many bits as the mean channel carries within the deadline."""
 
-FINAL_PRICES = (0.0, 1.0, 2.0, 4.0)
+FINAL_PRICES = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 _PLAYS = 1000
 _SNR_STEP_DB = 2.0
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """What is to be saved under fading, and how a run is to end.
+
+    Attributes
+    ----------
+    saving
+        Part of the best fixed rank's bits that is not to be sent, from 0 to 1.
+    margin
+        Nats by which the loss after the last round is to be below that rank's. Who copies the
+        teacher does not know the fading as it does, and real training differs from the table.
+    """
+
+    saving: float = 0.0
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ def thrifty_prices(
     rounds: int,
     r_max: int,
     price: float,
-    saving: float,
+    thrift: Thrift,
     seed: int,
 ) -> ShadowPrices:
     """Return the prices; none where the channel does not fade or nothing is to be saved.
@@ -86,12 +103,12 @@ def thrifty_prices(
     ----------
     profile, fading, rounds, r_max, price
         See ``Planner``.
-    saving
-        Part of the best fixed rank's bits that is not to be sent, from 0 to 1.
+    thrift
+        What is wanted.
     seed
         Of the channels that are drawn, the same for all prices and ranks.
     """
-    if not fading.rayleigh or saving == 0:
+    if not fading.rayleigh or thrift.saving == 0:
         return ShadowPrices()
 
     def planner(shadow: ShadowPrices) -> Planner:
@@ -103,20 +120,21 @@ def thrifty_prices(
     plain = planner(ShadowPrices())
     fixed = [play_fixed(plain, rank, fading, channels()) for rank in range(1, r_max + 1)]
     best = max(fixed, key=lambda result: result.reward)
-    allowed = (1 - saving) * best.sent
+    allowed = (1 - thrift.saving) * best.sent
     carried = float(np.minimum(fading.draw(channels(), _PLAYS), r_max).mean())
     offers = [ShadowPrices(bits / carried, end) for bits, end in product(BIT_PRICES, FINAL_PRICES)]
     tried = {shadow: play(planner(shadow), fading, channels()) for shadow in offers}
-    thrifty = [
+    saving = {shadow: result for shadow, result in tried.items() if result.sent <= allowed}
+    ending = [
         shadow
-        for shadow, result in tried.items()
-        if result.sent <= allowed and result.final_loss <= best.final_loss
+        for shadow, result in saving.items()
+        if result.final_loss <= best.final_loss - thrift.margin
     ]
-    if thrifty:
-        return max(thrifty, key=lambda shadow: tried[shadow].reward)
-    # Nothing keeps both: as few bits as can be had at that end.
-    ending = [s for s, result in tried.items() if result.final_loss <= best.final_loss]
-    return min(ending or tried, key=lambda shadow: tried[shadow].sent)
+    if ending:
+        return max(ending, key=lambda shadow: tried[shadow].reward)
+    # Nothing has that margin: the best end at these bits that is worth more than the fixed rank.
+    worth = [shadow for shadow, result in saving.items() if result.reward > best.reward]
+    return min(worth or tried, key=lambda shadow: tried[shadow].final_loss)
 
 
 @dataclass
@@ -125,7 +143,7 @@ class PriceList:
 
     Attributes
     ----------
-    profile, rounds, r_max, price, saving, seed
+    profile, rounds, r_max, price, thrift, seed
         See ``thrifty_prices``.
     """
 
@@ -133,7 +151,7 @@ class PriceList:
     rounds: int
     r_max: int
     price: float
-    saving: float
+    thrift: Thrift
     seed: int
     _found: dict[Fading, ShadowPrices] = field(default_factory=dict)
 
@@ -142,6 +160,6 @@ class PriceList:
         near = replace(fading, snr_db=_SNR_STEP_DB * round(fading.snr_db / _SNR_STEP_DB))
         if near not in self._found:
             self._found[near] = thrifty_prices(
-                self.profile, near, self.rounds, self.r_max, self.price, self.saving, self.seed
+                self.profile, near, self.rounds, self.r_max, self.price, self.thrift, self.seed
             )
         return self._found[near]

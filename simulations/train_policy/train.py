@@ -32,6 +32,7 @@ from simulations.train_policy.warm_start import (
     clone,
     demonstrations,
     fading_of,
+    joined,
     teach_plans,
 )
 from strategies.airllm.plan import draft
@@ -42,6 +43,11 @@ CLONE_STEPS = 10_000
 PLAN_STEPS = 4000
 CRITIC_STEPS = CLONE_STEPS // 8
 REFINE_UPDATES = 4
+
+PRACTICES = 2
+"""How often the teacher corrects what the actor does by itself (DAgger: Ross, Gordon and Bagnell,
+AISTATS 2011). The teacher knows the fading's mean and the losses, which the actor has to guess;
+where that leads it the teacher never comes."""
 
 
 class DraftPolicy(Policy):
@@ -109,16 +115,16 @@ class PolicyTraining:
             scenario.train.rounds,
             scenario.lora.r_max,
             self.setting.price,
-            self.setting.saving,
+            self.setting.thrift,
             self.setting.seed,
         )
         demonstrated = demonstrations(
-            self.setting, self.prices, self.space, GAMES, self.setting.seed
+            self.setting, self.prices, self.space, GAMES, [self.setting.seed, 2]
         )
         if self.folder.warm_start.exists():
             self._take(load_policy(self.folder.warm_start))
         else:
-            self._warm_start(progress, demonstrated)
+            self._warm_start(progress, demonstrated, self.prices)
             self.policy.save(self.folder.warm_start)
         return demonstrated
 
@@ -150,12 +156,23 @@ class PolicyTraining:
                 self.folder.write_references(self._references)
             progress.advance(task)
 
-    def _warm_start(self, progress: Progress, demonstrated: Demonstrations) -> None:
-        seed = self.setting.seed
+    def _warm_start(
+        self, progress: Progress, demonstrated: Demonstrations, prices: PriceList
+    ) -> None:
+        seed, actor = self.setting.seed, self.policy.actor
         torch.manual_seed(seed)
         self._take(Policy())
-        cloning = progress.add_task("copy the teacher", total=CLONE_STEPS, note="")
-        clone(self.policy.actor, demonstrated, CLONE_STEPS, seed, lambda: progress.advance(cloning))
+        total = CLONE_STEPS * (1 + PRACTICES)
+        cloning = progress.add_task("copy the teacher", total=total, note="")
+        clone(actor, demonstrated, CLONE_STEPS, seed, lambda: progress.advance(cloning))
+        for practice in range(1, PRACTICES + 1):
+            more = demonstrations(
+                self.setting, prices, self.space, GAMES, [seed, 2, practice], student=actor
+            )
+            demonstrated = joined([demonstrated, more])
+            clone(
+                actor, demonstrated, CLONE_STEPS, seed + practice, lambda: progress.advance(cloning)
+            )
         planning = progress.add_task("teach the diffusion", total=PLAN_STEPS, note="")
         teach_plans(self.policy.denoiser, PLAN_STEPS, seed, lambda: progress.advance(planning))
 

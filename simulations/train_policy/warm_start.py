@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedlora.config import Scenario
@@ -15,7 +16,7 @@ from simulations.train_policy.teacher import Demonstrations, Fading, demonstrate
 from simulations.train_policy.thrift import PriceList
 from strategies.airllm.features import projection_features
 from strategies.airllm.network import LATENT, Actor, Denoiser
-from strategies.airllm.plan import draft
+from strategies.airllm.plan import draft, drafted_parts
 from strategies.airllm.sampler import TRAIN_TIMESTEPS, add_noise
 
 TRAIN_LATENT = -0.2
@@ -38,10 +39,32 @@ def demonstrations(
     prices: PriceList,
     space: RankSpace,
     games: int,
-    seed: int,
+    seed: int | Sequence[int],
+    student: Actor | None = None,
 ) -> Demonstrations:
-    """Return what the teacher does in games with fading, SNRs and lengths drawn at random."""
-    rng = np.random.default_rng([seed, 2])
+    """Return what the teacher does, or would do where the student has led.
+
+    Parameters
+    ----------
+    setting, prices
+        Channels, and the prices that the teacher pays.
+    space
+        Ranks to choose from.
+    games
+        How many to play; fading, SNRs and lengths are drawn at random.
+    seed
+        Of the games.
+    student
+        Who plays; the teacher does if it is left out.
+    """
+    rng = np.random.default_rng(seed)
+
+    def choose(states: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert student is not None
+        with torch.no_grad():
+            latents = torch.tanh(student(torch.from_numpy(states).float()))
+        return drafted_parts(latents.numpy().astype(float))
+
     low, high = min(setting.snrs_db), max(setting.snrs_db)
     usual = setting.scenario.train.rounds
     parts = []
@@ -62,8 +85,14 @@ def demonstrations(
                 clients=int(rng.integers(1, 9)),
                 train_latent=TRAIN_LATENT,
                 shadow=prices.of(fading),
+                student=None if student is None else choose,
             )
         )
+    return joined(parts)
+
+
+def joined(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """Return all of them as one."""
     return Demonstrations(
         *(
             np.concatenate([getattr(part, name) for part in parts])

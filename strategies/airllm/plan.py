@@ -48,11 +48,21 @@ def draft(latent: torch.Tensor, projections: torch.Tensor) -> torch.Tensor:
     """
     vote, amount, train, wide, deep = (latent[:, None, i] for i in range(5))
     width = (projections[..., 0] > 0.1).float() * 2 - 1
-    share = (SMALLEST_SHARE + (1 - SMALLEST_SHARE) * (amount + 1) / 2) * (
-        1 + _SLANT * (wide * width + deep * projections[..., 2])
-    )
+    share = _part(amount) * (1 + _SLANT * (wide * width + deep * projections[..., 2]))
     votes = (_STEEPNESS * vote).expand_as(share)
     return torch.stack([share - 1, train.expand_as(share), votes], dim=-1).clamp(-1, 1)
+
+
+def drafted_parts(latents: Array) -> Array:
+    """Return the part of each client's budget that the draft of its latent spends, 0 for none.
+
+    Parameters
+    ----------
+    latents
+        Shape (clients, 5), without slants.
+    """
+    parts = np.clip(_rounded(_part(latents[:, 1])), SMALLEST_SHARE, 1.0)
+    return np.where(latents[:, 0] > 0, parts, 0.0)
 
 
 def delivered_ranks(plan: Array, space: RankSpace, budget_bits: float | None) -> RankVector:
@@ -78,6 +88,10 @@ def delivered_ranks(plan: Array, space: RankSpace, budget_bits: float | None) ->
     largest = float(space.bits(space.uniform(space.r_max)))
     budget = largest if budget_bits is None else min(budget_bits, largest)
     return fit_budget(space, spent * budget, _rounded(share / mean))
+
+
+def _part(amount: Any) -> Any:
+    return SMALLEST_SHARE + (1 - SMALLEST_SHARE) * (amount + 1) / 2
 
 
 def _rounded(share: Any) -> Any:

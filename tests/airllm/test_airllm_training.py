@@ -15,10 +15,11 @@ from simulations.train_policy.folder import TrainingFolder
 from simulations.train_policy.profile import Profile, profile_ranks
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import FRACTIONS, Fading, Planner, ShadowPrices, demonstrate
-from simulations.train_policy.thrift import PriceList, play, play_fixed, thrifty_prices
+from simulations.train_policy.thrift import PriceList, Thrift, play, play_fixed, thrifty_prices
 from simulations.train_policy.warm_start import noise_loss, random_space
 from strategies.airllm.features import STATE_FEATURES, projection_features
 from strategies.airllm.network import CHANNELS, LATENT, Denoiser
+from strategies.airllm.plan import delivered_ranks, draft, drafted_parts
 
 ROUNDS, R_MAX, PRICE = 6, 8, 0.2
 
@@ -94,7 +95,7 @@ def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
 @pytest.mark.parametrize("snr_db", [-2.0, 8.0, 12.0])
 def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, snr_db):
     fading = Fading(snr_db, 2.0, rayleigh=True)
-    prices = thrifty_prices(profile, fading, ROUNDS, R_MAX, PRICE, 0.2, seed=0)
+    prices = thrifty_prices(profile, fading, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0)
 
     def planner(shadow):
         rng = np.random.default_rng(1)
@@ -109,13 +110,13 @@ def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, s
     thrifty = play(planner(prices), fading, np.random.default_rng(2))
     plain = play(planner(ShadowPrices()), fading, np.random.default_rng(2))
     assert thrifty.sent < 0.85 * best.sent
-    assert thrifty.final_loss < best.final_loss + 0.03
+    assert thrifty.final_loss < best.final_loss + 0.01
     assert best.reward < thrifty.reward <= plain.reward + 0.01
 
 
 def test_nothing_is_saved_over_a_constant_channel_or_where_nothing_is_to_be_saved(profile):
     for fading, saving in ((Fading(5, 2, rayleigh=False), 0.3), (Fading(5, 2, rayleigh=True), 0.0)):
-        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, saving, seed=0)
+        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(saving), seed=0)
         assert prices.of(fading) == ShadowPrices()
 
 
@@ -138,6 +139,47 @@ def test_demonstrations_send_at_first_and_hold_finite_states(profile, space):
     assert shown.latents.shape == shown.weights.shape == (3 * ROUNDS, LATENT)
 
 
+def test_what_a_student_does_is_told_from_what_the_teacher_would_do_there(profile, space):
+    fading = Fading(5.0, 2.0, rayleigh=True)
+    seen = []
+
+    def idle(states):
+        seen.append(states)
+        return np.zeros(len(states))
+
+    shown = demonstrate(
+        profile,
+        space,
+        fading,
+        ROUNDS,
+        PRICE,
+        np.random.default_rng(0),
+        clients=2,
+        train_latent=-0.2,
+        student=idle,
+    )
+    assert np.array_equal(np.concatenate(seen), shown.states)
+    assert np.all(shown.states[:, STATE_FEATURES.index("never_delivered")] == 1)
+    # Nobody has an adapter, as nothing was ever sent, so the teacher goes on asking for it.
+    assert np.all(shown.latents[:, 0] > 0)
+
+
+def test_the_draft_of_a_latent_spends_its_part_of_the_budget():
+    space = RankSpace(tuple(Projection("q", layer, 32, 32) for layer in range(3)), 16)
+    rng = np.random.default_rng(0)
+    latents = np.hstack([rng.uniform(-1, 1, (200, 3)), np.zeros((200, 2))])
+    plans = draft(
+        torch.from_numpy(latents).float(), torch.from_numpy(projection_features(space)).float()
+    )
+    budget = space.bits(space.uniform(8))
+    spent = [
+        space.bits(delivered_ranks(plan.astype(float), space, budget)) / budget
+        for plan in plans.numpy()
+    ]
+    assert drafted_parts(latents) == pytest.approx(np.array(spent), abs=0.05)
+    assert set(drafted_parts(latents)) == {0.0, 0.5, 0.75, 1.0}
+
+
 def test_episodes_take_turns_through_snrs_and_channels_with_training_seeds():
     drawn = [setting().episode(number) for number in range(4)]
     met = {(s.channel.model, s.channel.snr_db) for s in drawn}
@@ -156,7 +198,8 @@ def test_a_scenario_with_a_training_seed_is_refused():
     ("more", "message"),
     [
         ({"price": float("nan")}, "--price is nan; write a finite number"),
-        ({"saving": float("inf")}, "--saving is inf; write a finite number"),
+        ({"thrift": Thrift(float("inf"))}, "--saving is inf; write a finite number"),
+        ({"thrift": Thrift(0.3, float("nan"))}, "--margin is nan; write a finite number"),
         ({"channels": ("awgn", "raileigh")}, "did you mean rayleigh?"),
         ({"channels": ("measured",)}, "which is what devices measure; choose simulated"),
         ({"scenario": Scenario()}, "deliver_every is 0, so that no adapter is ever sent"),
