@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +13,12 @@ from fedlora.config import Scenario
 from fedlora.config.placement import place_blocks
 from fedlora.errors import FedloraError
 from fedlora.link.codec import create_codec
+from fedlora.link.listen import check_listens
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets
 from fedlora.privacy.plan import check_release, label_epsilon, upload_plan
+from fedlora.ranks.guard import GuardedStrategy
+from fedlora.ranks.space import Projection, RankSpace
 from fedlora.ranks.strategy import create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.average import create_average
@@ -72,9 +76,44 @@ def check_scenario(scenario: Scenario) -> None:
     load_tokenizer(checkpoint.folder)
     _check_places(scenario, cut)
     targets = choose_targets(_linear(checkpoint), scenario.lora.targets)
+    _check_ranks(scenario, checkpoint, cut, targets)
     if scenario.lora.start:
         read_start(scenario.lora, targets)
     _check_data(scenario, pooled=task.pooled)
+
+
+def check_run(scenario: Scenario) -> None:
+    """Refuse what ``check_scenario`` refuses, and an address that a server cannot listen on.
+
+    Raises
+    ------
+    FedloraError
+        See ``check_scenario``; when the server's address is not this machine's, or is taken.
+    """
+    check_scenario(scenario)
+    check_listens(scenario.link.host, scenario.link.port)
+
+
+def _check_ranks(
+    scenario: Scenario, checkpoint: Checkpoint, cut: Cut, targets: Sequence[str]
+) -> None:
+    """Let the strategy see the projections, so that it refuses those that it does not fit."""
+    family = find_family(checkpoint)
+    inside = re.compile(rf"(?:^|\.){re.escape(family.layers)}\.(\d+)\.(.+)$")
+    projections = []
+    for name in targets:
+        found = inside.search(name)
+        assert found is not None
+        # GPT-2 stores them the other way round, at which the cost of a rank is the same.
+        d_out, d_in = checkpoint.entries[f"{name}.weight"].shape
+        if int(found[1]) in range(cut.start, cut.stop):
+            projections.append(Projection(found[2], int(found[1]), d_in, d_out))
+    space = RankSpace(
+        tuple(projections),
+        r_max=scenario.lora.r_max,
+        bits_per_parameter=scenario.channel.bits_per_parameter,
+    )
+    GuardedStrategy(create_strategy(scenario.ranks, scenario.seed)).prepare(space)
 
 
 def _check_places(scenario: Scenario, cut: Cut) -> None:

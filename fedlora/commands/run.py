@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedlora.check import check_scenario
+from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch import FlowerSimulation, SimulationRequest
@@ -38,7 +38,7 @@ def run_simulation(name: str, out: Path | None, overrides: Sequence[str]) -> Non
         When the scenario cannot be used, or the run failed; what was finished stays in the folder.
     """
     scenario = with_overrides(find_scenario(name), overrides)
-    check_scenario(scenario)
+    check_run(scenario)
     folder = RunFolder.create((out or default_folder(scenario)).resolve())
     folder.write_scenario(scenario_to_toml(scenario))
     follow_simulation(folder, scenario)

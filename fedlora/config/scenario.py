@@ -79,5 +79,6 @@ class Scenario:
         require(
             not self.robust.enabled or taking_part > 2 * self.robust.hostile,
             f"robust.hostile is {self.robust.hostile} with {taking_part} clients a round; a robust "
-            f"average needs at least {2 * self.robust.hostile + 1}",
+            f"average needs at least {2 * self.robust.hostile + 1}, so add clients, or set "
+            "robust.average to mean",
         )

@@ -15,6 +15,7 @@ import grpc.aio
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import tls
 from fedlora.link.heap import keep_freed_memory
+from fedlora.link.listen import address_of, cannot_listen
 from fedlora.link.resume import ResumeSecrets
 from fedlora.link.server_stream import ANEW, Admit, ServerStream, StreamTerms
 from fedlora.link.stream import (
@@ -184,7 +185,7 @@ class StreamServer:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = address_of(host, port)
         try:
             if identity is None:
                 bound: int = self._server.add_insecure_port(address)
@@ -193,10 +194,7 @@ class StreamServer:
         except RuntimeError:
             bound = 0
         if not bound:
-            raise FedloraError(
-                f"cannot listen on {address}; set link.port to a free port (0 takes any) and "
-                "link.host to an address of this machine"
-            )
+            raise cannot_listen(host, port)
         await self._server.start()
         return bound
 

@@ -1,0 +1,40 @@
+"""Addresses that a server listens on."""
+
+from __future__ import annotations
+
+import socket
+
+from fedlora.errors import FedloraError
+
+
+def address_of(host: str, port: int) -> str:
+    """Return host and port as gRPC writes them, with brackets around IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(host: str, port: int) -> FedloraError:
+    """Return the error for an address that is not this machine's, or is taken."""
+    return FedloraError(
+        f"cannot listen on {address_of(host, port)}; set link.port to a free port (0 takes any) "
+        "and link.host to an address of this machine"
+    )
+
+
+def check_listens(host: str, port: int) -> None:
+    """Refuse an address on which nothing can listen now.
+
+    Raises
+    ------
+    FedloraError
+        When the name has no address, the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            tried.listen()
+    except (OSError, UnicodeError):
+        raise cannot_listen(host, port) from None
