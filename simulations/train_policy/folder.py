@@ -66,6 +66,11 @@ class TrainingFolder:
         return self.path / "profile.json"
 
     @property
+    def prices(self) -> Path:
+        """What the teacher is to save at each SNR."""
+        return self.path / "prices.json"
+
+    @property
     def learner(self) -> Path:
         """PPO between two episodes."""
         return self.path / "ppo.zip"
@@ -112,6 +117,22 @@ class TrainingFolder:
     def write_references(self, references: dict[str, Losses]) -> None:
         """Replace the references."""
         replace_file(self.path / "references.json", json.dumps(references).encode())
+
+    def read_prices(self) -> list[dict[str, float]]:
+        """Return what the teacher is to save, at each SNR.
+
+        Raises
+        ------
+        FedloraError
+            When the file is damaged.
+        """
+        data = self.prices.read_bytes() if self.prices.exists() else b"[]"
+        found: list[dict[str, float]] = _read_json(data, self.prices)
+        return found
+
+    def write_prices(self, prices: list[dict[str, float]]) -> None:
+        """Replace it."""
+        replace_file(self.prices, json.dumps(prices).encode())
 
 
 def _read_json(data: bytes, path: Path) -> Any:

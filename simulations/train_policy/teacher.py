@@ -52,6 +52,25 @@ class Demonstrations:
 
 
 @dataclass(frozen=True)
+class Result:
+    """What a way of delivering comes to, on the table of losses.
+
+    Attributes
+    ----------
+    reward
+        Mean over rounds of minus loss and price, in nats: without the reference, which is common.
+    sent
+        Mean sum of the ranks that were sent, for each client.
+    final_loss
+        Mean loss after the last round.
+    """
+
+    reward: float
+    sent: float
+    final_loss: float
+
+
+@dataclass(frozen=True)
 class Fading:
     """Distribution of the uniform rank that the budget of a round pays for.
 
@@ -91,6 +110,9 @@ class ShadowPrices:
     final: float = 0.0
 
 
+NO_SHADOW = ShadowPrices()
+
+
 class Planner:
     """The optimal deliveries for one fading distribution and number of rounds.
 
@@ -120,7 +142,7 @@ class Planner:
         r_max: int,
         price: float,
         rng: np.random.Generator,
-        shadow: ShadowPrices = ShadowPrices(),
+        shadow: ShadowPrices = NO_SHADOW,
     ) -> None:
         self.profile, self.rounds, self.r_max, self.price = profile, rounds, r_max, price
         self.shadow = shadow
@@ -175,10 +197,13 @@ def demonstrate(
     *,
     clients: int,
     train_latent: float,
-    shadow: ShadowPrices = ShadowPrices(),
+    shadow: ShadowPrices = NO_SHADOW,
     student: Callable[[Array], Array] | None = None,
-) -> Demonstrations:
+    tell_rounds: bool | None = None,
+) -> tuple[Demonstrations, Result]:
     """Play deliveries for some clients, and note the states and what the teacher would do there.
+
+    Also returns what the deliveries came to.
 
     Parameters
     ----------
@@ -193,14 +218,19 @@ def demonstrate(
     student
         Returns, for states, the parts of the budgets that are spent: who learns decides, and the
         teacher says what would have been right. The teacher decides if it is left out.
+    tell_rounds
+        Whether the states say how many rounds there are; drawn at random if left out.
     """
     planner = Planner(profile, fading, rounds, space.r_max, price, rng, shadow)
     best = profile.losses[-1]
     memory, held = ChannelMemory(), [Held()] * clients
     losses = np.full(clients, profile.losses[0, 0])
-    known_rounds = rounds if rng.random() < 0.7 else None
+    if tell_rounds is None:
+        tell_rounds = rng.random() < 0.7
+    known_rounds = rounds if tell_rounds else None
     unit_bits = space.bits(space.uniform(1))
     states, latents, values, weights = [], [], [], []
+    reward, total = 0.0, 0.0
     for round_ in range(1, rounds + 1):
         budgets = fading.draw(rng, clients)
         reports = [_report(float(b) * unit_bits, rng) for b in budgets]
@@ -242,7 +272,10 @@ def demonstrate(
             if done[client]:
                 held[client] = Held(done[client] * min(budgets[client], space.r_max), round_)
         losses = planner.new_loss(round_, budgets, done, losses)
-    return Demonstrations(np.array(states), np.array(latents), np.array(values), np.array(weights))
+        reward -= float((losses + price * planner.cost(budgets, done)).mean())
+        total += float((done * np.minimum(budgets, space.r_max)).mean())
+    shown = (np.array(column) for column in (states, latents, values, weights))
+    return Demonstrations(*shown), Result(reward / rounds, total, float(losses.mean()))
 
 
 def _report(budget_bits: float, rng: np.random.Generator) -> ClientReport:

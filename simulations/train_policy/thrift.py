@@ -9,13 +9,14 @@ to wait for, and the teacher seeks the reward alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
 from simulations.train_policy.profile import Profile
-from simulations.train_policy.teacher import Fading, Planner, ShadowPrices
+from simulations.train_policy.teacher import NO_SHADOW, Fading, Planner, Result, ShadowPrices
 
 BIT_PRICES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0)
 """Nats for as many bits as the mean channel carries within the deadline."""
@@ -23,6 +24,7 @@ BIT_PRICES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3
 FINAL_PRICES = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 _PLAYS = 1000
 _SNR_STEP_DB = 2.0
+_MOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,6 @@ class Thrift:
 
     saving: float = 0.0
     margin: float = 0.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a way of delivering comes to, on the table of losses.
-
-    Attributes
-    ----------
-    reward
-        Mean over rounds of minus loss and price, in nats: without the reference, which is common.
-    sent
-        Mean sum of the ranks that were sent, for each client.
-    final_loss
-        Mean loss after the last round.
-    """
-
-    reward: float
-    sent: float
-    final_loss: float
 
 
 def play(planner: Planner, fading: Fading, rng: np.random.Generator) -> Result:
@@ -88,78 +71,115 @@ def play_fixed(planner: Planner, rank: int, fading: Fading, rng: np.random.Gener
     return Result(reward / planner.rounds, sent, float(loss.mean()))
 
 
-def thrifty_prices(
-    profile: Profile,
-    fading: Fading,
-    rounds: int,
-    r_max: int,
-    price: float,
-    thrift: Thrift,
-    seed: int,
-) -> ShadowPrices:
-    """Return the prices; none where the channel does not fade or nothing is to be saved.
-
-    Parameters
-    ----------
-    profile, fading, rounds, r_max, price
-        See ``Planner``.
-    thrift
-        What is wanted.
-    seed
-        Of the channels that are drawn, the same for all prices and ranks.
-    """
-    if not fading.rayleigh or thrift.saving == 0:
-        return ShadowPrices()
-
-    def planner(shadow: ShadowPrices) -> Planner:
-        return Planner(profile, fading, rounds, r_max, price, np.random.default_rng(seed), shadow)
-
-    def channels() -> np.random.Generator:
-        return np.random.default_rng([seed, 1])
-
-    plain = planner(ShadowPrices())
-    fixed = [play_fixed(plain, rank, fading, channels()) for rank in range(1, r_max + 1)]
-    best = max(fixed, key=lambda result: result.reward)
-    allowed = (1 - thrift.saving) * best.sent
-    carried = float(np.minimum(fading.draw(channels(), _PLAYS), r_max).mean())
-    offers = [ShadowPrices(bits / carried, end) for bits, end in product(BIT_PRICES, FINAL_PRICES)]
-    tried = {shadow: play(planner(shadow), fading, channels()) for shadow in offers}
-    saving = {shadow: result for shadow, result in tried.items() if result.sent <= allowed}
-    ending = [
-        shadow
-        for shadow, result in saving.items()
-        if result.final_loss <= best.final_loss - thrift.margin
-    ]
-    if ending:
-        return max(ending, key=lambda shadow: tried[shadow].reward)
-    # Nothing has that margin: the best end at these bits that is worth more than the fixed rank.
-    worth = [shadow for shadow, result in saving.items() if result.reward > best.reward]
-    return min(worth or tried, key=lambda shadow: tried[shadow].final_loss)
-
-
-@dataclass
 class PriceList:
     """The prices of each channel, found when first asked for, in steps of the mean SNR.
 
-    Attributes
+    Parameters
     ----------
-    profile, rounds, r_max, price, thrift, seed
-        See ``thrifty_prices``.
+    profile, rounds, r_max, price
+        See ``Planner``.
+    thrift
+        What is wanted under fading.
+    seed
+        Of the channels that are drawn, the same for all prices and ranks.
     """
 
-    profile: Profile
-    rounds: int
-    r_max: int
-    price: float
-    thrift: Thrift
-    seed: int
-    _found: dict[Fading, ShadowPrices] = field(default_factory=dict)
+    def __init__(
+        self,
+        profile: Profile,
+        rounds: int,
+        r_max: int,
+        price: float,
+        thrift: Thrift,
+        seed: int,
+    ) -> None:
+        self.profile, self.rounds, self.r_max, self.price = profile, rounds, r_max, price
+        self.thrift, self.seed = thrift, seed
+        self._asked: dict[Fading, Thrift] = {}
+        self._found: dict[Fading, ShadowPrices] = {}
 
     def of(self, fading: Fading) -> ShadowPrices:
-        """Return the prices of a channel."""
+        """Return the prices of a channel; none over a constant one, or if nothing is to be saved.
+
+        The channels of a step of the mean SNR have the same prices.
+        """
+        if not fading.rayleigh or self.thrift.saving == 0:
+            return NO_SHADOW
         near = replace(fading, snr_db=_SNR_STEP_DB * round(fading.snr_db / _SNR_STEP_DB))
         if near not in self._found:
-            self._found[near] = thrifty_prices(
-                self.profile, near, self.rounds, self.r_max, self.price, self.thrift, self.seed
-            )
+            self._asked[near] = self.thrift
+            self._found[near] = self._prices(near)
         return self._found[near]
+
+    def correct(self, student: Callable[[Fading], Result]) -> None:
+        """Ask the teacher for as much more, at each SNR, as its student falls short of.
+
+        Who copies it does not know the channel beforehand, and so does not save as it does.
+
+        Parameters
+        ----------
+        student
+            Returns what the student comes to over a channel.
+        """
+        for fading, asked in self._asked.items():
+            result, best = student(fading), self.best_fixed(fading)
+            saved = 1 - result.sent / best.sent
+            margin = best.final_loss - result.final_loss
+            self._asked[fading] = Thrift(
+                min(max(asked.saving + self.thrift.saving - saved, 0.0), _MOST),
+                max(asked.margin + self.thrift.margin - margin, 0.0),
+            )
+            self._found[fading] = self._prices(fading)
+
+    def state(self) -> list[dict[str, float]]:
+        """Return what is asked at each SNR, as JSON can keep it."""
+        return [
+            {"snr_db": fading.snr_db, "ranks_at_1_bps_hz": fading.ranks_at_1_bps_hz, **vars(thrift)}
+            for fading, thrift in self._asked.items()
+        ]
+
+    def load_state(self, state: list[dict[str, float]]) -> None:
+        """Ask again what was asked."""
+        for row in state:
+            fading = Fading(row["snr_db"], row["ranks_at_1_bps_hz"], rayleigh=True)
+            self._asked[fading] = Thrift(row["saving"], row["margin"])
+            self._found[fading] = self._prices(fading)
+
+    def best_fixed(self, fading: Fading) -> Result:
+        """Return what the fixed rank with the highest reward comes to."""
+        fixed = [
+            play_fixed(self._planner(fading), rank, fading, self._channels())
+            for rank in range(1, self.r_max + 1)
+        ]
+        return max(fixed, key=lambda result: result.reward)
+
+    def _prices(self, fading: Fading) -> ShadowPrices:
+        best, thrift = self.best_fixed(fading), self._asked[fading]
+        carried = float(np.minimum(fading.draw(self._channels(), _PLAYS), self.r_max).mean())
+        offers = [
+            ShadowPrices(bits / carried, end) for bits, end in product(BIT_PRICES, FINAL_PRICES)
+        ]
+        tried = {
+            shadow: play(self._planner(fading, shadow), fading, self._channels())
+            for shadow in offers
+        }
+        allowed = (1 - thrift.saving) * best.sent
+        saving = {shadow: result for shadow, result in tried.items() if result.sent <= allowed}
+        ending = [
+            shadow
+            for shadow, result in saving.items()
+            if result.final_loss <= best.final_loss - thrift.margin
+        ]
+        if ending:
+            return max(ending, key=lambda shadow: tried[shadow].reward)
+        # Nothing has that margin: the best end at these bits that is worth more than the fixed
+        # rank.
+        worth = [shadow for shadow, result in saving.items() if result.reward > best.reward]
+        return min(worth or tried, key=lambda shadow: tried[shadow].final_loss)
+
+    def _planner(self, fading: Fading, shadow: ShadowPrices = NO_SHADOW) -> Planner:
+        rng = np.random.default_rng(self.seed)
+        return Planner(self.profile, fading, self.rounds, self.r_max, self.price, rng, shadow)
+
+    def _channels(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,13 +28,14 @@ from simulations.train_policy.learner import (
 from simulations.train_policy.profile import Profile, measure_profile, profile_ranks
 from simulations.train_policy.replay import Refiner, Replay
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import Demonstrations, ShadowPrices
+from simulations.train_policy.teacher import NO_SHADOW, Demonstrations, ShadowPrices
 from simulations.train_policy.thrift import PriceList
 from simulations.train_policy.warm_start import (
     clone,
     demonstrations,
     fading_of,
     joined,
+    outcome,
     teach_plans,
 )
 from strategies.airllm.plan import draft
@@ -43,6 +46,9 @@ CLONE_STEPS = 10_000
 PLAN_STEPS = 4000
 CRITIC_STEPS = CLONE_STEPS // 8
 REFINE_UPDATES = 4
+
+CORRECTIONS = 1
+"""How often the teacher's prices are corrected by what the actor then saves."""
 
 PRACTICES = 2
 """How often the teacher corrects what the actor does by itself (DAgger: Ross, Gordon and Bagnell,
@@ -118,20 +124,19 @@ class PolicyTraining:
             self.setting.thrift,
             self.setting.seed,
         )
-        demonstrated = demonstrations(
-            self.setting, self.prices, self.space, GAMES, [self.setting.seed, 2]
-        )
         if self.folder.warm_start.exists():
             self._take(load_policy(self.folder.warm_start))
+            self.prices.load_state(self.folder.read_prices())
         else:
-            self._warm_start(progress, demonstrated, self.prices)
+            self._warm_start(progress, self.prices)
+            self.folder.write_prices(self.prices.state())
             self.policy.save(self.folder.warm_start)
-        return demonstrated
+        return demonstrations(self.setting, self.prices, self.space, GAMES, [self.setting.seed, 2])
 
     def _shadow(self, scenario: Scenario) -> ShadowPrices:
         """Return what an episode's training pays beyond the reward."""
         if self.prices is None:
-            return ShadowPrices()
+            return NO_SHADOW
         channel = scenario.channel
         rayleigh = channel.model == "rayleigh"
         return self.prices.of(fading_of(scenario, self.space, channel.snr_db[0], rayleigh=rayleigh))
@@ -156,25 +161,34 @@ class PolicyTraining:
                 self.folder.write_references(self._references)
             progress.advance(task)
 
-    def _warm_start(
-        self, progress: Progress, demonstrated: Demonstrations, prices: PriceList
-    ) -> None:
+    def _warm_start(self, progress: Progress, prices: PriceList) -> None:
         seed, actor = self.setting.seed, self.policy.actor
         torch.manual_seed(seed)
         self._take(Policy())
-        total = CLONE_STEPS * (1 + PRACTICES)
-        cloning = progress.add_task("copy the teacher", total=total, note="")
-        clone(actor, demonstrated, CLONE_STEPS, seed, lambda: progress.advance(cloning))
-        for practice in range(1, PRACTICES + 1):
-            more = demonstrations(
-                self.setting, prices, self.space, GAMES, [seed, 2, practice], student=actor
-            )
-            demonstrated = joined([demonstrated, more])
-            clone(
-                actor, demonstrated, CLONE_STEPS, seed + practice, lambda: progress.advance(cloning)
-            )
+        total = CLONE_STEPS * (1 + PRACTICES) * (1 + CORRECTIONS)
+        task = progress.add_task("copy the teacher", total=total, note="")
+        for correction in range(1 + CORRECTIONS):
+            if correction:
+                prices.correct(partial(outcome, self.setting, prices, self.space, actor))
+            self._copy(prices, correction, lambda: progress.advance(task))
         planning = progress.add_task("teach the diffusion", total=PLAN_STEPS, note="")
         teach_plans(self.policy.denoiser, PLAN_STEPS, seed, lambda: progress.advance(planning))
+
+    def _copy(self, prices: PriceList, correction: int, advance: Callable[[], None]) -> None:
+        """Copy the teacher, then practise under its eyes."""
+        seed, actor, shown = self.setting.seed, self.policy.actor, []
+        for practice in range(1 + PRACTICES):
+            shown.append(
+                demonstrations(
+                    self.setting,
+                    prices,
+                    self.space,
+                    GAMES,
+                    [seed, 2, correction, practice],
+                    student=actor if practice else None,
+                )
+            )
+            clone(actor, joined(shown), CLONE_STEPS, seed + practice, advance)
 
     def _take(self, policy: Policy) -> None:
         """Use another policy's weights, with gradients."""

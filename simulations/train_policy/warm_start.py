@@ -12,7 +12,7 @@ from torch import nn
 from fedlora.config import Scenario
 from fedlora.ranks import Projection, RankSpace
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import Demonstrations, Fading, demonstrate
+from simulations.train_policy.teacher import Demonstrations, Fading, Result, demonstrate
 from simulations.train_policy.thrift import PriceList
 from strategies.airllm.features import projection_features
 from strategies.airllm.network import LATENT, Actor, Denoiser
@@ -25,6 +25,9 @@ CONDITION_DROPOUT = 0.1
 _PLAN_SPREAD = 0.1
 _SLANT_SPREAD = 0.1
 _BATCH = 256
+_GAMES_OF_OUTCOME = 100
+
+Array = NDArray[np.float64]
 
 
 def fading_of(scenario: Scenario, space: RankSpace, snr_db: float, *, rayleigh: bool) -> Fading:
@@ -58,13 +61,6 @@ def demonstrations(
         Who plays; the teacher does if it is left out.
     """
     rng = np.random.default_rng(seed)
-
-    def choose(states: NDArray[np.float64]) -> NDArray[np.float64]:
-        assert student is not None
-        with torch.no_grad():
-            latents = torch.tanh(student(torch.from_numpy(states).float()))
-        return drafted_parts(latents.numpy().astype(float))
-
     low, high = min(setting.snrs_db), max(setting.snrs_db)
     usual = setting.scenario.train.rounds
     parts = []
@@ -74,21 +70,55 @@ def demonstrations(
         )
         # Half of the games are as long as the scenario's, the others teach the rest.
         rounds = usual if rng.random() < 0.5 else int(rng.integers(3, 30))
-        parts.append(
-            demonstrate(
-                prices.profile,
-                space,
-                fading,
-                rounds,
-                setting.price,
-                rng,
-                clients=int(rng.integers(1, 9)),
-                train_latent=TRAIN_LATENT,
-                shadow=prices.of(fading),
-                student=None if student is None else choose,
-            )
+        shown, _ = demonstrate(
+            prices.profile,
+            space,
+            fading,
+            rounds,
+            setting.price,
+            rng,
+            clients=int(rng.integers(1, 9)),
+            train_latent=TRAIN_LATENT,
+            shadow=prices.of(fading),
+            student=None if student is None else chooser(student),
         )
+        parts.append(shown)
     return joined(parts)
+
+
+def chooser(actor: Actor) -> Callable[[Array], Array]:
+    """Return what gives the parts of the budgets that an actor spends in some states."""
+
+    def choose(states: Array) -> Array:
+        with torch.no_grad():
+            latents = torch.tanh(actor(torch.from_numpy(states).float()))
+        return drafted_parts(latents.numpy().astype(float))
+
+    return choose
+
+
+def outcome(
+    setting: Setting, prices: PriceList, space: RankSpace, actor: Actor, fading: Fading
+) -> Result:
+    """Return what an actor comes to over a channel, on the table of losses."""
+    rng = np.random.default_rng([setting.seed, 4])
+    results = [
+        demonstrate(
+            prices.profile,
+            space,
+            fading,
+            setting.scenario.train.rounds,
+            setting.price,
+            rng,
+            clients=setting.scenario.federation.clients,
+            train_latent=TRAIN_LATENT,
+            student=chooser(actor),
+            tell_rounds=True,
+        )[1]
+        for _ in range(_GAMES_OF_OUTCOME)
+    ]
+    means = np.mean([(r.reward, r.sent, r.final_loss) for r in results], axis=0)
+    return Result(*(float(mean) for mean in means))
 
 
 def joined(parts: Sequence[Demonstrations]) -> Demonstrations:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 
@@ -14,8 +15,15 @@ from fedlora.ranks import Projection, RankSpace
 from simulations.train_policy.folder import TrainingFolder
 from simulations.train_policy.profile import Profile, profile_ranks
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import FRACTIONS, Fading, Planner, ShadowPrices, demonstrate
-from simulations.train_policy.thrift import PriceList, Thrift, play, play_fixed, thrifty_prices
+from simulations.train_policy.teacher import (
+    FRACTIONS,
+    Fading,
+    Planner,
+    Result,
+    ShadowPrices,
+    demonstrate,
+)
+from simulations.train_policy.thrift import PriceList, Thrift, play, play_fixed
 from simulations.train_policy.warm_start import noise_loss, random_space
 from strategies.airllm.features import STATE_FEATURES, projection_features
 from strategies.airllm.network import CHANNELS, LATENT, Denoiser
@@ -95,7 +103,7 @@ def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
 @pytest.mark.parametrize("snr_db", [-2.0, 8.0, 12.0])
 def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, snr_db):
     fading = Fading(snr_db, 2.0, rayleigh=True)
-    prices = thrifty_prices(profile, fading, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0)
+    prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0).of(fading)
 
     def planner(shadow):
         rng = np.random.default_rng(1)
@@ -130,7 +138,7 @@ def test_fading_has_the_mean_power_of_the_snr():
 def test_demonstrations_send_at_first_and_hold_finite_states(profile, space):
     rng = np.random.default_rng(0)
     fading = Fading(5.0, 2.0, rayleigh=True)
-    shown = demonstrate(profile, space, fading, ROUNDS, PRICE, rng, clients=3, train_latent=-0.2)
+    shown, _ = demonstrate(profile, space, fading, ROUNDS, PRICE, rng, clients=3, train_latent=-0.2)
     assert shown.states.shape == (3 * ROUNDS, len(STATE_FEATURES))
     assert np.all(np.isfinite(shown.states))
     assert np.all((shown.weights >= 0) & (shown.weights <= 1))
@@ -147,7 +155,7 @@ def test_what_a_student_does_is_told_from_what_the_teacher_would_do_there(profil
         seen.append(states)
         return np.zeros(len(states))
 
-    shown = demonstrate(
+    shown, result = demonstrate(
         profile,
         space,
         fading,
@@ -162,6 +170,29 @@ def test_what_a_student_does_is_told_from_what_the_teacher_would_do_there(profil
     assert np.all(shown.states[:, STATE_FEATURES.index("never_delivered")] == 1)
     # Nobody has an adapter, as nothing was ever sent, so the teacher goes on asking for it.
     assert np.all(shown.latents[:, 0] > 0)
+    assert result == Result(-5.0, 0.0, 5.0)
+
+
+def test_prices_are_corrected_by_what_the_student_falls_short_of(profile):
+    def prices():
+        return PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0)
+
+    fading = Fading(6.0, 2.0, rayleigh=True)
+    plain, corrected = prices(), prices()
+    before = plain.of(fading)
+    assert corrected.of(fading) == before
+    best = plain.best_fixed(fading)
+    # Saves nothing, and ends as the fixed rank.
+    corrected.correct(lambda _: best)
+    (asked,) = corrected.state()
+    assert (asked["saving"], asked["margin"]) == pytest.approx((0.4, 0.04))
+    assert corrected.of(fading).bits > before.bits
+    kept = prices()
+    kept.load_state(json.loads(json.dumps(corrected.state())))
+    assert kept.of(fading) == corrected.of(fading)
+    # Saves and ends as wanted.
+    plain.correct(lambda _: Result(0.0, 0.8 * best.sent, best.final_loss - 0.02))
+    assert plain.of(fading) == before
 
 
 def test_the_draft_of_a_latent_spends_its_part_of_the_budget():
