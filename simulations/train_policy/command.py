@@ -37,11 +37,11 @@ def train_policy(
         typer.Option(
             min=0.0, max=0.9, help="Part of the best fixed rank's bits to save under fading."
         ),
-    ] = 0.38,
+    ] = 0.34,
     margin: Annotated[
         float,
         typer.Option(min=0.0, help="Nats by which the end is to be better than that rank's."),
-    ] = 0.07,
+    ] = 0.05,
     plain_ppo: Annotated[
         bool,
         typer.Option("--plain-ppo", help="PPO alone: no warm start and no diffusion, to compare."),

@@ -2,11 +2,11 @@
 
 A plan has three entries in [-1, 1] for each projection. The first is the share of the client's even
 budget that the projection gets: -1 is nothing, 0 as much as an even spread would give it, 1 twice
-as much. The second says where between the delivered rank and the largest rank that the channels
-have carried so far the projection is trained. The third is a vote: an adapter is sent if the mean
-over the projections is above 0. A vote of its own keeps "perhaps" from meaning "send half", which
-would replace a whole adapter by a poor one. Ranks that are decoded use what is to be spent to the
-last bit.
+as much. The second says where between the rank that clients have, on average, and the largest that
+the channels have carried so far the projection is trained. The third is a vote: an adapter is sent
+if the mean over the projections is above 0. A vote of its own keeps "perhaps" from meaning "send
+half", which would replace a whole adapter by a poor one. Ranks that are decoded use what is to be
+spent to the last bit.
 """
 
 from __future__ import annotations
@@ -98,20 +98,20 @@ def _rounded(share: Any) -> Any:
     return np.rint(share / TILT_STEP) * TILT_STEP
 
 
-def trained_ranks(plan: Array, delivered: Array, largest: float, space: RankSpace) -> RankVector:
+def trained_ranks(plan: Array, had: Array, largest: float, space: RankSpace) -> RankVector:
     """Return the ranks to train with.
 
     Parameters
     ----------
     plan
-        Second entries of a plan, shape (projections,).
-    delivered
-        Rank of each projection in the adapter that the client will have, not rounded.
+        Second entries of plans, shape (projections,).
+    had
+        Rank of each projection in the adapters that clients will have, not rounded.
     largest
         Largest uniform rank that a budget has paid for so far.
     space
         The ranks to choose from.
     """
-    above = np.maximum(largest - delivered, 0.0)
-    ranks = np.rint(delivered + (np.clip(plan, -1, 1) + 1) / 2 * above)
+    above = np.maximum(largest - had, 0.0)
+    ranks = np.rint(had + (np.clip(plan, -1, 1) + 1) / 2 * above)
     return RankVector(np.clip(ranks, max(space.r_min, 1), space.r_max).astype(int).tolist())

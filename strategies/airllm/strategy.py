@@ -30,7 +30,7 @@ from strategies.airllm.features import (
     projection_features,
 )
 from strategies.airllm.network import CHANNELS
-from strategies.airllm.plan import delivered_ranks, trained_ranks
+from strategies.airllm.plan import delivered_ranks, draft, trained_ranks
 from strategies.airllm.policy import SHIPPED, Policy, load_policy
 
 
@@ -63,7 +63,7 @@ class AirLlm(RankStrategy):
     into a coarse latent; a diffusion refines the latent into a plan for every projection; the plan
     is moved to the nearest ranks that the budget pays for. The plan says how much is worth sending
     now (nothing, when the channel is bad and the client has a better adapter already) and how many
-    components are trained beyond those that are sent.
+    components are trained, by all clients alike, beyond those that are sent.
 
     Parameters
     ----------
@@ -76,6 +76,8 @@ class AirLlm(RankStrategy):
         Planned number of rounds, if it is known: late rounds weigh more then.
     use_statistics
         False ignores what clients tell of their text.
+    diffusion
+        False makes plans by the formula that the diffusion was first taught, as a comparison.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class AirLlm(RankStrategy):
         policy: str | Policy = "",
         rounds: int | None = None,
         use_statistics: bool = True,
+        diffusion: bool = True,
     ) -> None:
         if rounds is not None and rounds < 1:
             raise FedloraError(f"rounds is {rounds}; set 1 or more, or leave it out if unknown")
         self.seed = seed
         self.rounds = rounds
         self.use_statistics = use_statistics
+        self.diffusion = diffusion
         if not isinstance(policy, Policy):
             policy = load_policy(Path(policy).expanduser() if policy else SHIPPED)
         self.policy = policy
@@ -137,7 +141,11 @@ class AirLlm(RankStrategy):
         latents: torch.Tensor,
     ) -> dict[str, RankDecision]:
         """Return the ranks that latents lead to, shape (clients, 5)."""
-        plans = self.policy.plans(latents, self.projections(space), sight.start)
+        features = self.projections(space)
+        if self.diffusion:
+            plans = self.policy.plans(latents, features, sight.start)
+        else:
+            plans = draft(latents, features)
         return self.carry_out(round, clients, space, sight, plans.numpy().astype(float))
 
     def carry_out(
@@ -150,9 +158,8 @@ class AirLlm(RankStrategy):
     ) -> dict[str, RankDecision]:
         """Return the ranks that plans lead to, shape (clients, projections, 3)."""
         units = np.array(space.unit_parameters, dtype=float)
-        largest = (1 + space.r_max) ** sight.memory.largest - 1
         self.pending, self.pending_memory = {}, sight.memory
-        decisions = {}
+        deliveries, had = [], []
         for name, plan in zip(sight.clients, plans, strict=True):
             deliver = delivered_ranks(plan, space, clients[name].budget_bits)
             ranks = np.array(deliver, dtype=float)
@@ -160,14 +167,20 @@ class AirLlm(RankStrategy):
                 rank = float(ranks @ units / units.sum())
                 self.pending[name] = Held(rank, round, tuple(deliver))
             elif len(self._held(name).ranks) == len(space):
-                # A client that is sent nothing trains on at what it has,
                 ranks = np.array(self._held(name).ranks, dtype=float)
             else:
-                # or, as long as it has nothing, at what an average channel would bring.
+                # Who has nothing counts with what an average channel would bring.
                 ranks = np.full(len(space), (1 + space.r_max) ** sight.memory.mean - 1)
-            train = trained_ranks(plan[:, 1], ranks, largest, space)
-            decisions[name] = RankDecision(train, RankVector(deliver))
-        return decisions
+            deliveries.append(RankVector(deliver))
+            had.append(ranks)
+        # All clients train at the same ranks: a component that few of them train is worth little to
+        # the one that gets it.
+        largest = (1 + space.r_max) ** sight.memory.largest - 1
+        train = trained_ranks(plans[:, :, 1].mean(axis=0), np.mean(had, axis=0), largest, space)
+        return {
+            name: RankDecision(train, deliver)
+            for name, deliver in zip(sight.clients, deliveries, strict=True)
+        }
 
     def observe(self, round: int, outcomes: Mapping[str, ClientOutcome]) -> None:
         """Remember the channels, and which adapters arrived."""

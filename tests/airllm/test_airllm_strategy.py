@@ -107,6 +107,26 @@ def test_ranks_follow_the_channel(small):
     assert ranks[-1] > 3 * ranks[0]
 
 
+def test_all_clients_train_the_same_components_whatever_they_are_sent(small):
+    decisions = AirLlm(rounds=8).allocate(1, reports(small, 0.0, 1.4, 12.2), small).values()
+    assert len({decision.train for decision in decisions}) == 1
+    assert len({decision.deliver for decision in decisions}) > 1
+
+
+def test_without_diffusion_the_plan_is_the_draft_of_the_latent(small):
+    clients = reports(small, 0.5, 1.4, 7.3)
+    plain, refined = AirLlm(rounds=8, diffusion=False), AirLlm(rounds=8)
+    sight = plain.look(1, clients, small)
+    latents = plain.policy.latents(sight.states)
+    drafted = draft(latents, plain.projections(small)).numpy().astype(float)
+    expected = plain.carry_out(1, clients, small, sight, drafted)
+    assert plain.allocate(1, clients, small) == expected
+    # The diffusion was taught to make these, and so comes close.
+    close = refined.allocate(1, clients, small)
+    for name, decision in expected.items():
+        assert abs(close[name].deliver.mean - decision.deliver.mean) <= 1.0
+
+
 def test_a_decision_depends_on_seed_round_and_client_alone(small):
     clients = reports(small, 7.3, 7.3, 7.3)
     first = AirLlm(seed=1).allocate(1, clients, small)
