@@ -177,7 +177,7 @@ def test_prices_are_corrected_by_what_the_student_falls_short_of(profile):
     def prices():
         return PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0)
 
-    fading = Fading(6.0, 2.0, rayleigh=True)
+    fading = Fading(5.0, 2.0, rayleigh=True)
     plain, corrected = prices(), prices()
     before = plain.of(fading)
     assert corrected.of(fading) == before
