@@ -24,7 +24,8 @@ BIT_PRICES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3
 FINAL_PRICES = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 _PLAYS = 1000
 _SNR_STEP_DB = 2.5
-_MOST = 0.9
+_RANK_STEP = 0.25
+_MOST = 0.6
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def play(planner: Planner, fading: Fading, rng: np.random.Generator) -> Result:
     return Result(reward / planner.rounds, sent, float(loss.mean()))
 
 
-def play_fixed(planner: Planner, rank: int, fading: Fading, rng: np.random.Generator) -> Result:
+def play_fixed(planner: Planner, rank: float, fading: Fading, rng: np.random.Generator) -> Result:
     """Deliver one rank every round; a late one is sent up to the deadline, for nothing."""
     loss = np.full(_PLAYS, planner.profile.losses[0, 0])
     reward, sent = 0.0, 0.0
@@ -146,10 +147,13 @@ class PriceList:
             self._found[fading] = self._prices(fading)
 
     def best_fixed(self, fading: Fading) -> Result:
-        """Return what the fixed rank with the highest reward comes to."""
+        """Return what the fixed rank with the highest reward comes to.
+
+        Ranks between whole ones count, so that it changes little from one SNR to the next.
+        """
         fixed = [
             play_fixed(self._planner(fading), rank, fading, self._channels())
-            for rank in range(1, self.r_max + 1)
+            for rank in np.arange(1, self.r_max + _RANK_STEP, _RANK_STEP)
         ]
         return max(fixed, key=lambda result: result.reward)
 

@@ -47,7 +47,7 @@ PLAN_STEPS = 4000
 CRITIC_STEPS = CLONE_STEPS // 8
 REFINE_UPDATES = 4
 
-CORRECTIONS = 2
+CORRECTIONS = 1
 """How often the teacher's prices are corrected by what the actor then saves."""
 
 PRACTICES = 2
