@@ -37,7 +37,7 @@ def train_policy(
         typer.Option(
             min=0.0, max=0.9, help="Part of the best fixed rank's bits to save under fading."
         ),
-    ] = 0.34,
+    ] = 0.37,
     margin: Annotated[
         float,
         typer.Option(min=0.0, help="Nats by which the end is to be better than that rank's."),
