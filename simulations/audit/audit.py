@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -119,11 +120,13 @@ class Audit:
 
     def _with_noise(self, result: Result, plain: Observed, canaries: list[Canary]) -> None:
         policy = self.scenario.privacy
-        sigma, private = None, policy
+        sigma, private, policies = None, policy, None
         if policy.release != "labels":
-            sigma, uploads = _least_noise(self.scenario)
-            private = replace(policy, epsilon=None, sigma=sigma, uploads=uploads)
-        noisy = self._observe("run with noise", replace(self.short, privacy=private), canaries)
+            policies = noise_of_the_whole_run(self.scenario)
+            private = min(policies.values(), key=lambda own: own.sigma or 0.0)
+            sigma = private.sigma
+        config = replace(self.short, privacy=private)
+        noisy = self._observe("run with noise", config, canaries, policies)
         spent = noisy.server.training.summary_fields()["privacy"]
         result |= {
             "release": policy.release,
@@ -148,9 +151,15 @@ class Audit:
                 plain.uploads, policy.release, policy.clip_norm
             )
 
-    def _observe(self, name: str, scenario: Scenario, canaries: list[Canary]) -> Observed:
+    def _observe(
+        self,
+        name: str,
+        scenario: Scenario,
+        canaries: list[Canary],
+        policies: Mapping[int, PrivacyPolicy] | None = None,
+    ) -> Observed:
         with self.stages.stage(name, self.effort.steps) as advance:
-            return observe(scenario, planted=planted(canaries), advance=advance)
+            return observe(scenario, planted=planted(canaries), policies=policies, advance=advance)
 
     def _attack(self, seen: Observed, policy: PrivacyPolicy, canaries: list[Canary]) -> Result:
         found: Result = {}
@@ -289,9 +298,14 @@ def audit_scenario(
     return Audit(scenario, effort or Effort(), folder, stages).run()
 
 
-def _least_noise(scenario: Scenario) -> tuple[float, int]:
-    """Return the least noise of any client's upload, and the most uploads of any sample."""
+def noise_of_the_whole_run(scenario: Scenario) -> dict[int, PrivacyPolicy]:
+    """Return each client's privacy, with the noise of the whole run in place of its epsilon."""
     data = SimulatedData(scenario, scenario.federation.clients)
-    rows = [len(data.rows_of(k)[0]) for k in range(scenario.federation.clients)]
-    plans = [upload_plan(scenario, n) for n in rows]
-    return min(p.sigma for p in plans), max(p.uploads for p in plans)
+    plans = {
+        client: upload_plan(scenario, len(data.rows_of(client)[0]))
+        for client in range(scenario.federation.clients)
+    }
+    return {
+        client: replace(scenario.privacy, epsilon=None, sigma=plan.sigma, uploads=plan.uploads)
+        for client, plan in plans.items()
+    }

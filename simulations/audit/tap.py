@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fedlora.link.local import LocalLink, edge_executor
 from fedlora.privacy.head_space import release_width
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import SystemNoise
+from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.server.engine import AdapterState
 from fedlora.server.run import ServerRun
 from fedlora.tasks.base import Sample
@@ -181,6 +182,7 @@ def observe(
     scenario: Scenario,
     *,
     planted: Mapping[int, Mapping[int, str]] | None = None,
+    policies: Mapping[int, PrivacyPolicy] | None = None,
     activation_sigma: float | None = None,
     evaluate: bool = True,
     advance: Advance = lambda: None,
@@ -193,6 +195,8 @@ def observe(
         Without a baseline, so that every step is a training step, and of one round.
     planted
         See ``PlantedData``.
+    policies
+        Each client's privacy, by its number, in place of the scenario's.
     activation_sigma
         Noise on activations alone; see ``NoisyActivations``.
     evaluate
@@ -208,7 +212,11 @@ def observe(
     executor = edge_executor(scenario.compute.threads or os.cpu_count() or 1)
     clients, uploads = [], list[Upload]()
     for number in range(scenario.federation.clients):
-        client = data.build(parts, number)
+        own = parts
+        if policies is not None:
+            private = replace(parts.scenario, privacy=policies[number])
+            own = replace(parts, scenario=private)
+        client = data.build(own, number)
         if activation_sigma is not None:
             clip_norm = scenario.privacy.activation_clip_norm
             client.release = NoisyActivations(activation_sigma, clip_norm)

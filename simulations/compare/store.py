@@ -55,7 +55,7 @@ class CompareFolder:
         kept, price_line = path / "scenario.toml", f"# price = {price!r}"
         if kept.exists():
             text = kept.read_text(encoding="utf-8")
-            if not text.startswith(price_line) or load_scenario(kept) != scenario:
+            if text.partition("\n")[0] != price_line or load_scenario(kept) != scenario:
                 raise FedloraError(
                     f"{path} holds a comparison with other settings; give another --out, or "
                     "delete it"

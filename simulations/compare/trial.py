@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlora.channel.config import ScheduleConfig
 from fedlora.config import RanksConfig, Scenario
 from simulations.compare.reward import (
     Losses,
@@ -68,8 +69,15 @@ class Result:
     complaints: list[str] = field(default_factory=list)
 
 
+_BLIND = ("all", "random_k")
+"""Schedulers that choose clients without looking at their channels."""
+
+
 def run_reference(scenario: Scenario, seed: int) -> Losses:
     """Return the held-out losses of a run that trains and has all ranks, without any channel.
+
+    Under a scheduler that follows the channel all clients take part in it: there is no channel, and
+    the reference must know every client that one of the trials may choose.
 
     Parameters
     ----------
@@ -78,11 +86,15 @@ def run_reference(scenario: Scenario, seed: int) -> Losses:
     seed
         Of data, partition and model.
     """
+    schedule, federation = scenario.channel.schedule, scenario.federation
+    if schedule.scheduler not in _BLIND:
+        schedule, federation = ScheduleConfig(), replace(federation, clients_per_round=0)
     plain = replace(
         scenario,
         seed=seed,
         ranks=RanksConfig("uniform"),
-        channel=replace(scenario.channel, deliver_every=0),
+        federation=federation,
+        channel=replace(scenario.channel, deliver_every=0, schedule=schedule),
         evaluate=replace(scenario.evaluate, every=1, baseline=False),
     )
     record = Record()

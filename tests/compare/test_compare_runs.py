@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from fedlora.channel.config import ScheduleConfig
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
@@ -88,6 +89,21 @@ def test_a_strategy_that_errs_is_compared_at_its_last_valid_ranks_and_named(
     assert "rank 99" in said
 
 
+def test_where_the_channel_chooses_the_clients_every_one_has_a_reference(scenario):
+    options = {"mean_delay_s": 1e-3, "trade_off": 1e-9, "min_clients": 1, "max_delay_s": 100.0}
+    schedule = ScheduleConfig("lyapunov", options=options)
+    chosen = replace(
+        with_overrides(scenario, ["federation.clients=3", "channel.model=rayleigh"]),
+        channel=replace(scenario.channel, model="rayleigh", schedule=schedule),
+    )
+    reference = run_reference(chosen, 1)
+    assert [sorted(losses) for losses in reference] == [["0", "1", "2"]] * 2
+    (greedy,) = parse_strategies("greedy")
+    found = run_trial(chosen, Trial(greedy, 5.0, 1), reference, 0.2)
+    assert len(found.trace) < 2 * 3
+    assert found.row["reward"] < 0
+
+
 def test_every_contender_is_told_of_the_text_where_the_scenario_asks(scenario):
     asked = with_overrides(scenario, ["ranks.statistics=true", "ranks.options.fraction=0.5"])
     (contender,) = parse_strategies("airllm(rounds=8)")
@@ -114,7 +130,10 @@ def test_a_comparison_goes_on_where_it_stopped(scenario, tmp_path):
 
 def test_a_folder_of_another_comparison_is_refused(scenario, tmp_path):
     CompareFolder(tmp_path, scenario, 0.2)
-    for other, price in ((replace(scenario, seed=2), 0.2), (scenario, 0.3)):
+    CompareFolder(tmp_path / "25", scenario, 0.25)
+    with pytest.raises(FedloraError, match="comparison with other settings"):
+        CompareFolder(tmp_path / "25", scenario, 0.2)
+    for other, price in ((replace(scenario, seed=2), 0.2), (scenario, 0.3), (scenario, 0.25)):
         with pytest.raises(FedloraError, match="comparison with other settings"):
             CompareFolder(tmp_path, other, price)
     assert load_scenario(tmp_path / "scenario.toml") == scenario

@@ -25,7 +25,7 @@ from fedlora.report.page import render
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.engine import ClientRows
 from simulations.audit import gradients, labels, tokens
-from simulations.audit.audit import audit_scenario
+from simulations.audit.audit import audit_scenario, noise_of_the_whole_run
 from simulations.audit.canaries import plant, planted
 from simulations.audit.effort import Effort
 from simulations.audit.mechanism import audit_client
@@ -71,6 +71,31 @@ def test_with_noise_no_label_attack_passes_its_bound(tmp_path: Path, release: st
     found = labels.attack_labels(labels.labelled(seen.uploads, config.privacy), config.privacy)
     for name in ("norm", "direction", "likelihood"):
         assert found[name]["low"] <= label_auc_bound(2.0)
+
+
+def test_clients_of_unequal_size_keep_their_own_noise(tmp_path: Path) -> None:
+    lines = [
+        f"{'snow' if n % 2 else 'sun'} {n},{n % 2},{'small' if n < 24 else 'large'}"
+        for n in range(424)
+    ]
+    data = tmp_path / "unequal.csv"
+    data.write_text("text,label,owner\n" + "\n".join(lines) + "\n")
+    config = scenario(
+        data,
+        "partition.kind=column",
+        "partition.column=owner",
+        "privacy.release=row_space",
+        "privacy.sigma=none",
+        "privacy.epsilon=8.0",
+        "train.rounds=4",
+        "train.steps=20",
+    )
+    policies = noise_of_the_whole_run(config)
+    (few, small), (many, large) = sorted((p.sigma, p.uploads) for p in policies.values())
+    assert few < many and small < large
+    seen = observe(short(config, 3), policies=policies, evaluate=False)
+    assert sorted(client.scenario.privacy.sigma or 0.0 for client in seen.clients) == [few, many]
+    assert seen.server.training.summary_fields()["privacy"]["epsilon"] < 8.0
 
 
 @pytest.mark.parametrize("release", ["full", "row_space", "logits"])
