@@ -112,6 +112,8 @@ class Audit:
         result["activation_noise"] = [self._noise(s) for s in effort.noises]
         if self.folder is not None and self._references:
             result["membership_of_run"] = self._stored(plain, canaries)
+        if self._references:
+            result["outsiders_of_another_file"] = self._pool.other_file
         result["not_run"] = [f"{name}: {why}" for name, why in self.skipped.items()]
         result["seconds"] = time.monotonic() - started
         result["rows"] = table_rows(result)
@@ -249,9 +251,9 @@ class Audit:
     def _stored(self, plain: Observed, canaries: list[Canary]) -> Result:
         """Attack the adapter that the run itself left."""
         assert self.folder is not None
-        pool = members.pool(plain, canaries, whole=True)
+        self._pool = members.pool(plain, canaries, whole=True)
         model = stored_model(plain, self.folder)
-        return dict(members.attack(model, pool, self._reference_losses(pool)))
+        return dict(members.attack(model, self._pool, self._reference_losses(self._pool)))
 
     def _depths(self) -> list[int]:
         """Return the cut depths at which tokens are recovered: from 0 on, the run's own too."""

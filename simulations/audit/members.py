@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from simulations.audit.tap import Observed, sample_order
 MEMBERS = 400
 """Most members, and most non-members, that the attack is judged on."""
 
+_LEAST_PART = 4
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -34,11 +36,15 @@ class Pool:
         Samples that were trained on, and that were not.
     own
         The attacker's own records of the same kind.
+    other_file
+        Whether outsiders come from another file than members, so that what tells the files apart
+        looks like membership.
     """
 
     members: list[Sample]
     outsiders: list[Sample]
     own: list[DataRecord]
+    other_file: bool = False
 
     @property
     def samples(self) -> list[Sample]:
@@ -48,6 +54,9 @@ class Pool:
 
 def pool(observed: Observed, canaries: Sequence[Canary], *, whole: bool) -> Pool:
     """Divide what the clients hold into members, outsiders and the attacker's own text.
+
+    Outsiders are training samples that the tapped steps did not reach, where there are enough: they
+    are of one kind with the members. Else they are held-out rows.
 
     Parameters
     ----------
@@ -62,22 +71,27 @@ def pool(observed: Observed, canaries: Sequence[Canary], *, whole: bool) -> Pool
     strange = {(c.client, c.row) for c in canaries}
     clients = len(observed.clients)
     share = max(1, MEMBERS // clients)
-    found = Pool([], [], [])
+    found, held = Pool([], [], []), list[Sample]()
     for number, client in enumerate(observed.clients):
         samples = client.batches.samples
         steps = scenario.train.total_steps * scenario.train.accumulate
-        order = (
+        reached = set(
             range(len(samples)) if whole else sample_order(scenario, len(samples), number, steps)
         )
-        inside = [i for i in sorted(set(order)) if (number, i) not in strange]
-        picked = np.random.default_rng(number).permutation(len(inside))[:share]
-        found.members.extend(samples[inside[i]] for i in picked.tolist())
+        usual = [i for i in range(len(samples)) if (number, i) not in strange]
+        inside = [i for i in usual if i in reached]
+        rest = [i for i in usual if i not in reached]
+        rng = np.random.default_rng(number)
+        for rows, chosen in ((inside, found.members), (rest, found.outsiders)):
+            picked = rng.permutation(len(rows))[:share]
+            chosen.extend(samples[rows[i]] for i in picked.tolist())
         held_out = observed.data.rows_of(number)[1]
         half = len(held_out) // 2
         found.own.extend(held_out[half:])
         encode = observed.parts.model.task.samples
-        outside = encode(held_out[:half], observed.parts.tokenizer, scenario.data)
-        found.outsiders.extend(outside[:share])
+        held.extend(encode(held_out[:half], observed.parts.tokenizer, scenario.data)[:share])
+    if len(found.outsiders) < len(found.members) // _LEAST_PART:
+        return replace(found, outsiders=held, other_file=bool(scenario.data.test))
     return found
 
 

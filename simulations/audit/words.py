@@ -181,6 +181,11 @@ def _membership(result: Result) -> list[str]:
         f"Whether a record was trained on is guessed from {whose} with an AUC of "
         f"{found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}] ({name.replace('_', ' ')})."
     )
+    if result.get("outsiders_of_another_file"):
+        told += (
+            " The records that nobody trained on are of data.test, another file, so whatever tells "
+            "the files apart counts as membership here."
+        )
     return [told]
 
 

@@ -24,7 +24,7 @@ from fedlora.report.gallery import AUDIT_GALLERY
 from fedlora.report.page import render
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.engine import ClientRows
-from simulations.audit import gradients, labels, tokens
+from simulations.audit import gradients, labels, members, tokens
 from simulations.audit.audit import audit_scenario, noise_of_the_whole_run
 from simulations.audit.canaries import plant, planted
 from simulations.audit.effort import Effort
@@ -71,6 +71,21 @@ def test_with_noise_no_label_attack_passes_its_bound(tmp_path: Path, release: st
     found = labels.attack_labels(labels.labelled(seen.uploads, config.privacy), config.privacy)
     for name in ("norm", "direction", "likelihood"):
         assert found[name]["low"] <= label_auc_bound(2.0)
+
+
+def test_who_was_not_reached_is_compared_with_who_was(exact: Observed, tmp_path: Path) -> None:
+    reached = {(upload.client, number) for upload in exact.uploads for number in upload.samples}
+    found = members.pool(exact, [], whole=False)
+    of_training = {
+        id(sample): (client.name, number)
+        for client in exact.clients
+        for number, sample in enumerate(client.batches.samples)
+    }
+    assert {of_training[id(sample)] for sample in found.members} <= reached
+    assert found.outsiders
+    whole = members.pool(exact, [], whole=True)
+    assert not {id(sample) for sample in whole.outsiders} & set(of_training)
+    assert not whole.other_file
 
 
 def test_clients_of_unequal_size_keep_their_own_noise(tmp_path: Path) -> None:
