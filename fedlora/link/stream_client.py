@@ -100,6 +100,9 @@ class StreamClient:
     ) -> None:
         """Attach clients, answer the server until it has ended each session, and close.
 
+        No handler runs any more when it returns: one that is at work is waited for, as what it uses
+        may be closed next.
+
         Parameters
         ----------
         clients
@@ -117,12 +120,15 @@ class StreamClient:
         FedloraError
             What a handler raised, after the server was told that the client leaves.
         """
-        with self:
-            sessions = [self.attach(h.client, clients[h.client], h) for h in hellos]
-            errors = [
-                self._await(hello.client, session, idle_s)
-                for hello, session in zip(hellos, sessions, strict=True)
-            ]
+        try:
+            with self:
+                sessions = [self.attach(h.client, clients[h.client], h) for h in hellos]
+                errors = [
+                    self._await(hello.client, session, idle_s)
+                    for hello, session in zip(hellos, sessions, strict=True)
+                ]
+        finally:
+            self._executor.shutdown(wait=True)
         for error in errors:
             if error is not None:
                 raise error
@@ -333,10 +339,11 @@ class StreamClient:
             self._put(kept)
 
     def _work(self, session: ClientSession) -> None:
-        """Answer a session's requests until none is left."""
+        """Answer a session's requests until none is left, or it is over."""
         while True:
             with self._lock:
-                if not session.requests:
+                over = self._sessions.get(session.client) is not session
+                if over or not session.requests:
                     session.busy = False
                     return
                 data = session.requests.popleft()

@@ -24,6 +24,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +52,8 @@ class BudgetSpentError(FedloraError):
 class Ledger:
     """A client's record of what each of its samples has spent; a context manager.
 
-    Use one ledger for a data set, over all runs. It is not thread-safe.
+    Use one ledger for a data set, over all runs. Charges come from one thread at a time; any
+    thread may close it, which waits for a charge that is being written.
 
     Parameters
     ----------
@@ -80,6 +82,7 @@ class Ledger:
         self.path, self.client = path, client
         self._clock = clock
         self._budget = OwnerBudget(client, limit)
+        self._writing = threading.Lock()
         self._mark = journal.Mark(path.with_name(path.name + ".mark"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +93,7 @@ class Ledger:
             self._book = self._read()
             self._rewrite()
             self._mark.write(self._book.seq)
+            self._usable = True
         except BaseException as error:
             os.close(self._lock)
             if isinstance(error, OSError):
@@ -108,12 +112,13 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Let another process use the ledger; closing twice does no harm."""
-        self._usable = False
-        self._file.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Let another process use the ledger, which takes no charge more; twice does no harm."""
+        with self._writing:
+            self._usable = False
+            self._file.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
         """Return the identifiers of samples, in order.
@@ -203,24 +208,25 @@ class Ledger:
 
     def _append(self, cost: Mapping[str, Any]) -> None:
         """Write a charge, sync it, and count it."""
-        charge = {"seq": self._book.seq + 1, "time": self._now(self._book), **cost}
-        line = journal.encode(charge)
-        if not self._usable:
-            raise FedloraError(f"ledger {self.path} is closed; open it again")
-        self._usable = False  # a failure on the way leaves the file in doubt
-        try:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._book.apply(charge)
-            self._mark.write(self._book.seq)
-            self._bytes += len(line)
-            if self._bytes > self._rewrite_bytes:
-                self._file.close()
-                self._rewrite()
-        except OSError as error:
-            raise self._failed("charge", error) from error
-        self._usable = True
+        with self._writing:  # or close could give the file away in the middle of it
+            if not self._usable:
+                raise FedloraError(f"ledger {self.path} is closed; open it again")
+            charge = {"seq": self._book.seq + 1, "time": self._now(self._book), **cost}
+            line = journal.encode(charge)
+            self._usable = False  # a failure on the way leaves the file in doubt
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._book.apply(charge)
+                self._mark.write(self._book.seq)
+                self._bytes += len(line)
+                if self._bytes > self._rewrite_bytes:
+                    self._file.close()
+                    self._rewrite()
+            except OSError as error:
+                raise self._failed("charge", error) from error
+            self._usable = True
 
     def check_plan(self, sample_ids: Sequence[int], sigma: float, uploads: int) -> None:
         """Refuse a run whose planned uploads the limit does not pay for; book nothing.
@@ -312,7 +318,6 @@ class Ledger:
         self._file = self.path.open("ab")
         self._bytes = self.path.stat().st_size
         self._rewrite_bytes = max(_JOURNAL_BYTES_MIN, 4 * self._bytes)
-        self._usable = True
 
 
 def _lock(path: Path) -> int:

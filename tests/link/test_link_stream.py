@@ -297,6 +297,43 @@ def test_waiting_engines_wake_at_once_when_a_stream_ends(
     gate.set()
 
 
+def test_serve_returns_when_no_handler_runs_and_leaves_no_request_to_one(
+    server: StreamServer, connect: Connect
+) -> None:
+    entered, gate, steps = threading.Event(), threading.Event(), []
+
+    def handler(frame: Frame) -> Frame:
+        if frame.kind == m.STEP:
+            steps.append(frame.seq)
+            entered.set()
+            assert gate.wait(20.0)
+        return echo(frame)
+
+    ended: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            connect(server).serve({"a": handler}, [hello("a", server.tokens.grant("a", 60.0))])
+        except ClientLost as error:
+            ended.append(error)
+
+    session = in_thread(serve)
+    link = server.accept(10.0)
+    assert link is not None
+    link.receive(10.0)
+    link.send(step("a", 1))
+    assert entered.wait(10.0)
+    link.send(step("a", 2))
+    link.close("it was late")  # the request comes before it, on one stream
+    session.join(1.0)
+    assert session.is_alive()
+    gate.set()
+    session.join(10.0)
+    assert not session.is_alive()
+    assert "it was late" in str(ended[0])
+    assert steps == [1]
+
+
 def test_a_request_over_the_limit_or_for_another_client_is_not_sent(
     server: StreamServer, join: Join
 ) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedlora.errors import FedloraError
+from fedlora.privacy import journal
 from fedlora.privacy import ledger as module
 from fedlora.privacy.accounting import rho
 from fedlora.privacy.calibration import calibrate_sigma
@@ -301,3 +304,44 @@ def test_a_path_that_cannot_be_written_is_refused_in_one_sentence(tmp_path: Path
         ledger = Ledger(tmp_path / "ledger", "alice")
         ledger.close()
         ledger.charge([1], 2.0)
+
+
+def test_a_ledger_that_is_closed_during_a_charge_is_whole_and_stays_closed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_JOURNAL_BYTES_MIN", 1)
+    replace, inside, go_on = journal.replace, threading.Event(), threading.Event()
+
+    def slow_replace(path: Path, lines: Iterable[bytes]) -> None:
+        if threading.current_thread().name == "worker":
+            inside.set()
+            assert go_on.wait(30.0)
+        replace(path, lines)
+
+    monkeypatch.setattr(journal, "replace", slow_replace)
+    ledger = Ledger(path, "alice")
+
+    def charge_until_merged() -> None:
+        while not go_on.is_set():
+            ledger.charge([7], 2.0)
+
+    worker = threading.Thread(target=charge_until_merged, name="worker")
+    worker.start()
+    assert inside.wait(30.0)
+    closing = threading.Thread(target=ledger.close)
+    closing.start()
+    closing.join(0.3)
+    with pytest.raises(FedloraError, match="in use"):
+        Ledger(path, "alice")
+    go_on.set()
+    for thread in (worker, closing):
+        thread.join(30.0)
+        assert not thread.is_alive()
+    with pytest.raises(FedloraError, match="closed"):
+        ledger.charge([7], 2.0)
+    with Ledger(path, "alice") as again:
+        spent = again.rho
+        assert spent == pytest.approx(ledger.rho, rel=1e-12)
+        again.charge([7], 2.0)
+    with Ledger(path, "alice") as last:
+        assert last.rho == pytest.approx(spent + rho(2.0), rel=1e-12)
