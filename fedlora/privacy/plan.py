@@ -44,10 +44,11 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
     Raises
     ------
     FedloraError
-        When heads that were trained on labels as they are would leave, or the release does not
-        fit the head.
+        When heads that were trained on labels as they are would leave, the release does not fit
+        the head, or blocks on the client mix the tokens that are noised one by one.
     """
     policy, share = scenario.privacy, scenario.head.share
+    _check_unit(scenario)
     if policy.activation_sigma is not None and scenario.train.embedding:
         raise FedloraError(
             "train.embedding changes the activations at every step, so that each would have to be "
@@ -84,6 +85,31 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
         )
     if policy.uplink == "analog":
         _check_analog(scenario)
+
+
+def _check_unit(scenario: Scenario) -> None:
+    """Refuse ``unit = "token"`` where one token moves more than its own row of an upload.
+
+    Attention mixes tokens, forwards and backwards. In blocks on the client one token therefore
+    moves all later activations, and one token's label the gradients of all earlier rows (one
+    class label those of every row, as the server pools only what leaves the last block). Noise
+    that is counted for one row of norm C does not cover that.
+    """
+    policy, model = scenario.privacy, scenario.model
+    if policy.unit != "token":
+        return
+    if policy.noises_gradients and model.client_back > 0:
+        raise FedloraError(
+            f"privacy.unit is token, but model.client_back is {model.client_back} and attention in "
+            "these blocks spreads one label over other tokens' gradients; set privacy.unit to "
+            "sample or model.client_back to 0"
+        )
+    if policy.activation_sigma is not None and model.client_front > 0:
+        raise FedloraError(
+            f"privacy.unit is token, but model.client_front is {model.client_front} and attention "
+            "in these blocks spreads one token over later activations; set privacy.unit to sample "
+            "or model.client_front to 0, or remove privacy.activation_sigma"
+        )
 
 
 def _check_analog(scenario: Scenario) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from private_federation import scenario
+from private_federation import Recorder, scenario
 
 from clients import private
 from clients.build import SimulatedData, load_parts
@@ -20,7 +20,9 @@ from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.privacy.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.mechanism import clip_rows
 from fedlora.privacy.policy import ClientLimit, PrivacyPolicy
+from fedlora.server.run import ServerRun
 
 
 def build(config: Scenario, terms: OwnerTerms | None = None) -> EdgeClient:
@@ -195,6 +197,66 @@ def test_what_would_leave_without_a_mechanism_is_refused(
 ) -> None:
     with pytest.raises(FedloraError, match=reason):
         build(scenario(records, *overrides))
+
+
+TOKENS = ("privacy.unit=token", "head.share=personal", "privacy.release=full")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ((*TOKENS, "model.client_back=1"), r"model\.client_back is 1"),
+        ((*TOKENS, "model.client_back=2", "task.kind=causal_lm"), r"model\.client_back is 2"),
+        (
+            (*TOKENS, "model.client_front=1", "privacy.activation_sigma=5"),
+            r"model\.client_front is 1",
+        ),
+        (
+            (
+                "privacy.unit=token",
+                "privacy.sigma=none",
+                "privacy.epsilon=8",
+                "privacy.release=labels",
+                "model.client_front=1",
+                "privacy.activation_sigma=5",
+            ),
+            r"model\.client_front is 1",
+        ),
+    ],
+)
+def test_tokens_are_noised_one_by_one_only_where_nothing_mixes_them(
+    records: Path, overrides: tuple[str, ...], reason: str
+) -> None:
+    config = scenario(records, *overrides)
+    with pytest.raises(FedloraError, match=rf"privacy\.unit is token, but {reason}.*; set"):
+        build(config)
+    with pytest.raises(FedloraError, match=r"privacy\.unit is token"):
+        ServerRun(config, Recorder())
+    build(replace(config, privacy=replace(config.privacy, unit="sample")))
+
+
+def test_one_tokens_label_moves_one_row_of_what_is_clipped_by_tokens(records: Path) -> None:
+    client = build(
+        scenario(records, *TOKENS, "task.kind=causal_lm", "model.client_front=1", "data.holdout=0")
+    )
+    sample = max(client.batches.samples, key=lambda s: len(s.ids))
+    targets = list(sample.target)
+    place = max(i for i, target in enumerate(targets) if target >= 0)
+    targets[place] = (targets[place] + 7) % 500
+    other = replace(sample, target=tuple(targets))
+    z = torch.randn(len(sample.ids), client.model.width)
+    clipped = [
+        clip_rows(
+            client.model.loss(client.head.module, z.clone(), [s], sample_mean=True).gradient,
+            [len(sample.ids)],
+            1e-4,
+            "token",
+        ).values
+        for s in (sample, other)
+    ]
+    moved = (clipped[0] - clipped[1]).norm(dim=1)
+    assert moved.nonzero().flatten().tolist() == [place]
+    assert moved[place] <= 2e-4 * (1 + 1e-5)
 
 
 def test_a_device_refuses_noise_that_the_server_knows(records: Path, tmp_path: Path) -> None:
