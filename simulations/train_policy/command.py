@@ -33,11 +33,12 @@ def train_policy(
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
     ] = DEFAULT_PRICE,
     saving: Annotated[
-        float,
+        str,
         typer.Option(
-            min=0.0, max=0.9, help="Part of the best fixed rank's bits to save under fading."
+            help="Part of the best fixed rank's bits to save under fading, from 0 to 0.9: one, or "
+            "one for each SNR."
         ),
-    ] = 0.37,
+    ] = "0.34",
     margin: Annotated[
         float,
         typer.Option(min=0.0, help="Nats by which the end is to be better than that rank's."),
@@ -66,17 +67,20 @@ def train_policy(
     from simulations.train_policy.setting import Setting
     from simulations.train_policy.thrift import Thrift
 
+    snrs_db = tuple(parse_snrs_db(snr))
+    savings = _savings(saving, len(snrs_db))
+
     base = with_overrides(find_scenario(scenario), set_ or [])
     check_scenario(base)
     torch.set_num_threads(1)
     setting = Setting(
         base,
         seed,
-        tuple(parse_snrs_db(snr)),
+        snrs_db,
         tuple(name.strip() for name in channels.split(",")),
         tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
         price,
-        Thrift() if plain_ppo else Thrift(saving, margin),
+        Thrift() if plain_ppo else Thrift(snrs_db, savings, margin),
     )
     try:
         from simulations.train_policy.train import PolicyTraining
@@ -87,9 +91,24 @@ def train_policy(
         ) from None
     command = (
         f"fedlora train-policy {scenario} --steps {steps} --seed {seed} --snr={snr} "
-        f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving:g} "
+        f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving} "
         f"--margin {margin:g}" + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
     folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo)
     PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)
     typer.echo(f"policy: {folder.policy}")
+
+
+def _savings(text: str, count: int) -> tuple[float, ...]:
+    """Read ``0.3``, or ``0.4,0.3`` for as many SNRs."""
+    parts = text.split(",")
+    try:
+        savings = [float(part) for part in parts]
+    except ValueError:
+        savings = [-1.0]
+    if not all(0 <= saving <= 0.9 for saving in savings) or len(savings) not in (1, count):
+        raise FedloraError(
+            f"--saving is {text!r}; write a part from 0 to 0.9, or one for each of the {count} "
+            "SNRs, such as 0.4,0.3"
+        )
+    return tuple(savings * count if len(savings) == 1 else savings)

@@ -55,7 +55,7 @@ class Setting:
             raise FedloraError(
                 "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more"
             )
-        for name, value in (("price", self.price), *vars(self.thrift).items()):
+        for name, value in (("price", self.price), ("margin", self.thrift.margin)):
             if not math.isfinite(value):
                 raise FedloraError(f"--{name} is {value}; write a finite number, 0 or more")
         for model in self.channels:

@@ -29,8 +29,8 @@ _MOST = 0.6
 
 
 @dataclass(frozen=True)
-class Thrift:
-    """What is to be saved under fading, and how a run is to end.
+class Target:
+    """What is to be saved over a channel, and how a run is to end there.
 
     Attributes
     ----------
@@ -41,8 +41,30 @@ class Thrift:
         teacher does not know the fading as it does, and real training differs from the table.
     """
 
-    saving: float = 0.0
+    saving: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """What is to be saved under fading.
+
+    Attributes
+    ----------
+    snrs_db, savings
+        Savings at some mean SNRs; between these they are interpolated.
+    margin
+        See ``Target``.
+    """
+
+    snrs_db: tuple[float, ...] = (0.0,)
+    savings: tuple[float, ...] = (0.0,)
     margin: float = 0.0
+
+    def at(self, snr_db: float) -> Target:
+        """Return what is wanted at a mean SNR."""
+        points = sorted(zip(self.snrs_db, self.savings, strict=True))
+        return Target(float(np.interp(snr_db, *zip(*points, strict=True))), self.margin)
 
 
 def play(planner: Planner, fading: Fading, rng: np.random.Generator) -> Result:
@@ -96,7 +118,7 @@ class PriceList:
     ) -> None:
         self.profile, self.rounds, self.r_max, self.price = profile, rounds, r_max, price
         self.thrift, self.seed = thrift, seed
-        self._asked: dict[Fading, Thrift] = {}
+        self._asked: dict[Fading, Target] = {}
         self._found: dict[Fading, ShadowPrices] = {}
 
     def of(self, fading: Fading) -> ShadowPrices:
@@ -104,11 +126,11 @@ class PriceList:
 
         The channels of a step of the mean SNR have the same prices.
         """
-        if not fading.rayleigh or self.thrift.saving == 0:
+        if not fading.rayleigh or not any(self.thrift.savings):
             return NO_SHADOW
         near = replace(fading, snr_db=_SNR_STEP_DB * round(fading.snr_db / _SNR_STEP_DB))
         if near not in self._found:
-            self._asked[near] = self.thrift
+            self._asked[near] = self.thrift.at(near.snr_db)
             self._found[near] = self._prices(near)
         return self._found[near]
 
@@ -124,26 +146,27 @@ class PriceList:
         """
         for fading, asked in self._asked.items():
             result, best = student(fading), self.best_fixed(fading)
+            wanted = self.thrift.at(fading.snr_db)
             saved = 1 - result.sent / best.sent
             margin = best.final_loss - result.final_loss
-            self._asked[fading] = Thrift(
-                min(max(asked.saving + self.thrift.saving - saved, 0.0), _MOST),
-                max(asked.margin + self.thrift.margin - margin, 0.0),
+            self._asked[fading] = Target(
+                min(max(asked.saving + wanted.saving - saved, 0.0), _MOST),
+                max(asked.margin + wanted.margin - margin, 0.0),
             )
             self._found[fading] = self._prices(fading)
 
     def state(self) -> list[dict[str, float]]:
         """Return what is asked at each SNR, as JSON can keep it."""
         return [
-            {"snr_db": fading.snr_db, "ranks_at_1_bps_hz": fading.ranks_at_1_bps_hz, **vars(thrift)}
-            for fading, thrift in self._asked.items()
+            {"snr_db": fading.snr_db, "ranks_at_1_bps_hz": fading.ranks_at_1_bps_hz, **vars(target)}
+            for fading, target in self._asked.items()
         ]
 
     def load_state(self, state: list[dict[str, float]]) -> None:
         """Ask again what was asked."""
         for row in state:
             fading = Fading(row["snr_db"], row["ranks_at_1_bps_hz"], rayleigh=True)
-            self._asked[fading] = Thrift(row["saving"], row["margin"])
+            self._asked[fading] = Target(row["saving"], row["margin"])
             self._found[fading] = self._prices(fading)
 
     def best_fixed(self, fading: Fading) -> Result:
@@ -158,7 +181,7 @@ class PriceList:
         return max(fixed, key=lambda result: result.reward)
 
     def _prices(self, fading: Fading) -> ShadowPrices:
-        best, thrift = self.best_fixed(fading), self._asked[fading]
+        best, target = self.best_fixed(fading), self._asked[fading]
         carried = float(np.minimum(fading.draw(self._channels(), _PLAYS), self.r_max).mean())
         offers = [
             ShadowPrices(bits / carried, end) for bits, end in product(BIT_PRICES, FINAL_PRICES)
@@ -167,12 +190,12 @@ class PriceList:
             shadow: play(self._planner(fading, shadow), fading, self._channels())
             for shadow in offers
         }
-        allowed = (1 - thrift.saving) * best.sent
+        allowed = (1 - target.saving) * best.sent
         saving = {shadow: result for shadow, result in tried.items() if result.sent <= allowed}
         ending = [
             shadow
             for shadow, result in saving.items()
-            if result.final_loss <= best.final_loss - thrift.margin
+            if result.final_loss <= best.final_loss - target.margin
         ]
         if ending:
             return max(ending, key=lambda shadow: tried[shadow].reward)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedlora.cli import main
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.ranks import Projection, RankSpace
@@ -23,7 +24,7 @@ from simulations.train_policy.teacher import (
     ShadowPrices,
     demonstrate,
 )
-from simulations.train_policy.thrift import PriceList, Thrift, play, play_fixed
+from simulations.train_policy.thrift import PriceList, Target, Thrift, play, play_fixed
 from simulations.train_policy.warm_start import noise_loss, random_space
 from strategies.airllm.features import STATE_FEATURES, projection_features
 from strategies.airllm.network import CHANNELS, LATENT, Denoiser
@@ -103,7 +104,9 @@ def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
 @pytest.mark.parametrize("snr_db", [-2.0, 8.0, 12.0])
 def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, snr_db):
     fading = Fading(snr_db, 2.0, rayleigh=True)
-    prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0).of(fading)
+    prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift((0.0,), (0.2,), 0.02), seed=0).of(
+        fading
+    )
 
     def planner(shadow):
         rng = np.random.default_rng(1)
@@ -124,7 +127,7 @@ def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, s
 
 def test_nothing_is_saved_over_a_constant_channel_or_where_nothing_is_to_be_saved(profile):
     for fading, saving in ((Fading(5, 2, rayleigh=False), 0.3), (Fading(5, 2, rayleigh=True), 0.0)):
-        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(saving), seed=0)
+        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift((0.0,), (saving,)), seed=0)
         assert prices.of(fading) == ShadowPrices()
 
 
@@ -173,9 +176,27 @@ def test_what_a_student_does_is_told_from_what_the_teacher_would_do_there(profil
     assert result == Result(-5.0, 0.0, 5.0)
 
 
+def test_what_is_wanted_is_interpolated_between_snrs():
+    thrift = Thrift((10.0, -5.0), (0.2, 0.5), 0.1)
+    assert thrift.at(2.5) == Target(0.35, 0.1)
+    assert thrift.at(-20.0) == Target(0.5, 0.1)
+    assert thrift.at(30.0) == Target(0.2, 0.1)
+
+
+@pytest.mark.parametrize("text", ["0.4,0.3,0.2", "1.5", "-0.1", "much", "nan", ""])
+def test_savings_that_do_not_parse_are_refused(text, tmp_path, capsys, monkeypatch):
+    command = ["fedlora", "train-policy", "study-awgn", "--snr=0,5", f"--saving={text}"]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"--saving is {text!r}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_prices_are_corrected_by_what_the_student_falls_short_of(profile):
     def prices():
-        return PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift(0.2, 0.02), seed=0)
+        return PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift((0.0,), (0.2,), 0.02), seed=0)
 
     fading = Fading(5.0, 2.0, rayleigh=True)
     plain, corrected = prices(), prices()
@@ -229,8 +250,7 @@ def test_a_scenario_with_a_training_seed_is_refused():
     ("more", "message"),
     [
         ({"price": float("nan")}, "--price is nan; write a finite number"),
-        ({"thrift": Thrift(float("inf"))}, "--saving is inf; write a finite number"),
-        ({"thrift": Thrift(0.3, float("nan"))}, "--margin is nan; write a finite number"),
+        ({"thrift": Thrift(margin=float("nan"))}, "--margin is nan; write a finite number"),
         ({"channels": ("awgn", "raileigh")}, "did you mean rayleigh?"),
         ({"channels": ("measured",)}, "which is what devices measure; choose simulated"),
         ({"scenario": Scenario()}, "deliver_every is 0, so that no adapter is ever sent"),
