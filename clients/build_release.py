@@ -78,9 +78,7 @@ def build_release(
     noise, receiver = _sources(policy, number, deployed=terms.deployed)
     policy.check_samples(len(samples))
     if policy.release == "labels":
-        return _randomised(
-            scenario, number, terms, contents, classes=classes, noise=noise, reports=reports
-        )
+        return _randomised(scenario, number, terms, contents, noise=noise, reports=reports)
     plan = upload_plan(scenario, len(samples))
     ledger, ids = None, list[int]()
     if terms.ledger is not None:
@@ -122,7 +120,6 @@ def _randomised(
     terms: OwnerTerms,
     contents: Sequence[bytes],
     *,
-    classes: int,
     noise: NoiseSource,
     reports: bool,
 ) -> RandomisedRelease:
@@ -138,7 +135,9 @@ def _randomised(
     try:
         if ledger is not None:
             ids = ledger.sample_ids(contents)
-        labels = RandomisedLabels(path, classes, epsilon, below)
+        labels = RandomisedLabels(
+            path, scenario.task.labels, epsilon, below, column=scenario.data.label
+        )
         return RandomisedRelease(
             policy, labels, noise=noise, reports_metrics=reports, ledger=ledger, ids=ids
         )

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedlora.errors import FedloraError
 from fedlora.privacy import journal
 from fedlora.privacy.policy import check_epsilon
 
-FORMAT = "fedlora-randomised-labels/1"
+FORMAT = "fedlora-randomised-labels/2"
+_UNNAMED = "fedlora-randomised-labels/1"  # its labels are places in a list that it does not hold
+_SHOWN = 3
 
 
 def flip_probability(classes: int, epsilon: float) -> float:
@@ -81,23 +83,28 @@ class RandomisedLabels:
     """A client's randomised labels, drawn once and kept on its disk.
 
     Drawing again would spend epsilon again, so what was drawn is synced to disk before it is used,
-    and the file refuses another epsilon. Keep it beside the ledger, under the ledger's lock.
+    and the file refuses another epsilon, other classes and another column. It holds the names of
+    the classes, so a run may list them in another order. Keep it beside the ledger, under the
+    ledger's lock.
 
     Parameters
     ----------
     path
         File; it is created when there is none. None keeps labels in memory, for a simulation.
     classes
-        Number of classes.
+        Names of the classes; a label is a place in them.
     epsilon
         Privacy of each label, replace-one, whatever is computed from it.
     below
         See ``randomise``.
+    column
+        Column of the data that holds the true labels.
 
     Raises
     ------
     FedloraError
-        When the file is damaged or was drawn for other classes or another epsilon.
+        When the file is damaged, has no class names, or was drawn for other classes, another
+        column or another epsilon.
 
     Attributes
     ----------
@@ -108,13 +115,15 @@ class RandomisedLabels:
     def __init__(
         self,
         path: Path | None,
-        classes: int,
+        classes: Sequence[str],
         epsilon: float,
         below: Callable[[int], int] = secrets.randbelow,
+        *,
+        column: str = "",
     ) -> None:
-        flip_probability(classes, epsilon)
-        self._path, self._classes, self.epsilon = path, classes, epsilon
-        self._below = below
+        flip_probability(len(classes), epsilon)
+        self._path, self._classes, self.epsilon = path, list(classes), epsilon
+        self._below, self._column = below, column
         self._drawn: dict[int, int] = {}
         if path is not None and path.exists():
             self._read(path)
@@ -137,7 +146,7 @@ class RandomisedLabels:
             When a label is no class or the disk fails.
         """
         new = {
-            sample: randomise(label, self._classes, self.epsilon, self._below)
+            sample: randomise(label, len(self._classes), self.epsilon, self._below)
             for sample, label in labels.items()
             if sample not in self._drawn
         }
@@ -151,6 +160,7 @@ class RandomisedLabels:
             return
         record = {
             "format": FORMAT,
+            "column": self._column,
             "classes": self._classes,
             "epsilon": self.epsilon,
             "labels": list(drawn.items()),
@@ -166,15 +176,35 @@ class RandomisedLabels:
     def _read(self, path: Path) -> None:
         records = [record for record, _ in journal.read(path)]
         record = records[0] if len(records) == 1 else None
+        if record is not None and record.get("format") == _UNNAMED:
+            raise FedloraError(
+                f"randomised labels {path} do not say which classes they stand for, as an earlier "
+                "version wrote them, so they cannot be used safely; move the file away to draw "
+                f"again, which adds epsilon {self.epsilon:g} to what the ledger holds as spent"
+            )
         if record is None or record.get("format") != FORMAT:
             raise FedloraError(
-                f"randomised labels {self._path} are damaged; restore them, since drawing again "
+                f"randomised labels {path} are damaged; restore them, since drawing again "
                 "spends their epsilon again"
             )
-        if (record["classes"], record["epsilon"]) != (self._classes, self.epsilon):
-            raise FedloraError(
-                f"randomised labels {self._path} were drawn for {record['classes']} classes at "
-                f"epsilon {record['epsilon']:g}, not {self._classes} at {self.epsilon:g}; keep "
-                "that setting, since drawing again adds to what is spent"
-            )
-        self._drawn = dict(record["labels"])
+        self._check_same(path, record)
+        place = [self._classes.index(name) for name in record["classes"]]
+        self._drawn = {sample: place[label] for sample, label in record["labels"]}
+
+    def _check_same(self, path: Path, record: journal.Record) -> None:
+        """Refuse labels that were drawn for something else than what the run asks for."""
+        theirs, ours = set(record["classes"]), set(self._classes)
+        if record["column"] != self._column:
+            drawn, asked = f"for the column {record['column']!r}", f"{self._column!r}"
+        elif theirs != ours:
+            odd = ", ".join(map(repr, sorted(theirs ^ ours)[:_SHOWN]))
+            drawn = f"for {len(theirs)} classes"
+            asked = f"for these {len(ours)}, of which only one side has {odd}"
+        elif record["epsilon"] != self.epsilon:
+            drawn, asked = f"at epsilon {record['epsilon']:g}", f"{self.epsilon:g}"
+        else:
+            return
+        raise FedloraError(
+            f"randomised labels {path} were drawn {drawn}, not {asked}; keep that setting, since "
+            "drawing again adds to what is spent"
+        )

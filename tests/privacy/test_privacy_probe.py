@@ -70,7 +70,9 @@ def test_a_probe_has_the_energy_of_the_mechanisms_own_noise(kind: str) -> None:
     for draw in range(DRAWS):
         own = labels[:, draw]
         if kind == "labels":
-            told = RandomisedLabels(None, CLASSES, 2.0).draw(dict(enumerate(own.tolist())))
+            told = RandomisedLabels(None, [str(k) for k in range(CLASSES)], 2.0).draw(
+                dict(enumerate(own.tolist()))
+            )
             target = F.one_hot(torch.tensor([told[i] for i in range(ROWS)]), CLASSES)
             gradients.append((torch.softmax(z @ weight.T, -1) - target) @ weight)
             continue

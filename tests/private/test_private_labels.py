@@ -81,6 +81,19 @@ def test_labels_are_kept_and_paid_once_over_runs(records: Path, tmp_path: Path) 
     assert drawn[0] == drawn[1]
 
 
+def test_a_run_that_lists_the_classes_in_another_order_trains_on_the_same_labels(
+    records: Path, tmp_path: Path
+) -> None:
+    terms, named = OwnerTerms(tmp_path / "ledger", ClientLimit(3.0)), []
+    names = sorted(SimulatedData(scenario(records), 1).labels)
+    for order in (names, names[1:] + names[:1]):
+        listed = "task.labels=[" + ", ".join(f'"{name}"' for name in order) + "]"
+        client = build(labels(records, 3.0, listed), terms)
+        named.append([order[int(str(k))] for k in targets(client)])
+        client.release.close()
+    assert named[0] == named[1]
+
+
 def test_labels_that_were_lost_are_paid_again(records: Path, tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     client = build(labels(records, 3.0), OwnerTerms(path, ClientLimit(3.0)))
