@@ -166,7 +166,8 @@ def infer(
     """Use backbone and adapter on this machine: classify texts, or continue them."""
     from fedlora.commands.infer import infer_texts
 
-    lines = texts or sys.stdin.read().splitlines()
+    # Bytes that are no UTF-8 are kept, so that the refusal can name their line.
+    lines = texts or sys.stdin.buffer.read().decode(errors="surrogateescape").splitlines()
     infer_texts(folder, lines, client, rank, max_new_tokens, model)
 
 

@@ -29,6 +29,7 @@ from fedlora.split.family import find_family
 from fedlora.split.resolve import model_folder
 from fedlora.tasks.base import task_class
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+from fedlora.unicode import require_unicode
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def infer_texts(
     Raises
     ------
     FedloraError
-        When there is no adapter, no backbone, or for classification no shared head, or one of them
-        cannot be read.
+        When a text is no UTF-8, when there is no adapter, no backbone, or for classification no
+        shared head, or one of them cannot be read.
     """
+    for number, text in enumerate(texts, 1):
+        require_unicode(text, f"text {number}", "give it as UTF-8")
     if (folder / DEVICE_FILE).is_file():
         if client is not None or rank is not None:
             raise FedloraError(

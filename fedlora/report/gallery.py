@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from fedlora.report import air_plots, plots
 from fedlora.report.figure import save
 from fedlora.report.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ AUDIT_GALLERY = (
 def write_plots(folder: RunFolder) -> list[Path]:
     """Draw every plot that the run has data for into ``plots/``.
 
+    A plot that cannot be drawn or written is left out, with a warning: a run and its report are
+    worth more than one of their pictures.
+
     Returns
     -------
     list of Path
@@ -119,27 +125,37 @@ def write_plots(folder: RunFolder) -> list[Path]:
         the run starts, with ``write_holdings``.
     """
     rounds, summary = folder.read_metrics(), folder.read_summary() or {}
-    figures = {
-        "learning": plots.learning(rounds, metric_before=summary.get("metric_before")),
-        "clients": plots.client_metric(rounds),
-        "traffic": plots.traffic(rounds),
-        "channel": air_plots.channel(rounds),
-        "deliveries": air_plots.deliveries(rounds),
-        "ranks": air_plots.ranks(rounds, _projections(summary)),
-        "air": air_plots.air_time(rounds),
+    before, projections = summary.get("metric_before"), _projections(summary)
+    draw: dict[str, Callable[[], Figure | None]] = {
+        "learning": lambda: plots.learning(rounds, metric_before=before),
+        "clients": lambda: plots.client_metric(rounds),
+        "traffic": lambda: plots.traffic(rounds),
+        "channel": lambda: air_plots.channel(rounds),
+        "deliveries": lambda: air_plots.deliveries(rounds),
+        "ranks": lambda: air_plots.ranks(rounds, projections),
+        "air": lambda: air_plots.air_time(rounds),
     }
-    return [_write(folder, name, figure) for name, figure in figures.items() if figure is not None]
+    written = [_write(folder, name, drawn) for name, drawn in draw.items()]
+    return [path for path in written if path is not None]
 
 
 def write_holdings(folder: RunFolder, counts: Mapping[str, Mapping[str, int]]) -> Path | None:
-    """Draw who holds what into ``plots/holdings.png``; see ``fedlora.report.plots.holdings``."""
-    figure = plots.holdings(counts)
-    return None if figure is None else _write(folder, "holdings", figure)
+    """Draw who holds what into ``plots/holdings.png``; see ``fedlora.report.plots.holdings``.
+
+    As with ``write_plots``, what fails is a warning.
+    """
+    return _write(folder, "holdings", lambda: plots.holdings(counts))
 
 
 def _projections(summary: Mapping[str, Any]) -> list[tuple[int, str]]:
     return [(int(layer), str(name)) for layer, name in summary.get("projections") or ()]
 
 
-def _write(folder: RunFolder, name: str, figure: Figure) -> Path:
-    return save(figure, folder.plots / f"{name}.png")
+def _write(folder: RunFolder, name: str, draw: Callable[[], Figure | None]) -> Path | None:
+    try:
+        figure = draw()
+        return None if figure is None else save(figure, folder.plots / f"{name}.png")
+    except Exception as error:  # labels and names come from data, and fonts from the machine
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        _log.warning("the plot %s is left out (%s)", name, reason)
+        return None

@@ -50,12 +50,13 @@ def write_report(folder: RunFolder | Path | str) -> Path:
     Raises
     ------
     FedloraError
-        When the plots or the page cannot be written.
+        When the page cannot be written.
     """
     if not isinstance(folder, RunFolder):
         folder = RunFolder(folder)
     write_plots(folder)
-    replace_file(folder.report, render(folder).encode())
+    # what devices told may hold halves of characters
+    replace_file(folder.report, render(folder).encode(errors="replace"))
     return folder.report
 
 

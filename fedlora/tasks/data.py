@@ -5,13 +5,11 @@ Plain files need the standard library alone, so that an edge process stays small
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,8 @@ from typing import Any, Literal
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split.resolve import resolve_path
+from fedlora.tasks.separated import csv_records, lines, tsv_records
+from fedlora.unicode import require_unicode
 
 Record = Mapping[str, str]
 
@@ -84,6 +84,8 @@ def require_column(records: Sequence[Record], column: str, key: str, source: str
     for number, record in enumerate(records, 1):
         if column not in record:
             where = f"record {number}" + (f" of {source}" if source else "")
+            if any(column in other for other in records):
+                raise FedloraError(f"{where} has no {column!r} (null or absent); mend or remove it")
             near = difflib.get_close_matches(column, record, n=1)
             hint = (
                 f"did you mean {near[0]!r}?"
@@ -103,9 +105,9 @@ def _records(path: str, key: str, config: DataConfig, which: str) -> Iterator[di
     text = _read_text(place, key)
     match place.suffix.lower():
         case ".csv":
-            return _named(_csv_rows(text, place), config.columns, place)
+            return csv_records(text, config, place)
         case ".tsv":
-            return _named(_tsv_rows(text), config.columns, place)
+            return tsv_records(text, config, place)
         case ".jsonl":
             return _json_lines(text, place)
         case ".txt":
@@ -131,51 +133,8 @@ def _read_text(place: Path, key: str) -> str:
         ) from None
 
 
-def _csv_rows(text: str, place: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise FedloraError(
-            f"{place} line {reader.line_num} is not valid csv ({error}); mend its quotes"
-        ) from None
-
-
-def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _lines(text):
-        yield number, line.split("\t")
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield number and content of the lines that are not blank.
-
-    ``str.splitlines`` would also cut at characters such as U+2028 that occur inside texts.
-    """
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.removesuffix("\r")
-
-
-def _named(
-    rows: Iterable[tuple[int, list[str]]], columns: Sequence[str], place: Path
-) -> Iterator[dict[str, str]]:
-    rows = iter(rows)
-    header = list(columns) or next((row for _, row in rows), [])
-    if len(set(header)) < len(header):
-        raise FedloraError(f"{place} names a column twice in {header}; rename one")
-    for number, row in rows:
-        if len(row) != len(header):
-            raise FedloraError(
-                f"{place} line {number} has {len(row)} fields for {len(header)} columns; mend the "
-                "line, or data.columns"
-            )
-        yield dict(zip(header, row, strict=True))
-
-
 def _json_lines(text: str, place: Path) -> Iterator[dict[str, str]]:
-    for number, line in _lines(text):
+    for number, line in lines(text):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -186,7 +145,10 @@ def _json_lines(text: str, place: Path) -> Iterator[dict[str, str]]:
             raise FedloraError(
                 f"{place} line {number} holds no object; write it as {{...}} with a key a column"
             )
-        yield _strings(value)
+        record = _strings(value)
+        for cell in (*record, *record.values()):
+            require_unicode(cell, f"{place} line {number}", "mend or remove it")
+        yield record
 
 
 def _strings(row: Mapping[str, Any]) -> dict[str, str]:

@@ -71,6 +71,12 @@ def partition(
     else:
         key = "partition.column" if config.column else "data.label"
         column = config.column or label_column
+        if not column:
+            there = ", ".join(repr(name) for name in records[0])
+            raise FedloraError(
+                f"partition.kind {config.kind} deals by the values of a column, but "
+                f"partition.column is empty; set it to one of {there}, or partition.kind to iid"
+            )
         require_column(records, column, key)
         groups = _group_numbers([records[row][column] for row in order])
         if config.kind == "dirichlet":

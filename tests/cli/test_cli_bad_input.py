@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -136,6 +137,16 @@ def test_data_that_cannot_be_used_are_named(fedlora, scenario, tmp_path, name, c
     assert (status, said.count("\n")) == (2, 1)
     assert message in said
     assert name in said
+
+
+def test_a_text_that_is_no_utf8_is_named(fedlora, finished, monkeypatch):
+    status, said = fedlora("infer", finished, "w1", b"w\xff".decode(errors="surrogateescape"))
+    assert (status, said.count("\n")) == (2, 1)
+    assert r"text 2 has 'w\udcff', which is no UTF-8 text" in said
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"w1\nw2\n\xe9t\xe9\n")))
+    status, said = fedlora("infer", finished)
+    assert (status, said.count("\n")) == (2, 1)
+    assert r"text 3 has '\udce9t\udce9'" in said
 
 
 def test_encoder_cannot_be_a_language_model(checkpoints, model, tmp_path, data):

@@ -81,6 +81,11 @@ def test_values_are_escaped(finished):
     assert Page(html).text.count(hostile) == 4  # title, heading, notice, scenario
 
 
+def test_half_a_character_in_what_a_client_told_leaves_the_page_whole(finished):
+    finished.append_event("message", level="warning", text="label on\ud83d is odd")
+    assert "label on? is odd" in read(finished).text
+
+
 def test_page_states_result_clients_scenario_and_versions(finished):
     text = read(finished).text
     assert "Accuracy 0.923 on held-out data after 6 rounds with 8 clients, 0.198 better" in text

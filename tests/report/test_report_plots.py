@@ -144,6 +144,15 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [r"\$a\$"]
 
 
+def test_a_plot_that_cannot_be_drawn_is_left_out_with_a_warning_that_names_it(finished, caplog):
+    assert write_holdings(finished, {"on\ud83d": {"client-0": 3}}) is None
+    assert "the plot holdings is left out" in caplog.text
+    (finished.plots / "air.png").mkdir(parents=True)  # as good as a disk that fails
+    names = {path.stem for path in write_plots(finished)}
+    assert names == {plot.name for plot in GALLERY} - {"air", "holdings"}
+    assert "the plot air is left out" in caplog.text
+
+
 @pytest.mark.parametrize("rounds", [[], [{"round": 1}], [{"round": 1, "clients": {"a": {}}}]])
 def test_what_has_no_data_is_left_out(make_run, rounds):
     assert plots.learning(rounds) is None

@@ -57,6 +57,19 @@ def test_csv_keeps_line_breaks_inside_quotes(tmp_path):
     assert [record["text"] for record in _load(path)] == ["first\nsecond", "last"]
 
 
+def test_a_long_text_in_a_csv_is_read_whole(tmp_path):
+    long = "word " * 40_000
+    path = _write(tmp_path / "a.csv", f"text,label\n{long},one\n")
+    assert _load(path) == [{"text": long, "label": "one"}]
+
+
+def test_one_column_of_texts_may_hold_any_separator(tmp_path):
+    path = _write(tmp_path / "a.tsv", "text\na, b; c\n")
+    assert _load(path) == [{"text": "a, b; c"}]
+    path = _write(tmp_path / "b.csv", "first; second\nx\n")
+    assert _load(path, text="first; second") == [{"first; second": "x"}]
+
+
 def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     path = _write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\nx,y\n")
     assert _load(path) == [{"text": "x", "label": "y"}]
@@ -159,7 +172,29 @@ def test_hub_name_loads_the_named_split(tmp_path, monkeypatch):
         ("a.csv", b"text\nok\n\xe9t\xe9\n", {}, "line 3 has byte 0xe9.*UTF-8"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', {}, "line 2 is not valid JSON"),
         ("a.jsonl", '["text"]\n', {}, "line 1 holds no object"),
-        ("a.jsonl", '{"text": "a"}\n{"label": "b"}\n', {}, r"record 2 of .*has columns 'label'"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"label": "b"}\n',
+            {},
+            r"record 2 of .*a\.jsonl has no 'text' \(null or",
+        ),
+        ("a.jsonl", '{"text": null}\n{"text": "b"}', {}, r"record 1 .*has no 'text' .*remove it"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d b"}', {}, r"line 2 has '\\ud83d b', .*mend"),
+        (
+            "a.jsonl",
+            '{"text": "a", "l\\udc00": "b"}',
+            {},
+            r"line 1 has 'l\\udc00', which is no UTF",
+        ),
+        ("a.csv", "text;label\na;b\n", {}, r"'text;label', which ';' separates where .*',';"),
+        ("a.csv", "text\tlabel\na, b\tc\n", {}, r"save it with ',', or name it \.tsv"),
+        (
+            "a.tsv",
+            "text,label\na,b\n",
+            {},
+            r"which ',' separates where \.tsv expects '\\t'; .*\.csv",
+        ),
+        ("a.csv", "a;b\n", {"columns": ("text", "label")}, r"has the line 'a;b', which ';'"),
         ("a.txt", "a\n", {"pattern": "("}, r"data\.pattern '\(' is no regular expression"),
         ("a.txt", "a\n", {"pattern": ".+"}, "names no column"),
         ("a.txt", "a\n", {"pattern": "(?P<text>b)"}, "matches none of the 1 records.*'a'"),

@@ -148,6 +148,11 @@ def test_impossible_partition_is_one_sentence(config, count, clients, message):
         partition(_records(count), config, clients, "label", 0)
 
 
+def test_a_task_without_labels_is_asked_for_a_column_to_deal_by():
+    with pytest.raises(FedloraError, match=r"partition\.column is empty; set it to one of 'text'"):
+        partition([{"text": "a"}] * 4, PartitionConfig(kind="dirichlet", min_rows=1), 2, "", 0)
+
+
 def test_missing_label_column_is_named():
     records = [{"text": "x"}] * 40
     with pytest.raises(FedloraError, match=r"data\.label is 'label'.*'text'"):
