@@ -8,6 +8,9 @@ from typing import Any
 
 from fedlora.errors import FedloraError
 
+BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ = 1.0, 1e13
+"""No radio link has less or more; within them no reckoning of rates overflows."""
+
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """Return a finite number from ``low`` to ``high``, both included.
@@ -40,6 +43,17 @@ def positive(name: str, value: Any) -> float:
     if number(name, value) <= 0:
         raise FedloraError(f"{name} is {value}; set a number above 0")
     return float(value)
+
+
+def bandwidth(name: str, value: Any) -> float:
+    """Return a bandwidth in Hz that a link can have.
+
+    Raises
+    ------
+    FedloraError
+        When the value is not one.
+    """
+    return number(name, value, BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ)
 
 
 def choice(name: str, value: Any, choices: Collection[str]) -> str:

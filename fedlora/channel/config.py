@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedlora.channel.checks import number, positive
+from fedlora.channel.checks import bandwidth, number, positive
 from fedlora.errors import FedloraError
 
 SNR_LIMIT_DB = 200.0
@@ -55,7 +55,8 @@ class ScheduleConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        number("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz, low=0.0)
+        if number("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz):
+            bandwidth("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class ChannelConfig:
         for value in (*self.snr_db, self.up_snr_offset_db):
             number("an SNR of channel.snr_db", value, -SNR_LIMIT_DB, SNR_LIMIT_DB)
         for value in self.bandwidth_hz:
-            positive("a bandwidth of channel.bandwidth_hz", value)
+            bandwidth("a bandwidth of channel.bandwidth_hz", value)
         for name in ("round_s", "up_power_w", "down_power_w", "deadline_s"):
             positive(f"channel.{name}", getattr(self, name))
         number("channel.gap_db", self.gap_db, low=0.0)

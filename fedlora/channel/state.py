@@ -7,23 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora.channel.checks import number, positive
+from fedlora.channel.checks import bandwidth, number
 from fedlora.errors import FedloraError, ProtocolError
+
+SNR_LIMIT_DB = 1e3
+DERIVED_SNR_LIMIT_DB = 1e6  # a fast wire on a scenario's narrow band would take as much
+RATE_MIN_BPS, RATE_MAX_BPS = 1e-30, 1e15
 
 
 @dataclass(frozen=True)
 class ChannelState:
     """The channel of one client: true, reported or measured.
 
+    The bounds leave room for any fade, and keep what is reckoned from a state finite.
+
     Attributes
     ----------
     up_snr_db, down_snr_db
-        SNR over the client's bandwidth, in dB; ``None`` where only a rate was measured. For a
-        frequency-selective channel it is the SNR of the flat channel of the same capacity.
+        SNR over the client's bandwidth, in dB, within 1000 dB of 0 (1e6 dB where ``derived``);
+        ``None`` where only a rate was measured. For a frequency-selective channel it is the SNR of
+        the flat channel of the same capacity.
     bandwidth_hz
-        Bandwidth of the client's share in each direction, in Hz.
+        Bandwidth of the client's share in each direction, from 1 Hz to 10 THz.
     up_rate_bps, down_rate_bps
-        Error-free rate, in bit/s.
+        Error-free rate, from 1e-30 (a link in a deep fade is slow, and never cut) to 1e15 bit/s.
     age_s
         Time since the channel was like this, in seconds.
     derived
@@ -39,14 +46,16 @@ class ChannelState:
     derived: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("up_snr_db", "down_snr_db"):
-            if getattr(self, name) is not None:
-                number(name, getattr(self, name))
-        for name in ("bandwidth_hz", "up_rate_bps", "down_rate_bps"):
-            positive(name, getattr(self, name))
-        number("age_s", self.age_s, low=0.0)
         if not isinstance(self.derived, bool):
             raise FedloraError(f"derived is {self.derived!r}; set true or false")
+        limit_db = DERIVED_SNR_LIMIT_DB if self.derived else SNR_LIMIT_DB
+        for name in ("up_snr_db", "down_snr_db"):
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), -limit_db, limit_db)
+        bandwidth("bandwidth_hz", self.bandwidth_hz)
+        for name in ("up_rate_bps", "down_rate_bps"):
+            number(name, getattr(self, name), RATE_MIN_BPS, RATE_MAX_BPS)
+        number("age_s", self.age_s, low=0.0)
 
     def rate_bps(self, direction: str) -> float:
         """Return the rate of one direction, ``up`` or ``down``, in bit/s."""

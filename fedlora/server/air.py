@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 
 from fedlora.channel.channel import build_channel
+from fedlora.channel.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.channel.ledger import AirLedger, AirRow
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
+from fedlora.channel.state import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.ranks.reports import ClientReport, DataStatistics
 from fedlora.report.records import ClientRecord, RoundRecord
 
 Purpose = Literal["train", "evaluation", "baseline"]
+Drop = Callable[[str, str], None]
+"""Leaves a client out of the run, and says why."""
 
 _KIND = {
     "activation": "activation",
@@ -69,48 +73,102 @@ class Air:
         shares = {int(client): hz for client, hz in (bandwidth_hz or {}).items()}
         self.ledger.start_round(round_ - 1, shares)
 
-    def note_report(self, client: str, report: ClientReport) -> None:
+    def note_report(self, round_: int, client: str, report: ClientReport) -> ClientReport:
         """Take the link that a client measured, where the channel is what clients measure.
+
+        Returns
+        -------
+        ClientReport
+            The report; of a measured link only the rates are the client's word, bandwidth and SNR
+            are the scenario's.
 
         Raises
         ------
         FedloraError
-            When the client reports no rate, although the scenario rests on it.
+            When the client reports no rate, although the scenario rests on it, or not what its
+            channel model lets it know.
         """
-        if report.channel is not None:
-            self.channel.observe(int(client), report.channel)
-        elif self.channel.measured:
+        state = report.channel
+        if state is None:
+            if not self.channel.measured:
+                return report
             raise FedloraError(
                 "it reports no measured link, and channel.model is measured; let it measure, or "
                 "set channel.model to a simulated channel"
             )
+        self.channel.observe(int(client), state)
+        known = self.channel.report(int(client), round_ - 1)
+        if self.channel.measured:
+            known = dataclasses.replace(known, age_s=state.age_s)
+            return dataclasses.replace(report, channel=known)
+        if _told(state) != _told(known):
+            raise FedloraError(
+                f"it reports an SNR of {state.up_snr_db} dB up and {state.down_snr_db} dB down, "
+                f"derived {state.derived}, which channel.model {self.config.model} does not give; "
+                "let it run the server's release of fedlora"
+            )
+        return report
 
     def schedule(
-        self, round_: int, reports: Mapping[str, ClientReport]
+        self, round_: int, reports: Mapping[str, ClientReport], drop: Drop
     ) -> tuple[dict[str, ClientReport], dict[str, float]]:
         """Let the scheduler choose who takes part and divide the bandwidth.
+
+        Parameters
+        ----------
+        round_
+            Number of the round, from 1.
+        reports
+            As ``note_report`` returned them.
+        drop
+            Called for a client whose report allows no reckoning at its share.
 
         Returns
         -------
         tuple
             Reports of the chosen clients, at the bandwidth that they were given, and that
             bandwidth in Hz. A client without a channel report takes part as it is.
+
+        Raises
+        ------
+        FedloraError
+            When the scheduler chooses nobody or divides nonsense, or the links have no SNR, from
+            which their rate at another bandwidth would follow.
         """
-        for client, report in reports.items():
-            if report.channel is not None:
-                self.channel.observe(int(client), report.channel)
         states = {int(c): r.channel for c, r in reports.items() if r.channel is not None}
-        loads = {client: self._loads.get(client, self._load) for client in states}
-        division = self._scheduler.select(round_ - 1, states, loads)
+        division = self._divide(round_, states)
         chosen: dict[str, ClientReport] = {}
         for client, report in reports.items():
-            hz = division.get(int(client))
-            if report.channel is None:
+            state, hz = report.channel, division.get(int(client))
+            if state is None:
                 chosen[client] = report
             elif hz is not None:
-                state = self.channel.at_bandwidth(report.channel, hz)
-                chosen[client] = dataclasses.replace(report, channel=state)
+                try:
+                    given = self.channel.at_bandwidth(state, hz)
+                except FedloraError as error:
+                    if state.up_snr_db is None or state.down_snr_db is None:
+                        raise  # so it is with every client: the scenario cannot be run
+                    drop(client, f"its report of the channel leads nowhere: {error}")
+                else:
+                    chosen[client] = dataclasses.replace(report, channel=given)
         return chosen, {str(client): hz for client, hz in division.items()}
+
+    def _divide(self, round_: int, states: Mapping[int, ChannelState]) -> dict[int, float]:
+        """Ask the scheduler, where there is anybody to choose; check what it says."""
+        if not states:
+            return {}
+        loads = {client: self._loads.get(client, self._load) for client in states}
+        division = self._scheduler.select(round_ - 1, states, loads)
+        name = f"channel.schedule.scheduler {self.config.schedule.scheduler}"
+        if not division.keys() & states.keys():
+            raise FedloraError(
+                f"{name} chose none of {len(states)} clients for round {round_}; let it choose one "
+                "at least"
+            )
+        given = {client: float(hz) for client, hz in division.items() if client in states}
+        for client, hz in given.items():
+            positive(f"what {name} gives client {client}, in Hz,", hz)
+        return {c: min(max(hz, BANDWIDTH_MIN_HZ), BANDWIDTH_MAX_HZ) for c, hz in given.items()}
 
     def end_round(self, round_: int, clients: Iterable[str]) -> None:
         """Tell the scheduler how long the round took, and remember what it asked of each client."""
@@ -146,21 +204,27 @@ class Air:
         self.ledger.book(int(client), direction, kind, bits, wire_bytes)
         self._bits[self.purpose][direction == "down"] += bits
 
-    def with_budgets(self, reports: Mapping[str, ClientReport]) -> dict[str, ClientReport]:
+    def with_budgets(
+        self, reports: Mapping[str, ClientReport], drop: Drop
+    ) -> dict[str, ClientReport]:
         """Add to each report the bits that its downlink carries within the deadline.
 
-        Also in rounds without delivery, so that a strategy's ranks do not jump between them.
+        Also in rounds without delivery, so that a strategy's ranks do not jump between them. A
+        client whose report allows none is dropped.
         """
         if not self.enabled:
             return dict(reports)
-        return {
-            client: dataclasses.replace(
-                report, budget_bits=report.channel.down_rate_bps * self.config.deadline_s
-            )
-            if report.channel
-            else report
-            for client, report in reports.items()
-        }
+        budgeted: dict[str, ClientReport] = {}
+        for client, report in reports.items():
+            if report.channel is None:
+                budgeted[client] = report
+                continue
+            bits = report.channel.down_rate_bps * self.config.deadline_s
+            try:
+                budgeted[client] = dataclasses.replace(report, budget_bits=bits)
+            except FedloraError as error:
+                drop(client, f"its report of the channel leads nowhere: {error}")
+        return budgeted
 
     def delivers(self, round_: int) -> bool:
         """Tell whether adapters are due at the end of a round."""
@@ -225,3 +289,8 @@ class Air:
             energy_joules=totals["energy_joules"],
             late_deliveries=totals["late_deliveries"],
         )
+
+
+def _told(state: ChannelState) -> tuple[bool, bool, bool]:
+    """Return what a state knows: an SNR up, one down, and whether its rates were measured."""
+    return state.up_snr_db is not None, state.down_snr_db is not None, state.derived

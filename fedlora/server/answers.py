@@ -29,6 +29,8 @@ from fedlora.server.uploads import (
 Answer = tuple[torch.Tensor | None, float, float | None]
 """What a client answers to a step: gradient, weight and unreduced loss."""
 
+_LOSS_MAX = 1e30  # far beyond any sum of cross-entropies; those of all clients add up
+
 
 class Answers:
     """Reads the gradients of a step.
@@ -81,7 +83,7 @@ class Answers:
                 self.cohort.expect(client, reply, m.GRADIENT)
                 weight = read_number(reply, "weight", low=1e-9, high=float(len(z[client])))
                 known = reply.fields.get("loss") is not None
-                loss = read_number(reply, "loss") if known else None
+                loss = read_number(reply, "loss", high=_LOSS_MAX) if known else None
                 if self.scenario.privacy.enabled:
                     self.spending.note(client, reply)
                 read_tensors = self._read_exact

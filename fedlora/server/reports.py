@@ -36,14 +36,14 @@ class Reports:
         self._air = air
         self._silent: set[str] = set()
 
-    def read(self, replies: Mapping[str, Frame]) -> dict[str, ClientReport]:
+    def read(self, round_: int, replies: Mapping[str, Frame]) -> dict[str, ClientReport]:
         """Return the reports by client; a client whose report is not valid is dropped."""
         reports = {}
         for client, reply in replies.items():
             try:
                 self._cohort.expect(client, reply, m.REPORT)
                 report = ClientReport.from_dict(dict(reply.fields))
-                self._air.note_report(client, report)
+                report = self._air.note_report(round_, client, report)
                 if not self._asks:
                     report = dataclasses.replace(report, statistics=None)
                 reports[client] = report

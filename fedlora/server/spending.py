@@ -16,6 +16,7 @@ from fedlora.server.uploads import read_number
 from fedlora.tasks.base import head_trains, task_class
 
 _SIGMA_MIN = 1e-3  # less noise than this promises nothing
+_SPENT_MAX = 1e18  # far beyond any promise, and far from where a statement would overflow
 
 
 class Spending:
@@ -42,11 +43,11 @@ class Spending:
         ProtocolError
             When they are missing or out of range.
         """
-        rho, sigma, labels = read_number(reply, "rho"), math.inf, 0.0
+        rho, sigma, labels = read_number(reply, "rho", high=_SPENT_MAX), math.inf, 0.0
         if self._scenario.privacy.noises_gradients:
             sigma = read_number(reply, "sigma", low=_SIGMA_MIN)
         if "label_epsilon" in reply.fields:
-            labels = read_number(reply, "label_epsilon")
+            labels = read_number(reply, "label_epsilon", high=_SPENT_MAX)
         self._rho[client], self._labels[client] = rho, labels
         if math.isfinite(sigma):
             self._sigma[client] = sigma

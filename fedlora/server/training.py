@@ -13,6 +13,7 @@ from fedlora.config import Scenario
 from fedlora.errors import Deserted
 from fedlora.link import messages as m
 from fedlora.privacy.plan import check_release
+from fedlora.ranks.reports import ClientReport
 from fedlora.ranks.space import RankDecision
 from fedlora.report.records import RoundRecord
 from fedlora.server.air import Air
@@ -163,16 +164,12 @@ class Training:
         before = set(self.cohort.lost)
         drawn = self._select(round_)
         self.cohort.begin_round()
-        reports = self._reports.read(self.cohort.ask(drawn, Request(m.ROUND, {"round": round_})))
-        if not reports:
-            raise Deserted(
-                f"no client began round {round_} ({self.cohort.reasons()}); mend that and start "
-                "again"
-            )
-        chosen, bandwidth_hz = self.air.schedule(round_, reports)
+        asked = self.cohort.ask(drawn, Request(m.ROUND, {"round": round_}))
+        reports = self._some(self._reports.read(round_, asked))
+        chosen, bandwidth_hz = self.air.schedule(round_, reports, self.cohort.drop)
         self.air.begin_round(round_, bandwidth_hz)
         self._reports.book(reports)
-        reports = self.air.with_budgets(chosen)
+        reports = self._some(self.air.with_budgets(chosen, self.cohort.drop))
         decisions = self.ranking.allocate(round_, reports)
         steps = self.scenario.train.steps
         tally = self._steps.run(
@@ -215,6 +212,15 @@ class Training:
             phase="train",
             **{k: record.get(k) for k in ("round", "step", "loss", "metric", "metric_name")},
         )
+
+    def _some(self, reports: dict[str, ClientReport]) -> dict[str, ClientReport]:
+        """Return the reports; raises ``Deserted`` when there is none."""
+        if not reports:
+            raise Deserted(
+                f"no client began round {self._round} ({self.cohort.reasons()}); mend that and "
+                "start again"
+            )
+        return reports
 
     def _begin(self, phase: str) -> None:
         """Put clients and shared head back to the start."""

@@ -141,9 +141,11 @@ def test_an_equivalent_snr_gives_back_the_measured_rate() -> None:
     assert Shannon(1.0).rate_bps(state.down_snr_db, 1e6) == pytest.approx(4e9)
     channel.observe(0, state)
     assert channel.truth(0, 0, bandwidth_hz=2e6).up_rate_bps > 3e6
+    slowest = channel.model.state(1, 1e-30, 1e-30)
+    assert Shannon(1.0).rate_bps(slowest.up_snr_db, 1e6) == pytest.approx(1e-30)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("rate", [0.0, -1.0, 5e-324, 1.7e308, math.nan, math.inf])
 def test_an_impossible_measurement_is_refused(rate: float) -> None:
     with pytest.raises(FedloraError, match="measured uplink rate"):
         build_channel(ChannelConfig(model="measured"), 0).model.state(0, rate, 1e6)
@@ -159,8 +161,15 @@ def test_a_state_survives_the_wire() -> None:
     [
         ({"up_snr_db": math.nan}, "up_snr_db is nan"),
         ({"up_snr_db": "10"}, "up_snr_db is '10', a str"),
-        ({"bandwidth_hz": 0}, "bandwidth_hz is 0; set a number above 0"),
+        ({"bandwidth_hz": 0}, r"bandwidth_hz is 0; set a finite number from 1 to 1e\+13"),
         ({"bandwidth_hz": None}, "bandwidth_hz is None"),
+        ({"bandwidth_hz": 5e-324}, "bandwidth_hz is 5e-324"),
+        ({"bandwidth_hz": 1.1e13}, "bandwidth_hz is 1100"),
+        ({"up_snr_db": -1001.0}, "up_snr_db is -1001.0; set a finite number from -1000 to 1000"),
+        ({"up_snr_db": 1e7, "derived": True}, "up_snr_db is 10000000.0"),
+        ({"up_rate_bps": 0.0}, "up_rate_bps is 0.0"),
+        ({"up_rate_bps": 5e-324}, "up_rate_bps is 5e-324"),
+        ({"down_rate_bps": 1.7e308}, "down_rate_bps is 1.7e"),
         ({"down_rate_bps": -1.0}, "down_rate_bps is -1.0"),
         ({"down_rate_bps": math.inf}, "down_rate_bps is inf"),
         ({"down_rate_bps": 10**400}, "down_rate_bps"),
@@ -186,7 +195,7 @@ def test_what_is_no_state_is_refused(table: object) -> None:
     [
         ({"snr_db": ()}, "snr_db is empty"),
         ({"snr_db": (10.0, math.nan)}, "channel.snr_db is nan"),
-        ({"bandwidth_hz": (-1.0,)}, "channel.bandwidth_hz is -1.0; set a number above 0"),
+        ({"bandwidth_hz": (-1.0,)}, "channel.bandwidth_hz is -1.0; set a finite number from 1"),
         ({"round_s": 10.0, "coherence_s": 3.0}, "3.0 and does not divide channel.round_s 10.0"),
         ({"round_s": 1.0, "coherence_s": 2.0}, "2.0 and does not divide"),
         ({"deadline_s": 0.0}, "deadline_s is 0.0"),

@@ -90,18 +90,15 @@ def test_lyapunov_minimises_its_objective_over_all_sets(seed: int, queue_s: floa
         total_bandwidth_hz=2e6,
         mean_delay_s=1.0,
         trade_off=0.4,
-        min_clients=0,
         max_delay_s=1e6,
     )
     scheduler.load_state_dict({"queue_s": queue_s})
     division = scheduler.select(0, reports, loads)
 
     def objective(members: tuple) -> float:
-        if not members:
-            return 0.0
         return queue_s * fastest_of_set(members, reports, loads, 2e6) - 0.4 * len(members)
 
-    sets = (s for n in range(6) for s in itertools.combinations(range(5), n))
+    sets = (s for n in range(1, 6) for s in itertools.combinations(range(5), n))
     assert objective(tuple(division)) == pytest.approx(min(map(objective, sets)), abs=1e-6)
 
 
@@ -226,10 +223,41 @@ def test_schedulers_are_found_by_name_and_their_options_checked() -> None:
         build_scheduler(ScheduleConfig("lyapunov"), **COMMON)
     with pytest.raises(FedloraError, match="clients is 0; set a whole number from 1"):
         build_scheduler(ScheduleConfig("random_k", options={"clients": 0}), **COMMON)
+    with pytest.raises(FedloraError, match="min_clients is 0; set a finite number of at least 1"):
+        options = {"mean_delay_s": 1.0, "min_clients": 0}
+        build_scheduler(ScheduleConfig("lyapunov", options=options), **COMMON)
     with pytest.raises(FedloraError, match="mean_delay_s is -1"):
         build_scheduler(ScheduleConfig("lyapunov", options={"mean_delay_s": -1}), **COMMON)
     with pytest.raises(FedloraError, match=r"name a class that inherits from .*Scheduler"):
         build_scheduler(ScheduleConfig("fractions:Fraction"), **COMMON)
+
+
+def test_whatever_a_client_may_report_somebody_is_scheduled() -> None:
+    """At both ends of what a state allows, and at random between, beside ordinary clients."""
+    rng = np.random.default_rng(9)
+
+    def some(low: float, high: float) -> float:
+        return float(10 ** rng.choice([low, high, rng.uniform(low, high)]))
+
+    for _ in range(300):
+        reports, loads = cohort(9, 4)
+        for client in range(rng.integers(1, 5)):
+            rates = some(-30, 15), some(-30, 15)
+            reports[client] = ChannelState(0.0, 0.0, some(0, 13), *rates)
+            loads[client] = ClientLoad(some(0, 12), some(0, 12))
+        total_hz = 0.0 if rng.random() < 0.5 else some(0, 13)
+        scheduler = LyapunovScheduler(
+            **COMMON,
+            total_bandwidth_hz=total_hz,
+            mean_delay_s=1.0,
+            min_clients=int(rng.integers(1, 5)),
+        )
+        scheduler.observe(0, some(0, 30))
+        division = scheduler.select(1, reports, loads)
+        pool_hz = total_hz or sum(state.bandwidth_hz for state in reports.values())
+        assert division
+        assert all(hz > 0 for hz in division.values())
+        assert sum(division.values()) == pytest.approx(pool_hz)
 
 
 def test_a_client_in_a_deep_fade_does_not_hold_up_the_round() -> None:

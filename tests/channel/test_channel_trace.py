@@ -63,7 +63,7 @@ def test_directions_bandwidth_and_clients_are_read(tmp_path: Path) -> None:
         ("time_s,snr_db\n0,1\n0,2\n", "line 3 has time_s 0 after 0"),
         ("time_s,snr_db\n0,1\n1,1\n2,1\n9,1\n", "a gap of 7 s after line 4 .* usually 1 s apart"),
         ("time_s,client,snr_db\n0,-1,1\n", "client -1; write an index"),
-        ("time_s,snr_db,bandwidth_hz\n0,1,0\n", "is 0.0; set a number above 0"),
+        ("time_s,snr_db,bandwidth_hz\n0,1,0\n", "is 0.0; set a finite number from 1"),
     ],
 )
 def test_a_bad_trace_is_explained_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:

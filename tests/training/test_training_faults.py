@@ -13,9 +13,13 @@ from federation import Federation, Handler, relative, scenario
 from unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
-from fedlora.errors import ClientLost, FedloraError
+from fedlora.channel.rate import Shannon
+from fedlora.channel.schedule.base import Scheduler
+from fedlora.channel.state import ChannelState
+from fedlora.errors import ClientLost, Deserted, FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
+from fedlora.ranks import ClientReport
 
 Change = Callable[[Frame], Frame]
 BAD = "1"
@@ -92,6 +96,11 @@ def counts(**changes: Any) -> Change:
     return change
 
 
+PRIVATE = [
+    "privacy.sigma=2.0",
+    "privacy.release=logits",
+    "evaluate.report=true",
+]
 FOUR_CLASSES = [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 FAULTS: dict[str, tuple[str, Change, str]] = {
     "link lost": (m.STEP, lose, "out of reach"),
@@ -139,6 +148,125 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "counts missing": (m.EVAL, fields(counts=None), "confusion"),
     "loss sum negative": (m.EVAL, counts(loss=-1.0), "loss"),
 }
+
+
+def channel(**changes: Any) -> Change:
+    return lambda frame: fields(channel={**frame.fields["channel"], **changes})(frame)
+
+
+TOTAL = "channel.schedule.total_bandwidth_hz=3e6"
+DELIVERY = "channel.deliver_every=1"
+LYAPUNOV = "channel.schedule.options={mean_delay_s = 1.0, min_clients = 3}"
+UNBOUNDED: dict[str, tuple[list[str], str, Change, str]] = {
+    "rho": (PRIVATE, m.STEP, fields(rho=1.7e308), "rho"),
+    "epsilon of labels": (PRIVATE, m.STEP, fields(label_epsilon=1.7e308), "label_epsilon"),
+    "loss": ([], m.STEP, fields(loss=1.7e308), "loss"),
+    "rate": ([DELIVERY], m.ROUND, channel(down_rate_bps=1.7e308), "down_rate_bps"),
+    "bandwidth": ([TOTAL], m.ROUND, channel(bandwidth_hz=5e-324), "bandwidth_hz"),
+    "SNR": ([TOTAL], m.ROUND, channel(up_snr_db=1.7e308), "up_snr_db"),
+    "no SNR": ([TOTAL], m.ROUND, channel(up_snr_db=None), "SNR of None dB up"),
+    "no SNR, own bandwidth": ([], m.ROUND, channel(up_snr_db=None), "SNR of None dB up"),
+    "derived": ([TOTAL], m.ROUND, channel(derived=True), "derived True"),
+    "SNR at its bound": ([TOTAL], m.ROUND, channel(up_snr_db=1e3, bandwidth_hz=1e13), "1000"),
+}
+
+
+@pytest.mark.parametrize("fault", UNBOUNDED)
+def test_run_goes_on_without_a_client_whose_figures_lead_nowhere(tiny, records, fault):
+    overrides, request, change, reason = UNBOUNDED[fault]
+    config = scenario(tiny["gpt2"], records, "head.share=step", "train.steps=2", *overrides)
+    federation = Federation(config, wrap=tampered(request, change)).run()
+    lost = federation.server.cohort.lost
+    assert list(lost) == [BAD]
+    assert reason in lost[BAD]
+    assert len(federation.recorder.rounds) == 2
+    assert set(federation.recorder.rounds[-1]["clients"]) == {"0", "2"}
+
+
+class Divides(Scheduler):
+    """Gives some clients a bandwidth, whoever asks."""
+
+    def __init__(self, *, division: dict[str, float], **common: Any) -> None:
+        super().__init__(**common)
+        self._division = {int(client): hz for client, hz in division.items()}
+
+    def select(self, round: int, reports: Any, loads: Any) -> dict[int, float]:
+        return self._division
+
+
+@pytest.mark.parametrize(
+    ("division", "reason"),
+    [
+        ("{}", "chose none of 3 clients for round 1; let it choose one at least"),
+        ("{7 = 1e6}", "chose none of 3 clients for round 1"),
+        ("{0 = 1e6, 1 = 0.0}", "gives client 1, in Hz, is 0.0"),
+        ("{0 = nan}", "gives client 0, in Hz, is nan"),
+    ],
+)
+def test_a_scheduler_that_chooses_nobody_or_divides_nonsense_is_named(
+    tiny, records, division, reason
+):
+    overrides = [
+        "channel.schedule.scheduler=test_training_faults:Divides",
+        f"channel.schedule.options={{division = {division}}}",
+    ]
+    federation = Federation(scenario(tiny["gpt2"], records, *overrides))
+    with pytest.raises(FedloraError, match=r"channel\.schedule\.scheduler test_tra") as found:
+        federation.run()
+    assert reason in str(found.value)
+    assert not isinstance(found.value, Deserted)  # with devices the round would begin again forever
+
+
+def test_a_share_below_a_hertz_is_one(tiny, records):
+    overrides = [
+        "channel.schedule.scheduler=test_training_faults:Divides",
+        "channel.schedule.options={division = {0 = 1e-9, 1 = 1e99, 2 = 1e6}}",
+    ]
+    federation = Federation(scenario(tiny["gpt2"], records, *overrides)).run()
+    shares = [federation.server.air.row(2, client).bandwidth_hz for client in "012"]
+    assert shares == [1.0, 1e13, 1e6]
+
+
+@pytest.mark.parametrize("rate", [1e-30, 1e15])
+def test_the_rounds_of_all_end_whatever_rate_one_client_may_report(tiny, records, rate):
+    overrides = ["channel.schedule.scheduler=lyapunov", LYAPUNOV, DELIVERY]
+    config = scenario(tiny["gpt2"], records, "head.share=step", "train.steps=2", *overrides)
+    change = channel(up_rate_bps=rate, down_rate_bps=rate)
+    federation = Federation(config, wrap=tampered(m.ROUND, change)).run()
+    assert not federation.server.cohort.lost
+    for record in federation.recorder.rounds:
+        assert set(record["clients"]) == {"0", "1", "2"}
+        assert math.isfinite(record["air_seconds"])
+
+
+def measuring(state: ChannelState) -> Callable[[EdgeClient], Handler]:
+    """Let every client report one state."""
+
+    def wrap(edge: EdgeClient) -> Handler:
+        edge.report = lambda round_: ClientReport(channel=state).to_dict()
+        return edge.handle
+
+    return wrap
+
+
+def test_a_measured_link_has_the_scenarios_bandwidth_whatever_its_client_says(tiny, records):
+    overrides = ["channel.model=measured", "channel.options={equivalent_snr = true}", TOTAL]
+    config = scenario(tiny["gpt2"], records, "train.steps=1", *overrides)
+    wrap = measuring(ChannelState(900.0, 900.0, 1e13, 2e6, 3e6, derived=True))
+    federation = Federation(config, wrap=wrap).run()
+    for own in federation.recorder.rounds[-1]["clients"].values():
+        assert own["rate_bps"] == pytest.approx(3e6)
+        assert own["snr_db"] == pytest.approx(Shannon().snr_db(3e6, 1e6))
+
+
+def test_a_measured_link_without_snr_cannot_be_given_a_share_and_the_mend_is_named(tiny, records):
+    total = "channel.schedule.total_bandwidth_hz=2e6"
+    config = scenario(tiny["gpt2"], records, "channel.model=measured", total)
+    wrap = measuring(ChannelState(None, None, 1e6, 2e6, 3e6, derived=True))
+    federation = Federation(config, wrap=wrap)
+    with pytest.raises(FedloraError, match=r"channel\.options\.equivalent_snr to true"):
+        federation.run()
+    assert not federation.server.cohort.lost
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedlora.channel.checks import positive
+from fedlora.channel.checks import number
 from fedlora.channel.config import ChannelConfig
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.rate import Shannon
-from fedlora.channel.state import ChannelState
+from fedlora.channel.state import RATE_MAX_BPS, RATE_MIN_BPS, ChannelState
 from fedlora.errors import FedloraError
 
 
@@ -35,10 +35,10 @@ class MeasuredChannel(ChannelModel):
         Raises
         ------
         FedloraError
-            When a rate is not a positive number.
+            When a rate is not one that a link can have.
         """
-        positive("the measured uplink rate in bit/s", up_rate_bps)
-        positive("the measured downlink rate in bit/s", down_rate_bps)
+        number("the measured uplink rate in bit/s", up_rate_bps, RATE_MIN_BPS, RATE_MAX_BPS)
+        number("the measured downlink rate in bit/s", down_rate_bps, RATE_MIN_BPS, RATE_MAX_BPS)
         bandwidth_hz = self.bandwidth_hz(client, 0)
         rule = Shannon(self.config.gap_db)
         up_db = rule.snr_db(up_rate_bps, bandwidth_hz) if self.equivalent_snr else None

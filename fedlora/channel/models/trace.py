@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlora.channel.checks import number, positive
+from fedlora.channel.checks import bandwidth, number
 from fedlora.channel.config import ChannelConfig
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.errors import FedloraError
@@ -155,7 +155,7 @@ def _series(
             f"usually {usual_s:g} s apart; fill it in or cut the trace there"
         )
     for value in column.get("bandwidth_hz", ()):
-        positive(f"a bandwidth_hz of trace {path}", float(value))
+        bandwidth(f"a bandwidth_hz of trace {path}", float(value))
     down_snr_db = column.get("down_snr_db", column.get("snr_db"))
     up_snr_db = column.get("up_snr_db")
     if up_snr_db is None:

@@ -14,6 +14,8 @@ from fedlora.channel.state import ChannelState
 
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-12
+_EXPONENT_MAX = 500.0  # no link has e^500 of SNR, and c u must stay below what a float holds
+_SMALL_RATIO = 1e-5
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class DelayCurves:
         return cls(
             np.array([loads[k].compute_s for k in clients]),
             np.array(bits, dtype=float),
-            own_hz * np.expm1(np.minimum(rates / own_hz * math.log(2), 700.0)),
+            own_hz * np.expm1(np.minimum(rates / own_hz * math.log(2), _EXPONENT_MAX)),
         )
 
     def delay_s(self, bandwidth_hz: float) -> np.ndarray:
@@ -96,7 +98,9 @@ class DelayCurves:
         ratio = self.snr_hz * inverse
         octaves = np.log1p(ratio) / math.log(2)
         air_s = self.bits * inverse / octaves
-        slope = self.bits * (1 - ratio / (1 + ratio) / np.log1p(ratio)) / octaves
+        # 1 - r / (1 + r) / log(1 + r) is r / 2 for small r, where its digits cancel
+        bend = np.where(ratio < _SMALL_RATIO, ratio / 2, 1 - ratio / (1 + ratio) / np.log1p(ratio))
+        slope = self.bits * bend / octaves
         return air_s.sum(0), slope.sum(0)
 
 
@@ -130,7 +134,11 @@ def fastest_round(
 
     # No set is faster than its slowest client with all bandwidth, or slower than equal shares.
     low_s = float(np.sort(curves.delay_s(total_hz))[count - 1]) * (1 + 1e-12)
-    high_s = float(np.sort(curves.delay_s(total_hz / count))[count - 1]) * (1 + 1e-9)
+    equal_s = curves.delay_s(total_hz / count)
+    modest = np.argsort(equal_s, kind="stable")[:count]
+    high_s = float(equal_s[modest[-1]]) * (1 + 1e-9)
+    if not excess(high_s) <= 0:  # links too far apart for the arithmetic
+        return high_s, modest, np.full(count, total_hz / count)
     delay_s = low_s if excess(low_s) <= 0 else float(brentq(excess, low_s, high_s, xtol=1e-12))
     needed = curves.least_bandwidth_hz(delay_s, total_hz)
     chosen = np.argsort(needed, kind="stable")[:count]

@@ -22,7 +22,7 @@ class ClientLoad:
     up_bits, down_bits
         What it would send and receive in the round, in bits.
     compute_s
-        Time that it would compute, in seconds.
+        Time that it would compute, in seconds; 0 in a run, which models the air alone.
     """
 
     up_bits: float
@@ -70,7 +70,7 @@ class Scheduler(ABC):
         """
 
     def observe(self, round: int, delay_s: float) -> None:  # noqa: B027  # stateless ones need none
-        """Learn how long a round took, in seconds: its slowest client's computing and air time."""
+        """Learn how long a round took, in seconds: its slowest client's modelled air time."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``observe`` has changed as a table that JSON can hold."""

@@ -35,7 +35,7 @@ class LyapunovScheduler(Scheduler):
         Factor by which the convergence bound forgives a round's loss with every later round; the
         weight ``w(t)`` is ``contraction ** (rounds - 1 - t)``. 1 weighs all rounds alike.
     min_clients
-        Smallest number of participants.
+        Smallest number of participants, 1 or more.
     max_delay_s
         Longest round that more than ``min_clients`` participants may make, in seconds; 0 means ten
         times the mean. The queue's guarantee needs bounded delays, and while the queue is empty
@@ -59,7 +59,7 @@ class LyapunovScheduler(Scheduler):
         self._mean_delay_s = positive(option + "mean_delay_s", mean_delay_s)
         self._trade_off = number(option + "trade_off", trade_off, low=0.0)
         self._contraction = number(option + "contraction", contraction, 1e-9, 1.0)
-        self._min_clients = int(number(option + "min_clients", min_clients, low=0))
+        self._min_clients = int(number(option + "min_clients", min_clients, low=1))
         max_delay_s = number(option + "max_delay_s", max_delay_s, low=0.0)
         self._max_delay_s = max_delay_s or 10 * self._mean_delay_s
         self.queue_s = 0.0
@@ -72,7 +72,7 @@ class LyapunovScheduler(Scheduler):
         total_hz = self.total_bandwidth_hz or sum(reports[k].bandwidth_hz for k in clients)
         curves = DelayCurves.of(clients, reports, loads)
         worth = self._trade_off * self._contraction ** max(self.rounds - 1 - round, 0)
-        best = 0.0 if self._min_clients == 0 else math.inf
+        best = math.inf
         division: dict[int, float] = {}
         for count in range(max(1, min(self._min_clients, len(clients))), len(clients) + 1):
             delay_s, chosen, bandwidth_hz = fastest_round(curves, count, total_hz)
