@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from clients.build_release import build_release, content
+from clients.build_release import Origins, build_release, origins
 from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from clients.head import ClientHead
@@ -102,7 +102,8 @@ def build_client(
     train: Sequence[Sample],
     held_out: Sequence[Sample],
     terms: OwnerTerms | None = None,
-    contents: Sequence[bytes] = (),
+    records: Origins | None = None,
+    run: str = "",
 ) -> EdgeClient:
     """Build one client over shared parts.
 
@@ -116,8 +117,10 @@ def build_client(
         Its samples.
     terms
         What its owner allows; by default everything, as in a simulation that writes no ledger.
-    contents
-        What makes each sample itself, training samples first; for the owner's ledger.
+    records
+        Where the samples come from; for the owner's ledger.
+    run
+        Name of the run, by which its plan goes on after a restart; empty where it has none.
 
     Raises
     ------
@@ -141,11 +144,12 @@ def build_client(
         number,
         terms,
         samples=train,
-        contents=contents,
         head=module,
         trains_head=trains_head,
         pools=model.server_pools,
         classes=len(model.task.labels),
+        origins=records,
+        run=run,
     )
     try:
         train = release.training(train)
@@ -251,6 +255,7 @@ class SimulatedData:
         client: int,
         part: int | None = None,
         terms: OwnerTerms | None = None,
+        run: str = "",
     ) -> EdgeClient:
         """Encode one client's records and build it.
 
@@ -264,16 +269,18 @@ class SimulatedData:
             Its share of the records, by default its own.
         terms
             What its owner allows.
+        run
+            Name of the run; empty where it has none.
         """
         encode = partial(
             parts.model.task.samples, tokenizer=parts.tokenizer, data=self.scenario.data
         )
         rows = self.rows_of(client if part is None else part)
         samples = (encode(rows[0]), encode(rows[1]))
-        contents: list[bytes] = []
+        records = None
         if terms is not None and terms.ledger is not None:
-            contents = [c for pair in zip(rows, samples, strict=True) for c in _contents(*pair)]
-        return build_client(parts, client, samples[0], samples[1], terms, contents)
+            records = origins(rows, samples)
+        return build_client(parts, client, samples[0], samples[1], terms, records, run)
 
     def label_counts(self, client: int) -> Mapping[str, int]:
         """Count the labels (or the partition column's values) of one client's rows."""
@@ -283,13 +290,6 @@ class SimulatedData:
             value = self.records[index].get(column, "") if column else ""
             counts[value] = counts.get(value, 0) + 1
         return counts
-
-
-def _contents(records: Sequence[Record], samples: Sequence[Sample]) -> list[bytes]:
-    """Return what makes each sample itself: its record, or its tokens where some gave none."""
-    if len(records) == len(samples):
-        return [content(record) for record in records]
-    return [str(sample.ids).encode() for sample in samples]
 
 
 def _head_width(parts: EdgeParts) -> int:

@@ -10,6 +10,7 @@ import json
 import random
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -23,10 +24,58 @@ from fedlora.errors import FedloraError
 from fedlora.privacy.labels import RandomisedLabels
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.noise import InsecureNoise, NoiseSource, SystemNoise
-from fedlora.privacy.plan import check_release, label_epsilon, upload_plan
+from fedlora.privacy.noised_labels import NoisedLabels
+from fedlora.privacy.plan import check_release, label_epsilon, still_needed, upload_plan
 from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.tasks.base import Sample
 from fedlora.tasks.data import Record
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The records that a client's samples come from, by which its ledger knows them.
+
+    Attributes
+    ----------
+    contents
+        What makes each of the client's records itself; see ``content``.
+    sources
+        Place in it of each sample's record, training samples first, then held-out ones.
+    """
+
+    contents: Sequence[bytes] = ()
+    sources: Sequence[int] = ()
+
+    def ids(self, ledger: Ledger) -> list[int]:
+        """Return each sample's identifier; samples of one record share what it may spend."""
+        records = ledger.sample_ids(self.contents)
+        return [records[source] for source in self.sources]
+
+
+def origins(rows: Sequence[Sequence[Record]], samples: Sequence[Sequence[Sample]]) -> Origins:
+    """Return where samples come from.
+
+    Parameters
+    ----------
+    rows, samples
+        Training and held-out records, and the samples made of them.
+
+    Raises
+    ------
+    FedloraError
+        When a sample does not name its record.
+    """
+    sources, start = list[int](), 0
+    for records, made in zip(rows, samples, strict=True):
+        for sample in made:
+            if not 0 <= sample.source < len(records):
+                raise FedloraError(
+                    f"a sample has source {sample.source} of {len(records)} records, so its "
+                    "owner's budget cannot be found; let the task's samples() set it"
+                )
+            sources.append(start + sample.source)
+        start += len(records)
+    return Origins([content(record) for part in rows for record in part], sources)
 
 
 def build_release(
@@ -35,11 +84,12 @@ def build_release(
     terms: OwnerTerms,
     *,
     samples: Sequence[Sample],
-    contents: Sequence[bytes],
     head: nn.Module,
     trains_head: bool,
     pools: bool,
     classes: int,
+    origins: Origins | None = None,
+    run: str = "",
 ) -> GradientRelease:
     """Return a client's release, after the owner's limit has agreed to the plan.
 
@@ -51,14 +101,16 @@ def build_release(
         The owner's.
     samples
         Training samples.
-    contents
-        What makes each sample itself, training samples first, then held-out ones; see ``content``.
     head, trains_head
         The client's head, and whether heads train.
     pools
         Whether the server pools.
     classes
         Number of classes.
+    origins
+        The records of training and held-out samples; needed where the owner keeps a ledger.
+    run
+        Name of the run, by which its plan goes on after a restart; empty where it has none.
 
     Raises
     ------
@@ -78,47 +130,61 @@ def build_release(
     noise, receiver = _sources(policy, number, deployed=terms.deployed)
     policy.check_samples(len(samples))
     if policy.release == "labels":
-        return _randomised(scenario, number, terms, contents, noise=noise, reports=reports)
+        return _randomised(scenario, number, terms, origins, noise=noise, reports=reports)
     plan = upload_plan(scenario, len(samples))
     ledger, ids = None, list[int]()
-    if terms.ledger is not None:
-        ledger = Ledger(terms.ledger, str(number), terms.limit)
-        try:
-            ids = ledger.sample_ids(contents)
-            ledger.check_plan(ids[: len(samples)], plan.sigma, plan.uploads)
-            if policy.activation_sigma is not None:
-                ledger.check_plan(ids, policy.activation_sigma, 1)
-        except FedloraError:
+    try:
+        if terms.ledger is not None:
+            ledger = Ledger(terms.ledger, str(number), terms.limit)
+            ids = (origins or Origins()).ids(ledger)
+        upload_noise = UploadNoise(
+            policy,
+            plan,
+            str(number),
+            r_max=scenario.lora.r_max,
+            sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
+            source=noise,
+            receiver=receiver,
+            done={s: ledger.done(run, i) for s, i in enumerate(ids)} if ledger else None,
+        )
+        if ledger is not None:
+            ledger.check_floor(plan.sigma)
+            ledger.check_plan(still_needed(policy, ids, len(samples), upload_noise.needed))
+        return PrivateRelease(
+            scenario,
+            plan,
+            targets=[sample.target for sample in samples],
+            head=head,
+            classes=classes,
+            noise=noise,
+            upload_noise=upload_noise,
+            reports_metrics=reports,
+            ledger=ledger,
+            ids=ids,
+            run=run,
+            noised=_noised(scenario, terms, run, plan.sigma),
+        )
+    except FedloraError:
+        if ledger is not None:
             ledger.close()
-            raise
-    upload_noise = UploadNoise(
-        policy,
-        plan,
-        str(number),
-        r_max=scenario.lora.r_max,
-        sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
-        source=noise,
-        receiver=receiver,
-    )
-    return PrivateRelease(
-        scenario,
-        plan,
-        targets=[sample.target for sample in samples],
-        head=head,
-        classes=classes,
-        noise=noise,
-        upload_noise=upload_noise,
-        reports_metrics=reports,
-        ledger=ledger,
-        ids=ids,
-    )
+        raise
+
+
+def _noised(scenario: Scenario, terms: OwnerTerms, run: str, sigma: float) -> NoisedLabels | None:
+    """Return the labels that were noised before a restart, beside the owner's ledger."""
+    policy = scenario.privacy
+    if terms.ledger is None or not run or policy.release != "logits":
+        return None
+    path = terms.ledger.with_name(terms.ledger.name + ".noised")
+    setting = {"run": run, "labels": list(scenario.task.labels), "uplink": policy.uplink}
+    return NoisedLabels(path, setting | {"sigma": sigma, "clip_norm": policy.clip_norm})
 
 
 def _randomised(
     scenario: Scenario,
     number: int,
     terms: OwnerTerms,
-    contents: Sequence[bytes],
+    origins: Origins | None,
     *,
     noise: NoiseSource,
     reports: bool,
@@ -134,7 +200,7 @@ def _randomised(
         path = terms.ledger.with_name(terms.ledger.name + ".labels")
     try:
         if ledger is not None:
-            ids = ledger.sample_ids(contents)
+            ids = (origins or Origins()).ids(ledger)
         labels = RandomisedLabels(
             path, scenario.task.labels, epsilon, below, column=scenario.data.label
         )

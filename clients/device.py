@@ -17,7 +17,7 @@ from clients.edge_client import EdgeClient
 from clients.keeper import Keeper
 from clients.reports import device_report
 from clients.terms import OwnerTerms
-from fedlora.config import Scenario, scenario_from_toml
+from fedlora.config import DataConfig, Scenario, scenario_from_toml
 from fedlora.errors import FedloraError
 from fedlora.link.stream_client import StreamClient
 from fedlora.tasks.base import task_class
@@ -33,10 +33,11 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
     session
         The session message: scenario, address, certificate, token, number of clients.
     node_config
-        ``partition-id``; ``data`` and ``test`` name this device's own files, ``model`` its model
-        folder, ``state`` where it keeps head and optimiser between rounds. Without ``data`` the
-        device takes its part of the scenario's data. ``idle-limit-s`` is how long the server may
-        ask nothing before the device leaves. The owner's terms are in ``privacy-epsilon`` and the
+        ``partition-id``; ``data`` and ``test`` name this device's own files, ``record-separator``
+        and ``pattern`` say what a record of a text file is, ``model`` names its model folder,
+        ``state`` where it keeps head and optimiser between rounds. Without ``data`` the device
+        takes its part of the scenario's data. ``idle-limit-s`` is how long the server may ask
+        nothing before the device leaves. The owner's terms are in ``privacy-epsilon`` and the
         other keys of ``clients.private``.
     """
     torch.set_num_threads(1)
@@ -46,10 +47,12 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
         own_data = "data" in node_config
         clients = 1 if own_data else int(session["clients"])
         data = SimulatedData(scenario, clients)
-        number = int(session["client"])
+        number = own_number(session, node_config)
         parts = load_parts(scenario, data.labels)
         terms = OwnerTerms.from_node_config(node_config, number)
-        edge: EdgeClient = data.build(parts, number, 0 if own_data else number, terms)
+        states = state_folder(node_config, str(session["run"]))
+        part = 0 if own_data else number
+        edge: EdgeClient = data.build(parts, number, part, terms, states.name)
         with closing(edge.release):
             stream = StreamClient(
                 session["address"],
@@ -58,12 +61,31 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
                 give_up_s=scenario.link.give_up_s,
             )
             edge.report = device_report(scenario, number, stream, edge.statistics)
-            keeper = Keeper(edge, state_folder(node_config, str(session["run"])) / edge.name)
+            keeper = Keeper(edge, states / edge.name)
             opening = hello(parts, edge, session["token"])
             stream.serve({edge.name: keeper.handle}, [opening], idle_s=idle_s)
     except FedloraError as error:
         return str(error)
     return ""
+
+
+def own_number(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> int:
+    """Return this device's client number, which the server may not choose: ledgers go by it.
+
+    Raises
+    ------
+    FedloraError
+        When the server calls the device by another number than its ``partition-id``, or it has
+        neither that nor a ``privacy-ledger`` of its own.
+    """
+    number = int(session["client"])
+    own = node_config.get("partition-id", number if "privacy-ledger" in node_config else None)
+    if own is None or int(own) != number:
+        raise FedloraError(
+            f"the server calls this device client {number} but its node config has partition-id "
+            f"{own}; give each device its own"
+        )
+    return number
 
 
 def idle_limit_s(node_config: Mapping[str, Any]) -> float:
@@ -104,6 +126,8 @@ def state_folder(node_config: Mapping[str, Any], run: str) -> Path:
 def local_scenario(scenario: Scenario, node_config: Mapping[str, Any]) -> Scenario:
     """Return the scenario with this device's own paths, which the server never learns.
 
+    With data of its own the device also says itself what separates the records of a text file.
+
     Raises
     ------
     FedloraError
@@ -118,8 +142,14 @@ def local_scenario(scenario: Scenario, node_config: Mapping[str, Any]) -> Scenar
                 "task.labels is empty, and one device's data may lack a class; name all classes "
                 "in the scenario"
             )
+        plain = DataConfig()
         data = dataclasses.replace(
-            scenario.data, train=str(node_config["data"]), test=str(node_config.get("test", ""))
+            scenario.data,
+            train=str(node_config["data"]),
+            test=str(node_config.get("test", "")),
+            # where a text file is cut makes its records, by which the owner's ledger knows them
+            record_separator=str(node_config.get("record-separator", plain.record_separator)),
+            pattern=str(node_config.get("pattern", plain.pattern)),
         )
         partition = dataclasses.replace(scenario.partition, kind="iid")
         scenario = dataclasses.replace(scenario, data=data, partition=partition)

@@ -29,8 +29,8 @@ class EdgeHost:
     Parameters
     ----------
     session
-        Session message of any of them: scenario, address, certificate, number of clients, and the
-        folders of their privacy ledgers and of their states.
+        Session message of any of them: scenario, address, certificate, number of clients, name of
+        the run, and the folders of their privacy ledgers and of their states.
     """
 
     def __init__(self, session: Mapping[str, Any]) -> None:
@@ -54,6 +54,7 @@ class EdgeHost:
         )
         self._ledgers = session["ledgers"]
         self._keep = Path(session["keep"])
+        self._run = str(session["run"])
         self._sessions: dict[int, Future[None]] = {}
 
     def attach(self, client: int, token: str) -> str:
@@ -65,7 +66,7 @@ class EdgeHost:
 
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None
-            edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger))
+            edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger), run=self._run)
             edge.report = device_report(self._parts.scenario, client, self._stream, edge.statistics)
             keeper = Keeper(edge, self._keep / edge.name)
             opening = hello(self._parts, edge, token)

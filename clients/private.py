@@ -13,11 +13,13 @@ from clients.activations import NoisyActivations
 from clients.release import GradientRelease
 from clients.upload_noise import Noise, UploadNoise
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.head_space import label_corners, label_reach, row_space_coordinates
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import NoiseSource
+from fedlora.privacy.noised_labels import NoisedLabels
 from fedlora.privacy.plan import UploadPlan
 from fedlora.tasks.base import Sample
 
@@ -45,6 +47,10 @@ class PrivateRelease(GradientRelease):
         Whether held-out metrics may be reported.
     ledger, ids
         The budget on disk, and each sample's identifier in it, held-out samples last.
+    run
+        Name of the run in the ledger; empty where it has none.
+    noised
+        Labels that were noised before a restart.
     """
 
     sample_mean = True
@@ -64,6 +70,8 @@ class PrivateRelease(GradientRelease):
         reports_metrics: bool,
         ledger: Ledger | None = None,
         ids: Sequence[int] = (),
+        run: str = "",
+        noised: NoisedLabels | None = None,
     ) -> None:
         self.policy = scenario.privacy
         self.plan = plan
@@ -73,6 +81,8 @@ class PrivateRelease(GradientRelease):
         self._upload_noise = upload_noise
         self._ledger = ledger
         self._ids = ids
+        self._run = run
+        self._noised = noised or NoisedLabels(None, {})
         self._corners = label_corners(classes, 1.0) if self.policy.release == "logits" else None
         self._rho: dict[int, float] = {}
         self._labels: dict[int, torch.Tensor] = {}
@@ -136,14 +146,35 @@ class PrivateRelease(GradientRelease):
         assert self._corners is not None
         fresh = [s for s in dict.fromkeys(samples) if s not in self._labels]
         if fresh:
-            noises = self._pay_gradients(fresh, [1] * len(fresh), self._corners.shape[1])
-            corners = self._corners[[self._targets[s] for s in fresh]] * self.policy.clip_norm
-            reach = label_reach(len(self._corners))  # the corners' norm over C: none is clipped
-            noised = self._add_noise(
-                corners, [1] * len(fresh), noises, self.policy.clip_norm, reach
-            )
-            self._labels |= zip(fresh, noised, strict=True)
+            names = {s: (self._ids[s] if self._ids else s, self._targets[s]) for s in fresh}
+            known = {s: kept for s in fresh if (kept := self._noised.get(*names[s])) is not None}
+            due = [s for s in fresh if s not in known or not self._upload_noise.counted(s)]
+            width = self._corners.shape[1]
+            noises = self._upload_noise.take(due, [width] * len(due))
+            taken = [(s, noise) for s, noise in zip(due, noises, strict=True) if s not in known]
+            if taken:
+                new, drawn = [s for s, _ in taken], self._draw_labels(taken)
+                self._noised.keep(
+                    [names[s] for s in new],
+                    [(row.tolist(), n.applied) for (_, n), row in zip(taken, drawn, strict=True)],
+                )
+                self._labels |= zip(new, drawn, strict=True)
+            try:
+                self._pay(due, noises)
+            except FedloraError:
+                for s in fresh:
+                    self._labels.pop(s, None)
+                raise
+            self._labels |= {s: torch.tensor(message) for s, (message, _) in known.items()}
         return torch.stack([self._labels[sample] for sample in samples])
+
+    def _draw_labels(self, taken: Sequence[tuple[int, Noise]]) -> torch.Tensor:
+        """Return noised labels, shape (samples, classes - 1)."""
+        assert self._corners is not None
+        corners = self._corners[[self._targets[s] for s, _ in taken]] * self.policy.clip_norm
+        reach = label_reach(len(self._corners))  # the corners' norm over C: none is clipped
+        noises = [noise for _, noise in taken]
+        return self._add_noise(corners, [1] * len(taken), noises, self.policy.clip_norm, reach)
 
     def _pay_gradients(
         self, samples: Sequence[int], lengths: Sequence[int], width: int
@@ -152,11 +183,15 @@ class PrivateRelease(GradientRelease):
         token = self.policy.unit == "token"
         numbers = [width if token else length * width for length in lengths]
         noises = self._upload_noise.take(samples, numbers)
+        self._pay(samples, noises)
+        return noises
+
+    def _pay(self, samples: Sequence[int], noises: Sequence[Noise]) -> None:
+        """Book one upload of each sample that the run's plan counts, on disk first."""
         for sigma, pairs in itertools.groupby(
             zip(samples, noises, strict=True), key=lambda pair: pair[1].charged
         ):
-            self._charge([sample for sample, _ in pairs], sigma)
-        return noises
+            self._charge([sample for sample, _ in pairs], sigma, self._run)
 
     def _add_noise(
         self,
@@ -182,9 +217,9 @@ class PrivateRelease(GradientRelease):
             )
         return torch.cat(released)
 
-    def _charge(self, samples: Sequence[int], sigma: float) -> None:
+    def _charge(self, samples: Sequence[int], sigma: float, run: str = "") -> None:
         """Book an upload of each sample, on disk first."""
         if self._ledger is not None:
-            self._ledger.charge([self._ids[s] for s in samples], sigma)
+            self._ledger.charge([self._ids[s] for s in samples], sigma, run)
         for sample in samples:
             self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))

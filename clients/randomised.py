@@ -17,6 +17,7 @@ from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.labels import RandomisedLabels
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.noise import NoiseSource
+from fedlora.privacy.plan import still_needed
 from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.tasks.base import Sample
 
@@ -49,6 +50,7 @@ class RandomisedRelease(ExactGradient):
         ids: Sequence[int] = (),
     ) -> None:
         self.reports_metrics = reports_metrics
+        self._policy = policy
         self._labels = labels
         self._ledger, self._ids = ledger, ids
         self._activations = NoisyActivations(policy, noise, self._charge)
@@ -75,6 +77,9 @@ class RandomisedRelease(ExactGradient):
         if book is not None:
             new = self._labels.missing(targets)
             due = [i for i in targets if i in new or book.label_epsilon_of(i) < epsilon]
+            if self._policy.activation_sigma is not None:  # or the run would be left half way
+                activations = still_needed(self._policy, self._ids, 0, lambda _: 0.0)
+                book.check_plan(activations, dict.fromkeys(due, epsilon))
             # paid before they exist: a crash can only make the ledger count too much
             book.charge_labels(due, epsilon)
         drawn = self._labels.draw(targets)

@@ -53,6 +53,9 @@ class UploadNoise:
         The owner's floor.
     source, receiver
         Where the client's noise comes from, and in a simulation of an analog uplink the receiver's.
+    done
+        Number and rho of the uploads of a sample that the plan counts already, by its number: those
+        from before a restart.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class UploadNoise:
         sigma_min: float,
         source: NoiseSource,
         receiver: NoiseSource,
+        done: Mapping[int, tuple[int, float]] | None = None,
     ) -> None:
         self._policy, self._plan, self._client = policy, plan, client
         self._source, self._receiver = source, receiver
@@ -73,8 +77,9 @@ class UploadNoise:
             self._spread = BudgetSpread(plan.sigma, plan.uploads, sigma_min)
         self._weight = ChannelWeight(r_max)
         self._snr_db = policy.analog_snr_db
-        self._uploads: Counter[int] = Counter()
-        self._spent: dict[int, float] = {}
+        before = done or {}
+        self._uploads = Counter({sample: number for sample, (number, _) in before.items()})
+        self._spent = {sample: cost for sample, (_, cost) in before.items()}
         self.least = plan.sigma
 
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
@@ -125,6 +130,18 @@ class UploadNoise:
         self._uploads, self._spent = uploads, spent
         self.least = min([self.least, *(noise.charged for noise in noises)])
         return noises
+
+    def counted(self, sample: int) -> int:
+        """Return how many uploads of a sample the plan has counted."""
+        return self._uploads[sample]
+
+    def needed(self, sample: int) -> float:
+        """Return the rho of all uploads of a sample that the plan still allows, rounded up."""
+        uploads = max(0, self._plan.uploads - self._uploads[sample])
+        left = uploads * upload_cost(self._plan.sigma)
+        if self._spread is not None and uploads:
+            left = max(0.0, self._spread.total - self._spent.get(sample, 0.0))
+        return left
 
     def source(self, noise: Noise, clip_norm: float) -> NoiseSource:
         """Return a source of ``applied`` times the clipping norm, as one of unit variance."""

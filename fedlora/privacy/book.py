@@ -1,10 +1,12 @@
 """What a ledger's journal says: the sums that each sample has spent.
 
-First line: format, client, salt, sequence number, time, number of samples in each of the two tables
-of sums. Then these as of that number, ``{"spent": [[id, rho], ...]}`` for noised uploads and
-``{"labels": [[id, epsilon], ...]}`` for randomised labels. Then one line for each charge since:
-``{"seq": number, "time": seconds, "rho": cost, "ids": [id, ...]}``, with ``"epsilon": cost`` where
-labels were drawn.
+First line: format, client, salt, sequence number, time, number of entries in each of the three
+tables. Then these as of that number, ``{"spent": [[id, rho], ...]}`` for noised uploads,
+``{"labels": [[id, epsilon], ...]}`` for randomised labels, and ``{"run": name, "uploads": [[id,
+number, rho], ...]}`` for the uploads that the plan of one of the latest runs counts. Then one line
+for each charge since: ``{"seq": number, "time": seconds, "rho": cost, "ids": [id, ...]}``, with
+``"epsilon": cost`` in place of ``rho`` where labels were drawn, and the name of the ``run`` where
+its plan counts the upload.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from fedlora.errors import FedloraError
 from fedlora.privacy import journal
 from fedlora.privacy.filter import add_up
 
-FORMAT = "fedlora-privacy-ledger/1"
+FORMAT = "fedlora-privacy-ledger/2"
+OLD_FORMAT = "fedlora-privacy-ledger/1"
+"""Some of its samples may be known by their tokens in place of their records."""
+
+RUNS_KEPT = 8
 
 _SPENT_PER_LINE = 1000
 _TABLES = ("spent", "labels")
@@ -44,6 +50,11 @@ class Book:
         The largest of them.
     labels
         Sum of the pure epsilons of randomised labels by sample identifier.
+    runs
+        For each of the latest runs, by its name: number and sum of rho of the uploads that its
+        plan counts, by sample identifier.
+    format
+        ``OLD_FORMAT`` until it is known that no sample goes by its tokens.
     """
 
     client: str
@@ -53,6 +64,8 @@ class Book:
     spent: dict[int, float] = field(default_factory=dict)
     largest: float = 0.0
     labels: dict[int, float] = field(default_factory=dict)
+    runs: dict[str, dict[int, tuple[int, float]]] = field(default_factory=dict)
+    format: str = FORMAT
 
     def after(self, ids: Iterable[int], cost: float) -> dict[int, float]:
         """Return the sums of these samples after an upload; one named twice pays twice."""
@@ -82,16 +95,33 @@ class Book:
         sums = self.after(charge["ids"], charge["rho"])
         self.spent |= sums
         self.largest = max([self.largest, *sums.values()])
+        if "run" in charge:
+            done = self._run(charge["run"])
+            for i in charge["ids"]:
+                number, cost = done.get(i, (0, 0.0))
+                done[i] = (number + 1, add_up(cost, charge["rho"]))
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of a journal that holds this state and no charge."""
-        header = {"format": FORMAT, "client": self.client, "salt": self.salt.hex()}
+        header = {"format": self.format, "client": self.client, "salt": self.salt.hex()}
         counts = {"samples": len(self.spent), "labels": len(self.labels)}
+        counts["runs"] = sum(map(len, self.runs.values()))
         yield journal.encode(header | {"seq": self.seq, "time": self.time} | counts)
         for name in _TABLES:
             items = list(getattr(self, name).items())
             for start in range(0, len(items), _SPENT_PER_LINE):
                 yield journal.encode({name: items[start : start + _SPENT_PER_LINE]})
+        for run, done in self.runs.items():
+            rows = [[i, number, cost] for i, (number, cost) in done.items()]
+            for start in range(0, len(rows), _SPENT_PER_LINE):
+                yield journal.encode({"run": run, "uploads": rows[start : start + _SPENT_PER_LINE]})
+
+    def _run(self, name: str) -> dict[int, tuple[int, float]]:
+        """Return the table of a run; where it is a new one the oldest is forgotten."""
+        if name not in self.runs:
+            while len(self.runs) >= RUNS_KEPT:
+                del self.runs[next(iter(self.runs))]
+        return self.runs.setdefault(name, {})
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -111,16 +141,21 @@ class Book:
                         break
                     raise ValueError(f"the line at byte {whole} does not match its checksum")
                 if book is None:
-                    if record["format"] != FORMAT:
+                    if record["format"] not in (FORMAT, OLD_FORMAT):
                         raise ValueError(f"its format is {record['format']!r}, not {FORMAT}")
                     salt = bytes.fromhex(record["salt"])
-                    left = int(record["samples"]) + int(record.get("labels", 0))
+                    left = int(record["samples"])
+                    left += int(record.get("labels", 0)) + int(record.get("runs", 0))
                     seq, time = int(record["seq"]), float(record["time"])
-                    book = cls(record["client"], salt, seq, time)
+                    book = cls(record["client"], salt, seq, time, format=record["format"])
                 elif left > 0:
                     for name in _TABLES:
                         getattr(book, name).update(record.get(name, ()))
-                    left -= sum(len(record.get(name, ())) for name in _TABLES)
+                    uploads = record.get("uploads", ())
+                    if uploads:
+                        table = book._run(record["run"])
+                        table |= {i: (number, cost) for i, number, cost in uploads}
+                    left -= sum(len(record.get(name, ())) for name in _TABLES) + len(uploads)
                     book.largest = max(book.spent.values(), default=0.0)
                 else:
                     book.apply(record)

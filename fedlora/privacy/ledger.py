@@ -13,7 +13,7 @@ ledger count an upload that never left. Three files belong together:
 ``NAME.lock``
     Held by the process that uses the ledger; the operating system releases it when that dies.
 
-Samples are known by salted hashes of their content, so a ledger tells nothing about them and
+Samples are known by salted hashes of their records, so a ledger tells nothing about them and
 reordering a data file changes nothing. Restoring an old copy of all three files at once is the one
 thing that the ledger cannot see.
 """
@@ -34,9 +34,9 @@ from typing import Any, Self
 
 from fedlora.errors import FedloraError
 from fedlora.privacy import journal
-from fedlora.privacy.book import Book
+from fedlora.privacy.book import FORMAT, OLD_FORMAT, Book
 from fedlora.privacy.calibration import epsilon_of
-from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.owner import OwnerBudget
 from fedlora.privacy.policy import ClientLimit
 
@@ -121,14 +121,21 @@ class Ledger:
                 self._lock = None
 
     def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
-        """Return the identifiers of samples, in order.
+        """Return the identifiers of records, in order.
 
         Parameters
         ----------
         contents
-            What makes each sample itself, such as its text; leave the label out, so that a mended
-            label is no new sample. Equal samples in one call get different identifiers, so pass a
-            client's whole data set at once.
+            What makes each record itself: all of it, the label included. Only a run says which
+            column is the label, so an identifier that left it out would change at the server's
+            word; as it is, a label that the owner mends makes another record. Equal records in
+            one call get different identifiers, so pass a client's whole data set at once.
+
+        Raises
+        ------
+        FedloraError
+            When an earlier release wrote the ledger and may have counted these records by other
+            identifiers.
         """
         seen: Counter[bytes] = Counter()
         ids = []
@@ -137,9 +144,28 @@ class Ledger:
             seen[content] += 1
             digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
             ids.append(int.from_bytes(digest, "big"))
+        if self._book.format == OLD_FORMAT:
+            self._adopt(ids)
         return ids
 
-    def charge(self, sample_ids: Sequence[int], sigma: float) -> None:
+    def _adopt(self, ids: Sequence[int]) -> None:
+        """Take over an earlier release's ledger, where nothing in it goes by other identifiers."""
+        strange = (self._book.spent.keys() | self._book.labels.keys()) - set(ids)
+        if strange:
+            raise FedloraError(
+                f"ledger {self.path} is of an earlier release and holds {len(strange)} samples "
+                "that are not among these records, or are but go by their tokens; give it the data "
+                "that it was kept for, or set another privacy-ledger for records never used"
+            )
+        self._book.format = FORMAT
+        with self._writing:
+            try:
+                self._file.close()
+                self._rewrite()
+            except OSError as error:
+                raise self._failed("write", error) from error
+
+    def charge(self, sample_ids: Sequence[int], sigma: float, run: str = "") -> None:
         """Book one upload of each sample and sync it to disk; only then may the upload leave.
 
         Parameters
@@ -148,6 +174,8 @@ class Ledger:
             Samples of the upload, from ``sample_ids``; one that occurs twice pays twice.
         sigma
             Noise of the upload over the clipping norm.
+        run
+            Name of the run whose plan counts the upload; empty where none does.
 
         Raises
         ------
@@ -165,7 +193,14 @@ class Ledger:
                 f"privacy-epsilon {self._budget.epsilon:.3g}, which does not pay for another "
                 f"upload at sigma {sigma:g}; it leaves the run"
             )
-        self._append({"rho": cost, "ids": ids})
+        self._append({"rho": cost, "ids": ids} | ({"run": run} if run else {}))
+
+    def done(self, run: str, sample_id: int) -> tuple[int, float]:
+        """Return number and rho of a sample's uploads in a run, as ``charge`` was told of them.
+
+        A run that has no name, or is not among the latest, has none, so that its plan begins anew.
+        """
+        return self._book.runs.get(run, {}).get(sample_id, (0, 0.0))
 
     def charge_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
         """Book that a randomised label was drawn for each sample, and sync it to disk.
@@ -228,33 +263,48 @@ class Ledger:
                 raise self._failed("charge", error) from error
             self._usable = True
 
-    def check_plan(self, sample_ids: Sequence[int], sigma: float, uploads: int) -> None:
+    def check_floor(self, sigma: float) -> None:
+        """Refuse noise below the owner's floor; raises ``FedloraError``."""
+        self._budget.check_floor(sigma)
+
+    def check_plan(
+        self, needed: Mapping[int, float], label_epsilon: Mapping[int, float] | None = None
+    ) -> None:
         """Refuse a run whose planned uploads the limit does not pay for; book nothing.
 
         Parameters
         ----------
-        sample_ids
-            The client's samples.
-        sigma
-            Noise of each upload over the clipping norm.
-        uploads
-            How often each sample is to be uploaded.
+        needed
+            Sum of ``filter.upload_cost`` over all that each sample, by its identifier, is still
+            to upload.
+        label_epsilon
+            Pure epsilon of the labels that are still to be drawn for it.
 
         Raises
         ------
         FedloraError
-            When the plan is beyond the limit or sigma is below the owner's floor.
+            When that is beyond the limit for any sample.
         """
-        self._budget.check_floor(sigma)
-        spent = max((self._book.spent.get(i, 0.0) for i in sample_ids), default=0.0)
-        planned = spent + uploads * upload_cost(sigma)
-        labels = max((self._book.labels.get(i, 0.0) for i in sample_ids), default=0.0)
-        if not planned <= self._budget.left(labels):
-            raise FedloraError(
-                f"{uploads} uploads at sigma {sigma:g} would bring client {self.client} from "
-                f"epsilon {self._in_epsilon(spent)} to {self._in_epsilon(planned)}, beyond its "
-                f"privacy-epsilon {self._budget.epsilon:.3g}; plan fewer rounds or more noise"
-            )
+        after, due = self._after(needed), label_epsilon or {}
+        labels = {i: self.label_epsilon_of(i) + due.get(i, 0.0) for i in after}
+        if self._budget.pays(after, labels):
+            return
+        worst = max(after, key=lambda i: self._budget.in_epsilon(after[i]) + labels[i])
+        before = self._budget.in_epsilon(self._book.spent.get(worst, 0.0))
+        planned = self._budget.in_epsilon(after[worst]) + labels[worst]
+        raise FedloraError(
+            f"what this run still needs would bring client {self.client} from epsilon "
+            f"{before + self.label_epsilon_of(worst):.3g} to {planned:.3g}, beyond its "
+            f"privacy-epsilon {self._budget.epsilon:.3g}; plan fewer rounds or more noise"
+        )
+
+    def planned(self, needed: Mapping[int, float]) -> float:
+        """Return the largest rho of any sample once all of ``check_plan``'s ``needed`` is spent."""
+        return max([self.rho, *self._after(needed).values()])
+
+    def _after(self, needed: Mapping[int, float]) -> dict[int, float]:
+        spent = {i: self._book.spent.get(i, 0.0) for i in needed}
+        return {i: add_up(spent[i], cost) if cost else spent[i] for i, cost in needed.items()}
 
     @property
     def rho(self) -> float:

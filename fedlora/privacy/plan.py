@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
@@ -143,6 +144,32 @@ def upload_plan(scenario: Scenario, rows: int) -> UploadPlan:
     if not uploads:
         uploads = planned_uploads(train.total_steps * train.accumulate, train.batch_size, rows)
     return UploadPlan(uploads, gradient_sigma(policy, uploads, activation_uploads=1))
+
+
+def still_needed(
+    policy: PrivacyPolicy, ids: Sequence[int], training: int, gradients: Callable[[int], float]
+) -> dict[int, float]:
+    """Return the rho that a run is still to spend, by sample identifier, rounded up.
+
+    Parameters
+    ----------
+    policy
+        The run's; noised activations are drawn and paid anew by each process.
+    ids
+        Identifier of each sample, the training samples first.
+    training
+        Number of these.
+    gradients
+        Returns the rho of the gradients that a training sample is still to upload.
+    """
+    activation = 0.0
+    if policy.activation_sigma is not None:
+        activation = upload_cost(policy.activation_sigma)
+    found: dict[int, float] = {}
+    for sample, name in enumerate(ids):
+        cost = activation + (gradients(sample) if sample < training else 0.0)
+        found[name] = (found.get(name, 0.0) + cost) * (1 + 2.0**-50)
+    return found
 
 
 def label_epsilon(policy: PrivacyPolicy) -> float:

@@ -29,10 +29,14 @@ class Sample:
         Token ids.
     target
         Class index, or for language modelling the next token at each position (-1: not trained).
+    source
+        Place of the record that it was made from among those given to ``Task.samples``; -1 where
+        it was made from none. Owners' budgets go by it.
     """
 
     ids: tuple[int, ...]
     target: int | tuple[int, ...]
+    source: int = -1
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Task(ABC):
     def samples(
         self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
     ) -> list[Sample]:
-        """Encode records.
+        """Encode records; each sample names its record as its ``source``.
 
         Raises
         ------

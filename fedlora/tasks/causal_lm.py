@@ -76,7 +76,7 @@ class CausalLanguageModelling(Task):
             for place in range(min(len(prefix), len(ids)) - 1):
                 targets[place] = IGNORED
             if len(ids) >= 2 and any(target != IGNORED for target in targets):
-                samples.append(Sample(tuple(ids), tuple(targets)))
+                samples.append(Sample(tuple(ids), tuple(targets), number - 1))
         if records and not samples:
             raise FedloraError(
                 f"no record has a token to predict within task.max_length {longest}; raise it or "

@@ -100,7 +100,6 @@ def audit_client(
             0,
             OwnerTerms(),
             samples=samples,
-            contents=(),
             head=head,
             trains_head=config.head.share == "step",
             pools=True,

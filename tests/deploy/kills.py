@@ -55,7 +55,8 @@ share = "personal"
 [lora]
 r_max = 2
 [privacy]
-sigma = 2.0
+sigma = 4.0
+uploads = 60  # with a reserve for rounds that are repeated
 [link]
 step_timeout_s = 5
 give_up_s = 0.5

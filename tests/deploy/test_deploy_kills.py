@@ -65,4 +65,4 @@ def check_budget(home: Path, client: str) -> None:
     assert uploads
     with Ledger(home / f"ledger-{client}", client) as ledger:
         for sample, times in uploads.items():
-            assert ledger._book.spent[sample] >= times * upload_cost(2.0) * (1 - 1e-12)
+            assert ledger._book.spent[sample] >= times * upload_cost(4.0) * (1 - 1e-12)

@@ -17,7 +17,9 @@ from fedlora.errors import FedloraError
 from fedlora.privacy import journal
 from fedlora.privacy import ledger as module
 from fedlora.privacy.accounting import rho
+from fedlora.privacy.book import RUNS_KEPT
 from fedlora.privacy.calibration import calibrate_sigma
+from fedlora.privacy.filter import upload_cost
 from fedlora.privacy.ledger import BudgetSpentError, Ledger
 from fedlora.privacy.policy import ClientLimit
 
@@ -72,9 +74,9 @@ def test_the_budget_pays_for_the_plan_and_for_nothing_beyond(path: Path) -> None
     sigma = calibrate_sigma(LIMIT.epsilon, LIMIT.delta, 10)
     with Ledger(path, "alice", LIMIT) as ledger:
         samples = ids(ledger, 6)
-        ledger.check_plan(samples, sigma, 10)
-        with pytest.raises(FedloraError, match=r"11 uploads at sigma .* plan fewer rounds"):
-            ledger.check_plan(samples, sigma, 11)
+        ledger.check_plan(dict.fromkeys(samples, 10 * upload_cost(sigma)))
+        with pytest.raises(FedloraError, match=r"from epsilon 0 to 8\.\d+, .* plan fewer rounds"):
+            ledger.check_plan(dict.fromkeys(samples, 11 * upload_cost(sigma)))
         for _ in range(10):
             ledger.charge(samples[:3], sigma)
             ledger.charge(samples[3:], sigma)
@@ -95,14 +97,14 @@ def test_a_tight_limit_counts_the_exact_epsilon(path: Path) -> None:
         with pytest.raises(BudgetSpentError):
             ledger.charge([1], sigma)
     with Ledger(path, "alice", LIMIT) as ledger, pytest.raises(FedloraError, match="beyond"):
-        ledger.check_plan([2], sigma, 3)
+        ledger.check_plan({2: 3 * upload_cost(sigma)})
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, 1.9])
 def test_a_server_that_asks_for_too_little_noise_does_not_get_it(path: Path, sigma: float) -> None:
     limit = ClientLimit(epsilon=8.0, min_sigma=2.0)
     with Ledger(path, "alice", limit) as ledger:
-        for refuse in (lambda: ledger.charge([1], sigma), lambda: ledger.check_plan([1], sigma, 1)):
+        for refuse in (lambda: ledger.charge([1], sigma), lambda: ledger.check_floor(sigma)):
             with pytest.raises(FedloraError, match="privacy-min-sigma 2; raise"):
                 refuse()
         assert ledger.rho == 0.0
@@ -345,3 +347,60 @@ def test_a_ledger_that_is_closed_during_a_charge_is_whole_and_stays_closed(
         again.charge([7], 2.0)
     with Ledger(path, "alice") as last:
         assert last.rho == pytest.approx(spent + rho(2.0), rel=1e-12)
+
+
+def of_an_earlier_release(path: Path, contents: list[bytes]) -> None:
+    """Leave a ledger as the release before wrote it, in which these records spent 3.0."""
+    with Ledger(path, "alice") as ledger:
+        ledger.charge(ledger.sample_ids(contents), math.sqrt(2 / 3.0))
+    with Ledger(path, "alice"):
+        pass  # merges the charges
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    body = header.split(b" ", 1)[1].strip().replace(b"ledger/2", b"ledger/1")
+    path.write_bytes(b"".join([b"%08x %s\n" % (zlib.crc32(body), body), *lines]))
+
+
+def test_an_earlier_releases_ledger_counts_on_where_all_its_records_are_known(path: Path) -> None:
+    of_an_earlier_release(path, [b"a", b"b"])
+    for _ in range(2):
+        with Ledger(path, "alice", LIMIT) as ledger:
+            known = ledger.sample_ids([b"c", b"b", b"a"])
+            assert ledger.rho == pytest.approx(3.0)
+            with pytest.raises(BudgetSpentError):
+                ledger.charge(known[1:2], 1.0)
+    with Ledger(path, "alice") as ledger:  # from now on a record may go
+        ledger.sample_ids([b"a"])
+
+
+def test_an_earlier_releases_ledger_never_starts_at_nothing_for_what_it_may_know_otherwise(
+    path: Path,
+) -> None:
+    of_an_earlier_release(path, [b"(1, 2)", b"(3, 4)"])  # records that went by their tokens
+    for _ in range(2):
+        with Ledger(path, "alice") as ledger, pytest.raises(FedloraError, match="2 samples that"):
+            ledger.sample_ids([b"one two", b"three four"])
+
+
+def test_what_a_run_has_uploaded_is_known_after_restarts_until_others_have_come(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_JOURNAL_BYTES_MIN", 500)
+    with Ledger(path, "alice") as ledger:
+        samples = ids(ledger, 3)
+        ledger.charge(samples, 2.0)  # no run's plan counts this
+        for _ in range(30):
+            ledger.charge(samples[:2], 2.0, "first")
+        ledger.charge(samples[1:], 1.0, "second")
+    for _ in range(2):
+        with Ledger(path, "alice") as ledger:
+            assert ledger.done("first", samples[0]) == (30, pytest.approx(30 * rho(2.0)))
+            assert ledger.done("first", samples[2]) == ledger.done("", samples[0]) == (0, 0.0)
+            assert ledger.done("second", samples[1]) == (1, pytest.approx(rho(1.0)))
+            assert ledger.rho == pytest.approx(31 * rho(2.0) + rho(1.0))
+    with Ledger(path, "alice") as ledger:
+        for number in range(RUNS_KEPT - 1):
+            ledger.charge(samples[:1], 2.0, f"later {number}")
+        assert ledger.done("first", samples[0]) == (0, 0.0)
+        assert ledger.done("second", samples[1])[0] == 1
+    with Ledger(path, "alice") as ledger:
+        assert ledger.done("second", samples[1])[0] == 1

@@ -1,0 +1,246 @@
+"""What an owner's ledger counts, whatever the scenario says and however often a run stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from private_federation import scenario
+
+from clients.build import SimulatedData, load_parts
+from clients.build_release import origins
+from clients.device import local_scenario, own_number
+from clients.edge_client import EdgeClient
+from clients.terms import OwnerTerms
+from fedlora.config import Scenario, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.link import messages as m
+from fedlora.link.frame import Frame
+from fedlora.privacy.accounting import rdp_epsilon, rho
+from fedlora.privacy.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.policy import ClientLimit
+from fedlora.tasks.base import Sample
+from fedlora.tasks.data import load_records
+
+LIMIT = ClientLimit(8.0)
+
+
+def build(config: Scenario, terms: OwnerTerms, run: str = "") -> EdgeClient:
+    data = SimulatedData(config, config.federation.clients)
+    return data.build(load_parts(config, data.labels), 0, terms=terms, run=run)
+
+
+def upload(client: EdgeClient, samples: list[int]) -> torch.Tensor:
+    return client.release(
+        torch.zeros(len(samples), client.model.width), [1] * len(samples), samples
+    )
+
+
+def budgeted(records: Path, release: str, *overrides: str) -> Scenario:
+    """Return a run that is calibrated to the whole of the owner's limit."""
+    config = scenario(records, f"privacy.release={release}", *overrides)
+    return replace(config, privacy=replace(config.privacy, sigma=None, epsilon=LIMIT.epsilon))
+
+
+def text_scenario(data: Path, *overrides: str) -> Scenario:
+    return with_overrides(
+        scenario(data, "task.kind=causal_lm", "privacy.release=full", "head.share=personal"),
+        ["federation.clients=1", "data.holdout=0", "privacy.uploads=1", *overrides],
+    )
+
+
+def test_a_record_keeps_its_identity_at_any_length_and_prompt(tmp_path: Path) -> None:
+    rows = [f"the cat number {i} = sat on the mat again and again" for i in range(12)]
+    rows.append(" ".join(["one"] * 14) + " = x")  # short lengths leave nothing of it to train on
+    data = tmp_path / "train.csv"
+    data.write_text("text,label\n" + "".join(f"{row},a\n" for row in rows))
+    terms, counts, known = OwnerTerms(tmp_path / "ledger"), [], dict[int, int]()
+    for length, *prompt in ((8,), (20, " = "), (40, " = "), (40,)):
+        overrides = [f"data.prompt_separator='{separator}'" for separator in prompt]
+        client = build(text_scenario(data, f"task.max_length={length}", *overrides), terms)
+        samples = client.batches.samples
+        for sample, name in zip(samples, client.release._ids, strict=True):
+            assert known.setdefault(sample.source, name) == name
+        counts.append(len(samples))
+        client.release._charge(list(range(len(samples))), 4.0)
+        assert client.release._ledger.rho == pytest.approx(len(counts) * rho(4.0))
+        client.release.close()
+    assert counts == [13, 12, 13, 13] and len(set(known.values())) == 13
+
+
+def test_what_is_spent_at_one_length_is_refused_at_another(tmp_path: Path) -> None:
+    data = tmp_path / "train.csv"
+    rows = [f"the cat = number {i} sat" for i in range(12)]
+    rows.append(" ".join(["one"] * 14) + " = x")
+    data.write_text("text,label\n" + "".join(f"{row},a\n" for row in rows))
+    terms = OwnerTerms(tmp_path / "ledger", LIMIT)
+
+    def config(length: int) -> Scenario:
+        config = text_scenario(data, f"task.max_length={length}", "data.prompt_separator=' = '")
+        return replace(config, privacy=replace(config.privacy, sigma=None, epsilon=8.0))
+
+    client = build(config(12), terms)
+    client.release._charge(list(range(len(client.batches.samples))), client.release.plan.sigma)
+    client.release.close()
+    with pytest.raises(FedloraError, match=r"from epsilon 8 to .* beyond its privacy-epsilon 8"):
+        build(config(40), terms)
+
+
+def test_samples_of_one_record_share_its_budget_and_a_sample_without_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    rows = [[{"text": "a"}, {"text": "b"}], [{"text": "a"}]]
+    made = [[Sample((1,), 0, 1), Sample((2,), 0, 1), Sample((3,), 0, 0)], [Sample((4,), 0, 0)]]
+    with Ledger(tmp_path / "ledger", "0") as ledger:
+        first, second, third, held_out = origins(rows, made).ids(ledger)
+        assert first == second and len({first, third, held_out}) == 3
+    with pytest.raises(FedloraError, match=r"source -1 of 2 records.*let the task"):
+        origins(rows, [[Sample((1,), 0)], []])
+
+
+def test_a_devices_text_file_is_cut_as_its_owner_says(tmp_path: Path) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("ann: one\n\nbob: two\n")
+    asked = with_overrides(
+        scenario(text, "task.kind=causal_lm"),
+        ["data.record_separator='o'", "data.pattern='(?P<text>.)'"],
+    )
+    for node, expected in (
+        ({}, [{"text": "ann: one"}, {"text": "bob: two"}]),
+        ({"record-separator": "\n\n"}, [{"text": "ann: one"}, {"text": "bob: two"}]),
+        (
+            {"record-separator": "\n\n", "pattern": "(?P<who>.+): (?P<text>.+)"},
+            [{"who": "ann", "text": "one"}, {"who": "bob", "text": "two"}],
+        ),
+    ):
+        own = local_scenario(asked, {"data": str(text), **node})
+        assert load_records(own.data, "train") == expected
+    assert local_scenario(asked, {}).data == asked.data  # the scenario's own data
+
+
+def test_a_server_cannot_call_a_device_by_another_number(tmp_path: Path) -> None:
+    assert own_number({"client": 3}, {"partition-id": 3}) == 3
+    assert own_number({"client": 3}, {"privacy-ledger": str(tmp_path)}) == 3
+    for node in ({"partition-id": 3}, {"partition-id": 3, "privacy-ledger": "x"}, {}):
+        with pytest.raises(FedloraError, match="calls this device client 7"):
+            own_number({"client": 7}, node)
+
+
+@pytest.mark.parametrize("release", ["full", "row_space", "logits", "labels"])
+def test_a_plan_is_checked_with_its_activations(
+    records: Path, tmp_path: Path, release: str
+) -> None:
+    config = (
+        scenario(
+            records,
+            f"privacy.release={release}",
+            "privacy.uploads=1",
+            "privacy.activation_sigma=2.6",
+        )
+        if release != "labels"
+        else budgeted(records, "logits", "privacy.activation_sigma=2.6")
+    )
+    if release == "labels":
+        config = replace(config, privacy=replace(config.privacy, release="labels"))
+    else:
+        config = replace(config, privacy=replace(config.privacy, sigma=2.6))
+    one, both = (rdp_epsilon(n * rho(2.6), 1e-5) for n in (1, 2))
+    if release == "labels":
+        one, both = 8.0 - 0.5, 8.0
+    with pytest.raises(FedloraError, match="beyond its privacy-epsilon"):
+        build(config, OwnerTerms(tmp_path / "ledger", ClientLimit((one + both) / 2)))
+    with Ledger(tmp_path / "ledger", "0") as ledger:
+        assert ledger.epsilon(1e-5) == 0.0
+    build(config, OwnerTerms(tmp_path / "ledger", ClientLimit(both * (1 + 1e-6)))).release.close()
+
+
+@pytest.mark.parametrize(
+    ("release", "spread"), [("row_space", "even"), ("full", "even"), ("row_space", "channel")]
+)
+def test_a_restarted_client_goes_on_with_what_is_left_of_its_plan(
+    records: Path, tmp_path: Path, release: str, spread: str
+) -> None:
+    config = budgeted(records, release, f"privacy.spread={spread}", "privacy.uploads=3")
+    terms, run = OwnerTerms(tmp_path / "ledger", LIMIT), "0" * 16
+    for _ in range(3):  # limit 8 and plan 8: only what is left fits
+        client = build(config, terms, run)
+        upload(client, [0, 1])
+        client.release.close()
+    client = build(config, terms, run)
+    with pytest.raises(BudgetSpentError, match="planned for 3 uploads"):
+        upload(client, [1])
+    for _ in range(3):
+        upload(client, [2])
+    with pytest.raises(BudgetSpentError):
+        upload(client, [2])
+    assert client.release._ledger.epsilon(LIMIT.delta) <= LIMIT.epsilon
+    client.release.close()
+    with pytest.raises(FedloraError, match="beyond its privacy-epsilon 8"):
+        build(config, terms, "1" * 16)  # another run begins with its whole plan
+
+
+def test_without_a_limit_too_a_restart_gives_no_fresh_uploads(
+    records: Path, tmp_path: Path
+) -> None:
+    config = budgeted(records, "full", "privacy.uploads=2")
+    for _ in range(2):
+        client = build(config, OwnerTerms(tmp_path / "ledger"), "run")
+        upload(client, [5])
+        client.release.close()
+    client = build(config, OwnerTerms(tmp_path / "ledger"), "run")
+    with pytest.raises(BudgetSpentError):
+        upload(client, [5])
+
+
+def test_a_restarted_client_repeats_its_noised_labels_and_pays_once(
+    records: Path, tmp_path: Path
+) -> None:
+    config, terms = budgeted(records, "logits"), OwnerTerms(tmp_path / "ledger", LIMIT)
+    sent = []
+    for samples in ([0, 1, 2], [1, 2, 3], [3, 0, 1]):
+        client = build(config, terms, "run")
+        sent.append(dict(zip(samples, upload(client, samples), strict=True)))
+        assert client.release.spent()["rho"] == pytest.approx(rho(client.release.plan.sigma))
+        client.release.close()
+    for sample in range(4):
+        messages = [found[sample] for found in sent if sample in found]
+        assert all(torch.equal(messages[0], other) for other in messages)
+    (tmp_path / "ledger.noised").unlink()
+    client = build(config, terms, "run")
+    with pytest.raises(BudgetSpentError):  # never a second look at the label
+        upload(client, [0])
+
+
+@pytest.mark.parametrize("killed", ["charge", "keep"])
+def test_a_label_that_a_crash_kept_from_leaving_is_paid_once_at_most(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    config, terms = budgeted(records, "logits"), OwnerTerms(tmp_path / "ledger", LIMIT)
+    client = build(config, terms, "run")
+
+    def kill(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    owner = client.release._ledger if killed == "charge" else client.release._noised
+    monkeypatch.setattr(owner, killed, kill)
+    with pytest.raises(KeyboardInterrupt):
+        upload(client, [0, 1])
+    assert client.release._ledger.rho == 0.0
+    client.release.close()
+    again = build(config, terms, "run")
+    first = upload(again, [0, 1])
+    assert again.release._ledger.rho == pytest.approx(rho(again.release.plan.sigma))
+    again.release.close()
+    assert torch.equal(upload(build(config, terms, "run"), [0, 1]), first)
+
+
+def test_a_client_that_comes_back_in_a_private_run_answers(records: Path, tmp_path: Path) -> None:
+    config, terms = budgeted(records, "logits"), OwnerTerms(tmp_path / "ledger", LIMIT)
+    for _ in range(3):
+        client = build(config, terms, "run")
+        client.handle(Frame(m.BATCH, "0", 1))
+        z = {"representation": torch.randn(client.batches.batch_size, client.model.width)}
+        assert client.handle(Frame(m.STEP, "0", 1, {"step": 0}, z)).kind == m.GRADIENT
+        client.release.close()
