@@ -76,16 +76,20 @@ class EdgeHost:
         return ""
 
     def result(self, client: int) -> dict[str, Any]:
-        """Return what is known of a client: its label counts, and how its session ended."""
+        """Return what is known of a client: how its session ended, and what it holds.
+
+        Under privacy the server is not told how often each label occurs: that is exact.
+        """
         session = self._sessions.get(client)
         error = session.exception() if session is not None and session.done() else None
-        counts = self._data.label_counts(client)
-        return {
-            "labels": list(counts),
-            "label_rows": list(counts.values()),
+        found: dict[str, Any] = {
             "classes": list(self._parts.scenario.task.labels),
             "error": "" if error is None else str(error),
         }
+        if self._parts.scenario.privacy.enabled:
+            return found
+        counts = self._data.label_counts(client)
+        return found | {"labels": list(counts), "label_rows": list(counts.values())}
 
 
 def hand_over(session: Mapping[str, Any]) -> str:

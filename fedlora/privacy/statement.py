@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
@@ -25,6 +25,10 @@ ZERO_OUT = "zero-out (a zero gradient in the sample's place)"
 ACTIVATIONS = (
     "The forward activations, from which the server can recover the input text: it has to be "
     "trusted with the inputs."
+)
+CARRIED = (
+    "What adapters, optimiser state and ranks carry of those activations, from which their "
+    "gradients are computed as well."
 )
 PERSONAL_HEAD = (
     "The head that each client trains on its labels as they are: the gradients of later samples "
@@ -125,7 +129,7 @@ def privacy_statement(
     if policy.release == "logits":
         zero_out *= 2  # labels are released as points of a norm of up to sqrt(2) C
     secret = policy.insecure_noise_seed is None
-    block: dict[str, object] = {
+    block: dict[str, Any] = {
         "epsilon": total(rho, rdp_epsilon),
         "delta": policy.delta,
         "adjacency": REPLACE_ONE,
@@ -154,8 +158,10 @@ def privacy_statement(
         )
     if label_epsilon:
         block["label_epsilon"] = label_epsilon
-    if sampling is not None and secret and sigma is not None:
-        block["adapter"] = _adapter(policy, rho, sigma, sampling)
+    if secret:
+        block["adapter"] = _adapter(policy, exposure, total(rho, rdp_epsilon))
+        if sampling is not None and sigma is not None and exposure.head == "public":
+            block["adapter"] |= _sampled(policy, sigma, sampling)
     return block
 
 
@@ -176,16 +182,17 @@ def _covers(policy: PrivacyPolicy) -> list[str]:
             "The label of a sample: everything that is computed from it is computed from a "
             "randomised label, which is drawn once and kept."
         )
-        return [label, "So also gradients, losses, heads, adapters and ranks.", *noised]
+        return [label, "So also, of the label, gradients, losses, heads, adapters, ranks.", *noised]
     unit = "sample as a whole" if policy.unit == "sample" else "single token of a sample"
     uploads = f"What the gradients that a {unit} uploads tell the server, above all its label."
-    results = "Whatever is computed from those gradients: adapters, optimiser state, ranks."
+    results = "What follows from those gradients in adapters, optimiser state and ranks."
     return [uploads, results, *noised]
 
 
 def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
     parts = {
         ACTIVATIONS: policy.activation_sigma is None,
+        CARRIED: policy.activation_sigma is None,
         "A text as a whole: it is protected less, the longer it is.": policy.unit == "token",
         PERSONAL_HEAD: exposure.head != "public",
         "That head itself, which leaves the client.": exposure.head == "shared",
@@ -206,26 +213,53 @@ def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
     return [text for text, applies in parts.items() if applies]
 
 
-def _adapter(
-    policy: PrivacyPolicy, rho: float, sigma: float, sampling: Sampling
-) -> dict[str, object]:
-    """State the adapter's epsilon for those who never saw the uploads."""
+def _adapter(policy: PrivacyPolicy, exposure: Exposure, epsilon: float | None) -> dict[str, object]:
+    """State what holds for the adapter, whose gradients use the activations as well.
+
+    That of B is the gradient behind it times A x, and x follows from the activations as they were
+    sent; so noise on gradients at the cut bounds what the adapter tells of labels alone.
+    """
+    if exposure.head != "public":
+        return {
+            "epsilon": None,
+            "meaning": (
+                "No epsilon holds for the adapter: it is computed with heads that each client "
+                "trains on its labels as they are, and from activations."
+            ),
+        }
+    if policy.activation_sigma is None or exposure.embedding:
+        what = "that each client computes with embeddings of its own, " * exposure.embedding
+        return {
+            "epsilon": None,
+            "epsilon_of_labels": epsilon,
+            "meaning": (
+                "The local epsilon holds for what the adapter tells of labels, against anybody who "
+                "is given the texts. The adapter also carries what it was computed from beside "
+                f"gradients: activations, {what}which no noise covers."
+            ),
+        }
+    return {
+        "epsilon": epsilon,
+        "meaning": (
+            "The adapter is computed from covered gradients and covered activations alone, so the "
+            "local epsilon holds for it too, against anybody."
+        ),
+    }
+
+
+def _sampled(policy: PrivacyPolicy, sigma: float, sampling: Sampling) -> dict[str, object]:
+    """State DP-SGD's epsilon of the labels for those who never saw the uploads."""
     accountant = SampledAccountant()
     accountant.step(sigma, sampling.rate, sampling.steps)
     return {
-        "epsilon": _finite(rdp_epsilon(rho, policy.delta)),
-        "meaning": (
-            "The adapter is computed from covered gradients alone, so the local epsilon holds for "
-            "it too, against anybody."
-        ),
         "epsilon_sampled": _finite(accountant.rdp_epsilon(policy.delta)),
         "epsilon_sampled_prv": _finite(accountant.prv_epsilon(policy.delta)),
         "sample_rate": sampling.rate,
         "sampled_meaning": (
-            "What DP-SGD's accountant says of these steps under zero-out adjacency. It holds only "
-            "against those who know neither the activations nor who took part, for batches drawn "
-            "by Poisson sampling, and if as much noise reaches the adapter in steps without the "
-            "sample; it is no guarantee of this run."
+            "What DP-SGD's accountant says of these steps under zero-out adjacency, of labels "
+            "alone. It holds only against those who know neither the activations nor who took "
+            "part, for batches drawn by Poisson sampling, and if as much noise reaches the adapter "
+            "in steps without the sample; it is no guarantee of this run."
         ),
     }
 

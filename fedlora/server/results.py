@@ -32,7 +32,7 @@ def write_results(
     server
         The run.
     results
-        What each client said at the end; in a simulation with its label counts.
+        What each client said at the end; in a simulation without privacy with its label counts.
     """
     export(server).save(folder.adapter)
     scenario, training = server.scenario, server.training

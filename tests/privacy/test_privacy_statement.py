@@ -11,6 +11,7 @@ from fedlora.privacy.calibration import calibrate_sigma
 from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.privacy.statement import (
     ACTIVATIONS,
+    CARRIED,
     PERSONAL_HEAD,
     Exposure,
     Sampling,
@@ -74,12 +75,46 @@ def test_an_insecure_seed_takes_every_guarantee_away() -> None:
     assert "adapter" not in block
 
 
+def test_the_adapter_has_an_epsilon_only_where_all_that_it_is_computed_from_is_covered() -> None:
+    noised = PrivacyPolicy(epsilon=8.0, activation_sigma=4.0)
+    whole = state(noised)["adapter"]
+    assert whole["epsilon"] == pytest.approx(8.0, rel=1e-6)
+    assert "against anybody" in whole["meaning"]
+    for policy, exposure in (
+        (POLICY, PUBLIC),
+        (noised, Exposure(head="public", embedding=True)),
+    ):
+        labels = state(policy, exposure)["adapter"]
+        assert labels["epsilon"] is None
+        assert labels["epsilon_of_labels"] == pytest.approx(8.0, rel=1e-6)
+        assert "given the texts" in labels["meaning"]
+        assert "activations" in labels["meaning"] and "no noise covers" in labels["meaning"]
+    for head in ("personal", "shared"):
+        none = state(noised, Exposure(head=head), sampling=Sampling(rate=0.1, steps=5))["adapter"]
+        assert none["epsilon"] is None and "No epsilon" in none["meaning"]
+        assert not {"epsilon_of_labels", "epsilon_sampled"} & set(none)
+
+
+def test_randomised_labels_count_in_what_is_said_of_the_adapter() -> None:
+    policy = PrivacyPolicy(epsilon=8.0, release="labels", activation_sigma=4.0)
+    block = privacy_statement(policy, rho(4.0), None, PUBLIC, label_epsilon=3.0, classes=3)
+    assert block["adapter"]["epsilon"] == block["epsilon"]
+    assert block["epsilon"] == pytest.approx(3.0 + rdp_epsilon(rho(4.0), 1e-5))
+
+
+def test_an_adapter_of_exact_activations_is_not_called_covered() -> None:
+    assert CARRIED in state()["excludes"]
+    assert CARRIED not in state(PrivacyPolicy(epsilon=8.0, activation_sigma=4.0))["excludes"]
+    assert not any(text.startswith("Whatever is computed") for text in state()["covers"])
+
+
 def test_sampling_is_stated_beside_the_local_epsilon_and_not_as_a_guarantee() -> None:
     adapter = state(sampling=Sampling(rate=0.01, steps=300))["adapter"]
     accountant = SampledAccountant()
     accountant.step(SIGMA, 0.01, 300)
-    assert adapter["epsilon"] == pytest.approx(8.0, rel=1e-6)
-    assert adapter["epsilon_sampled"] == accountant.rdp_epsilon(1e-5) < adapter["epsilon"]
+    local = adapter["epsilon_of_labels"]
+    assert local == pytest.approx(8.0, rel=1e-6)
+    assert adapter["epsilon_sampled"] == accountant.rdp_epsilon(1e-5) < local
     assert adapter["epsilon_sampled_prv"] <= adapter["epsilon_sampled"]
     assert "no guarantee" in adapter["sampled_meaning"]
 

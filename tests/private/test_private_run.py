@@ -12,6 +12,7 @@ import torch
 from dp_accounting.rdp import RdpAccountant
 from private_federation import Federation, scenario
 
+from clients.edge_host import EdgeHost
 from clients.terms import OwnerTerms
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.errors import FedloraError
@@ -20,6 +21,7 @@ from fedlora.lora.export import Adapter
 from fedlora.privacy.accounting import ORDERS
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.policy import ClientLimit
+from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.partial import summarise_rounds
 from fedlora.server.results import export, write_results
@@ -157,6 +159,34 @@ def test_noise_from_a_seed_repeats_and_promises_nothing(records: Path) -> None:
     block = one.server.training.summary_fields()["privacy"]
     assert block["epsilon"] is None and not block["guarantee"]
     assert one.recorder.rounds[-1]["clients"]["0"]["epsilon"] is None
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_private_simulation_tells_no_label_counts(
+    records: Path, tmp_path: Path, private: bool
+) -> None:
+    config = scenario(records) if private else scenario(records, "privacy.sigma=none")
+    session = {
+        "scenario": scenario_to_toml(config),
+        "clients": 2,
+        "address": "127.0.0.1:1",
+        "certificate": b"",
+        "ledgers": "",
+        "keep": str(tmp_path),
+        "run": "0" * 16,
+    }
+    told = EdgeHost(session).result(0)
+    assert ({"labels", "label_rows"} <= set(told)) != private
+    assert set(told) - {"labels", "label_rows"} == {"classes", "error"}
+    federation = Federation(config).run()
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_scenario(scenario_to_toml(config))
+    for record in federation.recorder.rounds:
+        folder.append_round(record)
+    write_results(folder, federation.server, {"0": told})
+    summary = json.loads(folder.summary.read_text())
+    assert bool(summary["label_counts"]) != private
+    assert ("Who holds what" in write_report(folder).read_text()) != private
 
 
 def test_secret_noise_differs_from_run_to_run(records: Path) -> None:
