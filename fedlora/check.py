@@ -61,11 +61,14 @@ def check_scenario(scenario: Scenario) -> None:
         When a path, a plug-in, a device, the cut, the adapters' targets or the data cannot be used.
     """
     check_plugins(scenario)
-    if build_channel(scenario.channel, scenario.seed).measured:
+    channel = build_channel(scenario.channel, scenario.seed)
+    if channel.measured:
         raise FedloraError(
             f"channel.model is {scenario.channel.model!r}, which is what devices measure; choose a "
             "simulated model for a simulation, such as rayleigh, or replay a recording with trace"
         )
+    for client in range(scenario.federation.clients):
+        channel.report(client, 0)  # a trace may lack one
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     find_family(checkpoint)
     cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import os
 import re
 import sys
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedlora.config.checks import require
 from fedlora.config.scenario import Scenario
 from fedlora.errors import FedloraError
+from fedlora.unicode import require_unicode
 
 T = TypeVar("T")
 
@@ -26,7 +29,11 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", boo
 
 
 def load_scenario(path: Path) -> Scenario:
-    """Read a scenario file; a relative ``python_path`` in it starts from the file's folder.
+    """Read a scenario file; what lies beside it is made absolute.
+
+    A relative ``python_path`` starts from the file's folder. ``data.train``, ``data.test``,
+    ``model.path``, ``lora.start`` and the path of a channel's trace do so where something of that
+    name lies there; else they stay as they are, and start from the working directory.
 
     Raises
     ------
@@ -76,7 +83,7 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
     """Apply ``section.key=value`` assignments, where the value is TOML or a bare word.
 
     ``none`` unsets a key that may be unset, such as ``privacy.epsilon``.
-    A relative ``python_path`` starts from the working directory.
+    Relative paths start from the working directory and are made absolute; see ``load_scenario``.
 
     Raises
     ------
@@ -85,6 +92,7 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
     """
     table = dataclasses.asdict(scenario)
     for assignment in assignments:
+        require_unicode(assignment, "a --set", "give it as UTF-8")
         name, sign, text = assignment.partition("=")
         require(
             bool(sign) and bool(name.strip()),
@@ -112,11 +120,35 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
 
 
 def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
-    """Make ``python_path`` absolute: other processes stand elsewhere."""
-    if not scenario.python_path:
-        return scenario
-    path = (folder / Path(scenario.python_path).expanduser()).resolve()
-    return dataclasses.replace(scenario, python_path=str(path))
+    """Make paths absolute: other processes, and a later resume, stand elsewhere."""
+    place = functools.partial(_beside, folder)
+    channel, options = scenario.channel, scenario.channel.options
+    if channel.model == "trace" and isinstance(options.get("path"), str):
+        channel = replace(channel, options={**options, "path": place(options["path"])})
+    python_path = scenario.python_path
+    if python_path:
+        python_path = str((folder / Path(python_path).expanduser()).resolve())
+    return replace(
+        scenario,
+        python_path=python_path,
+        model=replace(scenario.model, path=place(scenario.model.path)),
+        data=replace(
+            scenario.data, train=place(scenario.data.train), test=place(scenario.data.test)
+        ),
+        lora=replace(scenario.lora, start=place(scenario.lora.start)),
+        channel=channel,
+    )
+
+
+def _beside(folder: Path, path: str) -> str:
+    """Return the absolute path of what lies in a folder, and any other path as it is."""
+    if not path or path.startswith(("/", "~", "package:", "hub:")):
+        return path
+    if not os.path.exists(folder / path):  # it takes any text, a Path does not
+        return path
+    # Links are kept, as a file's name tells its kind, and so are names that would be expanded.
+    absolute = str(folder.resolve() / path)
+    return path if "$" in absolute else absolute
 
 
 def read_section(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:

@@ -149,6 +149,16 @@ def test_a_text_that_is_no_utf8_is_named(fedlora, finished, monkeypatch):
     assert r"text 3 has '\udce9t\udce9'" in said
 
 
+def test_a_trace_that_lacks_a_client_is_named_before_the_run(fedlora, scenario, tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("time_s,client,snr_db\n0,0,10\n0,1,10\n")
+    channel = ["--set", "channel.model=trace", "--set", f"channel.options.path={trace}"]
+    status, said = fedlora("run", scenario, "--out", tmp_path / "out", *channel)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "has no rows for client 2, only for 0, 1; add them" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_encoder_cannot_be_a_language_model(checkpoints, model, tmp_path, data):
     folder = tmp_path / "bert"
     shutil.copytree(checkpoints["bert"], folder)

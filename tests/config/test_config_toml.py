@@ -272,3 +272,72 @@ def test_learning_rate_warms_up_and_decays(schedule):
         assert config.learning_rate(step, head=True) == pytest.approx(expected / 5, abs=1e-9)
         optimizer.step()
         both.step()
+
+
+PATHS = ("data.train", "data.test", "model.path", "lora.start", "channel.options.path")
+
+
+def _paths(scenario):
+    return {
+        "data.train": scenario.data.train,
+        "data.test": scenario.data.test,
+        "model.path": scenario.model.path,
+        "lora.start": scenario.lora.start,
+        "channel.options.path": scenario.channel.options["path"],
+    }
+
+
+def _file_of_paths(folder):
+    folder.mkdir()
+    lines = ['channel.model = "trace"', *(f'{key} = "sub/{key}"' for key in PATHS)]
+    (folder / "mine.toml").write_text("\n".join(lines))
+    return folder / "mine.toml"
+
+
+def test_paths_start_from_the_scenarios_folder_and_are_absolute(tmp_path, monkeypatch):
+    path = _file_of_paths(tmp_path / "a")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        for key in PATHS:
+            (folder / "sub" / key).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "b")  # a file of that name lies in the working directory too
+    expected = {key: str(tmp_path / "a" / "sub" / key) for key in PATHS}
+    assert _paths(load_scenario(path)) == expected
+    changed = with_overrides(load_scenario(Path("../a/mine.toml")), ["seed=1"])
+    assert _paths(scenario_from_toml(scenario_to_toml(changed))) == expected
+
+
+def test_paths_that_are_not_beside_the_scenario_start_from_the_working_directory(
+    tmp_path, monkeypatch
+):
+    path = _file_of_paths(tmp_path / "a")
+    for key in PATHS:
+        (tmp_path / "b" / "sub" / key).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "b")
+    here = {key: str(tmp_path / "b" / "sub" / key) for key in PATHS}
+    assert _paths(with_overrides(load_scenario(path), [])) == here
+    typed = with_overrides(load_scenario(path), [f"{key}=sub" for key in PATHS])
+    assert set(_paths(typed).values()) == {str(tmp_path / "b" / "sub")}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "package:x/y", "hub:x/y", "$HERE/x", "~/x", "/x", "org/name", "a\u0000b", "x" * 999],
+)
+def test_other_paths_are_left_as_they_are(tmp_path, monkeypatch, path):
+    for name in ("package:x/y", "hub:x/y", "$HERE/x", "~/x"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    scenario = with_overrides(Scenario(), [f"data.train={path}"])
+    assert scenario.data.train == path
+
+
+def test_a_linked_file_keeps_its_name(tmp_path):
+    (tmp_path / "blob").write_text("")
+    (tmp_path / "train.csv").symlink_to(tmp_path / "blob")
+    (tmp_path / "mine.toml").write_text('data.train = "train.csv"')
+    assert load_scenario(tmp_path / "mine.toml").data.train == str(tmp_path / "train.csv")
+
+
+def test_an_override_that_is_no_utf8_is_named():
+    with pytest.raises(FedloraError, match=r"a --set has 'name=\\udcff', which is no UTF-8 text"):
+        with_overrides(Scenario(), [b"name=\xff".decode(errors="surrogateescape")])

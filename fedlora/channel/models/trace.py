@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlora.channel.checks import bandwidth, number
-from fedlora.channel.config import ChannelConfig
+from fedlora.channel.config import SNR_LIMIT_DB, ChannelConfig
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.errors import FedloraError
 
@@ -99,6 +99,9 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise FedloraError(
             f"trace {path} has the unknown column {unknown[0]!r}; known: {', '.join(_COLUMNS)}"
         )
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise FedloraError(f"trace {path} has the column {twice[0]!r} twice; remove one")
     both = {"up_snr_db", "down_snr_db"} <= set(header)
     if "time_s" not in header or not ("snr_db" in header or both):
         raise FedloraError(
@@ -114,13 +117,15 @@ def _row(path: Path, line: int, cells: dict[str, str | None]) -> dict[str, float
         )
     values = {}
     for name, cell in cells.items():
+        limit = SNR_LIMIT_DB if name.endswith("snr_db") else math.inf
         try:
-            values[name] = number(name, float(cell or ""))
+            value = number(name, float(cell or ""))
         except (ValueError, TypeError):
             raise FedloraError(
                 f"trace {path} line {line} has {cell!r} for {name}; write a finite number, a trace "
                 "has no empty cells"
             ) from None
+        values[name] = number(f"{name} in line {line} of trace {path}", value, -limit, limit)
     return values
 
 
