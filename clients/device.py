@@ -33,10 +33,11 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
     session
         The session message: scenario, address, certificate, token, number of clients.
     node_config
-        ``partition-id``; ``data`` and ``test`` name this device's own files, ``record-separator``
-        and ``pattern`` say what a record of a text file is, ``model`` names its model folder,
-        ``state`` where it keeps head and optimiser between rounds. Without ``data`` the device
-        takes its part of the scenario's data. ``idle-limit-s`` is how long the server may ask
+        ``partition-id``; ``data`` and ``test`` name this device's own files, ``text``, ``label``
+        and ``columns`` their columns, ``record-separator`` and ``pattern`` say what a record of a
+        text file is, ``model`` names its model folder, ``state`` where it keeps head and optimiser
+        between rounds. Without ``data`` the device takes its part of the scenario's data, of a file
+        only with ``scenario-data``. ``idle-limit-s`` is how long the server may ask
         nothing before the device leaves. The owner's terms are in ``privacy-epsilon`` and the
         other keys of ``clients.private``.
     """
@@ -126,31 +127,65 @@ def state_folder(node_config: Mapping[str, Any], run: str) -> Path:
 def local_scenario(scenario: Scenario, node_config: Mapping[str, Any]) -> Scenario:
     """Return the scenario with this device's own paths, which the server never learns.
 
-    With data of its own the device also says itself what separates the records of a text file.
+    With data of its own the device also says itself what separates the records of a text file, and
+    which columns are text and label: activations give the text away, so a server that names the
+    label's column as the text would read every label, whatever noise the gradients carry.
 
     Raises
     ------
     FedloraError
-        When the classes would have to be guessed from one device's data.
+        When the classes would have to be guessed from one device's data, the owner has set a limit
+        but not said which columns are what, or the scenario names a file of this device.
     """
     if "model" in node_config:
         model = dataclasses.replace(scenario.model, path=str(node_config["model"]))
         scenario = dataclasses.replace(scenario, model=model)
-    if "data" in node_config:
-        if task_class(scenario.task.kind).pooled and not scenario.task.labels:
-            raise FedloraError(
-                "task.labels is empty, and one device's data may lack a class; name all classes "
-                "in the scenario"
-            )
-        plain = DataConfig()
-        data = dataclasses.replace(
-            scenario.data,
-            train=str(node_config["data"]),
-            test=str(node_config.get("test", "")),
-            # where a text file is cut makes its records, by which the owner's ledger knows them
-            record_separator=str(node_config.get("record-separator", plain.record_separator)),
-            pattern=str(node_config.get("pattern", plain.pattern)),
+    if "data" not in node_config:
+        _check_trial(scenario, node_config)
+        return scenario
+    pooled = task_class(scenario.task.kind).pooled
+    if pooled and not scenario.task.labels:
+        raise FedloraError(
+            "task.labels is empty, and one device's data may lack a class; name all classes "
+            "in the scenario"
         )
-        partition = dataclasses.replace(scenario.partition, kind="iid")
-        scenario = dataclasses.replace(scenario, data=data, partition=partition)
-    return scenario
+    plain, limited = DataConfig(), "privacy-epsilon" in node_config
+    for key in ("text", "label") if pooled else ("text",):
+        if limited and key not in node_config:
+            raise FedloraError(
+                f"privacy-epsilon is set, but not which column of data is the {key}; set {key} in "
+                "the node configuration, as a server that chooses it could have labels sent as text"
+            )
+    theirs = plain if limited else scenario.data
+    columns = str(node_config.get("columns", ",".join(theirs.columns)))
+    data = dataclasses.replace(
+        scenario.data,
+        train=str(node_config["data"]),
+        test=str(node_config.get("test", "")),
+        columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
+        text=str(node_config.get("text", theirs.text)),
+        label=str(node_config.get("label", theirs.label)),
+        # where a text file is cut makes its records, by which the owner's ledger knows them
+        record_separator=str(node_config.get("record-separator", plain.record_separator)),
+        pattern=str(node_config.get("pattern", plain.pattern)),
+    )
+    if pooled and data.text == data.label:
+        raise FedloraError(
+            f"text and label are both the column {data.text!r}, so the label would be sent as "
+            "text; name two"
+        )
+    partition = dataclasses.replace(scenario.partition, kind="iid")
+    return dataclasses.replace(scenario, data=data, partition=partition)
+
+
+def _check_trial(scenario: Scenario, node_config: Mapping[str, Any]) -> None:
+    """Refuse to read files that a scenario, and so a server, chooses on this device."""
+    allowed = str(node_config.get("scenario-data", "false")).lower()
+    if allowed not in ("true", "false"):
+        raise FedloraError(f"node config scenario-data is {allowed!r}; set true or false")
+    for path in (scenario.data.train, scenario.data.test):
+        if allowed == "false" and path and not path.startswith(("package:", "hub:")):
+            raise FedloraError(
+                f"the scenario names {path!r}, and no server may choose what is read on this "
+                "device; set data in the node configuration, or scenario-data=true for a trial"
+            )

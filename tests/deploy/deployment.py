@@ -97,7 +97,9 @@ class Deployment:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def supernode(self, node: int, config: str) -> None:
-        """Start a SuperNode with its key."""
+        """Start a SuperNode with its key; without data of its own it reads the scenario's."""
+        if "data=" not in config:
+            config += ' scenario-data="true"'
         self.nodes[node] = self.start(
             f"node{node}",
             "flower-supernode",

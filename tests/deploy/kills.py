@@ -147,6 +147,7 @@ def edge(post: Post, home: Path, client: int) -> None:
     note_uploads(home / f"sent-{client}")
     node = {
         "partition-id": client,
+        "scenario-data": "true",
         "state": str(home / "states"),
         "privacy-ledger": str(home / f"ledger-{client}"),
     }

@@ -98,7 +98,11 @@ class Devices:
 
     def _run(self, name, message):
         ledger = self.states.with_name(f"ledger-{message.content[RECORD]['client']}")
-        node = {"state": str(self.states), "privacy-ledger": str(ledger)}
+        node = {
+            "scenario-data": "true",
+            "state": str(self.states),
+            "privacy-ledger": str(ledger),
+        }
         session = dict(message.content[RECORD])
         if self.port:
             session["address"] = f"127.0.0.1:{self.port}"

@@ -117,7 +117,37 @@ def test_a_devices_text_file_is_cut_as_its_owner_says(tmp_path: Path) -> None:
     ):
         own = local_scenario(asked, {"data": str(text), **node})
         assert load_records(own.data, "train") == expected
-    assert local_scenario(asked, {}).data == asked.data  # the scenario's own data
+    trial = {"scenario-data": "true"}
+    assert local_scenario(asked, trial).data == asked.data  # the scenario's own data
+
+
+def test_a_server_cannot_have_labels_sent_as_text(records: Path) -> None:
+    asked = with_overrides(
+        scenario(records, "task.labels=['cold','mild','warm']"),
+        ["data.text=label", "data.label=text", "data.columns=['label','text']"],
+    )
+    owned = {"data": str(records), "privacy-epsilon": "8"}
+    for node, missing in ((owned, "text"), ({**owned, "text": "text"}, "label")):
+        with pytest.raises(FedloraError, match=f"not which column of data is the {missing}"):
+            local_scenario(asked, node)
+    own = local_scenario(asked, {**owned, "text": "text", "label": "label"}).data
+    assert (own.text, own.label, own.columns) == ("text", "label", ())
+    with pytest.raises(FedloraError, match="text and label are both the column 'label'"):
+        local_scenario(asked, {"data": str(records), "text": "label", "label": "label"})
+    named = local_scenario(asked, {"data": str(records), "columns": "text, label"}).data
+    assert named.columns == ("text", "label")
+
+
+def test_a_server_cannot_choose_a_file_of_the_device(records: Path) -> None:
+    asked = scenario(records, "task.labels=['cold','mild','warm']")
+    with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
+        local_scenario(asked, {})
+    shipped = with_overrides(asked, ["data.train=package:simulations/quickstart/requests.csv"])
+    assert local_scenario(shipped, {}) == shipped
+    with pytest.raises(FedloraError, match="no server may choose"):
+        local_scenario(with_overrides(shipped, [f"data.test={records}"]), {})
+    with pytest.raises(FedloraError, match="scenario-data is 'perhaps'"):
+        local_scenario(asked, {"scenario-data": "perhaps"})
 
 
 def test_a_server_cannot_call_a_device_by_another_number(tmp_path: Path) -> None:

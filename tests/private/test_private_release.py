@@ -272,7 +272,8 @@ def test_a_device_refuses_noise_that_the_server_knows(records: Path, tmp_path: P
         "clients": 2,
         "run": "0123456789abcdef",
     }
-    error = take_part(session, {"privacy-ledger": str(tmp_path / "ledger")})
+    node = {"scenario-data": "true", "privacy-ledger": str(tmp_path / "ledger")}
+    error = take_part(session, node)
     assert "privacy.insecure_noise_seed is 3" in error and "device" in error
     assert not (tmp_path / "ledger").exists()
 
