@@ -96,9 +96,13 @@ class ClientGradients:
             divisor = torch.where(weights > 0, weights, 1.0).to(total.device)
             blocks.append(Block(self._padded(total) / divisor[:, None, None], present))
         clients = list(self._slots)
+        self.forget()
+        return blocks, weights, clients
+
+    def forget(self) -> None:
+        """Begin a step anew."""
         self._slots, self._ranks, self._weights = {}, [], []
         self._sums = [None] * len(self._sums)
-        return blocks, weights, clients
 
     def _watch(
         self,

@@ -316,7 +316,18 @@ class SplitEngine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave; raises ``FedloraError`` for another model's state."""
+        """Take back what ``state_dict`` gave, and forget a step or round that was not finished.
+
+        Raises
+        ------
+        FedloraError
+            For another model's state.
+        """
+        self._start_step()
+        if self.by_client is not None:
+            self.by_client.forget()
+        self._snr.take()
+        self._sensitivity.take()
         self.optimizer.load_state_dict(state["optimizer"])
         self.momentum.load_state_dict(state["momentum"])
         self.load_adapter(state["adapter"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ def test_blocks_of_a_fractional_length_meet_their_rows(tmp_path: Path) -> None:
     rows = "".join(f"{index * 0.1:.1f},{index}\n" for index in range(50))
     model = replay(tmp_path, "time_s,snr_db\n" + rows, round_s=1.0, coherence_s=0.1)
     assert [model.sample(0, b).down_snr_db for b in range(120)] == [b % 50 for b in range(120)]
+
+
+@pytest.mark.parametrize("first_s", ["0", "1700000000"])
+@pytest.mark.parametrize("first_block", [0, 10**7])
+@pytest.mark.parametrize("step", ["0.1", "0.2", "0.01", "0.3", "0.7"])
+@pytest.mark.parametrize("rows", [2, 3, 7, 10])
+def test_the_series_begins_again_with_its_first_row_however_long_it_repeats(
+    tmp_path: Path, rows: int, step: str, first_block: int, first_s: str
+) -> None:
+    times = [Decimal(first_s) + index * Decimal(step) for index in range(rows)]
+    text = "time_s,snr_db\n" + "".join(f"{time},{i}\n" for i, time in enumerate(times))
+    step_s = float(step)
+    model = replay(tmp_path, text, round_s=10 * step_s, coherence_s=step_s)
+    blocks = range(first_block, first_block + 500)
+    assert [model.sample(0, b).down_snr_db for b in blocks] == [b % rows for b in blocks]
 
 
 def test_directions_bandwidth_and_clients_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -25,12 +26,14 @@ from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import Back, Front
 
 
-def make_engine(folder, pools: bool, **lora: float) -> SplitEngine:
+def make_engine(
+    folder, pools: bool, average: str = "median", embedding: bool = True, **lora: float
+) -> SplitEngine:
     scenario = Scenario(
         lora=LoraConfig(r_max=R_MAX, alpha=ALPHA, **lora),
         task=TaskConfig(pool="mean"),
-        train=TrainConfig(embedding=True),
-        robust=RobustConfig(average="median"),
+        train=TrainConfig(embedding=embedding),
+        robust=RobustConfig(average=average),
     )
     engine = SplitEngine(Checkpoint(folder), scenario, pools=pools)
     generator = torch.Generator().manual_seed(5)
@@ -147,3 +150,31 @@ def test_median_of_honest_and_hostile_clients_lies_among_the_honest(checkpoints)
         assert torch.equal(moved.sign()[agree], -signs[0][agree])
         checked += int(agree.sum())
     assert checked > 50
+
+
+@pytest.mark.parametrize("average", ["mean", "median"])
+def test_a_step_after_going_back_knows_nothing_of_the_one_that_was_abandoned(checkpoints, average):
+    folder = checkpoints["gpt2"]
+    fresh, again = (make_engine(folder, True, average, embedding=False) for _ in range(2))
+    rows = list(uploads(again, folder, mixed_ranks(again)).values())
+    start = copy.deepcopy(again.state_dict())
+
+    def exchange(engine: SplitEngine, rows: list[ClientRows], seed: int) -> None:
+        z = engine.forward(rows, train=True)
+        noise = random_gradients(z, seed + 1)
+        engine.backward(random_gradients(z, seed), [1.0] * len(rows), noise)
+
+    exchange(again, rows, 1)
+    again.update(0)
+    exchange(again, rows[1:], 3)
+    again.forward(rows[:2], train=True)
+    again.load_state_dict(start)
+    told = []
+    for engine in (fresh, again):
+        for seed in (5, 7):
+            exchange(engine, rows, seed)
+        engine.update(0)
+        told.append((engine.round_snr(), engine.round_sensitivity()))
+    assert told[0] == told[1]
+    for name, factor in fresh.adapter().items():
+        assert torch.equal(factor, again.adapter()[name]), name

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -21,6 +24,8 @@ _EXCESS = "cells beyond the header"
 
 @dataclass(frozen=True)
 class _Series:
+    """A client's rows; ``time_s`` counts from the first of them."""
+
     time_s: np.ndarray
     up_snr_db: np.ndarray
     down_snr_db: np.ndarray
@@ -29,8 +34,11 @@ class _Series:
 
     def row(self, time_s: float) -> int:
         """Return the row in force at a time; the series repeats when it ends."""
-        within_s = self.time_s[0] + math.fmod(time_s, self.period_s)
-        return int(np.searchsorted(self.time_s, within_s + 1e-9, side="right")) - 1
+        # A block begins with its row, and the series with its period, although a float may put
+        # either a little before; its error grows with the time.
+        slack_s = 1e-9 + 1e-15 * time_s
+        within_s = math.fmod(time_s + slack_s, self.period_s)
+        return int(np.searchsorted(self.time_s, within_s, side="right")) - 1
 
 
 class TraceChannel(ChannelModel):
@@ -166,5 +174,9 @@ def _series(
     if up_snr_db is None:
         up_snr_db = column["snr_db"] + up_snr_offset_db
     assert down_snr_db is not None
-    period_s = float(time_s[-1] - time_s[0]) + usual_s
-    return _Series(time_s, up_snr_db, down_snr_db, column.get("bandwidth_hz"), period_s)
+    # Exact, as what the period is wrong by adds up from one repetition to the next.
+    written = [Fraction(repr(float(value))) for value in time_s]
+    usual = median(b - a for a, b in pairwise(written)) if len(written) > 1 else Fraction(1)
+    offset_s = np.array([float(value - written[0]) for value in written])
+    period_s = float(written[-1] - written[0] + usual)
+    return _Series(offset_s, up_snr_db, down_snr_db, column.get("bandwidth_hz"), period_s)
