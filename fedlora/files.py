@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedlora.errors import FedloraError
 from fedlora.report.records import number
@@ -104,6 +105,23 @@ def json_line(value: object, indent: int | None = None) -> bytes:
     separators = (",", ":") if indent is None else None
     text = json.dumps(_plain(value), allow_nan=False, indent=indent, separators=separators)
     return f"{text}\n".encode()
+
+
+def lock_file(path: Path) -> BinaryIO | None:
+    """Hold a file, which is made if need be, until what is returned is closed or its process ends.
+
+    Returns
+    -------
+    BinaryIO or None
+        The open file; None when another process, or another part of this one, holds it.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 @contextlib.contextmanager

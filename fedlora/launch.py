@@ -1,12 +1,13 @@
 """Starting a run through Flower's simulation: a SuperLink of its own, on ports of its own.
 
 Two runs at once do not meet: each has its own FLWR_HOME, SuperLink, port and Ray. All processes are
-in one session, and whatever happens they are ended together.
+the children of one guard (``fedlora.guard``), and whatever happens they are ended together.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -23,10 +24,10 @@ import psutil
 
 from fedlora import __version__
 from fedlora.errors import FedloraError
+from fedlora.guard import END_S
 
 _CONNECTION = "fedlora"
 _START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
-_END_S = 5.0
 
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -55,9 +56,6 @@ serverapp = "fedlora.server.app:app"
 clientapp = "clients.app:app"
 
 [tool.flwr.app.config]
-scenario = ""
-set = ""
-out = ""
 prepared = true
 """
 
@@ -97,8 +95,10 @@ class FlowerSimulation:
 
     def __init__(self, request: SimulationRequest) -> None:
         self.request = request
-        self._home = tempfile.TemporaryDirectory(prefix="fedlora-flower-")
-        self._superlink: subprocess.Popen[bytes] | None = None
+        self._home = tempfile.TemporaryDirectory(
+            prefix="fedlora-flower-", ignore_cleanup_errors=True
+        )
+        self._guard: subprocess.Popen[bytes] | None = None
         self._submitted = time.monotonic()
         self._begun = False
         self.log = request.out / "flower.txt"
@@ -122,32 +122,38 @@ class FlowerSimulation:
     @property
     def running(self) -> bool:
         """Whether the SuperLink is still there."""
-        return self._superlink is not None and self._superlink.poll() is None
+        return self._guard is not None and self._guard.poll() is None
 
     @property
     def working(self) -> bool:
         """Whether the SuperLink is there and still has a process for the run."""
-        if not self.running or self._superlink is None:
+        if not self.running or self._guard is None:
             return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            there = any(
-                "flwr-simulation" in " ".join(process.cmdline())
-                for process in psutil.Process(self._superlink.pid).children(recursive=True)
-            )
-            self._begun |= there
-            return there or (not self._begun and time.monotonic() < self._submitted + _START_S)
-        return self.running
+        try:
+            family = psutil.Process(self._guard.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return False
+        there = any(map(_simulates, family))
+        self._begun |= there
+        return there or (not self._begun and time.monotonic() < self._submitted + _START_S)
 
     def stop(self) -> None:
         """End the SuperLink, the run and its Ray."""
-        if self._superlink is not None:
-            _end_tree(self._superlink.pid)
-            self._superlink = None
-        with contextlib.suppress(OSError):
-            self._home.cleanup()
+        if self._guard is not None:
+            assert self._guard.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._guard.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(3 * END_S)
+            _end_users_of(self._home.name)
+            self._guard = None
+        self._home.cleanup()
 
     def _start(self) -> None:
         home = Path(self._home.name)
+        # Paths go into the app's own file: Flower's command line takes none with a quote in it.
+        paths = {"scenario": self.request.scenario, "out": self.request.out}
+        project = _APP + "".join(f"{key} = {_quoted(path)}\n" for key, path in paths.items())
         port = free_port()
         tools = Path(sys.executable).parent
         # Flower starts its helpers by name, also where the virtual environment is not activated.
@@ -160,14 +166,14 @@ class FlowerSimulation:
             **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
         }
         with self.log.open("ab") as log:
-            self._superlink = subprocess.Popen(
+            self._guard = subprocess.Popen(
                 [
-                    tools / "flower-superlink",
-                    *("--insecure", "--simulation", "--isolation", "subprocess"),
-                    *("--host", "127.0.0.1", "--port", str(port)),
+                    *(sys.executable, "-m", "fedlora.guard", home),
+                    *(tools / "flower-superlink", "--insecure", "--simulation"),
+                    *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                 ],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nobody else has its other end: it closes when this ends
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -179,7 +185,7 @@ class FlowerSimulation:
         )
         app = home / "app"
         app.mkdir()
-        (app / "pyproject.toml").write_text(_APP)
+        (app / "pyproject.toml").write_text(project, encoding="utf-8")
         cores = os.cpu_count() or 1
         command: list[str | Path] = [
             tools / "flwr",
@@ -189,8 +195,6 @@ class FlowerSimulation:
                 f"num-supernodes={self.request.clients} client-resources-num-cpus=1 "
                 f"init-args-num-cpus={max(2, cores)} init-args-log-to-driver=false"
             ),
-            "--run-config",
-            f'scenario="{self.request.scenario}" out="{self.request.out}" prepared=true',
         ]
         try:
             submitted = subprocess.run(
@@ -235,18 +239,35 @@ def free_port() -> int:
         return port
 
 
-def _end_tree(pid: int) -> None:
-    """End a process and all its descendants: politely first, then for certain."""
+def _simulates(process: psutil.Process) -> bool:
+    """Tell whether a process is that of Flower's simulation and has not ended."""
+    try:  # of a process that has ended and that nobody has asked after, there is no command line
+        return "flwr-simulation" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _end_users_of(home: str) -> None:
+    """Kill what still uses a FLWR_HOME; the guard leaves nothing unless it was killed itself."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FLWR_HOME") == home:
+                process.kill()
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as a TOML string.
+
+    Raises
+    ------
+    FedloraError
+        When it has bytes that are no UTF-8, which no TOML file can hold.
+    """
+    text = str(path)
     try:
-        parent = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return
-    family = [parent, *parent.children(recursive=True)]
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=_END_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_END_S)
+        text.encode()
+    except UnicodeEncodeError:
+        raise FedloraError(
+            f"the path {text!r} has bytes that are not UTF-8; choose another folder"
+        ) from None
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

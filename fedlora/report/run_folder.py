@@ -6,7 +6,6 @@ replaced as a whole (``summary.json``), so that a run that dies at any moment le
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import time
@@ -15,7 +14,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fedlora.errors import FedloraError
-from fedlora.files import append_line, explained, json_line, read_lines, read_object, replace_file
+from fedlora.files import (
+    append_line,
+    explained,
+    json_line,
+    lock_file,
+    read_lines,
+    read_object,
+    replace_file,
+)
 from fedlora.report.records import RoundRecord, number
 from fedlora.report.summary import Summary
 
@@ -83,6 +90,11 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def writer_lock(self) -> Path:
+        """What the process that trains holds while it lives; see ``Checkpoints.hold``."""
+        return self.checkpoint / "lock"
+
+    @property
     def plots(self) -> Path:
         """The plots as PNG files."""
         return self.path / "plots"
@@ -118,7 +130,7 @@ class RunFolder:
         ------
         FedloraError
             When the folder holds something else than a run, belongs to a run that is still going
-            on, or cannot be written.
+            on or that a process is left of, or cannot be written.
         """
         folder = cls(path)
         with explained(folder.path):
@@ -140,7 +152,8 @@ class RunFolder:
         Raises
         ------
         FedloraError
-            When the run is still going on, or the folder cannot be written.
+            When the run is still going on, a process is left of it, or the folder cannot be
+            written.
         """
         folder = cls(path)
         with explained(folder.path):
@@ -237,14 +250,24 @@ class RunFolder:
         return handler
 
     def _hold(self) -> None:
-        lock = self.events.open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+        """Keep others out: who starts a run holds its events, the process that trains its lock.
+
+        The one may have been killed while the other lives on.
+        """
+        lock = lock_file(self.events)
+        if lock is None:
             raise FedloraError(
                 f"a run is still going on in {self.path}; wait for it or choose another folder"
-            ) from None
+            )
+        if self.writer_lock.exists():
+            writer = lock_file(self.writer_lock)
+            if writer is None:
+                lock.close()
+                raise FedloraError(
+                    f"a process of an earlier run still writes to {self.path}; end it first, or "
+                    "choose another folder"
+                )
+            writer.close()
         self._lock = lock
 
 

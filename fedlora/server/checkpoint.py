@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
 from fedlora.errors import FedloraError
-from fedlora.files import replace_file
+from fedlora.files import lock_file, replace_file
 from fedlora.link import messages as m
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.cohort import Request
@@ -58,13 +57,11 @@ class Checkpoints:
             When another process holds it.
         """
         self._states.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._states.folder / "lock").open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = lock_file(self._states.folder / "lock")
+        if self._lock is None:
             raise FedloraError(
                 f"a process of this run still writes to {self._states.folder}; end it first"
-            ) from None
+            )
 
     def name(self) -> str:
         """Return the run's own name, by which devices find their states of it again."""

@@ -6,17 +6,24 @@ That ``fedlora run`` does, with plug-ins of a stranger's, is in ``tests/scaffold
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
 from flower_runs import FEDLORA, adapter_in, adapter_of, flwr_run, same
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
+from fedlora.errors import FedloraError
+from fedlora.report.run_folder import RunFolder
 from simulations.in_process import Record, run
 
 pytestmark = pytest.mark.flower
@@ -65,33 +72,91 @@ def test_flwr_run_at_the_root_takes_any_number_of_supernodes_and_hosts(tmp_path)
     assert summary["metric_before"] == expected.training.outcome.before is not None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A long run whose first round is done, with its descendants and its temporary folder."""
+
+    process: subprocess.Popen[str]
+    family: list[psutil.Process]
+    temporary: Path
+
+    @property
+    def server(self) -> psutil.Process:
+        return next(p for p in self.family if "flwr-simulation" in " ".join(p.cmdline()))
+
+    def assert_nothing_is_left(self) -> None:
+        psutil.wait_procs(self.family, timeout=30)
+        left = [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        assert left == []
+        assert list(self.temporary.glob("fedlora-flower-*")) == []
+
+
+@contextmanager
+def begun(folder: Path, out: Path) -> Iterator[Begun]:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Ray needs a short path
+        process = subprocess.Popen(
+            [
+                *(FEDLORA, "run", write_tiny(folder, "evaluate.baseline=false"), "--out", out),
+                *("--set", "train.rounds=500"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            # A test run that was put into the background ignores SIGINT, and children inherit that.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+            env={**os.environ, "TMPDIR": temporary},
+        )
+        family: list[psutil.Process] = []
+        try:
+            deadline = time.monotonic() + 400  # on a loaded machine Ray takes minutes
+            while not (out / "metrics.jsonl").exists():
+                assert process.poll() is None and time.monotonic() < deadline, out
+                time.sleep(0.2)
+            family = psutil.Process(process.pid).children(recursive=True)
+            yield Begun(process, family, Path(temporary))
+        finally:
+            process.kill()
+            process.communicate(timeout=60)
+            for left in family:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+
+
 def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            *(FEDLORA, "run", write_tiny(tmp_path, "evaluate.baseline=false"), "--out", out),
-            *("--set", "train.rounds=500"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        # A test run that was put into the background ignores SIGINT, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
-    )
-    metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not metrics.exists():
-        time.sleep(0.2)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert family
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    psutil.wait_procs(family, timeout=10)
-    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    with begun(tmp_path, out) as run_:
+        run_.process.send_signal(signal.SIGINT)
+        output, _ = run_.process.communicate(timeout=60)
+        assert run_.process.returncode == 130, output
+        assert "Traceback" not in output
+        run_.assert_nothing_is_left()
     summary = json.loads((out / "summary.json").read_text())
     assert 1 <= summary["rounds"] < 500
     assert (out / "report.html").exists()
     assert (out / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_killed_run_leaves_no_process_and_holds_its_folder_until_then(tmp_path):
+    out = tmp_path / "run"
+    with begun(tmp_path, out) as run_:
+        run_.server.suspend()  # so that it is there while the folder is asked for
+        run_.process.kill()
+        run_.process.wait()
+        for opened in (RunFolder.create, RunFolder.reopen):
+            with pytest.raises(FedloraError, match="earlier run still writes to"):
+                opened(out)
+        run_.assert_nothing_is_left()
+    assert RunFolder.reopen(out).read_metrics()
+
+
+def test_a_run_whose_server_is_killed_ends_with_a_sentence_and_keeps_its_rounds(tmp_path):
+    """In a folder whose name has all the characters that a command line may stumble over."""
+    out = tmp_path / """a"b 'ü' $x"""
+    with begun(tmp_path, out) as run_:
+        run_.server.kill()
+        output, _ = run_.process.communicate(timeout=60)
+        assert run_.process.returncode == 2, output
+        assert "without a word" in " ".join(output.split())
+        run_.assert_nothing_is_left()
+    assert json.loads((out / "summary.json").read_text())["rounds"] >= 1

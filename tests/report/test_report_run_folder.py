@@ -17,6 +17,7 @@ import pytest
 
 from fedlora.errors import FedloraError
 from fedlora.report.run_folder import RunFolder
+from fedlora.server.checkpoint import Checkpoints
 
 
 def test_rounds_come_back_as_they_were_written(tmp_path, make_rounds):
@@ -156,6 +157,19 @@ def test_folder_of_a_run_that_goes_on_is_refused(finished):
     with pytest.raises(FedloraError, match="still going on"):
         RunFolder.create(finished.path)
     assert finished.read_summary() is not None
+
+
+@pytest.mark.parametrize("opened", [RunFolder.create, RunFolder.reopen])
+def test_folder_that_a_process_of_a_dead_run_still_writes_to_is_refused(finished, opened):
+    """Who began the run is gone, and its lock with it; the process that trains is not."""
+    finished._lock.close()
+    server = Checkpoints(finished.checkpoint)
+    server.hold()
+    with pytest.raises(FedloraError, match="still writes to"):
+        opened(finished.path)
+    assert finished.read_summary() is not None
+    server._lock.close()
+    opened(finished.path)
 
 
 def test_path_that_is_a_file_is_refused_with_one_sentence(tmp_path):

@@ -1,0 +1,71 @@
+"""Whatever becomes of the process that began a command, nothing is left of the command."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+# A child that ignores the polite request, and one that has left its parent and its session.
+FAMILY = """
+import os, subprocess, sys, time
+sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+orphan = "import os, subprocess, sys; os.setsid(); subprocess.Popen(sys.argv[1:])"
+subprocess.Popen([sys.executable, "-c", sleeper, sys.argv[1]])
+late = [sys.executable, "-c", "import time; time.sleep(300)", sys.argv[1]]
+subprocess.run([sys.executable, "-c", orphan, *late])
+open(sys.argv[1] + "/begun", "w").close()
+time.sleep(300)
+"""
+PARENT = """
+import subprocess, sys, time
+guard = [sys.executable, "-m", "fedlora.guard", sys.argv[1], sys.executable, "-c", sys.argv[2]]
+subprocess.Popen([*guard, sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
+time.sleep(300)
+"""
+
+
+def family_of(home: Path) -> list[psutil.Process]:
+    """Return the processes that name a folder and have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(home) in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to the guard")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_of_a_command_outlives_the_process_that_began_it(tmp_path, number):
+    home = tmp_path / "home"
+    home.mkdir()
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, home, FAMILY])
+    deadline = time.monotonic() + 60
+    while not (home / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(family_of(home)) == 5  # parent, guard, command, child, orphan
+    parent.send_signal(number)
+    parent.wait()
+    while (home.exists() or family_of(home)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert family_of(home) == []
+    assert not home.exists()
+
+
+def test_the_guard_ends_with_its_command_and_tells_its_status(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "fedlora.guard", home, sys.executable, "-c", "raise SystemExit(7)"],
+        stdin=subprocess.PIPE,
+    )
+    assert guard.wait(60) == 7
+    assert not home.exists()
