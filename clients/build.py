@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from clients.build_release import Origins, build_release, origins
@@ -26,7 +25,7 @@ from fedlora.split.blocks import Cut, cut_widths
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import Back, Front
 from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import Sample, check_length, head_trains, task_class
+from fedlora.tasks.base import RecordError, Sample, check_length, head_trains, task_class
 from fedlora.tasks.data import Record, load_records, require_column
 from fedlora.tasks.partition import holdout_split, partition
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
@@ -223,16 +222,22 @@ class SimulatedData:
         self.test = load_records(scenario.data, "test") if scenario.data.test else []
         pooled = task_class(scenario.task.kind).pooled
         self.label_column = scenario.data.label if pooled else ""
+        if self.label_column:  # over the whole files: a share would not know a record's row
+            for path, own in self._files:
+                require_column(own, self.label_column, "data.label", path)
         self.parts = partition(
             self.records, scenario.partition, clients, self.label_column, scenario.seed
         )
+
+    @property
+    def _files(self) -> tuple[tuple[str, Sequence[Record]], ...]:
+        return (self.scenario.data.train, self.records), (self.scenario.data.test, self.test)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names: the scenario's, or all that occur in the training data."""
         if self.scenario.task.labels or not self.label_column:
             return self.scenario.task.labels
-        require_column(self.records, self.label_column, "data.label")
         return tuple(sorted({record[self.label_column] for record in self.records}))
 
     def rows_of(self, client: int) -> tuple[list[Record], list[Record]]:
@@ -272,15 +277,28 @@ class SimulatedData:
         run
             Name of the run; empty where it has none.
         """
-        encode = partial(
-            parts.model.task.samples, tokenizer=parts.tokenizer, data=self.scenario.data
-        )
+
+        def encode(records: Sequence[Record]) -> list[Sample]:
+            task, data = parts.model.task, self.scenario.data
+            try:
+                return task.samples(records, parts.tokenizer, data)
+            except RecordError as error:
+                raise self._named(records[error.place], error) from None
+
         rows = self.rows_of(client if part is None else part)
         samples = (encode(rows[0]), encode(rows[1]))
         records = None
         if terms is not None and terms.ledger is not None:
             records = origins(rows, samples)
         return build_client(parts, client, samples[0], samples[1], terms, records, run)
+
+    def _named(self, record: Record, error: RecordError) -> FedloraError:
+        """Return an error with the row of its record in the file that it came from."""
+        for path, own in self._files:
+            for row, other in enumerate(own):
+                if other is record:
+                    return error.of(path, row)
+        return error
 
     def label_counts(self, client: int) -> Mapping[str, int]:
         """Count the labels (or the partition column's values) of one client's rows."""

@@ -25,7 +25,13 @@ from fedlora.privacy.labels import RandomisedLabels
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.noise import InsecureNoise, NoiseSource, SystemNoise
 from fedlora.privacy.noised_labels import NoisedLabels
-from fedlora.privacy.plan import check_release, label_epsilon, still_needed, upload_plan
+from fedlora.privacy.plan import (
+    check_classes,
+    check_release,
+    label_epsilon,
+    still_needed,
+    upload_plan,
+)
 from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.tasks.base import Sample
 from fedlora.tasks.data import Record
@@ -115,7 +121,7 @@ def build_release(
     Raises
     ------
     FedloraError
-        When the run asks for more than the owner allows.
+        When the run asks for more than the owner allows, or there is one class only.
     """
     policy = scenario.privacy
     if not policy.enabled:
@@ -126,6 +132,7 @@ def build_release(
             )
         return PlainRelease()
     check_release(scenario, pools=pools, trains_head=trains_head)
+    check_classes(classes)
     reports = scenario.evaluate.report and terms.reports
     noise, receiver = _sources(policy, number, deployed=terms.deployed)
     policy.check_samples(len(samples))

@@ -9,14 +9,17 @@ worker that made it; the ServerApp ends it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from fedlora.errors import FedloraError
+from fedlora.link.frame import Frame
 
 log = logging.getLogger("fedlora.edge")
 
@@ -70,7 +73,9 @@ class EdgeHost:
             edge.report = device_report(self._parts.scenario, client, self._stream, edge.statistics)
             keeper = Keeper(edge, self._keep / edge.name)
             opening = hello(self._parts, edge, token)
-            self._sessions[client] = self._stream.attach(edge.name, keeper.handle, opening)
+            self._sessions[client] = self._stream.attach(
+                edge.name, partial(_told, keeper.handle), opening
+            )
         except FedloraError as error:
             return str(error)
         return ""
@@ -90,6 +95,28 @@ class EdgeHost:
             return found
         counts = self._data.label_counts(client)
         return found | {"labels": list(counts), "label_rows": list(counts.values())}
+
+
+def _told(handler: Callable[[Frame], Frame], request: Frame) -> Frame:
+    """Answer a request, and say what failed: a simulated client has no log of its own.
+
+    A device keeps that to itself, as an error may quote its data.
+
+    Raises
+    ------
+    FedloraError
+        What the handler raised, with the type of anything else and where it was raised.
+    """
+    try:
+        return handler(request)
+    except FedloraError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise FedloraError(
+            f"the client failed to answer {request.kind} with {type(error).__name__}: {error} "
+            f"({last.filename} line {last.lineno})"
+        ) from error
 
 
 def hand_over(session: Mapping[str, Any]) -> str:

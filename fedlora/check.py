@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,7 +18,7 @@ from fedlora.link.codec import create_codec
 from fedlora.link.listen import check_listens
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets
-from fedlora.privacy.plan import check_release, label_epsilon, upload_plan
+from fedlora.privacy.plan import check_classes, check_release, label_epsilon, upload_plan
 from fedlora.ranks.guard import GuardedStrategy
 from fedlora.ranks.space import Projection, RankSpace
 from fedlora.ranks.strategy import create_strategy
@@ -28,10 +30,12 @@ from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import language_head
 from fedlora.split.family import find_family
 from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import check_length, head_trains, task_class
-from fedlora.tasks.data import load_records, require_column
-from fedlora.tasks.partition import partition
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks.base import RecordError, Task, check_length, head_trains, task_class
+from fedlora.tasks.data import Record, load_records, require_column
+from fedlora.tasks.partition import Rows, holdout_split, partition
+from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+
+_FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def check_plugins(scenario: Scenario) -> None:
@@ -76,13 +80,13 @@ def check_scenario(scenario: Scenario) -> None:
     check_length(scenario.task, checkpoint)
     if not task.pooled:
         language_head(checkpoint, torch.float32)
-    load_tokenizer(checkpoint.folder)
+    tokenizer = load_tokenizer(checkpoint.folder)
     _check_places(scenario, cut)
     targets = choose_targets(_linear(checkpoint), scenario.lora.targets)
     _check_ranks(scenario, checkpoint, cut, targets)
     if scenario.lora.start:
         read_start(scenario.lora, targets)
-    _check_data(scenario, pooled=task.pooled)
+    _check_data(scenario, tokenizer)
 
 
 def check_run(scenario: Scenario) -> None:
@@ -137,22 +141,68 @@ def _linear(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _check_data(scenario: Scenario, *, pooled: bool) -> None:
-    """Read the data as the clients will; what the hub holds is left to them."""
-    data, label = scenario.data, scenario.data.label if pooled else ""
-    for which in ("train", "test"):
+def _check_data(scenario: Scenario, tokenizer: Tokenizer) -> None:
+    """Read and encode the data as the clients will; what the hub holds is left to them.
+
+    Labels come first, over whole files: the clients only see their shares.
+    """
+    kind, data = task_class(scenario.task.kind), scenario.data
+    label = data.label if kind.pooled else ""
+    files = {
+        which: load_records(data, which)
+        for which in _FILES
+        if getattr(data, which) and not getattr(data, which).startswith("hub:")
+    }
+    labels: Sequence[str] = scenario.task.labels
+    for which, records in files.items():
+        if not label:
+            break
         path = getattr(data, which)
-        if path.startswith("hub:") or (which == "test" and not path):
-            continue
-        records = load_records(data, which)
-        if label:
-            require_column(records, label, "data.label", path)
-            _check_labels({record[label] for record in records}, scenario.task.labels, path)
-        if which == "train":
-            parts = partition(
-                records, scenario.partition, scenario.federation.clients, label, scenario.seed
-            )
-            _check_privacy(scenario, max(len(part) for part in parts), pooled=pooled)
+        require_column(records, label, "data.label", path)
+        if not labels and which == "train":
+            labels = sorted({record[label] for record in records})
+        if labels:  # else the hub's, which are not known here
+            _check_labels(scenario, records, labels, path)
+    if scenario.privacy.enabled:
+        check_classes(len(labels))
+    encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer)
+    if "test" in files:
+        encode(files["test"], range(len(files["test"])), data.test)
+    if "train" not in files:
+        return
+    parts = partition(
+        files["train"], scenario.partition, scenario.federation.clients, label, scenario.seed
+    )
+    _check_privacy(scenario, max(len(part) for part in parts), pooled=kind.pooled)
+    for client, part in enumerate(parts):
+        shares: tuple[Rows, ...] = (part,)
+        if not data.test:
+            shares = holdout_split(part, data.holdout, scenario.seed, client)
+        for share in shares:
+            encode(files["train"], share.tolist(), data.train, client)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes records only to see whether that can be done."""
+
+    scenario: Scenario
+    task: Task
+    tokenizer: Tokenizer
+
+    def __call__(
+        self, records: Sequence[Record], rows: Sequence[int], path: str, client: int | None = None
+    ) -> None:
+        """Refuse a share with a record that cannot be used, with its row in the file."""
+        if not self.task.labels and self.task.pooled:
+            return  # its classes are those of the hub's records
+        try:
+            self.task.samples([records[row] for row in rows], self.tokenizer, self.scenario.data)
+        except RecordError as error:
+            raise error.of(path, rows[error.place]) from None
+        except FedloraError as error:
+            whose = "" if client is None else f" (client {client})"
+            raise FedloraError(f"{path}{whose}: {error}") from None
 
 
 def _check_privacy(scenario: Scenario, rows: int, *, pooled: bool) -> None:
@@ -171,10 +221,14 @@ def _check_privacy(scenario: Scenario, rows: int, *, pooled: bool) -> None:
         upload_plan(scenario, rows)
 
 
-def _check_labels(found: set[str], labels: Sequence[str], path: str) -> None:
-    unknown = sorted(found - set(labels))
-    if labels and unknown:
-        raise FedloraError(
-            f"{path} has the class {unknown[0]!r}, which is not among the {len(labels)} "
-            "task.labels; add it or mend the data"
-        )
+def _check_labels(
+    scenario: Scenario, records: Sequence[Record], labels: Sequence[str], path: str
+) -> None:
+    column, known = scenario.data.label, frozenset(labels)
+    for row, record in enumerate(records, 1):
+        if record[column] not in known:
+            whose = "task.labels" if scenario.task.labels else f"classes of {scenario.data.train}"
+            raise FedloraError(
+                f"record {row} of {path} has the class {record[column]!r}, which is not among the "
+                f"{len(labels)} {whose}; add it to task.labels or mend the data"
+            )

@@ -61,6 +61,11 @@ class TaskConfig:
             self.max_length >= 2,
             f"task.max_length is {self.max_length}; a sample needs at least 2 tokens",
         )
+        twice = next((name for name in self.labels if self.labels.count(name) > 1), None)
+        require(
+            twice is None,
+            f"task.labels names {twice!r} more than once; name each class once",
+        )
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,26 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
         _check_analog(scenario)
 
 
+def check_classes(classes: int) -> None:
+    """Refuse to hide the label of samples that all have the same.
+
+    Parameters
+    ----------
+    classes
+        Number of classes; 0 where the task has none.
+
+    Raises
+    ------
+    FedloraError
+        When there is one.
+    """
+    if classes == 1:
+        raise FedloraError(
+            "the data has 1 class, so there is nothing to learn and no label to keep private; "
+            "name all classes in task.labels, or add records of another"
+        )
+
+
 def _check_unit(scenario: Scenario) -> None:
     """Refuse ``unit = "token"`` where one token moves more than its own row of an upload.
 

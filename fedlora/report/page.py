@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedlora.files import replace_file
 from fedlora.report.gallery import AUDIT_GALLERY, GALLERY, Plot, write_plots
-from fedlora.report.records import DIRECTIONS, Rounds, client_totals, number
+from fedlora.report.records import DIRECTIONS, Rounds, client_ids, client_totals, number
 from fedlora.report.rows import (
     NO_PRIVACY,
     adjacency_text,
@@ -101,7 +101,7 @@ def _added_up(rounds: Rounds) -> dict[str, Any]:
         rounds,
         metric_name=last.get("metric_name", "metric"),
         higher_is_better=last.get("higher_is_better", True),
-        clients=len({client for record in rounds for client in record.get("clients") or {}}),
+        clients=len(client_ids(rounds)),
         seed=0,
         trainable_parameters=0,
     ).to_dict()

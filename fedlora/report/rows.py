@@ -29,6 +29,7 @@ _STATISTICS = (
 )
 """Header, name and form of the statistics of a client's text."""
 
+_NAMED = 5
 NO_PRIVACY = "no differential privacy"
 
 
@@ -38,6 +39,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     metric, before = number(summary.get("metric")), number(summary.get("metric_before"))
     done = f"after {_plural(summary.get('rounds'), 'round')}"
     done += f" with {_plural(summary.get('clients'), 'client')}"
+    lost = summary.get("lost_clients") or ()
+    done += f" ({len(lost)} lost)" if lost else ""
     if metric is None:
         return f"No evaluation was reached {done}."
     text = f"{name[:1].upper()}{name[1:]} {number_text(metric)} on held-out data {done}"
@@ -118,7 +121,7 @@ def _work(summary: Mapping[str, Any]) -> list[Row]:
             count_text(number(summary.get("steps"))),
             pace("steps_per_second", "steps/s"),
         ),
-        ("clients", count_text(number(summary.get("clients"))), ""),
+        ("clients", count_text(number(summary.get("clients"))), _lost(summary)),
         (
             "tokens",
             count_text(number(summary.get("tokens"))),
@@ -136,6 +139,13 @@ def _work(summary: Mapping[str, Any]) -> list[Row]:
         if size is not None:
             rows.append((f"{name} memory", bytes_text(size), "peak resident"))
     return rows
+
+
+def _lost(summary: Mapping[str, Any]) -> str:
+    """Name the clients that were gone at the end, the first few of many."""
+    lost = [str(client) for client in summary.get("lost_clients") or ()]
+    named = ", ".join(lost[:_NAMED]) + (", ..." if len(lost) > _NAMED else "")
+    return f"{len(lost)} lost: {named}" if lost else ""
 
 
 def _traffic(summary: Mapping[str, Any]) -> list[Row]:

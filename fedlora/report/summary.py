@@ -70,7 +70,7 @@ class Summary:
     rounds, steps
         Rounds and optimiser steps that were finished.
     clients
-        Clients of the federation.
+        Clients that took part, those included that were lost later.
     seed
         Seed of the scenario.
     tokens

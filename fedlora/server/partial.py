@@ -6,6 +6,7 @@ import math
 
 from fedlora.config import load_scenario
 from fedlora.lora.export import Adapter
+from fedlora.report.records import client_ids
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
 from fedlora.server.spending import statement_of_rounds
@@ -21,7 +22,7 @@ def summarise_rounds(folder: RunFolder) -> None:
             rounds,
             metric_name=rounds[-1].get("metric_name", ""),
             higher_is_better=rounds[-1].get("higher_is_better", True),
-            clients=scenario.federation.clients,
+            clients=len(client_ids(rounds)),
             seed=scenario.seed,
             trainable_parameters=sum(math.prod(f.shape) for pair in factors for f in pair),
             privacy=statement_of_rounds(scenario, rounds),

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora.lora.export import Adapter
 from fedlora.report.gallery import write_holdings
+from fedlora.report.records import client_ids
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
 from fedlora.server.cohort import natural
@@ -42,10 +43,11 @@ def write_results(
         weights = {name: p.detach() for name, p in training.head.parameters.items()}
         save_file(weights, head_file(folder), metadata={"labels": json.dumps(classes)})
     holdings = _holdings(results)
+    rounds = folder.read_metrics()
     summary = Summary.from_rounds(
-        folder.read_metrics(),
+        rounds,
         **training.summary_fields(),
-        clients=scenario.federation.clients,
+        clients=len({*server.cohort.clients, *client_ids(rounds)}),
         seed=scenario.seed,
         peak_rss_server_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         extra={

@@ -292,7 +292,16 @@ class Sessions:
                 self._fail(client, reason, may_return=True)
 
     def _fail(self, client: str, reason: str, *, may_return: bool = False) -> None:
-        """Note why a client did not connect; one that died or was silent is invited again."""
+        """Note why a client did not connect; one that died or was silent is invited again.
+
+        Raises
+        ------
+        FedloraError
+            In a simulation: whoever is missing there is not away but cannot be made, and the
+            result would be that of another federation than the scenario's.
+        """
+        if not self._server.cohort.deployed:
+            raise FedloraError(f"client {client} of the simulation does not take part: {reason}")
         log.warning("client %s does not take part: %s", client, reason)
         self._invited.pop(client, None)
         cohort = self._server.cohort

@@ -58,6 +58,28 @@ class TaskLoss:
     gradient: torch.Tensor
 
 
+class RecordError(FedloraError):
+    """A record that a task cannot use.
+
+    Parameters
+    ----------
+    place
+        Where it is among the records that the task was given, from 0. That is no row of a file:
+        ``of`` names that for those who know it.
+    reason
+        What is wrong and how to mend it, as the rest of a sentence that begins with the record.
+    """
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(f"a record {reason}")
+        self.place = place
+        self._reason = reason
+
+    def of(self, path: str, row: int) -> FedloraError:
+        """Return the error with the record's row in its file, from 0."""
+        return FedloraError(f"record {row + 1} of {path} {self._reason}")
+
+
 class Counts(Protocol):
     """Sums over evaluated samples that add up over batches and clients."""
 
@@ -109,7 +131,8 @@ class Task(ABC):
         Raises
         ------
         FedloraError
-            When a record cannot be used, such as one with an unknown label.
+            When a record cannot be used, such as one with an unknown label; as a ``RecordError``
+            the message can name its row.
         """
 
     @abstractmethod

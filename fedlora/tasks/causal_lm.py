@@ -15,7 +15,7 @@ from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import language_head
 from fedlora.split.family import find_family
-from fedlora.tasks.base import Sample, Task, TaskLoss
+from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import LanguageCounts
 from fedlora.tasks.tokenizer import Tokenizer
@@ -55,14 +55,15 @@ class CausalLanguageModelling(Task):
         """See ``Task``; with a prompt separator only what follows it is trained on."""
         longest = self.config.max_length
         samples = []
-        for number, record in enumerate(records, 1):
+        for place, record in enumerate(records):
             text = record[data.text]
             if data.prompt_separator:
                 prompt, found, completion = text.partition(data.prompt_separator)
                 if not found:
-                    raise FedloraError(
-                        f"record {number} has no {data.prompt_separator!r}; mend the record or set "
-                        "data.prompt_separator to an empty string"
+                    raise RecordError(
+                        place,
+                        f"has no {data.prompt_separator!r}; mend the record or set "
+                        "data.prompt_separator to an empty string",
                     )
                 prompt += data.prompt_separator
             else:
@@ -73,8 +74,8 @@ class CausalLanguageModelling(Task):
             end = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
             ids = (prefix + suffix + end)[:longest]
             targets = [*ids[1:], IGNORED]
-            for place in range(min(len(prefix), len(ids)) - 1):
-                targets[place] = IGNORED
+            for position in range(min(len(prefix), len(ids)) - 1):
+                targets[position] = IGNORED
             if len(ids) >= 2 and any(target != IGNORED for target in targets):
                 samples.append(Sample(tuple(ids), tuple(targets), number - 1))
         if records and not samples:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedlora.config import DataConfig
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import ProtocolError
 from fedlora.split.checkpoint import Checkpoint
-from fedlora.tasks.base import Sample, Task, TaskLoss
+from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record, require_column
 from fedlora.tasks.metrics import ClassificationCounts
 from fedlora.tasks.tokenizer import Tokenizer
@@ -34,18 +34,20 @@ class Classification(Task):
         require_column(records, data.label, "data.label")
         index = {label: number for number, label in enumerate(self.labels)}
         samples = []
-        for number, record in enumerate(records, 1):
+        for place, record in enumerate(records):
             label = record[data.label]
             if label not in index:
-                raise FedloraError(
-                    f"record {number} has {data.label} {label!r}, which is not among the "
-                    f"{len(index)} task.labels; add it or mend the record"
+                raise RecordError(
+                    place,
+                    f"has {data.label} {label!r}, which is not among the "
+                    f"{len(index)} classes; add it to task.labels or mend the record",
                 )
             ids = tokenizer.encode(record[data.text], self.config.max_length)
             if not ids:
-                raise FedloraError(
-                    f"record {number} has {data.text} {record[data.text]!r}, which has no token; "
-                    "remove the record or mend its text"
+                raise RecordError(
+                    place,
+                    f"has {data.text} {record[data.text]!r}, which has no token; remove the record "
+                    "or mend its text",
                 )
             samples.append(Sample(tuple(ids), index[label], number - 1))
         return samples

@@ -43,6 +43,7 @@ SETTINGS = {
     "model.client_front=4": "leave none of the model's 4 blocks to the server; lower them",
     "lora.targets=q_proj": "blocks; choose from c_attn, c_fc, c_proj or all-linear",
     'task.labels=["a", "c"]': "has the class 'b', which is not among the 2 task.labels",
+    'task.labels=["a", "b", "a"]': "task.labels names 'a' more than once",
     "task.max_length=5000": "task.max_length 5000 exceeds the 64 positions of the model; lower it",
     "federation.clients=11": "80 records are too few for federation.clients 11",
     "data.label=intent": "data.label is 'intent', but record 1 of",
@@ -156,6 +157,63 @@ def test_a_trace_that_lacks_a_client_is_named_before_the_run(fedlora, scenario, 
     status, said = fedlora("run", scenario, "--out", tmp_path / "out", *channel)
     assert (status, said.count("\n")) == (2, 1)
     assert "has no rows for client 2, only for 0, 1; add them" in said
+    assert not (tmp_path / "out").exists()
+
+
+def rows_with(path: Path, row: int, content: str, rows: int = 80) -> Path:
+    """Write a csv file in which one row, counted from 1, is another than it should be."""
+    lines = [f"w{number % 90 + 1} w5,{'ab'[number % 2]}" for number in range(rows)]
+    lines[row - 1] = content
+    path.write_text("\n".join(["text,label", *lines]))
+    return path
+
+
+@pytest.mark.parametrize("row", [1, 21, 78])
+@pytest.mark.parametrize("which", ["train", "test"])
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ("w3,never", ['task.labels=["a", "b"]'], "the class 'never', which is not among the 2"),
+        ("  ,a", [], "text '  ', which has no token"),
+        ("w3 w4,a", ["task.kind=causal_lm", "data.prompt_separator=w5"], "has no 'w5'"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named_by_its_row_in_the_file_before_anything_starts(
+    fedlora, scenario, tmp_path, row, which, content, settings, message
+):
+    path = rows_with(tmp_path / "odd.csv", row, content)
+    options = [word for s in (*settings, f"data.{which}={path}") for word in ("--set", s)]
+    status, said = fedlora("run", scenario, "--out", tmp_path / "out", *options)
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"record {row} of {path} has" in said
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_that_only_the_test_file_has_is_refused(fedlora, scenario, data, tmp_path):
+    path = rows_with(tmp_path / "odd.csv", 5, "w3,c", rows=6)
+    status, said = fedlora("run", scenario, "--set", f"data.test={path}")
+    assert status == 2
+    assert f"record 5 of {path} has the class 'c'" in said
+    assert f"not among the 2 classes of {data}; add it to task.labels" in said
+
+
+def test_clients_with_too_few_rows_to_hold_one_out_are_refused(fedlora, scenario):
+    few = ["--set", "partition.min_rows=1", "--set", "federation.clients=50"]
+    status, said = fedlora("run", scenario, *few)
+    assert status == 2
+    assert "has 1 records, too few for data.holdout 0.1" in said
+
+
+@pytest.mark.parametrize("release", ["full", "labels"])
+def test_one_class_has_no_label_to_keep_private(fedlora, scenario, tmp_path, release):
+    path = tmp_path / "one.csv"
+    path.write_text("\n".join(["text,label", *(f"w{n % 90},a" for n in range(80))]))
+    private = ["privacy.epsilon=8", f"privacy.release={release}", "evaluate.baseline=false"]
+    options = [word for s in (f"data.train={path}", *private) for word in ("--set", s)]
+    status, said = fedlora("run", scenario, "--out", tmp_path / "out", *options)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "the data has 1 class" in said
     assert not (tmp_path / "out").exists()
 
 

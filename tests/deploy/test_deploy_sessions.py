@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,12 +173,16 @@ def cut_off(monkeypatch):
 
 
 def train(
-    scenario: Scenario, tmp_path: Path, port: int = 0, online: Sequence[Sequence[int]] = ()
+    scenario: Scenario,
+    tmp_path: Path,
+    port: int = 0,
+    online: Sequence[Sequence[int]] = (),
+    nodes: Sequence[Node] = NODES,
 ) -> tuple[Devices, ServerRun, RunFolder]:
     folder = RunFolder.create(tmp_path / "run")
     devices, server = Devices(tmp_path / "states", port), ServerRun(scenario, folder)
     devices.online = list(online) or devices.online
-    _train(devices, server, NODES, {}, folder)
+    _train(devices, server, nodes, {}, folder)
     return devices, server, folder
 
 
@@ -323,9 +328,19 @@ def test_too_few_devices_end_the_run_with_the_reason(tmp_path, monkeypatch):
         train(tiny(), tmp_path)
 
 
-def _wrong_hello(parts, client, token=""):
-    from dataclasses import replace
+def test_a_client_that_is_refused_is_left_out_of_a_deployment_and_ends_a_simulation(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(clients.device, "hello", _wrong_hello)
+    scenario = tiny("federation.min_clients=1", "train.rounds=1")
+    _, server, _ = train(scenario, tmp_path / "deployment")
+    assert set(server.cohort.lost) == {"1"}
+    simulated = [replace(node, simulated=True) for node in NODES]
+    with pytest.raises(FedloraError, match=r"client 1 of the simulation .*protocol"):
+        train(scenario, tmp_path / "simulation", nodes=simulated)
 
+
+def _wrong_hello(parts, client, token=""):
     from clients.build import hello
 
     frame = hello(parts, client, token)

@@ -47,7 +47,7 @@ def test_long_text_is_cut_and_a_text_that_is_all_prompt_is_left_out(tiny):
 
 
 def test_record_without_the_separator_is_named(tiny):
-    with pytest.raises(FedloraError, match="record 1 has no 'w5'"):
+    with pytest.raises(FedloraError, match=r"^a record has no 'w5'"):
         language(tiny["opt"], "w10 w11")
 
 
@@ -71,11 +71,13 @@ def test_closing_token_survives_the_cut(tiny):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"text": "w10", "label": "east"}, "record 2 has label 'east', which is not among the 3"),
+        ({"text": "w10", "label": "east"}, "^a record has label 'east', which is not among the 3"),
         ({"text": "w10"}, "data.label is 'label', but record 2 has columns 'text'"),
-        ({"text": "  ", "label": "west"}, "record 2 has text '  ', which has no token"),
+        ({"text": "  ", "label": "west"}, "^a record has text '  ', which has no token"),
     ],
 )
-def test_record_that_cannot_be_used_is_named(tiny, record, message):
+def test_record_that_cannot_be_used_is_named_by_what_it_has_and_not_by_a_row_of_a_share(
+    tiny, record, message
+):
     with pytest.raises(FedloraError, match=message):
         classify(tiny["gpt2"], {"text": "w10", "label": "west"}, record)
