@@ -77,7 +77,7 @@ class CausalLanguageModelling(Task):
             for position in range(min(len(prefix), len(ids)) - 1):
                 targets[position] = IGNORED
             if len(ids) >= 2 and any(target != IGNORED for target in targets):
-                samples.append(Sample(tuple(ids), tuple(targets), number - 1))
+                samples.append(Sample(tuple(ids), tuple(targets), place))
         if records and not samples:
             raise FedloraError(
                 f"no record has a token to predict within task.max_length {longest}; raise it or "

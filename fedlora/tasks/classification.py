@@ -49,7 +49,7 @@ class Classification(Task):
                     f"has {data.text} {record[data.text]!r}, which has no token; remove the record "
                     "or mend its text",
                 )
-            samples.append(Sample(tuple(ids), index[label], number - 1))
+            samples.append(Sample(tuple(ids), index[label], place))
         return samples
 
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
