@@ -223,15 +223,16 @@ class SimulatedData:
         pooled = task_class(scenario.task.kind).pooled
         self.label_column = scenario.data.label if pooled else ""
         if self.label_column:  # over the whole files: a share would not know a record's row
-            for path, own in self._files:
-                require_column(own, self.label_column, "data.label", path)
+            for key, own in self._files:
+                require_column(own, self.label_column, "data.label", key)
         self.parts = partition(
             self.records, scenario.partition, clients, self.label_column, scenario.seed
         )
 
     @property
     def _files(self) -> tuple[tuple[str, Sequence[Record]], ...]:
-        return (self.scenario.data.train, self.records), (self.scenario.data.test, self.test)
+        """The records by key: a device's paths are not told to the server, errors are."""
+        return ("data.train", self.records), ("data.test", self.test)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -294,10 +295,10 @@ class SimulatedData:
 
     def _named(self, record: Record, error: RecordError) -> FedloraError:
         """Return an error with the row of its record in the file that it came from."""
-        for path, own in self._files:
+        for key, own in self._files:
             for row, other in enumerate(own):
                 if other is record:
-                    return error.of(path, row)
+                    return error.of(key, row)
         return error
 
     def label_counts(self, client: int) -> Mapping[str, int]:

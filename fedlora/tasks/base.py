@@ -75,9 +75,9 @@ class RecordError(FedloraError):
         self.place = place
         self._reason = reason
 
-    def of(self, path: str, row: int) -> FedloraError:
-        """Return the error with the record's row in its file, from 0."""
-        return FedloraError(f"record {row + 1} of {path} {self._reason}")
+    def of(self, source: str, row: int) -> FedloraError:
+        """Return the error with the record's row, from 0, in the file that it came from."""
+        return FedloraError(f"record {row + 1} of {source} {self._reason}")
 
 
 class Counts(Protocol):
