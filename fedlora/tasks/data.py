@@ -23,6 +23,7 @@ from fedlora.unicode import require_unicode
 Record = Mapping[str, str]
 
 _HUB = "hub:"
+_KINDS = (".csv", ".tsv", ".jsonl", ".txt")
 _SHOWN_CHARACTERS = 40
 _log = logging.getLogger(__name__)
 
@@ -102,20 +103,23 @@ def _records(path: str, key: str, config: DataConfig, which: str) -> Iterator[di
     place = resolve_path(path, "data", key)
     if place.is_dir():
         return _from_folder(place, key, config.split if which == "train" else "test")
+    kind = place.suffix.lower()
+    if kind not in _KINDS:  # before it is read: what is no text at all would blame its encoding
+        raise FedloraError(
+            f"{key} is {path!r}, whose kind {place.suffix!r} is not known; use "
+            f"{', '.join(_KINDS)}, or a folder written by Dataset.save_to_disk, as in "
+            "datasets.Dataset.from_parquet(FILE).save_to_disk(FOLDER)"
+        )
     text = _read_text(place, key)
-    match place.suffix.lower():
+    match kind:
         case ".csv":
             return csv_records(text, config, place)
         case ".tsv":
             return tsv_records(text, config, place)
         case ".jsonl":
             return _json_lines(text, place)
-        case ".txt":
+        case _:
             return _text_records(text, place, config)
-    raise FedloraError(
-        f"{key} is {path!r}, whose kind {place.suffix!r} is not known; use .csv, .tsv, .jsonl, "
-        ".txt, or a folder written by Dataset.save_to_disk"
-    )
 
 
 def _read_text(place: Path, key: str) -> str:

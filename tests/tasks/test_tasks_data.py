@@ -199,7 +199,13 @@ def test_hub_name_loads_the_named_split(tmp_path, monkeypatch):
         ("a.txt", "a\n", {"pattern": ".+"}, "names no column"),
         ("a.txt", "a\n", {"pattern": "(?P<text>b)"}, "matches none of the 1 records.*'a'"),
         ("a.txt", "a\n", {"record_separator": ""}, r"data\.record_separator is empty"),
-        ("a.parquet", "x", {}, r"kind '\.parquet' is not known; use \.csv"),
+        (
+            "a.parquet",
+            b"PAR1\x15\xa4",
+            {},
+            r"kind '\.parquet' is not known; use \.csv.*from_parquet",
+        ),
+        ("a.csv.gz", b"\x1f\x8b", {}, r"kind '\.gz' is not known"),
     ],
 )
 def test_bad_file_is_one_sentence_with_the_place(tmp_path, name, content, settings, message):
