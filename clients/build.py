@@ -200,6 +200,7 @@ def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:
         "token": token,
         "rows": len(client.batches.samples),
         "held_out_rows": len(client.held_out),
+        **client.release.planned(),
     }
     return Frame(HELLO, client.name, 0, fields)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import NoiseSource
 from fedlora.privacy.noised_labels import NoisedLabels
-from fedlora.privacy.plan import UploadPlan
+from fedlora.privacy.plan import UploadPlan, still_needed
 from fedlora.tasks.base import Sample
 
 
@@ -82,6 +83,8 @@ class PrivateRelease(GradientRelease):
         self._ledger = ledger
         self._ids = ids
         self._run = run
+        self._sigma_now = plan.sigma
+        self._label_sigma: dict[int, float] = {}
         self._noised = noised or NoisedLabels(None, {})
         self._corners = label_corners(classes, 1.0) if self.policy.release == "logits" else None
         self._rho: dict[int, float] = {}
@@ -104,6 +107,7 @@ class PrivateRelease(GradientRelease):
         if self.policy.release == "row_space":
             values = row_space_coordinates(gradient, next(self._head.parameters()))
         noises = self._pay_gradients(samples, lengths, values.shape[1])
+        self._sigma_now = _mean_sigma([noise.applied for noise in noises])
         return self._add_noise(values, lengths, noises, self.policy.clip_norm)
 
     def activation(
@@ -117,12 +121,21 @@ class PrivateRelease(GradientRelease):
 
         So a client that was restarted in the middle of a run does not state too little.
         """
-        sigma = {"sigma": self._upload_noise.least}
+        sigma = {"sigma": self._upload_noise.least, "sigma_now": self._sigma_now}
         if self._ledger is None:
             return {"rho": max(self._rho.values(), default=0.0), **sigma}
         labels = self._ledger.label_epsilon
         told = {"label_epsilon": labels} if labels else {}
         return {"rho": self._ledger.rho, **sigma, **told}
+
+    def planned(self) -> Mapping[str, float]:
+        """See ``GradientRelease``."""
+        ids = self._ids or range(len(self._targets))
+        rest = still_needed(self.policy, ids, len(self._targets), self._upload_noise.needed)
+        if self._ledger is None:
+            return {"rho_planned": max(rest.values()), "label_epsilon": 0.0}
+        rho = self._ledger.planned(rest)
+        return {"rho_planned": rho, "label_epsilon": self._ledger.label_epsilon}
 
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """See ``GradientRelease``."""
@@ -158,6 +171,7 @@ class PrivateRelease(GradientRelease):
                     [names[s] for s in new],
                     [(row.tolist(), n.applied) for (_, n), row in zip(taken, drawn, strict=True)],
                 )
+                self._label_sigma |= {s: noise.applied for s, noise in taken}
                 self._labels |= zip(new, drawn, strict=True)
             try:
                 self._pay(due, noises)
@@ -165,7 +179,9 @@ class PrivateRelease(GradientRelease):
                 for s in fresh:
                     self._labels.pop(s, None)
                 raise
+            self._label_sigma |= {s: sigma for s, (_, sigma) in known.items()}
             self._labels |= {s: torch.tensor(message) for s, (message, _) in known.items()}
+        self._sigma_now = _mean_sigma([self._label_sigma[sample] for sample in samples])
         return torch.stack([self._labels[sample] for sample in samples])
 
     def _draw_labels(self, taken: Sequence[tuple[int, Noise]]) -> torch.Tensor:
@@ -223,3 +239,8 @@ class PrivateRelease(GradientRelease):
             self._ledger.charge([self._ids[s] for s in samples], sigma, run)
         for sample in samples:
             self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
+
+
+def _mean_sigma(sigmas: Sequence[float]) -> float:
+    """Return the noise of an upload as one: the root mean square over its samples."""
+    return math.sqrt(sum(sigma**2 for sigma in sigmas) / len(sigmas))

@@ -100,6 +100,14 @@ class RandomisedRelease(ExactGradient):
         rho = max(self._rho.values(), default=0.0)
         return {"rho": rho, "label_epsilon": self._labels.epsilon}
 
+    def planned(self) -> Mapping[str, float]:
+        """See ``GradientRelease``."""
+        rest = still_needed(self._policy, self._ids or [0], 0, lambda _: 0.0)
+        if self._ledger is None:
+            return {"rho_planned": max(rest.values()), "label_epsilon": self._labels.epsilon}
+        rho = self._ledger.planned(rest)
+        return {"rho_planned": rho, "label_epsilon": self._ledger.label_epsilon}
+
     def close(self) -> None:
         """See ``GradientRelease``."""
         if self._ledger is not None:

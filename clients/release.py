@@ -58,7 +58,19 @@ class GradientRelease(ABC):
 
     @abstractmethod
     def spent(self) -> Mapping[str, float]:
-        """Return what the server is told with each upload and at the end: ``rho``, ``sigma``."""
+        """Return what the server is told with each upload and at the end.
+
+        ``rho``, and where gradients are noised ``sigma``, the least noise of any upload, and
+        ``sigma_now``, that of the present one; ``label_epsilon`` where labels were randomised.
+        """
+
+    @abstractmethod
+    def planned(self) -> Mapping[str, float]:
+        """Return what the server is told on joining: the most that the run can come to.
+
+        ``rho_planned``, the largest rho of any sample when all that the run may still upload is
+        spent, and ``label_epsilon`` as in ``spent``.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -119,6 +131,10 @@ class PlainRelease(ExactGradient):
         return packed
 
     def spent(self) -> Mapping[str, float]:
+        """See ``GradientRelease``."""
+        return {}
+
+    def planned(self) -> Mapping[str, float]:
         """See ``GradientRelease``."""
         return {}
 

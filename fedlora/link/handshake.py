@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlora.errors import ProtocolError
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True)

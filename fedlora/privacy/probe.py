@@ -17,6 +17,7 @@ import torch
 
 from fedlora.privacy.head_space import label_corners, row_space_basis
 from fedlora.privacy.labels import flip_probability
+from fedlora.privacy.plan import label_epsilon
 from fedlora.privacy.policy import PrivacyPolicy
 
 
@@ -38,7 +39,8 @@ def noise_probe(
     weight
         The shared head's weight, shape (classes, width); None for heads that the server cannot see.
     sigma
-        Noise on the client's uploads over the clipping norm; 0 where gradients have none.
+        Noise on the client's present upload over the clipping norm, root mean square over its
+        samples; 0 where gradients have none.
     generator
         Source of the draw, which need not be secret.
 
@@ -72,8 +74,8 @@ def _message(
     """Return what one message about each label makes of the target, shape (rows, classes)."""
     rows, classes = logits.shape
     if policy.release == "labels":
-        assert policy.epsilon is not None
-        flipped = torch.rand(rows, generator=generator) < flip_probability(classes, policy.epsilon)
+        flip = flip_probability(classes, label_epsilon(policy))
+        flipped = torch.rand(rows, generator=generator) < flip
         other = 1 + torch.randint(classes - 1, (rows,), generator=generator)
         told = torch.where(flipped, (label + other) % classes, label)
         return torch.nn.functional.one_hot(told, classes).double()

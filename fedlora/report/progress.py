@@ -13,6 +13,9 @@ Events, one a line, each with ``event`` and ``time`` (seconds since the epoch):
 ``round``
     ``phase`` and what is known of a ``RoundRecord``: ``round``, ``step``, ``loss``, ``metric``,
     ``metric_name``.
+``budget``
+    ``client`` that joined under privacy, ``rho`` and ``label_epsilon`` that it will have spent at
+    most at the run's end.
 ``message``
     ``text``, ``level`` (``info``, ``warning`` or ``error``).
 ``done``

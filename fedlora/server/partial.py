@@ -25,7 +25,7 @@ def summarise_rounds(folder: RunFolder) -> None:
             clients=len(client_ids(rounds)),
             seed=scenario.seed,
             trainable_parameters=sum(math.prod(f.shape) for pair in factors for f in pair),
-            privacy=statement_of_rounds(scenario, rounds),
+            privacy=statement_of_rounds(scenario, rounds, folder.read_events()[0]),
             extra={"task": scenario.task.kind, "unfinished": True},
         )
     )

@@ -109,11 +109,14 @@ class ServerRun:
         Raises
         ------
         ProtocolError
-            When links are measured and it does not say.
+            When links are measured and it does not say, or what its privacy may come to.
         """
         if self.air.channel.measured and ready is not None:
             found = ready.fields.get("channel")
             self.air.channel.observe(int(link.client), ChannelState.from_dict(found))
+        if self.scenario.privacy.enabled:
+            planned = self.training.spending.note_plan(link.client, hello)
+            self.training.recorder.append_event("budget", client=link.client, **planned)
         self.cohort.add(Member(link, int(hello.fields["rows"]), int(hello.fields["held_out_rows"])))
 
     def clients(self) -> dict[str, ClientStatus]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora.config import Scenario
@@ -32,6 +32,8 @@ class Spending:
         self._scenario = scenario
         self._rho: dict[str, float] = {}
         self._sigma: dict[str, float] = {}
+        self._sigma_now: dict[str, float] = {}
+        self._planned: dict[str, float] = {}
         self._labels: dict[str, float] = {}
         self._rate = 0.0
 
@@ -43,14 +45,30 @@ class Spending:
         ProtocolError
             When they are missing or out of range.
         """
-        rho, sigma, labels = read_number(reply, "rho", high=_SPENT_MAX), math.inf, 0.0
+        rho, labels = read_number(reply, "rho", high=_SPENT_MAX), 0.0
+        sigma = now = math.inf
         if self._scenario.privacy.noises_gradients:
             sigma = read_number(reply, "sigma", low=_SIGMA_MIN)
+            now = read_number(reply, "sigma_now", low=_SIGMA_MIN)
         if "label_epsilon" in reply.fields:
             labels = read_number(reply, "label_epsilon", high=_SPENT_MAX)
         self._rho[client], self._labels[client] = rho, labels
         if math.isfinite(sigma):
-            self._sigma[client] = sigma
+            self._sigma[client] = min(sigma, self._sigma.get(client, math.inf))
+            self._sigma_now[client] = now
+
+    def note_plan(self, client: str, hello: Frame) -> dict[str, float]:
+        """Read what a client that joins will have spent at most when the run ends.
+
+        Raises
+        ------
+        ProtocolError
+            When it does not say.
+        """
+        rho = read_number(hello, "rho_planned", high=_SPENT_MAX)
+        labels = read_number(hello, "label_epsilon", high=_SPENT_MAX)
+        self._planned[client] = max(rho, self._planned.get(client, 0.0))
+        return {"rho": rho, "label_epsilon": labels}
 
     def note_rows(self, rows: Iterable[int]) -> None:
         """Take note of the clients' training rows, for the sampling rate."""
@@ -59,18 +77,24 @@ class Spending:
 
     def state_dict(self) -> dict[str, Any]:
         """Return each client's figures, for a checkpoint between rounds."""
-        return {"rho": self._rho, "sigma": self._sigma, "labels": self._labels}
+        told = {"rho": self._rho, "sigma": self._sigma, "labels": self._labels}
+        return told | {"planned": self._planned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, where no more is known to be spent already."""
         for client, rho in state["rho"].items():
             self._rho[client] = max(rho, self._rho.get(client, 0.0))
-        self._sigma = dict(state["sigma"]) | self._sigma
+        for client, sigma in state["sigma"].items():
+            self._sigma[client] = min(sigma, self._sigma.get(client, math.inf))
+        self._planned = {**state.get("planned", {}), **self._planned}
         self._labels = dict(state["labels"]) | self._labels
 
     def sigma(self, client: str) -> float:
-        """Return the noise of a client's latest upload, over the clipping norm."""
-        return self._sigma[client]
+        """Return the noise of a client's latest upload, over the clipping norm.
+
+        Its root mean square over the samples of the upload.
+        """
+        return self._sigma_now[client]
 
     def epsilon(self, client: str) -> float | None:
         """Return what a client has spent, replace-one; None without noise that is secret."""
@@ -91,21 +115,63 @@ class Spending:
             fields["label_epsilon"] = max(self._labels.values())
         return fields
 
-    def statement(self) -> dict[str, Any] | None:
-        """Return the summary's ``privacy`` block; None without privacy."""
+    def statement(self, lost: Iterable[str] = ()) -> dict[str, Any] | None:
+        """Return the summary's ``privacy`` block; None without privacy.
+
+        Parameters
+        ----------
+        lost
+            Clients that were lost, with whom an upload may have gone that was charged and never
+            came; for them what they planned counts.
+        """
         scenario, sampling = self._scenario, None
+        figures = self.round_fields()
+        if "rho" in figures:
+            planned = (self._planned[client] for client in lost if client in self._planned)
+            figures["rho"] = max([figures["rho"], *planned])
         if scenario.privacy.release not in (
             "logits",
             "labels",
         ):  # whose noise is not drawn anew at each step
             steps = scenario.train.total_steps * scenario.train.accumulate
             sampling = Sampling(self._rate, steps)
-        return _statement(scenario, self.round_fields(), sampling)
+        return _statement(scenario, figures, sampling)
 
 
-def statement_of_rounds(scenario: Scenario, rounds: Rounds) -> dict[str, Any] | None:
-    """Return the ``privacy`` block of a run that ended before its last round."""
-    return _statement(scenario, rounds[-1] if rounds else RoundRecord(), None)
+def statement_of_rounds(
+    scenario: Scenario, rounds: Rounds, events: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Return the ``privacy`` block of a run that ended before its last word.
+
+    Uploads of a round that broke off are charged, and nobody told of them. So epsilon is then that
+    of each client's whole plan, which no client goes beyond; see ``clients.release.planned``.
+
+    Parameters
+    ----------
+    scenario
+        The run's.
+    rounds
+        The rounds that were finished.
+    events
+        The run's, with the ``budget`` of each client that joined.
+    """
+    figures = RoundRecord()
+    figures |= rounds[-1] if rounds else RoundRecord()
+    if len(rounds) >= scenario.train.rounds:
+        return _statement(scenario, figures, None)
+    budgets = [event for event in events if event.get("event") == "budget"]
+    for key in ("rho", "label_epsilon"):
+        told = (number(source.get(key)) for source in (figures, *budgets))
+        figures[key] = max((value for value in told if value is not None), default=0.0)
+    block = _statement(scenario, figures, None)
+    if block is not None and budgets:
+        block["unfinished"] = (
+            "The run broke off, so this is what it would have come to at most; each client's "
+            "ledger holds what it has spent."
+        )
+    elif block is not None:
+        block["excludes"].append("Uploads of the round that broke off, which the ledgers hold.")
+    return block
 
 
 def _statement(

@@ -296,6 +296,6 @@ class Training:
         """Return what the summary needs beyond the rounds."""
         return {
             **self.outcome.fields(),
-            "privacy": self._steps.spending.statement(),
+            "privacy": self._steps.spending.statement(self.cohort.lost),
             "trainable_parameters": sum(p.A.numel() + p.B.numel() for p in self.engine.projections),
         }

@@ -12,6 +12,7 @@ from fedlora.privacy.head_space import head_gradients, label_corners, row_space_
 from fedlora.privacy.labels import RandomisedLabels
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import SystemNoise
+from fedlora.privacy.plan import label_epsilon
 from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.privacy.probe import noise_probe
 from fedlora.scenarios import find_scenario
@@ -90,6 +91,17 @@ def test_a_probe_has_the_energy_of_the_mechanisms_own_noise(kind: str) -> None:
         gradients.append(found.cut)
     measured = energy_of_noise(torch.stack(gradients), labels)
     assert predicted == pytest.approx(measured, rel=0.06)
+
+
+def test_labels_are_flipped_as_often_as_clients_flip_them_beside_noised_activations() -> None:
+    z, weight, _ = problem()
+    policy = PrivacyPolicy(release="labels", epsilon=4.0, activation_sigma=3.0)
+    plain = PrivacyPolicy(release="labels", epsilon=label_epsilon(policy))
+    assert 1.0 < label_epsilon(policy) < 2.5
+    first, second = (
+        noise_probe(p, z, weight, 0.0, torch.Generator().manual_seed(2)) for p in (policy, plain)
+    )
+    assert first.any() and torch.equal(first, second)
 
 
 def test_a_head_that_the_server_cannot_see_gives_no_probe() -> None:

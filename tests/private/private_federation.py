@@ -14,6 +14,7 @@ from fedlora.config import Scenario, with_overrides
 from fedlora.link.frame import Frame
 from fedlora.link.local import LocalLink, edge_executor
 from fedlora.report.records import RoundRecord
+from fedlora.report.run_folder import RunFolder
 from fedlora.server.run import ServerRun
 
 LABELS = ("cold", "mild", "warm")
@@ -67,11 +68,16 @@ class Recorder:
 class Federation:
     """A server and its clients; ``sent`` holds every pair of request and reply."""
 
-    def __init__(self, config: Scenario, terms: dict[int, OwnerTerms] | None = None) -> None:
+    def __init__(
+        self,
+        config: Scenario,
+        terms: dict[int, OwnerTerms] | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
         self.recorder, self.sent = Recorder(), list[tuple[Frame, Frame]]()
         data = SimulatedData(config, config.federation.clients)
         self.parts = load_parts(config, data.labels)
-        self.server = ServerRun(config, self.recorder)
+        self.server = ServerRun(config, folder or self.recorder)
         self.clients = [
             data.build(self.parts, number, terms=(terms or {}).get(number))
             for number in range(config.federation.clients)

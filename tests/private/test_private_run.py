@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import dp_accounting
 import pytest
@@ -69,7 +71,7 @@ def test_nothing_of_a_label_leaves_but_the_release(records: Path, release: str, 
     answers = federation.replies(m.GRADIENT)
     assert len(answers) == 2 * 2 * 2
     for reply in answers:
-        assert set(reply.fields) == {"weight", "rho", "sigma"}
+        assert set(reply.fields) == {"weight", "rho", "sigma", "sigma_now"}
         assert set(reply.tensors) <= {"gradient", "activation", "lengths"}
         assert reply.tensors["gradient"].shape == (4, width)
     for reply in federation.replies(m.ROUND_REPORT):
@@ -212,6 +214,80 @@ def test_the_summary_states_epsilon_also_of_an_unfinished_run(
     unfinished = json.loads((folder.path / "summary.json").read_text())["privacy"]
     assert unfinished["epsilon"] == finished["epsilon"]
     assert unfinished["excludes"] == finished["excludes"]
+
+
+@pytest.mark.parametrize("settings", [("privacy.release=row_space",), ("privacy.release=logits",)])
+def test_a_run_that_broke_off_states_no_less_than_its_ledgers_hold(
+    records: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    config = scenario(records, *settings, "train.rounds=3", "train.steps=8")
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_scenario(scenario_to_toml(config))
+    federation = Federation(config, {n: OwnerTerms(tmp_path / str(n)) for n in range(2)}, folder)
+
+    def stop(step: int, loss: float | None, tokens: int) -> None:
+        if step == 14:
+            raise KeyboardInterrupt
+
+    federation.server.training._steps.on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        federation.run()
+    export(federation.server).save(folder.adapter)
+    summarise_rounds(folder)
+    told = json.loads((folder.path / "summary.json").read_text())["privacy"]
+    spent = [client.release._ledger.epsilon(DELTA) for client in federation.clients]
+    assert told["epsilon"] >= max(spent)
+    plan = federation.clients[1].release.plan
+    assert told["epsilon"] == pytest.approx(accounted(2.0, plan.uploads), rel=1e-6)
+    assert "broke off" in told["unfinished"]
+
+
+def test_a_client_that_was_lost_counts_with_its_plan(records: Path) -> None:
+    config = scenario(records, "privacy.release=row_space", "train.rounds=3", "train.steps=8")
+    federation = Federation(config)
+
+    def lose(step: int, loss: float | None, tokens: int) -> None:
+        if step == 3:
+            federation.server.cohort.drop("1", "its connection broke")
+
+    federation.server.training._steps.on_step = lose
+    federation.run()
+    plan = federation.clients[1].release.plan
+    block = federation.server.training.summary_fields()["privacy"]
+    assert block["epsilon"] == pytest.approx(accounted(2.0, plan.uploads), rel=1e-6)
+
+
+def test_the_probe_is_told_the_noise_of_each_upload(records: Path) -> None:
+    config = scenario(
+        records,
+        "channel.model=rayleigh",
+        "privacy.release=row_space",
+        "privacy.spread=channel",
+        "privacy.uploads=8",
+        "train.rounds=4",
+    )
+    federation = Federation(config)
+    taken: dict[str, list[list[float]]] = {"0": [], "1": []}
+    for client in federation.clients:
+        noise = client.release._upload_noise
+
+        def noted(*args: Any, take: Any = noise.take, name: str = client.name) -> Any:
+            found = take(*args)
+            taken[name].append([n.applied for n in found])
+            return found
+
+        noise.take = noted
+    federation.run()
+    for name, uploads in taken.items():
+        told = [r.fields for r in federation.replies(m.GRADIENT) if r.client == name]
+        now = [math.sqrt(sum(s * s for s in sigmas) / len(sigmas)) for sigmas in uploads]
+        assert [fields["sigma_now"] for fields in told] == pytest.approx(now)
+        assert max(now) > 1.02 * min(now)
+        least = min(itertools.chain([2.0], *uploads))
+        assert told[-1]["sigma"] == pytest.approx(least)
+        assert federation.server.training.spending.sigma(name) == pytest.approx(now[-1])
+    stated = federation.server.training.summary_fields()["privacy"]["sigma"]
+    assert stated == min(f.fields["sigma"] for f in federation.replies(m.GRADIENT))
 
 
 def test_the_server_refuses_a_scenario_that_clients_would_refuse(records: Path) -> None:
