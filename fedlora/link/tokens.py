@@ -100,11 +100,6 @@ class TokenStore:
             grant.used = True
             return grant.grantee
 
-    def revoke(self, grantee: str) -> None:
-        """Make every token of a grantee void."""
-        with self._lock:
-            self._grants = {k: g for k, g in self._grants.items() if g.grantee != grantee}
-
     def _find(self, token: str) -> _Grant:
         identifier, _, secret = token.partition(".")
         grant = self._grants.get(identifier)

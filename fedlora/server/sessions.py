@@ -15,7 +15,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml
-from fedlora.errors import ClientLost, FedloraError
+from fedlora.errors import ClientLost, FedloraError, ProtocolError
+from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
@@ -258,14 +259,16 @@ class Sessions:
     def _take_in(self, link: StreamLink) -> None:
         cohort = self._server.cohort
         try:
-            ready = link.receive(_READY_S)
+            ready = _welcomed(link)
             cohort.drop(link.client, "it connected anew")
             self._server.join(link, link.hello, ready)
         except ClientLost as error:  # it may connect anew, or Flower tells what became of it
             log.warning("client %s connected and was lost: %s", link.client, error)
             cohort.may_return.add(link.client)
+            link.close(str(error))
         except FedloraError as error:
             self._fail(link.client, str(error))
+            link.close(str(error))  # or it would wait for requests, and keep its ledger locked
         else:
             self._invited.pop(link.client, None)
 
@@ -311,6 +314,16 @@ class Sessions:
             cohort.times_lost[client] += 1
         else:
             cohort.may_return.discard(client)
+
+
+def _welcomed(link: StreamLink) -> Frame:
+    """Return a client's answer to its welcome; raises ``ProtocolError`` unless it is ready."""
+    ready = link.receive(_READY_S)
+    if ready.kind == m.LEAVE:
+        raise ProtocolError(f"it leaves at once: {str(ready.fields.get('reason', ''))[:500]}")
+    if ready.kind != m.READY:
+        raise ProtocolError(f"it answered {ready.kind[:40]!r} where {m.READY} was due")
+    return ready
 
 
 def session_ttl_s(scenario: Scenario) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections import Counter
@@ -22,13 +23,14 @@ from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch import free_port
+from fedlora.link.frame import Frame
 from fedlora.link.stream_client import StreamClient
 from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.flower import _train
 from fedlora.server.nodes import RECORD, Node
 from fedlora.server.run import ServerRun
-from fedlora.server.sessions import session_ttl_s
+from fedlora.server.sessions import Places, Sessions, session_ttl_s
 from fedlora.state import RoundStates
 
 SCENARIO = """
@@ -347,6 +349,52 @@ def _wrong_hello(parts, client, token=""):
     if client.name == "0":
         return frame
     return replace(frame, fields={**frame.fields, "protocol": 99})
+
+
+REFUSALS = {
+    "leaves": (lambda ready: Frame("leave", "0", 0, {"reason": "no room"}), "no room"),
+    "another kind": (lambda ready: dataclasses.replace(ready, kind="gradient"), "'gradient' where"),
+    "no channel": (lambda ready: dataclasses.replace(ready, fields={}), "channel state"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_device_that_is_refused_on_joining_is_told_and_set_free(tmp_path, monkeypatch, refusal):
+    change, reason = REFUSALS[refusal]
+    told: dict[str, str] = {}
+    free = threading.Event()
+
+    class Odd(Keeper):
+        def handle(self, frame):
+            reply = super().handle(frame)
+            return change(reply) if frame.kind == "welcome" and frame.client == "0" else reply
+
+    def noted(session, node):
+        error = clients.device.take_part(session, node)
+        told[str(session["client"])] = error
+        if session["client"] == 0:
+            Ledger(Path(node["privacy-ledger"]), "0").close()  # nobody holds it any more
+            free.set()
+        return error
+
+    monkeypatch.setattr(clients.device, "Keeper", Odd)
+    monkeypatch.setitem(globals(), "take_part", noted)
+    scenario = tiny(
+        "channel.model=measured",
+        "privacy.sigma=2.0",
+        "head.share=personal",
+        "federation.connect_timeout_s=30",
+    )
+    folder = RunFolder.create(tmp_path / "run")
+    devices, server = Devices(tmp_path / "states"), ServerRun(scenario, folder)
+    places = Places(run="0123456789abcdef")
+    with Sessions(devices, server, NODES, places) as sessions:
+        with pytest.raises(FedloraError, match=r"1 of 2 clients are connected") as ended:
+            sessions.open()
+        assert free.wait(20.0)  # while the stream is still up
+    assert reason in str(ended.value)
+    assert reason in told["0"]
+    assert list(server.cohort.clients) == ["1"]
 
 
 def test_a_session_outlives_its_exchanges():
