@@ -63,7 +63,7 @@ def test_another_precision_is_refused(tiny, records):
         ({"rows": "8"}, "rows is '8'"),
         ({"rows": True}, "rows is True"),
         ({"held_out_rows": 1 << 60}, "held_out_rows is"),
-        ({"protocol": 2}, "protocol is 2"),
+        ({"protocol": 1}, "protocol is 1"),
         ({"protocol": True}, "protocol is True"),
         ({"dtype": None}, "dtype is None"),
     ],
