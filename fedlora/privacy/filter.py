@@ -32,33 +32,3 @@ def upload_cost(sigma: float) -> float:
 def add_up(spent: float, cost: float) -> float:
     """Return ``spent + cost``, rounded up."""
     return math.nextafter(spent + cost, math.inf)
-
-
-class RenyiFilter:
-    """Admits uploads as long as the total holds.
-
-    Parameters
-    ----------
-    total
-        Largest sum of rho, from ``calibration.rho_budget``.
-    spent
-        What was spent before.
-    """
-
-    def __init__(self, total: float, spent: float = 0.0) -> None:
-        self.total = total
-        self.spent = spent
-
-    def admit(self, sigma: float) -> bool:
-        """Book one upload if the total pays for it; otherwise book nothing and return False.
-
-        Raises
-        ------
-        FedloraError
-            When sigma is not positive.
-        """
-        spent = add_up(self.spent, upload_cost(sigma))
-        if not spent <= self.total:
-            return False
-        self.spent = spent
-        return True
