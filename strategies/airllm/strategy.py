@@ -91,6 +91,9 @@ class AirLlm(RankStrategy):
     ) -> None:
         if rounds is not None and rounds < 1:
             raise FedloraError(f"rounds is {rounds}; set 1 or more, or leave it out if unknown")
+        for name, value in (("use_statistics", use_statistics), ("diffusion", diffusion)):
+            if not isinstance(value, bool):
+                raise FedloraError(f"{name} is {value!r}; set true or false")
         self.seed = seed
         self.rounds = rounds
         self.use_statistics = use_statistics

@@ -127,6 +127,19 @@ def test_without_diffusion_the_plan_is_the_draft_of_the_latent(small):
         assert abs(close[name].deliver.mean - decision.deliver.mean) <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diffusion": "maybe"}, "diffusion is 'maybe'; set true or false"),
+        ({"use_statistics": 1}, "use_statistics is 1; set true or false"),
+        ({"rounds": 0}, "rounds is 0; set 1 or more"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(FedloraError, match=message):
+        AirLlm(**options)
+
+
 def test_a_decision_depends_on_seed_round_and_client_alone(small):
     clients = reports(small, 7.3, 7.3, 7.3)
     first = AirLlm(seed=1).allocate(1, clients, small)
