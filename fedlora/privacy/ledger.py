@@ -20,7 +20,6 @@ thing that the ledger cannot see.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -33,6 +32,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedlora.errors import FedloraError
+from fedlora.files import lock_file
 from fedlora.privacy import journal
 from fedlora.privacy.book import FORMAT, OLD_FORMAT, Book
 from fedlora.privacy.calibration import epsilon_of
@@ -86,16 +86,22 @@ class Ledger:
         self._mark = journal.Mark(path.with_name(path.name + ".mark"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock: int | None = _lock(path)
+            lock = path.with_name(path.name + ".lock")
+            lock.touch(0o600)  # who can open it could hold it
+            self._lock = lock_file(lock)
         except OSError as error:
             raise self._failed("open", error) from error
+        if self._lock is None:
+            raise FedloraError(
+                f"ledger {path} is in use by another process; stop that or set another ledger path"
+            )
         try:
             self._book = self._read()
             self._rewrite()
             self._mark.write(self._book.seq)
             self._usable = True
         except BaseException as error:
-            os.close(self._lock)
+            self._lock.close()
             if isinstance(error, OSError):
                 raise self._failed("open", error) from error
             raise
@@ -117,8 +123,7 @@ class Ledger:
             self._usable = False
             self._file.close()
             if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+                self._lock.close()
 
     def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
         """Return the identifiers of records, in order.
@@ -368,16 +373,3 @@ class Ledger:
         self._file = self.path.open("ab")
         self._bytes = self.path.stat().st_size
         self._rewrite_bytes = max(_JOURNAL_BYTES_MIN, 4 * self._bytes)
-
-
-def _lock(path: Path) -> int:
-    """Take the lock beside the journal; the system releases it with the process."""
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise FedloraError(
-            f"ledger {path} is in use by another process; stop that or set another ledger path"
-        ) from None
-    return lock
