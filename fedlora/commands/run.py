@@ -73,8 +73,11 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         _keep_partial(folder)
         raise
     if status != "finished":
-        _keep_partial(folder)
         reason = view.text or f"Flower ended the run without a word; see {simulation.log}"
+        try:
+            _keep_partial(folder)
+        except FedloraError as error:  # which is not why the run ended
+            reason = f"{reason}; there is no summary, as {error}"
         raise FedloraError(f"{reason} (log: {folder.log})")
     write_report(folder)
     print_result(folder, console)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedlora.errors import FedloraError
+from fedlora.files import json_line, replace_file
 
 # PEFT's layout.
 PREFIX = "base_model.model."
@@ -60,7 +61,7 @@ class Adapter:
         return Adapter(factors, self.alpha, self.base_model, self.task_type, self.fan_in_fan_out)
 
     def save(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
-        """Write a folder that ``PeftModel.from_pretrained`` loads.
+        """Write a folder that ``PeftModel.from_pretrained`` loads, each of its files as a whole.
 
         Parameters
         ----------
@@ -93,11 +94,13 @@ class Adapter:
             A, B = self.factors[name]
             tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A[:r].contiguous()
             tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B[:, :r].contiguous()
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(folder))
+        # What a run writes after each round may be cut off by its end, which PEFT's own writing of
+        # the same dictionary does not survive.
+        settings = {**config.to_dict(), "target_modules": list(kept)}
+        replace_file(folder / CONFIG_FILE, json_line(settings, indent=2))
         # PEFT's own list of modules has no order, and a rank vector needs one.
         metadata = {"format": "pt", _ORDER: json.dumps(list(kept))}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
+        replace_file(folder / WEIGHTS_FILE, save(tensors, metadata))
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:

@@ -113,9 +113,12 @@ def _train(
     )
     with Sessions(grid, server, nodes, places) as sessions:
 
-        def after_round() -> None:
+        def keep() -> None:
             export(server).save(folder.adapter)
             checkpoints.save(training)
+
+        def after_round() -> None:
+            keep()
             if training.done < server.scenario.train.rounds:
                 checkpoints.restore_clients(training, sessions.readmit())
 
@@ -126,7 +129,7 @@ def _train(
             return state
 
         sessions.open()
-        training.before_rounds = partial(checkpoints.save, training)
+        training.before_rounds = keep
         training.after_round = after_round
         state = latest()
         while True:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers.pytorch_utils import Conv1D
 
+from fedlora.files import replace_file
 from fedlora.lora.export import Adapter
 from fedlora.report.gallery import write_holdings
 from fedlora.report.records import client_ids
@@ -41,7 +42,7 @@ def write_results(
         told = (list(found["classes"]) for found in results.values() if found.get("classes"))
         classes = next(told, list(scenario.task.labels))
         weights = {name: p.detach() for name, p in training.head.parameters.items()}
-        save_file(weights, head_file(folder), metadata={"labels": json.dumps(classes)})
+        replace_file(head_file(folder), save(weights, {"labels": json.dumps(classes)}))
     holdings = _holdings(results)
     rounds = folder.read_metrics()
     summary = Summary.from_rounds(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,26 @@ def test_loaded_adapter_keeps_the_order_of_the_projections(tiny, records, tmp_pa
     )
     for name, pair in adapter.factors.items():
         assert all(torch.equal(a, b) for a, b in zip(loaded.factors[name], pair, strict=True))
+
+
+def test_an_adapter_that_is_written_again_is_whole_at_every_moment(tiny, records, tmp_path):
+    """A run writes it after each round, and may be killed meanwhile."""
+    adapter = export(trained(tiny, records, "gpt2").server)
+    adapter.save(tmp_path)
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            adapter.save(tmp_path)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            for _ in range(300):
+                assert list(Adapter.load(tmp_path).factors) == list(adapter.factors)
+        finally:
+            over.set()
+        writer.result()
 
 
 @pytest.mark.parametrize("format_", ["peft", "padded", "merged"])
