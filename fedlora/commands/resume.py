@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.check import check_run
-from fedlora.commands.run import follow_simulation
+from fedlora.commands.run import check_beforehand, follow_simulation
 from fedlora.server.checkpoint import open_run
 
 
@@ -22,6 +21,6 @@ def resume_simulation(path: Path) -> None:
     FedloraError
         When there is nothing to go on from, or the run failed again.
     """
-    scenario, folder = open_run(path.resolve(), check_run)
+    scenario, folder = open_run(path.resolve(), check_beforehand)
     folder.summary.unlink(missing_ok=True)  # of the part that was finished
     follow_simulation(folder, scenario)

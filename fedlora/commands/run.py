@@ -38,10 +38,16 @@ def run_simulation(name: str, out: Path | None, overrides: Sequence[str]) -> Non
         When the scenario cannot be used, or the run failed; what was finished stays in the folder.
     """
     scenario = with_overrides(find_scenario(name), overrides)
-    check_run(scenario)
+    check_beforehand(scenario)
     folder = RunFolder.create((out or default_folder(scenario)).resolve())
     folder.write_scenario(scenario_to_toml(scenario))
     follow_simulation(folder, scenario)
+
+
+def check_beforehand(scenario: Scenario) -> None:
+    """Check a scenario as ``check_run`` does and say so meanwhile: large files take seconds."""
+    with Console().status("checking the scenario, its model and its data"):
+        check_run(scenario)
 
 
 def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
