@@ -39,10 +39,6 @@ class Backoff:
         self._pause_s = self._first_s
         self._end_s: float | None = None
 
-    def left_s(self) -> float:
-        """Return the time until the attempts end, in seconds."""
-        return self.give_up_s if self._end_s is None else max(0.0, self._end_s - self._clock())
-
     def next_s(self) -> float | None:
         """Return the next pause in seconds, or None when time is up."""
         now = self._clock()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from link_peers import LIMIT, HostilePeer, ask, echo, hello
 from relay import Relay
-from test_link_reconnect import admitted
+from test_link_reconnect import admitted, wait_for
 
 from fedlora.errors import ClientLost
 from fedlora.link import messages as m
@@ -137,10 +137,10 @@ def test_a_probe_for_too_much_ends_its_stream(
 def test_probes_do_not_fill_the_servers_queue(
     server: StreamServer, hostile: HostilePeer, bystander: StreamLink
 ) -> None:
-    admitted(server, hostile)
+    link, _ = admitted(server, hostile)
     for number in range(100):
         hostile.send(encode_frame(Frame(PROBE, "a", number, {"size": LIMIT // 2})))
-    time.sleep(1.0)  # it reads nothing meanwhile
+    wait_for(lambda: bool(link.lost))  # it reads nothing meanwhile
     assert hostile.ending()[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 

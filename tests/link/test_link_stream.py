@@ -430,7 +430,7 @@ def test_a_client_that_the_server_has_forgotten_leaves_after_its_limit(
 
     def serve() -> None:
         try:
-            stream.serve({"a": echo}, [greeting], idle_s=0.5)
+            stream.serve({"a": echo}, [greeting], idle_s=2.0)
         except ClientLost as error:
             errors.append(error)
 
@@ -439,9 +439,9 @@ def test_a_client_that_the_server_has_forgotten_leaves_after_its_limit(
     assert link is not None
     link.receive(10.0)
     for seq in range(1, 8):  # asked now and then, it stays
-        time.sleep(0.1)
+        time.sleep(0.3)
         assert ask(link, step("a", seq)).kind == m.GRADIENT
-    session.join(10.0)
-    assert "client a heard no request of the server for 0.5 s" in str(errors[0])
+    session.join(20.0)
+    assert "client a heard no request of the server for 2 s" in str(errors[0])
     with pytest.raises(ClientLost):
         ask(link, step("a", 8))
