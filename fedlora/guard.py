@@ -76,10 +76,12 @@ def _reap() -> dict[int, int]:
 
 
 def _end_children() -> None:
-    """End all descendants: politely first, then for certain."""
-    started, asked = time.monotonic(), set[int]()
+    """End all descendants: politely first, then for certain, even if this was suspended."""
+    started, asked, late = time.monotonic(), set[int](), False
     me = psutil.Process()
-    while (family := me.children(recursive=True)) and time.monotonic() < started + 2 * END_S:
+    while family := me.children(recursive=True):
+        if late and time.monotonic() > started + 2 * END_S:
+            return  # they were killed, and do not end
         late = time.monotonic() > started + END_S
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):

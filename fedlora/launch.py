@@ -7,6 +7,7 @@ the children of one guard (``fedlora.guard``), and whatever happens they are end
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -14,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,10 @@ import psutil
 from fedlora import __version__
 from fedlora.errors import FedloraError
 from fedlora.guard import END_S
+from fedlora.link.listen import check_listens
+
+TOOLS = Path(sys.executable).parent
+"""Where Flower's commands are."""
 
 _CONNECTION = "fedlora"
 _START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
@@ -140,11 +145,7 @@ class FlowerSimulation:
     def stop(self) -> None:
         """End the SuperLink, the run and its Ray."""
         if self._guard is not None:
-            assert self._guard.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._guard.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(3 * END_S)
+            _let_go(self._guard)
             _end_users_of(self._home.name)
             self._guard = None
         self._home.cleanup()
@@ -154,10 +155,8 @@ class FlowerSimulation:
         # Paths go into the app's own file: Flower's command line takes none with a quote in it.
         paths = {"scenario": self.request.scenario, "out": self.request.out}
         project = _APP + "".join(f"{key} = {_quoted(path)}\n" for key, path in paths.items())
-        port = free_port()
-        tools = Path(sys.executable).parent
         # Flower starts its helpers by name, also where the virtual environment is not activated.
-        path = f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        path = f"{TOOLS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         # Flower's parts speak HTTP on loopback, which no proxy can carry.
         direct = ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("no_proxy")]))
         environment = {
@@ -165,20 +164,7 @@ class FlowerSimulation:
             **_QUIET,
             **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
         }
-        with self.log.open("ab") as log:
-            self._guard = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "fedlora.guard", home),
-                    *(tools / "flower-superlink", "--insecure", "--simulation"),
-                    *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
-                ],
-                env=environment,
-                stdin=subprocess.PIPE,  # nobody else has its other end: it closes when this ends
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._wait_for(f"http://127.0.0.1:{port}/health")
+        port = self._start_superlink(environment)
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
             f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -188,7 +174,7 @@ class FlowerSimulation:
         (app / "pyproject.toml").write_text(project, encoding="utf-8")
         cores = os.cpu_count() or 1
         command: list[str | Path] = [
-            tools / "flwr",
+            TOOLS / "flwr",
             *("run", app, _CONNECTION),
             "--federation-config",
             (
@@ -216,19 +202,43 @@ class FlowerSimulation:
             tail = (submitted.stderr or submitted.stdout).strip().splitlines()[-1:]
             raise FedloraError(f"Flower did not take the run ({' '.join(tail)}); see {self.log}")
 
-    def _wait_for(self, url: str) -> None:
-        deadline = time.monotonic() + _START_S
+    def _start_superlink(self, environment: Mapping[str, str]) -> int:
+        """Start a SuperLink and return its port: another one where somebody was faster."""
+        home, deadline = Path(self._home.name), time.monotonic() + _START_S
+        while True:
+            port = free_port()
+            home.mkdir(exist_ok=True)  # a guard that ended has removed it
+            with self.log.open("ab") as log:
+                self._guard = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "fedlora.guard", home),
+                        *(TOOLS / "flower-superlink", "--insecure", "--simulation"),
+                        *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
+                    ],
+                    env=environment,
+                    stdin=subprocess.PIPE,  # nobody else has its other end: it closes with this
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            if self._answers(f"http://127.0.0.1:{port}/health", deadline):
+                return port
+            if self.running or time.monotonic() > deadline or not _is_taken(port):
+                raise FedloraError(
+                    f"flower-superlink did not start within {_START_S:g} s; see {self.log} for its "
+                    "words"
+                )
+            _let_go(self._guard)
+
+    def _answers(self, url: str, deadline: float) -> bool:
+        """Wait until the SuperLink answers; False when it ended or the time is up."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        while time.monotonic() < deadline:
-            if not self.running:
-                break
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                with direct.open(url, timeout=2):
-                    return
+        while self.running and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                with direct.open(url, timeout=10):
+                    return True
             time.sleep(0.1)
-        raise FedloraError(
-            f"flower-superlink did not start within {_START_S:g} s; see {self.log} for its words"
-        )
+        return False
 
 
 def free_port() -> int:
@@ -237,6 +247,24 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _let_go(guard: subprocess.Popen[bytes]) -> None:
+    """Tell a guard to end everything, and wait for it."""
+    assert guard.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        guard.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        guard.wait(6 * END_S)
+
+
+def _is_taken(port: int) -> bool:
+    """Tell whether nothing else can listen on a port of loopback."""
+    try:
+        check_listens("127.0.0.1", port)
+    except FedloraError:
+        return True
+    return False
 
 
 def _simulates(process: psutil.Process) -> bool:

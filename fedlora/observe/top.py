@@ -54,7 +54,7 @@ class RunView:
     def poll(self) -> None:
         """Read what is new."""
         if self.folder.events.is_file() and self.folder.events.stat().st_size < self._offset:
-            self._forget()  # the run was taken up again
+            self._forget()  # another run was begun in the folder
         events, self._offset = self.folder.read_events(self._offset)
         for event in events:
             self.state.apply(event)

@@ -6,6 +6,8 @@ replaced as a whole (``summary.json``), so that a run that dies at any moment le
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import shutil
 import time
@@ -158,12 +160,7 @@ class RunFolder:
         folder = cls(path)
         with explained(folder.path):
             folder._hold()
-            events, _ = folder.read_events()
-            # In place, as the lock is on this file; whoever follows it must not see the old end.
-            folder.events.write_bytes(b"")
-            for event in events:
-                if event.get("event") != "done":
-                    append_line(folder.events, event, sync=False)
+            folder._forget_end()
         return folder
 
     def write_scenario(self, toml_text: str) -> None:
@@ -269,6 +266,21 @@ class RunFolder:
                 )
             writer.close()
         self._lock = lock
+
+    def _forget_end(self) -> None:
+        """Blank out how the run ended, which whoever follows its events must not see.
+
+        In place, as the lock is on this file; a process that is killed here loses no event.
+        """
+        place = 0
+        with self.events.open("r+b") as file:
+            for line in file.read().split(b"\n"):
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and event.get("event") == "done":
+                        file.seek(place)
+                        file.write(b" " * len(line))
+                place += len(line) + 1
 
 
 class _LogHandler(logging.FileHandler):

@@ -139,7 +139,7 @@ def test_top_shows_a_run_that_goes_on_and_one_without_status(watched, tmp_path):
     assert view.state.phase is not None and view.state.phase.step == 6
 
 
-def test_top_begins_anew_when_the_run_is_taken_up_again(watched, tmp_path):
+def test_top_begins_anew_when_another_run_is_begun_in_the_folder(watched, tmp_path):
     lines = watched.folder.events.read_bytes().splitlines(keepends=True)
     folder = RunFolder(tmp_path)
     folder.events.write_bytes(b"".join(lines))
@@ -147,9 +147,10 @@ def test_top_begins_anew_when_the_run_is_taken_up_again(watched, tmp_path):
     view = RunView(folder)
     view.poll()
     assert (view.done, view.state.rounds) == (True, 2)
-    folder.events.write_bytes(b"".join(lines[:-1]))  # as a resumed run does: without its end
+    folder.events.write_bytes(lines[0])
+    folder.metrics.unlink()
     view.poll()
-    assert (view.done, view.state.rounds) == (False, 2)
+    assert (view.done, view.state.rounds) == (False, 0)
 
 
 def test_top_leaves_out_clients_who_are_fine_where_there_is_no_room(watched):

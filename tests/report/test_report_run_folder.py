@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,33 @@ def test_summary_is_whole_whenever_the_writer_is_killed(tmp_path, make_summary, 
         writer.wait()
         writer.stdout.close()
         assert json.loads(folder.summary.read_bytes())["metric_name"] in ("accuracy", "m")
+
+
+def test_a_resume_shows_no_earlier_end_and_keeps_all_other_events_at_every_moment(tmp_path):
+    """A process may be killed while it takes a run up again."""
+    folder = RunFolder.create(tmp_path / "run")
+    for client in range(50):
+        folder.append_event("budget", client=str(client))
+    folder.append_event("done", status="failed", text="no room")
+    folder._lock.close()
+    over = threading.Event()
+
+    def resume() -> None:
+        while not over.is_set():
+            again = RunFolder.reopen(folder.path)
+            assert [e["event"] for e in again.read_events()[0]] == ["budget"] * 50
+            again.append_event("done", status="interrupted", text="")
+            again._lock.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        resumed = pool.submit(resume)
+        try:
+            for _ in range(300):
+                seen = [e["client"] for e in folder.read_events()[0] if e["event"] == "budget"]
+                assert seen == [str(client) for client in range(50)]
+        finally:
+            over.set()
+        resumed.result()
 
 
 def test_folder_with_other_files_is_refused_and_left_alone(tmp_path):
