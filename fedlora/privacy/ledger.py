@@ -1,48 +1,30 @@
 """The budget that a client keeps on its own disk, whatever the server asks for.
 
 For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up, and
-the pure epsilon of its randomised labels (``fedlora.privacy.labels``), which adds to theirs. A
-charge is appended and synced to disk before the upload may leave, so that a crash can only make the
-ledger count an upload that never left. Three files belong together:
-
-``NAME``
-    Journal of the charges, see ``fedlora.privacy.book`` and ``fedlora.privacy.journal``. When the
-    charges outgrow the sums they are merged into them.
-``NAME.mark``
-    Number of the last charge that was on disk; it gives away a journal that lost charges.
-``NAME.lock``
-    Held by the process that uses the ledger; the operating system releases it when that dies.
+the pure epsilon of its randomised labels (``fedlora.privacy.labels``), which adds to theirs. It is
+on disk before the upload may leave, see ``fedlora.privacy.ledger_file``.
 
 Samples are known by salted hashes of their records, so a ledger tells nothing about them and
-reordering a data file changes nothing. Restoring an old copy of all three files at once is the one
-thing that the ledger cannot see.
+reordering a data file changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from fedlora.errors import FedloraError
-from fedlora.files import lock_file
-from fedlora.privacy import journal
-from fedlora.privacy.book import FORMAT, OLD_FORMAT, Book
+from fedlora.privacy.book import FORMAT, OLD_FORMAT
 from fedlora.privacy.calibration import epsilon_of
 from fedlora.privacy.filter import add_up, upload_cost
+from fedlora.privacy.ledger_file import LedgerFile
 from fedlora.privacy.owner import OwnerBudget
 from fedlora.privacy.policy import ClientLimit
-
-CLOCK_SLACK_S = 60.0  # what time synchronisation may set a clock back by
-
-_JOURNAL_BYTES_MIN = 1 << 20
 
 
 class BudgetSpentError(FedloraError):
@@ -79,32 +61,10 @@ class Ledger:
         limit: ClientLimit | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.path, self.client = path, client
-        self._clock = clock
+        self.client = client
         self._budget = OwnerBudget(client, limit)
-        self._writing = threading.Lock()
-        self._mark = journal.Mark(path.with_name(path.name + ".mark"))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.with_name(path.name + ".lock")
-            lock.touch(0o600)  # who can open it could hold it
-            self._lock = lock_file(lock)
-        except OSError as error:
-            raise self._failed("open", error) from error
-        if self._lock is None:
-            raise FedloraError(
-                f"ledger {path} is in use by another process; stop that or set another ledger path"
-            )
-        try:
-            self._book = self._read()
-            self._rewrite()
-            self._mark.write(self._book.seq)
-            self._usable = True
-        except BaseException as error:
-            self._lock.close()
-            if isinstance(error, OSError):
-                raise self._failed("open", error) from error
-            raise
+        self._file = LedgerFile(path, client, clock)
+        self._book = self._file.book
 
     def __enter__(self) -> Self:
         return self
@@ -119,11 +79,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process use the ledger, which takes no charge more; twice does no harm."""
-        with self._writing:
-            self._usable = False
-            self._file.close()
-            if self._lock is not None:
-                self._lock.close()
+        self._file.close()
 
     def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
         """Return the identifiers of records, in order.
@@ -158,17 +114,13 @@ class Ledger:
         strange = (self._book.spent.keys() | self._book.labels.keys()) - set(ids)
         if strange:
             raise FedloraError(
-                f"ledger {self.path} is of an earlier release and holds {len(strange)} samples "
-                "that are not among these records, or are but go by their tokens; give it the data "
-                "that it was kept for, or set another privacy-ledger for records never used"
+                f"ledger {self._file.path} is of an earlier release and holds {len(strange)} "
+                "samples that are not among these records, or are but go by their tokens; give it "
+                "the data that it was kept for, or set another privacy-ledger for records never "
+                "used"
             )
         self._book.format = FORMAT
-        with self._writing:
-            try:
-                self._file.close()
-                self._rewrite()
-            except OSError as error:
-                raise self._failed("write", error) from error
+        self._file.merge()
 
     def charge(self, sample_ids: Sequence[int], sigma: float, run: str = "") -> None:
         """Book one upload of each sample and sync it to disk; only then may the upload leave.
@@ -198,7 +150,7 @@ class Ledger:
                 f"privacy-epsilon {self._budget.epsilon:.3g}, which does not pay for another "
                 f"upload at sigma {sigma:g}; it leaves the run"
             )
-        self._append({"rho": cost, "ids": ids} | ({"run": run} if run else {}))
+        self._file.append({"rho": cost, "ids": ids} | ({"run": run} if run else {}))
 
     def done(self, run: str, sample_id: int) -> tuple[int, float]:
         """Return number and rho of a sample's uploads in a run, as ``charge`` was told of them.
@@ -235,7 +187,7 @@ class Ledger:
                 "smaller privacy.epsilon"
             )
         if ids:
-            self._append({"epsilon": epsilon, "ids": ids})
+            self._file.append({"epsilon": epsilon, "ids": ids})
 
     def label_epsilon_of(self, sample_id: int) -> float:
         """Return the pure epsilon that a sample's randomised labels have cost."""
@@ -245,28 +197,6 @@ class Ledger:
     def label_epsilon(self) -> float:
         """The largest pure epsilon that any sample's randomised labels have cost."""
         return max(self._book.labels.values(), default=0.0)
-
-    def _append(self, cost: Mapping[str, Any]) -> None:
-        """Write a charge, sync it, and count it."""
-        with self._writing:  # or close could give the file away in the middle of it
-            if not self._usable:
-                raise FedloraError(f"ledger {self.path} is closed; open it again")
-            charge = {"seq": self._book.seq + 1, "time": self._now(self._book), **cost}
-            line = journal.encode(charge)
-            self._usable = False  # a failure on the way leaves the file in doubt
-            try:
-                self._file.write(line)
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._book.apply(charge)
-                self._mark.write(self._book.seq)
-                self._bytes += len(line)
-                if self._bytes > self._rewrite_bytes:
-                    self._file.close()
-                    self._rewrite()
-            except OSError as error:
-                raise self._failed("charge", error) from error
-            self._usable = True
 
     def check_floor(self, sigma: float) -> None:
         """Refuse noise below the owner's floor; raises ``FedloraError``."""
@@ -322,54 +252,3 @@ class Ledger:
 
     def _in_epsilon(self, rho: float) -> str:
         return f"{self._budget.in_epsilon(rho):.3g}"
-
-    def _now(self, book: Book) -> float:
-        now = self._clock()
-        if now < book.time - CLOCK_SLACK_S:
-            raise FedloraError(
-                f"the clock is {book.time - now:.0f} s behind the last charge in {self.path}; set "
-                "the clock, or nobody can tell whether the ledger was rolled back"
-            )
-        return max(now, book.time)
-
-    def _failed(self, verb: str, error: OSError) -> FedloraError:
-        return FedloraError(
-            f"cannot {verb} ledger {self.path}: {error.strerror}; mend the disk or the path, then "
-            "start again"
-        )
-
-    def _read(self) -> Book:
-        """Read the ledger, or start one where there is none."""
-        mark = self._mark.read()
-        if not self.path.exists():
-            if mark:
-                raise FedloraError(
-                    f"ledger {self.path} is gone although {mark} charges were booked; restore it, "
-                    f"or delete {self._mark.path.name} too if its samples are no longer used"
-                )
-            self._mark.create()
-            fresh = Book(self.client, secrets.token_bytes(16), seq=0, time=self._clock())
-            journal.replace(self.path, fresh.lines())
-            mark = 0
-        book = Book.read(self.path)
-        if book.client != self.client:
-            raise FedloraError(
-                f"ledger {self.path} is that of client {book.client}, not {self.client}; set "
-                "another ledger path"
-            )
-        if mark is None:
-            raise FedloraError(f"{self._mark.path} is gone; restore the ledger's newest copy")
-        if mark > book.seq:
-            raise FedloraError(
-                f"ledger {self.path} ends at charge {book.seq} but charge {mark} was booked; it "
-                "was rolled back or cut short, restore its newest copy"
-            )
-        self._now(book)
-        return book
-
-    def _rewrite(self) -> None:
-        """Merge the charges into the sums, and append to the new file from now on."""
-        journal.replace(self.path, self._book.lines())
-        self._file = self.path.open("ab")
-        self._bytes = self.path.stat().st_size
-        self._rewrite_bytes = max(_JOURNAL_BYTES_MIN, 4 * self._bytes)

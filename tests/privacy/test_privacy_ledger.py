@@ -15,7 +15,7 @@ import pytest
 
 from fedlora.errors import FedloraError
 from fedlora.privacy import journal
-from fedlora.privacy import ledger as module
+from fedlora.privacy import ledger_file as module
 from fedlora.privacy.accounting import rho
 from fedlora.privacy.book import RUNS_KEPT
 from fedlora.privacy.calibration import calibrate_sigma
