@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,23 +10,16 @@ from typing import Any
 import torch
 
 from fedlora.config import Scenario
-from fedlora.lora.adamw import ComponentAdamW, clip_global_norm
-from fedlora.lora.average import ContributionCount, average_gradients
-from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
-from fedlora.lora.sensitivity import Sensitivity
 from fedlora.lora.start import start_from
 from fedlora.privacy.cascade import SnrMeter
-from fedlora.robust.average import create_average, robust_mean
-from fedlora.robust.momentum import ClientMomentum
+from fedlora.server.adapter_update import AdapterUpdate
 from fedlora.server.device import check_device
 from fedlora.server.placement import Placement
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import pool_packed
-
-log = logging.getLogger("fedlora.server")
 
 AdapterState = Mapping[str, torch.Tensor]
 
@@ -55,7 +47,7 @@ class ClientRows:
 
 
 class SplitEngine:
-    """Frozen blocks with LoRA, and the optimiser.
+    """Frozen blocks with LoRA; one batch forward, and one backward.
 
     Parameters
     ----------
@@ -65,6 +57,11 @@ class SplitEngine:
         Model, LoRA, task and training sections are used.
     pools
         Whether rows are pooled here before they go down.
+
+    Attributes
+    ----------
+    update
+        Makes the next adapter of the gradients that ``backward`` adds up.
     """
 
     def __init__(self, checkpoint: Checkpoint, scenario: Scenario, *, pools: bool) -> None:
@@ -85,19 +82,11 @@ class SplitEngine:
         self.placement.attach(self.projections)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
-        self.average = create_average(scenario.robust)
-        self.momentum = ClientMomentum(scenario.robust.momentum)
-        self.by_client = ClientGradients(self.projections) if self.average else None
-        self.optimizer = ComponentAdamW(
-            self.projections, scenario.train.weight_decay, scenario.robust.betas
-        )
+        self.update = AdapterUpdate(self.projections, scenario)
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
-        self._sensitivity = Sensitivity(self.projections)
-        self._told = (0, 0)
         self._snr = SnrMeter(len(self.projections))
-        self._start_step()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,12 +128,9 @@ class SplitEngine:
                 output = pool_packed(output, lengths, self.pool)
         if train:
             self._rows, self._input, self._output = rows, packed, output
-            if self.by_client is not None:
-                self.by_client.begin(
-                    [r.client for r in rows],
-                    [len(r.lengths) for r in rows],
-                    [r.ranks for r in rows],
-                )
+            self.update.begin_batch(
+                [r.client for r in rows], [len(r.lengths) for r in rows], [r.ranks for r in rows]
+            )
         sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
         return list(torch.split(output.detach().float(), sizes))
 
@@ -182,69 +168,13 @@ class SplitEngine:
             now = [f.grad for f in self._factors() if f.grad is not None]
             measured = _energies([a - b for a, b in zip(now, before, strict=True)])
             self._snr.add(measured, noise_energy)
-        for row, gradient, weight in zip(self._rows, gradients, weights, strict=True):
-            if gradient is not None:
-                self.count.add(row.ranks, weight)
-        if self.by_client is not None:
-            given = zip(gradients, weights, strict=True)
-            self.by_client.count([0.0 if g is None else w for g, w in given])
+        given = zip(gradients, weights, strict=True)
+        self.update.end_batch([None if g is None else w for g, w in given])
         self._output = None
         if self._input.grad is None:
             return None
         tokens = [sum(r.lengths) for r in self._rows]
         return list(torch.split(self._input.grad.float(), tokens))
-
-    def update(self, step: int, shared: Sequence[torch.Tensor] = ()) -> None:
-        """Average what has been added up over its contributors, clip, and step the optimiser.
-
-        Parameters
-        ----------
-        step
-            Number of the optimiser step, from 0, for the schedule.
-        shared
-            Averaged head gradients, clipped in place together with the adapters'.
-        """
-        active = self._average()
-        if self.scenario.lora.freeze_a:
-            for projection in self.projections:
-                projection.A.grad = None
-        gradients = [g for p in self.projections for g in (p.A.grad, p.B.grad) if g is not None]
-        clip_norm = self.scenario.train.clip_norm
-        if clip_norm > 0:
-            clip_global_norm([*gradients, *shared], clip_norm)
-        self._sensitivity.note()
-        self.optimizer.step(self.scenario.train.learning_rate(step), active)
-        self._start_step()
-
-    def _average(self) -> torch.Tensor:
-        """Average over clients; return which components have a gradient."""
-        if self.average is None or self.by_client is None:
-            return average_gradients(self.projections, self.count)
-        blocks, weights, clients = self.by_client.take()
-        blocks = self.momentum.blend(clients, blocks)
-        means, present = robust_mean(self.average, blocks, weights)
-        for index, projection in enumerate(self.projections):
-            A, B = means[2 * index : 2 * index + 2]
-            projection.A.grad = A.to(projection.A.dtype)
-            projection.B.grad = B.T.to(projection.B.dtype)
-        active = torch.stack([components.cpu() for components in present[::2]])
-        trained = torch.stack([block.present.any(0).cpu() for block in blocks[::2]])
-        self._tell_resting(int((trained & ~active).sum()), int(active.sum()), len(weights))
-        return active
-
-    def _tell_resting(self, resting: int, active: int, clients: int) -> None:
-        """Say, when it changes, what too few clients train for a robust average."""
-        if resting and (resting, clients) != self._told:
-            log.warning(
-                "%d of %d components are trained by too few of %d clients for robust.hostile = %d, "
-                "which takes %d; they stay as they are",
-                resting,
-                resting + active,
-                clients,
-                self.scenario.robust.hostile,
-                2 * self.scenario.robust.hostile + 1,
-            )
-        self._told = (resting, clients)
 
     def energies(self, gradients: Sequence[torch.Tensor | None]) -> list[float]:
         """Return the energy that gradients at the cut bring to each projection's A and B together.
@@ -255,7 +185,8 @@ class SplitEngine:
             As for ``backward``, which may still follow: nothing is added up.
         """
         assert self._output is not None
-        with self.by_client.pause() if self.by_client else nullcontext():
+        by_client = self.update.by_client
+        with by_client.pause() if by_client else nullcontext():
             found = torch.autograd.grad(
                 self._output, self._factors(), self._cotangent(gradients), retain_graph=True
             )
@@ -282,13 +213,6 @@ class SplitEngine:
         """
         return self._snr.take()
 
-    def round_sensitivity(self) -> list[float] | None:
-        """Return each projection's sensitivity to the averaged gradients since the last call.
-
-        None when there was no step; see ``fedlora.lora.sensitivity``.
-        """
-        return self._sensitivity.take()
-
     def adapter(self) -> dict[str, torch.Tensor]:
         """Return a copy of all factors, as ``NAME.A`` and ``NAME.B``."""
         state = {}
@@ -309,11 +233,7 @@ class SplitEngine:
 
         Nothing else changes: what is random follows from the seed and the number of the exchange.
         """
-        return {
-            "adapter": self.adapter(),
-            "optimizer": self.optimizer.state_dict(),
-            "momentum": self.momentum.state_dict(),
-        }
+        return {"adapter": self.adapter(), **self.update.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, and forget a step or round that was not finished.
@@ -323,13 +243,8 @@ class SplitEngine:
         FedloraError
             For another model's state.
         """
-        self._start_step()
-        if self.by_client is not None:
-            self.by_client.forget()
+        self.update.load_state_dict(state)
         self._snr.take()
-        self._sensitivity.take()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.momentum.load_state_dict(state["momentum"])
         self.load_adapter(state["adapter"])
 
     def full_ranks(self) -> list[int]:
@@ -339,10 +254,6 @@ class SplitEngine:
     def zero_ranks(self) -> list[int]:
         """Return the vector that leaves the backbone as it is."""
         return [0] * len(self.projections)
-
-    def _start_step(self) -> None:
-        self.optimizer.zero_grad()
-        self.count = ContributionCount(len(self.projections), self.r_max)
 
 
 def _energies(gradients: Sequence[torch.Tensor]) -> list[float]:

@@ -281,7 +281,7 @@ class StepLoop:
     def _update(self, step: int, head: SharedHead | None, *, train: bool) -> None:
         shared = head.averaged() if head else []
         if train:
-            self.engine.update(step, shared)
+            self.engine.update.step(step, shared)
         elif self.scenario.train.clip_norm > 0 and shared:
             clip_global_norm(shared, self.scenario.train.clip_norm)
         if head:

@@ -198,7 +198,7 @@ class Training:
         if snr is not None:
             record["gradient_snr"] = snr
         epsilons = {client: self.spending.epsilon(client) for client in losses}
-        told = Told(self.engine.round_sensitivity(), snr, epsilons)
+        told = Told(self.engine.update.sensitivity.take(), snr, epsilons)
         self.ranking.observe(round_, losses, told, self.air)
         self.air.end_round(round_, decisions)
         record["seconds"] = time.perf_counter() - started

@@ -64,7 +64,7 @@ class InTurn:
             engine.backward([gradient], [weight])
             self._open[client] = self._activation(reply)
             total, weights = total + read_number(reply, "loss"), weights + weight
-        engine.update(number, self._head.averaged() if self._head else [])
+        engine.update.step(number, self._head.averaged() if self._head else [])
         if self._head:
             self._head.step(number)
         return total / weights

@@ -60,7 +60,7 @@ def measure(folder: Path, overrides: list[str]) -> tuple[float, float, float]:
     started = time.perf_counter()
     [z] = engine.forward([rows], train=True)
     engine.backward([torch.randn_like(z)], [float(ROWS)])
-    engine.update(0)
+    engine.update.step(0)
     seconds = time.perf_counter() - started
     over.set()
     size = sum(e.stop - e.start for name, e in checkpoint.entries.items() if ".layers." in name)

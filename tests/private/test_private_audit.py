@@ -174,7 +174,7 @@ def test_adapter_gradients_of_a_sample_are_the_engines(exact: Observed) -> None:
     engine.forward([ClientRows(e, [length], engine.full_ranks())], train=True)
     engine.backward([g], [1.0])
     expected = [f.grad.clone() for p in engine.projections for f in (p.A, p.B)]
-    engine.optimizer.zero_grad()
+    engine.update.optimizer.zero_grad()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         return engine.blocks(x, None)[:, -1]

@@ -69,7 +69,7 @@ def test_each_clients_gradient_equals_that_of_peft_on_its_rows_alone(checkpoints
         for part, rows in zip(z, data.values(), strict=True)
     ]
     engine.backward(answers, [float(len(rows)) for rows in data.values()])
-    blocks, weights, clients = engine.by_client.take()
+    blocks, weights, clients = engine.update.by_client.take()
     assert (clients, weights.tolist()) == (list(data), [2.0, 1.0, 3.0])
     for slot, (client, rows) in enumerate(data.items()):
         model, chosen = peft_at(folder, engine, ranks[client])
@@ -102,7 +102,7 @@ def test_they_add_up_to_the_factors_gradients_over_several_exchanges(checkpoints
         engine.backward(gradients, [float(len(part)) for part in z])
         for client, gradient in zip(clients, gradients, strict=True):
             totals[client] += 0 if gradient is None else len(gradient)
-    blocks, weights, clients = engine.by_client.take()
+    blocks, weights, clients = engine.update.by_client.take()
     order = ["0", "2", "1"]  # as they came
     assert weights.tolist() == [totals[c] for c in order]
     for index, projection in enumerate(engine.projections):
@@ -121,7 +121,7 @@ def test_what_is_kept_is_one_adapter_for_each_client(checkpoints):
     rows = [dataclasses.replace(own, lengths=[*own.lengths] * 3) for own in rows]
     z = engine.forward(rows, train=True)
     engine.backward(random_gradients(z, 0), [1.0] * len(rows))
-    blocks, *_ = engine.by_client.take()
+    blocks, *_ = engine.update.by_client.take()
     adapter = sum(p.A.numel() + p.B.numel() for p in engine.projections)
     assert sum(block.values.numel() for block in blocks) == len(rows) * adapter
 
@@ -137,10 +137,10 @@ def test_median_of_honest_and_hostile_clients_lies_among_the_honest(checkpoints)
     gradients = random_gradients(z, 3)
     gradients[4] = gradients[4] * 1e30
     engine.backward(gradients, [float(len(part)) for part in z])
-    blocks, weights, clients = engine.by_client.take()
-    engine.by_client.take = lambda: (blocks, weights, clients)
+    blocks, weights, clients = engine.update.by_client.take()
+    engine.update.by_client.take = lambda: (blocks, weights, clients)
     before = [p.A.detach().clone() for p in engine.projections]
-    engine.update(0)
+    engine.update.step(0)
     checked = 0
     for block, projection, old in zip(blocks[::2], engine.projections, before, strict=True):
         signs = block.values[:4].sign()
@@ -165,7 +165,7 @@ def test_a_step_after_going_back_knows_nothing_of_the_one_that_was_abandoned(che
         engine.backward(random_gradients(z, seed), [1.0] * len(rows), noise)
 
     exchange(again, rows, 1)
-    again.update(0)
+    again.update.step(0)
     exchange(again, rows[1:], 3)
     again.forward(rows[:2], train=True)
     again.load_state_dict(start)
@@ -173,8 +173,8 @@ def test_a_step_after_going_back_knows_nothing_of_the_one_that_was_abandoned(che
     for engine in (fresh, again):
         for seed in (5, 7):
             exchange(engine, rows, seed)
-        engine.update(0)
-        told.append((engine.round_snr(), engine.round_sensitivity()))
+        engine.update.step(0)
+        told.append((engine.round_snr(), engine.update.sensitivity.take()))
     assert told[0] == told[1]
     for name, factor in fresh.adapter().items():
         assert torch.equal(factor, again.adapter()[name]), name

@@ -48,7 +48,7 @@ def step(engine: SplitEngine, folder, number: int = 0) -> list[torch.Tensor]:
     gradients = [torch.randn(part.shape, generator=generator) for part in z]
     engine.backward(gradients, [2.0] * len(rows))
     factors = [f.grad.clone() for p in engine.projections for f in (p.A, p.B)]
-    engine.update(number)
+    engine.update.step(number)
     return [*z, *factors]
 
 

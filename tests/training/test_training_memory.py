@@ -56,10 +56,12 @@ def step_bytes(engine: SplitEngine, rows: int, clients: int) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         z = engine.forward(uploads, train=True)
         engine.backward([torch.randn_like(part) for part in z], [float(rows)] * clients)
-    apart = 0
-    if engine.by_client is not None:
-        apart = sum(block.values.nbytes for block in engine.by_client.take()[0])
-    engine.update(0) if engine.by_client is None else engine.optimizer.zero_grad()
+    apart, update = 0, engine.update
+    if update.by_client is None:
+        update.step(0)
+    else:
+        apart = sum(block.values.nbytes for block in update.by_client.take()[0])
+        update.optimizer.zero_grad()
     return sum(size for place, size in kept.items() if place not in frozen), apart
 
 

@@ -114,7 +114,7 @@ def test_components_are_averaged_over_their_contributors(tiny, records):
     config = scenario(tiny["gpt2"], records, "head.share=step", "train.lr=0.2", *RANKS)
     federation = Federation(config)
     engine: Any = federation.server.engine
-    engine.optimizer = PlainDescent(engine.projections)
+    engine.update.optimizer = PlainDescent(engine.projections)
     check(federation, Ranked(federation, torch.optim.SGD))
 
 
