@@ -125,6 +125,33 @@ def lock_file(path: Path) -> BinaryIO | None:
 
 
 @contextlib.contextmanager
+def held_folder(path: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of a folder that there is.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    what
+        Goes on in it, as the refusal calls it.
+
+    Raises
+    ------
+    FedloraError
+        When another process holds it, or nothing can be written there.
+    """
+    name = path / ".lock"
+    with explained(name):
+        lock = lock_file(name)
+    if lock is None:
+        raise FedloraError(
+            f"{what} is still going on in {path}; wait for it, or give another --out"
+        )
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Raise ``FedloraError`` with the mend where a file cannot be written."""
     try:

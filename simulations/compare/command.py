@@ -77,8 +77,9 @@ def compare(
     ]
     _check(base, trials)
     folder = CompareFolder(out, base, price)
-    run_missing(folder, base, trials, price, workers)
-    write_results(folder, base, Console())
+    with folder.held():
+        run_missing(folder, base, trials, price, workers)
+        write_results(folder, base, Console())
 
 
 def _check(base: Scenario, trials: Sequence[Trial]) -> None:

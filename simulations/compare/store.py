@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedlora.config import Scenario, load_scenario, scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.files import append_line, read_lines, replace_file
+from fedlora.files import append_line, held_folder, read_lines, replace_file
 from simulations.compare.reward import Losses
 from simulations.compare.trial import Result
 
@@ -60,13 +61,23 @@ class CompareFolder:
                     f"{path} holds a comparison with other settings; give another --out, or "
                     "delete it"
                 )
-        kept.write_text(f"{price_line}\n{scenario_to_toml(scenario)}", encoding="utf-8")
+        replace_file(kept, f"{price_line}\n{scenario_to_toml(scenario)}".encode())
         self._trials = path / "trials.jsonl"
         self._references = path / "references.jsonl"
-        self.results = [_result(table) for table in read_lines(self._trials)[0]]
-        self.references: dict[int, Losses] = {
-            table["seed"]: table["losses"] for table in read_lines(self._references)[0]
-        }
+        self._read()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others from running the same trials, and read what they may have added before.
+
+        Raises
+        ------
+        FedloraError
+            When another comparison goes on in the folder.
+        """
+        with held_folder(self.path, "a comparison"):
+            self._read()
+            yield
 
     @property
     def finished(self) -> set[tuple[str, float, int]]:
@@ -74,6 +85,12 @@ class CompareFolder:
         return {
             (result.row["strategy"], result.row["snr_db"], result.row["seed"])
             for result in self.results
+        }
+
+    def _read(self) -> None:
+        self.results = [_result(table) for table in read_lines(self._trials)[0]]
+        self.references: dict[int, Losses] = {
+            table["seed"]: table["losses"] for table in read_lines(self._references)[0]
         }
 
     def add(self, result: Result) -> None:

@@ -61,6 +61,7 @@ def train_policy(
 
     from fedlora.check import check_scenario
     from fedlora.config import with_overrides
+    from fedlora.files import held_folder
     from fedlora.scenarios import find_scenario
     from simulations.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
@@ -95,7 +96,8 @@ def train_policy(
         f"--margin {margin:g}" + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
     folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo)
-    PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)
+    with held_folder(folder.path, "a training"):
+        PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)
     typer.echo(f"policy: {folder.policy}")
 
 

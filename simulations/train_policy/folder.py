@@ -61,41 +61,19 @@ class TrainingFolder:
         return self.path / "warm-start.safetensors"
 
     @property
-    def profile(self) -> Path:
-        """The losses by rank."""
-        return self.path / "profile.json"
-
-    @property
     def prices(self) -> Path:
         """What the teacher is to save at each SNR."""
         return self.path / "prices.json"
 
     @property
-    def learner(self) -> Path:
-        """PPO between two episodes."""
-        return self.path / "ppo.zip"
-
-    @property
-    def diffusion(self) -> Path:
-        """The diffusion, its optimiser and the replay between two episodes."""
-        return self.path / "diffusion.pt"
+    def checkpoint(self) -> Path:
+        """All of the training between two episodes."""
+        return self.path / "checkpoint.pt"
 
     @property
     def plot(self) -> Path:
         """The reward over the episodes."""
         return self.path / "curves.png"
-
-    def read_curve(self) -> list[dict[str, Any]]:
-        """Return what was noted of each episode.
-
-        Raises
-        ------
-        FedloraError
-            When the file is damaged.
-        """
-        path = self.path / "curve.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        return [_read_json(line, path) for line in lines]
 
     def write_curve(self, curve: Sequence[dict[str, Any]]) -> None:
         """Replace what was noted of the episodes."""
@@ -111,12 +89,28 @@ class TrainingFolder:
             When the file is damaged.
         """
         path = self.path / "references.json"
-        found: dict[str, Losses] = _read_json(path.read_bytes(), path) if path.exists() else {}
+        found: dict[str, Losses] = _read_json(path, dict) if path.exists() else {}
         return found
 
     def write_references(self, references: dict[str, Losses]) -> None:
         """Replace the references."""
         replace_file(self.path / "references.json", json.dumps(references).encode())
+
+    def read_profile(self) -> dict[str, list[float]]:
+        """Return the losses by rank that were measured.
+
+        Raises
+        ------
+        FedloraError
+            When the file is damaged.
+        """
+        path = self.path / "profile.json"
+        found: dict[str, list[float]] = _read_json(path, dict) if path.exists() else {}
+        return found
+
+    def write_profile(self, profile: dict[str, list[float]]) -> None:
+        """Replace them."""
+        replace_file(self.path / "profile.json", json.dumps(profile).encode())
 
     def read_prices(self) -> list[dict[str, float]]:
         """Return what the teacher is to save, at each SNR.
@@ -126,8 +120,8 @@ class TrainingFolder:
         FedloraError
             When the file is damaged.
         """
-        data = self.prices.read_bytes() if self.prices.exists() else b"[]"
-        found: list[dict[str, float]] = _read_json(data, self.prices)
+        path = self.prices
+        found: list[dict[str, float]] = _read_json(path, list) if path.exists() else []
         return found
 
     def write_prices(self, prices: list[dict[str, float]]) -> None:
@@ -135,13 +129,16 @@ class TrainingFolder:
         replace_file(self.prices, json.dumps(prices).encode())
 
 
-def _read_json(data: bytes, path: Path) -> Any:
+def _read_json(path: Path, kind: type) -> Any:
     try:
-        return json.loads(data)
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds a {type(found).__name__}, not a {kind.__name__}")
     except ValueError as error:
         raise FedloraError(
             f"{path} is damaged ({error}); remove it, and what it held is done again"
         ) from None
+    return found
 
 
 def _describe(setting: Setting, *, plain: bool) -> str:

@@ -1,9 +1,8 @@
-"""PPO over the policy's actor: made, taken up again, and kept equal to the policy."""
+"""PPO over the policy's actor: made, and kept equal to the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from stable_baselines3 import PPO
@@ -57,11 +56,6 @@ def new_learner(env: FederationEnv, rounds: int, seed: int, *, plain: bool) -> P
             "ortho_init": True,
         },
     )
-
-
-def stored_learner(path: Path, env: FederationEnv) -> PPO:
-    """Return PPO as it was saved."""
-    return PPO.load(path, env=env, device="cpu")
 
 
 def copy_to(ppo: PPO, actor: Actor) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,20 +53,24 @@ def profile_ranks(r_max: int) -> list[int]:
 
 
 def measure_profile(
-    scenario: Scenario, path: Path, advance: Callable[[], None] = lambda: None
+    scenario: Scenario,
+    kept: dict[str, list[float]],
+    keep: Callable[[dict[str, list[float]]], None],
+    advance: Callable[[], None] = lambda: None,
 ) -> Profile:
-    """Run each rank once, unless the file holds it already, and return the table.
+    """Run each rank once, unless it was measured already, and return the table.
 
     Parameters
     ----------
     scenario
         What to run, with the seed to use.
-    path
-        JSON file that keeps what was measured.
+    kept
+        Losses by rank that were measured before; takes the others.
+    keep
+        Called with all of them after each run.
     advance
-        Called after each run.
+        Called after each rank.
     """
-    kept: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
     ranks = profile_ranks(scenario.lora.r_max)
     for rank in ranks:
         if str(rank) not in kept:
@@ -84,6 +86,6 @@ def measure_profile(
             connect(plain, record, workers=1).training.run()
             losses = [float(item["loss"] or 0.0) for item in record.rounds]
             kept[str(rank)] = losses * scenario.train.rounds if rank == 0 else losses
-            path.write_text(json.dumps(kept))
+            keep(kept)
         advance()
     return Profile(np.array(ranks, dtype=float), np.array([kept[str(rank)] for rank in ranks]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from fedlora.ranks import RankSpace
 from simulations.compare.reward import Losses
 from simulations.compare.trial import run_reference
 from simulations.in_process import Record, connect
+from simulations.train_policy.checkpoint import read_checkpoint, restore, save_checkpoint
 from simulations.train_policy.curves import draw_curves
 from simulations.train_policy.environment import FederationEnv
 from simulations.train_policy.folder import TrainingFolder
@@ -22,7 +24,6 @@ from simulations.train_policy.learner import (
     copy_from,
     copy_to,
     new_learner,
-    stored_learner,
     teach_critic,
 )
 from simulations.train_policy.profile import Profile, measure_profile, profile_ranks
@@ -100,7 +101,8 @@ class PolicyTraining:
             projections=[f"layer {p.layer} {p.name}" for p in self.space.projections],
         )
         self.replay = Replay.empty()
-        self.curve = folder.read_curve()
+        self._kept = read_checkpoint(folder.checkpoint)
+        self.curve: list[dict[str, Any]] = self._kept["curve"] if self._kept else []
         self.prices: PriceList | None = None
         self._references: dict[str, Losses] = {}
 
@@ -148,7 +150,8 @@ class PolicyTraining:
         )
         return measure_profile(
             replace(scenario, seed=self.setting.seeds[0]),
-            self.folder.profile,
+            self.folder.read_profile(),
+            self.folder.write_profile,
             lambda: progress.advance(task),
         )
 
@@ -237,14 +240,8 @@ class PolicyTraining:
         progress: Progress,
     ) -> PPO:
         seed, actor = self.setting.seed, self.policy.actor
-        if self.folder.learner.exists() and self.curve:
-            state = torch.load(self.folder.diffusion, weights_only=True)
-            self.policy.denoiser.load_state_dict(state["denoiser"])
-            refiner.optimizer.load_state_dict(state["optimizer"])
-            refiner.generator.set_state(state["generator"])
-            for name in ("latents", "plans", "rewards", "features"):
-                setattr(self.replay, name, state[name])
-            ppo = stored_learner(self.folder.learner, env)
+        if self._kept:
+            ppo = restore(self._kept, env, refiner, self.replay)
             copy_to(ppo, actor)
             return ppo
         ppo = new_learner(env, self.setting.scenario.train.rounds, seed, plain=self.plain)
@@ -268,19 +265,7 @@ class PolicyTraining:
         self.curve.append(entry)
 
     def _checkpoint(self, ppo: PPO, refiner: Refiner) -> None:
-        ppo.save(self.folder.learner)
-        torch.save(
-            {
-                "denoiser": self.policy.denoiser.state_dict(),
-                "optimizer": refiner.optimizer.state_dict(),
-                "generator": refiner.generator.get_state(),
-                "latents": self.replay.latents,
-                "plans": self.replay.plans,
-                "rewards": self.replay.rewards,
-                "features": self.replay.features,
-            },
-            self.folder.diffusion,
-        )
+        save_checkpoint(self.folder.checkpoint, ppo, refiner, self.replay, self.curve)
         self.policy.save(self.folder.policy)
         self.folder.write_curve(self.curve)
         draw_curves(self.folder.plot, self.curve)

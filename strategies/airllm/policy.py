@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from fedlora.files import replace_file
 from fedlora.ranks import FedloraError
 from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES
 from strategies.airllm.network import CHANNELS, LATENT, Actor, Denoiser
@@ -84,8 +85,7 @@ class Policy:
             for name, module in (("actor", self.actor), ("denoiser", self.denoiser))
             for key, value in module.state_dict().items()
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"fedlora.airllm": json.dumps(manifest)})
+        replace_file(path, save(tensors, {"fedlora.airllm": json.dumps(manifest)}))
 
 
 def load_policy(path: Path) -> Policy:

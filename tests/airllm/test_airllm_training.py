@@ -263,7 +263,6 @@ def test_a_setting_that_cannot_be_trained_on_is_refused(more, message):
 
 def test_a_training_folder_goes_on_with_the_same_settings_alone(tmp_path):
     folder = TrainingFolder(tmp_path / "out", setting(), resume=False, plain=False)
-    folder.write_curve([{"episode": 0, "reward": 0.5}])
     folder.write_references({"1000": [{"0": 1.5}]})
     with pytest.raises(FedloraError, match="holds a training; add --resume"):
         TrainingFolder(folder.path, setting(), resume=False, plain=False)
@@ -273,11 +272,16 @@ def test_a_training_folder_goes_on_with_the_same_settings_alone(tmp_path):
                 folder.path, **({"setting": setting(), "plain": False} | other), resume=True
             )
     again = TrainingFolder(folder.path, setting(), resume=True, plain=False)
-    assert again.read_curve() == [{"episode": 0, "reward": 0.5}]
     assert again.read_references() == {"1000": [{"0": 1.5}]}
-    (folder.path / "curve.jsonl").write_text("{")
-    with pytest.raises(FedloraError, match=r"curve\.jsonl is damaged .*remove it"):
-        again.read_curve()
+    for name, read in (
+        ("references", again.read_references),
+        ("profile", again.read_profile),
+        ("prices", again.read_prices),
+    ):
+        for damaged in ("{", '"text"'):
+            (folder.path / f"{name}.json").write_text(damaged)
+            with pytest.raises(FedloraError, match=rf"{name}\.json is damaged .*remove it"):
+                read()
 
 
 def test_a_folder_with_something_else_is_not_trained_in(tmp_path):

@@ -159,3 +159,13 @@ def test_tables_and_plots_are_written(scenario, tmp_path):
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert {"metric-over-snr", "bits-over-snr", "metric-over-bits", "ranks-greedy"} <= names
     assert "uniform(r=2)" in (tmp_path / "printed.txt").read_text()
+
+
+def test_two_comparisons_do_not_run_the_same_trials_in_one_folder(scenario, tmp_path):
+    first, second = (CompareFolder(tmp_path, scenario, 0.2) for _ in range(2))
+    with first.held():
+        first.add(result("greedy", 5.0, 1, 0.0))
+        with pytest.raises(FedloraError, match="a comparison is still going on in"), second.held():
+            pass
+    with second.held():
+        assert second.finished == {("greedy", 5.0, 1)}
