@@ -10,6 +10,9 @@ from fedlora.channel.checks import bandwidth, number, positive
 from fedlora.errors import FedloraError
 
 SNR_LIMIT_DB = 200.0
+ROUND_MAX_S = 1e9
+BLOCKS_MAX = 1_000_000
+"""Fading blocks of a round: more are no more exact, and take the time that they model."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,15 @@ class ChannelConfig:
         number("channel.gap_db", self.gap_db, low=0.0)
         number("channel.deliver_every", self.deliver_every, low=0)
         number("channel.bits_per_parameter", self.bits_per_parameter, low=1, high=64)
+        number("channel.round_s", self.round_s, high=ROUND_MAX_S)
         number("channel.coherence_s", self.coherence_s, low=0.0)
         blocks = self.round_s / self.coherence_s if self.coherence_s else 1.0
+        if blocks > BLOCKS_MAX:
+            raise FedloraError(
+                f"channel.coherence_s is {self.coherence_s}, which cuts channel.round_s "
+                f"{self.round_s} into {blocks:.3g} fading blocks; set "
+                f"{self.round_s / BLOCKS_MAX:g} or more, or 0 for one block a round"
+            )
         if round(blocks) < 1 or abs(blocks - round(blocks)) > 1e-6 * blocks:
             raise FedloraError(
                 f"channel.coherence_s is {self.coherence_s} and does not divide channel.round_s "

@@ -10,6 +10,7 @@ from typing import Any
 from fedlora.config.checks import require
 from fedlora.config.placement import is_away, parse_blocks
 
+_MOST_CLIENTS = 100_000
 _SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
 
 
@@ -35,7 +36,10 @@ class FederationConfig:
     connect_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        require(self.clients >= 1, f"federation.clients is {self.clients}; set 1 or more")
+        require(
+            1 <= self.clients <= _MOST_CLIENTS,
+            f"federation.clients is {self.clients!r:.80}; set a number from 1 to {_MOST_CLIENTS}",
+        )
         require(
             self.clients_per_round >= 0,
             f"federation.clients_per_round is {self.clients_per_round}; set 0 for all",

@@ -127,6 +127,7 @@ def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
         channel = replace(channel, options={**options, "path": place(options["path"])})
     python_path = scenario.python_path
     if python_path:
+        require("\0" not in python_path, f"python_path is {python_path!r}; name a folder")
         python_path = str((folder / Path(python_path).expanduser()).resolve())
     return replace(
         scenario,

@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -58,7 +59,9 @@ def load_records(config: DataConfig, which: Literal["train", "test"]) -> list[di
         When the data cannot be read, is empty, or lacks the text column.
     """
     path, key = getattr(config, which), f"data.{which}"
-    records = list(islice(_records(path, key, config, which), config.max_rows or None))
+    records = list(
+        islice(_records(path, key, config, which), min(config.max_rows, sys.maxsize) or None)
+    )
     if not records:
         raise FedloraError(f"{key} is {path!r}, which holds no records; name a file with some")
     require_column(records, config.text, "data.text", path)

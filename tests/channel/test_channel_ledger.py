@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fedlora.channel.channel import Channel
+from fedlora.channel.channel import Channel, build_channel
 from fedlora.channel.config import ChannelConfig
-from fedlora.channel.delivery import deliver
+from fedlora.channel.delivery import Delivery, deliver
 from fedlora.channel.ledger import AirLedger
 from fedlora.channel.models.awgn import AwgnChannel
 from fedlora.channel.models.base import ChannelModel, Link
@@ -210,3 +211,32 @@ def test_directions_have_their_own_rate() -> None:
     assert deliver(channel, 1_000_000, 0, 0, direction="up").seconds == pytest.approx(1.0)
     down = deliver(channel, 1_000_000, 0, 0, direction="down").seconds
     assert down == pytest.approx(1 / math.log2(101))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"correlation": "ar1", "ar1_coefficient": 0.9, "duplex": "fdd"}]
+)
+def test_a_link_in_a_deep_fade_is_slow_but_reckoned_at_once(options: dict[str, Any]) -> None:
+    config = ChannelConfig(
+        model="rayleigh", options=options, snr_db=(-60.0,), round_s=1.0, coherence_s=0.01
+    )
+    ledger = AirLedger(build_channel(config, 0))
+    ledger.start_round(0)
+    # At a low SNR the ergodic capacity is the mean SNR in nats: 7 million fading blocks a payload.
+    expected_s = 1e6 * math.log(2) / (1e-6 * 1e6)
+    for _ in range(2):
+        assert ledger.book(0, "up", "activation", 10**6, 0) == pytest.approx(expected_s, rel=0.1)
+    late = ledger.deliver(0, 10**6, 0)
+    assert (late.delivered, late.seconds) == (False, 1.0)
+
+
+def test_a_payload_of_many_blocks_ends_at_its_deadline_or_in_time() -> None:
+    def sent(deadline_s: float) -> Delivery:
+        config = ChannelConfig(snr_db=(0.0,), round_s=1.0, coherence_s=1e-3)
+        return deliver(build_channel(config, 0), 50_000_000, 0, 0, deadline_s=deadline_s)
+
+    # 50 Mbit at 1 Mbit/s take 50,000 blocks.
+    assert sent(51.0).seconds == pytest.approx(50.0)
+    late = sent(30.0)
+    assert (late.delivered, late.seconds) == (False, 30.0)
+    assert late.bits_sent == pytest.approx(30_000_000, rel=1e-6)

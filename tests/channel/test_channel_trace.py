@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from decimal import Decimal
 from pathlib import Path
 
@@ -83,12 +84,22 @@ def test_directions_bandwidth_and_clients_are_read(tmp_path: Path) -> None:
         ("time_s,up_snr_db,down_snr_db\n0,1,-201\n", "down_snr_db in line 2 of .* from -200"),
         ("time_s,client,snr_db\n0,-1,1\n", "client -1; write an index"),
         ("time_s,snr_db,bandwidth_hz\n0,1,0\n", "is 0.0; set a finite number from 1"),
+        ("time_s,snr_db\n-1e308,1\n1e308,1\n", "time_s in line 2 of .* from -1e[+]12 to 1e[+]12"),
+        (f"time_s,snr_db\n0,1\n1,{'7' * 2000}\n", "line 3 cannot be read .field larger"),
+        (f"time_s,{'s' * 2000}\n0,1\n", "line 1 cannot be read .field larger"),
+        (f"time_s,snr_db\n0,1\n1,{'x' * 900}\n", "line 3 has 'x+ for snr_db; write"),
+        (f"time_s,{'s' * 900}\n0,1\n", "the unknown column 's+; known"),
     ],
 )
 def test_a_bad_trace_is_explained_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(FedloraError, match=message) as caught:
-        replay(tmp_path, text)
+    usual = csv.field_size_limit(1000)
+    try:
+        with pytest.raises(FedloraError, match=message) as caught:
+            replay(tmp_path, text)
+    finally:
+        csv.field_size_limit(usual)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 300
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -96,6 +107,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         TraceChannel(ChannelConfig(), 0, path=str(tmp_path / "absent.csv"))
     with pytest.raises(FedloraError, match="path is empty; name the CSV"):
         TraceChannel(ChannelConfig(), 0)
+    with pytest.raises(FedloraError, match=r"path is 'a\\x00b'; name the CSV"):
+        TraceChannel(ChannelConfig(), 0, path="a\0b")
+    with pytest.raises(FedloraError, match=r"cannot read trace .*: Is a directory"):
+        TraceChannel(ChannelConfig(), 0, path=str(tmp_path))
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FedloraError, match="it is not UTF-8 text"):
         TraceChannel(ChannelConfig(), 0, path=str(tmp_path / "binary.csv"))

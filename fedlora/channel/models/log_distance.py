@@ -16,6 +16,8 @@ from fedlora.channel.streams import Stream, stream
 SPEED_OF_LIGHT_MPS = 299_792_458.0
 THERMAL_NOISE_DBM_PER_HZ = -174.0
 _WAVES = 512
+_LENGTHS_M = 1e-3, 1e9
+_CARRIERS_HZ = 1e3, 1e15
 
 
 def budget_snr_db(
@@ -125,25 +127,27 @@ class LogDistanceChannel(ChannelModel):
         super().__init__(config, seed)
         option = "channel.options."
         self._exponent = positive(option + "exponent", exponent)
-        self._reference_m = positive(option + "reference_m", reference_m)
+        self._reference_m = number(option + "reference_m", reference_m, *_LENGTHS_M)
         self._noise_figure_db = number(option + "noise_figure_db", noise_figure_db)
         self._reference_loss_db = 20 * math.log10(
             4
             * math.pi
             * self._reference_m
-            * positive(option + "carrier_hz", carrier_hz)
+            * number(option + "carrier_hz", carrier_hz, *_CARRIERS_HZ)
             / SPEED_OF_LIGHT_MPS
         )
         self.shadowing = ShadowMap(
             seed,
             number(option + "shadowing_db", shadowing_db, low=0.0),
-            positive(option + "decorrelation_m", decorrelation_m),
+            number(option + "decorrelation_m", decorrelation_m, *_LENGTHS_M),
         )
+        # Faster, a client would cross its cell many times while nothing else happens.
+        most_mps = min(1e3 * number(option + "cell_radius_m", cell_radius_m, *_LENGTHS_M), 3e8)
         self.mobility = _mobility(
             choice(option + "mobility", mobility, ("static", "linear", "waypoint")),
             seed,
-            positive(option + "cell_radius_m", cell_radius_m),
-            positive(option + "speed_mps", speed_mps),
+            cell_radius_m,
+            number(option + "speed_mps", positive(option + "speed_mps", speed_mps), high=most_mps),
         )
         choice(option + "small_scale", small_scale, ("none", "rayleigh", "rician"))
         self._fading = None

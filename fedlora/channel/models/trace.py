@@ -19,6 +19,7 @@ from fedlora.errors import FedloraError
 
 _COLUMNS = ("time_s", "client", "snr_db", "up_snr_db", "down_snr_db", "bandwidth_hz")
 _GAP_FACTOR = 3.0
+_LIMITS = {"time_s": 1e12}  # beyond it a float has no milliseconds
 _EXCESS = "cells beyond the header"
 
 
@@ -62,6 +63,8 @@ class TraceChannel(ChannelModel):
             raise FedloraError(
                 "channel.options.path is empty; name the CSV file that trace replays"
             )
+        if "\0" in path:
+            raise FedloraError(f"channel.options.path is {path!r}; name the CSV file to replay")
         self._path = path
         self._series = _read(Path(path), config.up_snr_offset_db)
 
@@ -88,6 +91,22 @@ def _read(path: Path, up_snr_offset_db: float) -> dict[int | None, _Series]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise FedloraError(f"cannot read trace {path}: {reason}; check the path") from None
     reader = csv.DictReader(text.splitlines(), restkey=_EXCESS, skipinitialspace=True)
+    try:
+        groups = _by_client(path, reader)
+    except csv.Error as error:
+        raise FedloraError(
+            f"trace {path} line {reader.line_num + 1} cannot be read ({error}); write numbers "
+            "between commas"
+        ) from None
+    if not groups:
+        raise FedloraError(f"trace {path} has a header but no rows; add at least one")
+    return {client: _series(path, rows, up_snr_offset_db) for client, rows in groups.items()}
+
+
+def _by_client(
+    path: Path, reader: csv.DictReader[str]
+) -> dict[int | None, list[tuple[int, dict[str, float]]]]:
+    """Return line number and values of each client's rows."""
     header = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = header
     _check_header(path, header)
@@ -96,16 +115,14 @@ def _read(path: Path, up_snr_offset_db: float) -> dict[int | None, _Series]:
         values = _row(path, reader.line_num, cells)
         client = _client(path, reader.line_num, values.pop("client", None))
         groups.setdefault(client, []).append((reader.line_num, values))
-    if not groups:
-        raise FedloraError(f"trace {path} has a header but no rows; add at least one")
-    return {client: _series(path, rows, up_snr_offset_db) for client, rows in groups.items()}
+    return groups
 
 
 def _check_header(path: Path, header: list[str]) -> None:
     unknown = [name for name in header if name not in _COLUMNS]
     if unknown:
         raise FedloraError(
-            f"trace {path} has the unknown column {unknown[0]!r}; known: {', '.join(_COLUMNS)}"
+            f"trace {path} has the unknown column {unknown[0]!r:.80}; known: {', '.join(_COLUMNS)}"
         )
     twice = [name for name in header if header.count(name) > 1]
     if twice:
@@ -125,13 +142,13 @@ def _row(path: Path, line: int, cells: dict[str, str | None]) -> dict[str, float
         )
     values = {}
     for name, cell in cells.items():
-        limit = SNR_LIMIT_DB if name.endswith("snr_db") else math.inf
+        limit = SNR_LIMIT_DB if name.endswith("snr_db") else _LIMITS.get(name, math.inf)
         try:
             value = number(name, float(cell or ""))
         except (ValueError, TypeError):
             raise FedloraError(
-                f"trace {path} line {line} has {cell!r} for {name}; write a finite number, a trace "
-                "has no empty cells"
+                f"trace {path} line {line} has {cell!r:.80} for {name}; write a finite number, "
+                "a trace has no empty cells"
             ) from None
         values[name] = number(f"{name} in line {line} of trace {path}", value, -limit, limit)
     return values
