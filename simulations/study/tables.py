@@ -15,6 +15,7 @@ import numpy as np
 
 from simulations.compare.statistics import (
     BEST_FIXED,
+    Interval,
     Row,
     by_strategy,
     interval,
@@ -85,7 +86,7 @@ def duels(rows: Sequence[Row]) -> list[str]:
 def savings(rows: Sequence[Row]) -> list[str]:
     """Return a line for each SNR: bits and final loss of ``airllm`` against the best fixed rank."""
     lines = [
-        "| SNR | best fixed rank | seeds | bits | final loss, difference | 95% interval |",
+        "| SNR | best fixed rank | seeds | bits, 95% | final loss, difference | 95% interval |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for snr_db in snrs_db(rows):
@@ -93,13 +94,26 @@ def savings(rows: Sequence[Row]) -> list[str]:
         ours, fixed = groups.get(OURS, []), groups.get(BEST_FIXED, [])
         if not ours or not fixed:
             continue
-        saved = mean_of(ours, "adapter_bits") / mean_of(fixed, "adapter_bits") - 1
+        saved = change(ours, fixed, "adapter_bits")
+        half = f" ± {100 * (saved.high - saved.mean):.0f}" if np.isfinite(saved.high) else ""
         loss = interval(paired(ours, fixed, "loss"))
         lines.append(
-            f"| {snr_db:g} | `{fixed[0]['chosen']}` | {len(ours)} | {100 * saved:+.0f}% | "
-            f"{loss.mean:+.3f} | {_range(loss.low, loss.high)} |"
+            f"| {snr_db:g} | `{fixed[0]['chosen']}` | {len(ours)} "
+            f"| {100 * saved.mean:+.0f}{half}% | {loss.mean:+.3f} | {_range(loss.low, loss.high)} |"
         )
     return lines
+
+
+def change(first: Sequence[Row], second: Sequence[Row], column: str) -> Interval:
+    """Return by what fraction a mean differs from another, paired by seed, and its 95% interval.
+
+    The interval is that of a ratio of means by its first-order expansion (Cochran 1977, 2.11).
+    """
+    of_second = {row["seed"]: row[column] for row in second}
+    base = mean_of(second, column)
+    ratio = mean_of(first, column) / base
+    rest = interval([(row[column] - ratio * of_second[row["seed"]]) / base for row in first])
+    return Interval(ratio - 1, ratio - 1 + rest.low - rest.mean, ratio - 1 + rest.high - rest.mean)
 
 
 def page() -> str:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from simulations.study.tables import OURS, shared
+from simulations.study.tables import OURS, change, shared
 from simulations.train_policy.efficiency import Curve, compare
 
 
@@ -33,3 +35,23 @@ def test_only_seeds_that_the_policy_was_run_with_are_compared():
         for name, snr_db, seed in ((OURS, 0.0, 1), ("greedy", 0.0, 1), ("greedy", 0.0, 2))
     ]
     assert shared([*rows, {"strategy": "greedy", "snr_db": 5.0, "seed": 1}]) == rows[:2]
+
+
+def test_the_interval_of_a_saving_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(0)
+    fixed = rng.normal(10.0, 1.0, 60)
+    ours = 0.7 * fixed + rng.normal(0.0, 1.0, 60)
+    rows = [[{"seed": k, "x": x} for k, x in enumerate(series)] for series in (ours, fixed)]
+    found = change(rows[0], rows[1], "x")
+    oracle = stats.bootstrap(
+        (ours, fixed),
+        lambda a, b: a.mean() / b.mean() - 1,
+        paired=True,
+        vectorized=False,
+        rng=1,
+        n_resamples=2000,
+    ).confidence_interval
+    assert found.mean == pytest.approx(ours.mean() / fixed.mean() - 1)
+    assert found.low == pytest.approx(oracle.low, abs=0.004)
+    assert found.high == pytest.approx(oracle.high, abs=0.004)
+    assert found.high - found.low > 0.03
