@@ -18,7 +18,17 @@ from fedlora.server.results import export
 from fedlora.server.run import ServerRun
 
 FEDLORA = Path(sys.executable).with_name("fedlora")
-_REPORT_S = 60.0
+PATIENCE_S = 600.0  # on a busy machine Flower and Ray take minutes
+# The command itself, but for the 15 s within which it wants its SuperLink to have started.
+_FLWR = f"""
+import sys
+from flwr.cli import local_superlink
+from flwr.cli.app import app
+
+local_superlink.LOCAL_SUPERLINK_STARTUP_TIMEOUT = {PATIENCE_S}
+sys.argv[0] = "flwr"
+app()
+"""
 
 
 def flwr_run(app: Path, home: Path, nodes: int, run_config: str, out: Path) -> str:
@@ -55,7 +65,7 @@ def flwr_run(app: Path, home: Path, nodes: int, run_config: str, out: Path) -> s
     try:
         done = subprocess.run(
             [
-                *(FEDLORA.with_name("flwr"), "run", ".", "--stream"),
+                *(sys.executable, "-c", _FLWR, "run", ".", "--stream"),
                 *("--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1"),
                 *("--run-config", f'{run_config} out="{out}"'),
             ],
@@ -63,11 +73,11 @@ def flwr_run(app: Path, home: Path, nodes: int, run_config: str, out: Path) -> s
             cwd=app,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        deadline = time.monotonic() + _REPORT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (out / "report.html").exists() and time.monotonic() < deadline:
             time.sleep(0.5)
         assert (out / "report.html").exists(), done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,6 +72,7 @@ class Devices:
         self.sent: list[int] = []
         self.online = [[node.id for node in NODES]]  # at each look; the last from then on
         self._replies: list[SimpleNamespace] = []
+        self._lock = threading.Lock()
 
     def push_messages(self, messages):
         names = []
@@ -81,8 +83,9 @@ class Devices:
         return names
 
     def pull_messages(self, ids):
-        found = [r for r in self._replies if r.metadata.reply_to_message_id in ids]
-        self._replies = [r for r in self._replies if r not in found]
+        with self._lock:
+            found = [r for r in self._replies if r.metadata.reply_to_message_id in ids]
+            self._replies = [r for r in self._replies if r not in found]
         return found
 
     def get_node_ids(self):
@@ -113,11 +116,11 @@ class Devices:
         metadata = SimpleNamespace(
             reply_to_message_id=name, src_node_id=message.metadata.dst_node_id
         )
-        self._replies.append(
-            SimpleNamespace(
-                metadata=metadata, has_error=lambda: False, content={RECORD: {"error": error}}
-            )
+        reply = SimpleNamespace(
+            metadata=metadata, has_error=lambda: False, content={RECORD: {"error": error}}
         )
+        with self._lock:
+            self._replies.append(reply)
 
 
 def letter(content, *, dst_node_id, message_type, ttl):
@@ -317,10 +320,21 @@ def test_a_device_that_starts_again_under_another_node_number_is_found(tmp_path,
     assert set(folder.read_metrics()[-1]["clients"]) == {"0", "1"}
 
 
-def test_a_device_that_never_returns_ends_the_run_after_a_while(tmp_path, cut_off):
+def test_a_device_that_never_returns_ends_the_run_after_a_while(tmp_path, cut_off, monkeypatch):
+    """The server's clock goes on by half of the limit at each look for the device."""
     cut_off.steps = [3]
+    looks: list[None] = []
+
+    def look(self) -> list[int]:
+        looks.append(None)
+        return [10]
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 30.0 * len(looks))
+    monkeypatch.setattr(fedlora.server.sessions, "time", clock)
+    monkeypatch.setattr(Devices, "get_node_ids", look)
     with pytest.raises(FedloraError, match=r"1 of 2 clients are connected.*client 1: .*gone"):
-        train(tiny("link.give_up_s=0", "federation.connect_timeout_s=2"), tmp_path, online=[[10]])
+        train(tiny("link.give_up_s=0"), tmp_path)
+    assert len(looks) == 2
     assert [r["round"] for r in RunFolder(tmp_path / "run").read_metrics()] == [1, 2]
 
 
@@ -391,7 +405,7 @@ def test_a_device_that_is_refused_on_joining_is_told_and_set_free(tmp_path, monk
     with Sessions(devices, server, NODES, places) as sessions:
         with pytest.raises(FedloraError, match=r"1 of 2 clients are connected") as ended:
             sessions.open()
-        assert free.wait(20.0)  # while the stream is still up
+        assert free.wait(60.0)  # while the stream is still up
     assert reason in str(ended.value)
     assert reason in told["0"]
     assert list(server.cohort.clients) == ["1"]

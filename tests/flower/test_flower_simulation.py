@@ -19,10 +19,11 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
-from flower_runs import FEDLORA, adapter_in, adapter_of, flwr_run, same
+from flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.launch import _simulates
 from fedlora.report.run_folder import RunFolder
 from simulations.in_process import Record, run
 
@@ -82,10 +83,10 @@ class Begun:
 
     @property
     def server(self) -> psutil.Process:
-        return next(p for p in self.family if "flwr-simulation" in " ".join(p.cmdline()))
+        return next(filter(_simulates, self.family))
 
     def assert_nothing_is_left(self) -> None:
-        psutil.wait_procs(self.family, timeout=30)
+        psutil.wait_procs(self.family, timeout=120)
         left = [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         assert left == []
         assert list(self.temporary.glob("fedlora-flower-*")) == []
@@ -109,8 +110,8 @@ def begun(folder: Path, out: Path) -> Iterator[Begun]:
         )
         family: list[psutil.Process] = []
         try:
-            deadline = time.monotonic() + 400  # on a loaded machine Ray takes minutes
-            while not (out / "metrics.jsonl").exists():
+            deadline = time.monotonic() + PATIENCE_S
+            while not RunFolder(out).read_metrics():
                 assert process.poll() is None and time.monotonic() < deadline, out
                 time.sleep(0.2)
             family = psutil.Process(process.pid).children(recursive=True)
@@ -127,7 +128,7 @@ def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     out = tmp_path / "run"
     with begun(tmp_path, out) as run_:
         run_.process.send_signal(signal.SIGINT)
-        output, _ = run_.process.communicate(timeout=60)
+        output, _ = run_.process.communicate(timeout=PATIENCE_S)
         assert run_.process.returncode == 130, output
         assert "Traceback" not in output
         run_.assert_nothing_is_left()
@@ -155,7 +156,7 @@ def test_a_run_whose_server_is_killed_ends_with_a_sentence_and_keeps_its_rounds(
     out = tmp_path / """a"b 'ü' $x"""
     with begun(tmp_path, out) as run_:
         run_.server.kill()
-        output, _ = run_.process.communicate(timeout=60)
+        output, _ = run_.process.communicate(timeout=PATIENCE_S)
         assert run_.process.returncode == 2, output
         assert "without a word" in " ".join(output.split())
         run_.assert_nothing_is_left()

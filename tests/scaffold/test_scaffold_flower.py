@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from flower_runs import FEDLORA, adapter_in, adapter_of, flwr_run, same
+from flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
 from peft import PeftModel
 from transformers import AutoModel
 
@@ -54,7 +54,7 @@ def test_fedlora_run_takes_the_app_from_any_folder_and_equals_the_in_process_fed
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     check_run(out)
@@ -91,7 +91,7 @@ def test_the_commands_of_its_readme_check_and_compare_it(app):
         cwd=app,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
