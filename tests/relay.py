@@ -62,8 +62,9 @@ class Relay:
         self._reset_every_s = reset_every_s
         self._open: set[asyncio.StreamWriter] = set()
         self._free_at = {"up": 0.0, "down": 0.0}
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._flowing = {"up": asyncio.Event(), "down": asyncio.Event()}
+        for way in self._flowing.values():
+            way.set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._started = threading.Event()
@@ -81,10 +82,11 @@ class Relay:
         """Reset every connection, as when a device changes its network."""
         asyncio.run_coroutine_threadsafe(self._reset(), self._loop).result(10.0)
 
-    def stall(self, stalled: bool) -> None:
-        """Let nothing through, or everything again; connections stay."""
-        action = self._flowing.clear if stalled else self._flowing.set
-        self._loop.call_soon_threadsafe(action)
+    def stall(self, stalled: bool, *ways: str) -> None:
+        """Let nothing through one way or both, or everything again; connections stay."""
+        for way in ways or self._flowing:
+            flowing = self._flowing[way]
+            self._loop.call_soon_threadsafe(flowing.clear if stalled else flowing.set)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -140,7 +142,7 @@ class Relay:
         arriving = asyncio.create_task(self._arrive(way, queue, writer))
         try:
             while data := await reader.read(CHUNK_BYTES):
-                await self._flowing.wait()
+                await self._flowing[way].wait()
                 now = time.monotonic()
                 took_s = 8 * len(data) / self.rate_bps if self.rate_bps else 0.0
                 # A pump that was woken late may catch up, or a busy machine would be a slower link.
@@ -161,7 +163,7 @@ class Relay:
                 writer.write_eof()
                 return
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            await self._flowing.wait()
+            await self._flowing[way].wait()
             self.bytes[way] += len(data)
             writer.write(data)
             await writer.drain()
@@ -171,9 +173,9 @@ class Relay:
         while every_s > 0:
             await asyncio.sleep(self._chance.expovariate(1 / every_s))
             self.stalls += 1
-            self._flowing.clear()
+            self.stall(True)
             await asyncio.sleep(self._chance.expovariate(1 / length_s))
-            self._flowing.set()
+            self.stall(False)
 
     async def _break(self) -> None:
         while self._reset_every_s > 0:

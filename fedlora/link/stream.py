@@ -52,6 +52,8 @@ def channel_options(
         ("grpc.max_send_message_length", max_frame_bytes),
         ("grpc.keepalive_time_ms", round(1000 * keepalive_s)),
         ("grpc.keepalive_timeout_ms", round(1000 * keepalive_timeout_s)),
+        # gRPC has pings of its own on the way, behind which that ping would wait for a minute.
+        ("grpc.http2.ping_timeout_ms", round(1000 * (keepalive_s + keepalive_timeout_s))),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Identity only: a compressed message could unpack to far more than the frame limit.

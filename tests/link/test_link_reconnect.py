@@ -287,6 +287,23 @@ def test_a_server_that_is_slow_to_answer_is_waited_for_however_short_dialling_is
         edge.stream.close()
 
 
+def test_a_silent_client_is_noticed_while_a_ping_of_grpcs_own_is_on_its_way(start: Start) -> None:
+    """With what goes up gRPC sends such a ping, to learn the bandwidth."""
+    server = start(keepalive_s=0.5, keepalive_timeout_s=1.0)
+    with Relay(server.port) as relay:
+        edge = Edge(server, relay, give_up_s=0.0)
+        _, link = edge.join("a")
+        time.sleep(0.3)  # it does so now and then only
+        relay.stall(True, "down")
+        with pytest.raises(ClientLost, match="the server is silent"):
+            edge.stream.probe("a", 1000, 0, limit_s=0.3)
+        relay.stall(True)
+        link.send(step("a", 1))
+        with pytest.raises(ClientLost, match="died"):
+            link.receive(20.0)
+        edge.stream.close(timeout_s=1.0)
+
+
 def test_one_session_that_is_over_does_not_keep_others_of_its_host_away(
     edge: Edge, relay: Relay
 ) -> None:
