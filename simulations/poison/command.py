@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +43,7 @@ def poison(
 
     from fedlora.check import check_scenario
     from fedlora.config import scenario_to_toml, with_overrides
+    from fedlora.files import append_line, read_lines
     from fedlora.scenarios import find_scenario
     from simulations.poison.attackers import POISONS
     from simulations.poison.trial import AVERAGES, Trial, run_trial
@@ -61,19 +61,12 @@ def poison(
     ]
     for trial in trials:
         check_scenario(trial.scenario())
-    known = {Trial(**line["trial"]): line for line in _lines(out)}
+    known = {Trial(**line["trial"]): line for line in read_lines(out)[0]}
     missing = [trial for trial in trials if trial not in known]
     for trial in track(missing, "runs", console=Console(stderr=True)):
         known[trial] = run_trial(trial)
-        with out.open("a") as file:
-            file.write(json.dumps(known[trial]) + "\n")
+        append_line(out, known[trial], sync=False)
     _show(base.name, [known[trial] for trial in trials], attacks)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _show(name: str, results: list[dict[str, Any]], attacks: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedlora.config import Scenario, load_scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.files import replace_file
 from fedlora.privacy.policy import PrivacyPolicy
 from simulations.compare.store import write_table
 from simulations.in_process import Record, connect
@@ -169,7 +170,7 @@ class UtilityFolder:
             raise FedloraError(
                 f"{path} holds a study with other settings; give another --out, or delete it"
             )
-        kept.write_text(scenario_to_toml(scenario), encoding="utf-8")
+        replace_file(kept, scenario_to_toml(scenario).encode())
         self.csv = path / "utility.csv"
         self.rows = read_rows(self.csv) if self.csv.exists() else []
 

@@ -13,6 +13,7 @@ from link_peers import ask, echo, hello, in_thread
 
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link import messages as m
+from fedlora.link import stream_server
 from fedlora.link.frame import Frame, encode_frame
 from fedlora.link.stream import CLOSED
 from fedlora.link.stream_client import StreamClient
@@ -420,6 +421,20 @@ def test_a_silent_stream_does_not_hold_up_stop(start: Start, join: Join) -> None
     server.stop(grace_s=0.5)
     assert time.monotonic() - began < 8.0
     gate.set()
+
+
+def test_stop_raises_nothing_where_the_loop_stood_still_and_ends_all_when_it_goes_on(
+    server: StreamServer, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = join(server, "a")
+    monkeypatch.setattr(stream_server, "_STOP_S", 0.1)
+    go_on = threading.Event()
+    server._loop.call_soon_threadsafe(go_on.wait, 30.0)
+    server.stop(grace_s=0.1)
+    assert not link.lost
+    go_on.set()
+    with pytest.raises(ClientLost, match="the server stopped"):
+        ask(link, step("a", 1), 30.0)
 
 
 def test_a_client_that_the_server_has_forgotten_leaves_after_its_limit(
