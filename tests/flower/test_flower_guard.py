@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -47,7 +48,11 @@ def family_of(home: Path) -> list[psutil.Process]:
 def test_nothing_of_a_command_outlives_the_process_that_began_it(tmp_path, number):
     home = tmp_path / "home"
     home.mkdir()
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, home, FAMILY])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, home, FAMILY],
+        # A test run that was begun with nohup ignores SIGHUP, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 180
     # Parent, guard, command, child, orphan; a process that has just begun may have no name yet.
     while not (home / "begun").exists() or len(family_of(home)) != 5:

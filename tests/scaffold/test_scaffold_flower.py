@@ -56,7 +56,8 @@ def test_fedlora_run_takes_the_app_from_any_folder_and_equals_the_in_process_fed
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = "\n".join(file.read_text()[-3000:] for file in out.glob("*.txt"))
+    assert done.returncode == 0, done.stdout + done.stderr + words
     check_run(out)
     monkeypatch.setattr(sys, "path", list(sys.path))
     scenario = load_scenario(out / "scenario.toml")
