@@ -137,6 +137,10 @@ class Answers:
             clip_norm=policy.clip_norm,
             sigma=self.spending.sigma(client),
         )
+        if not all(bool(part.isfinite().all()) for part in (found.cut, found.head)):
+            raise ProtocolError(
+                "its gradient leads beyond what floats hold; no mechanism gives that"
+            )
         head.add(client, {"weight": found.head}, weight)
         return found.cut if train else None
 

@@ -56,7 +56,7 @@ class Evaluator:
         scenario: Scenario,
         engine: SplitEngine,
         cohort: Cohort,
-        task: type[Task],
+        task: Task,
         on_rows: Callable[[int, int], None],
     ) -> None:
         self.scenario = scenario
@@ -145,8 +145,10 @@ class Evaluator:
         """Note a client's counts and add them to the total; drop a client that errs."""
         try:
             self.cohort.expect(client, reply, m.METRICS)
-            if reply.fields.get("counts") is None and rows == 0:
+            if rows == 0 and reply.fields.get("counts") is None:
                 return total
+            if rows == 0:
+                raise ProtocolError("it tells counts, and has evaluated no row")
             own = self.task.read_counts(reply.fields.get("counts"))
             if own.samples != rows:
                 raise ProtocolError(f"its counts are of {own.samples} rows, it evaluated {rows}")

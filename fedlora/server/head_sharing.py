@@ -12,6 +12,7 @@ from fedlora.link.frame import Frame
 from fedlora.server.cohort import Cohort, Request
 from fedlora.server.head import SharedHead, Weights, most_common
 from fedlora.server.uploads import read_named
+from fedlora.tasks.base import head_trains, task_class
 
 
 class HeadSharing:
@@ -33,6 +34,8 @@ class HeadSharing:
     def __init__(self, scenario: Scenario, cohort: Cohort) -> None:
         self._scenario = scenario
         self._cohort = cohort
+        trains = head_trains(scenario.head, task_class(scenario.task.kind))
+        self._shares = trains and scenario.head.share != "personal"
         self.head: SharedHead | None = None
 
     @property
@@ -41,8 +44,14 @@ class HeadSharing:
         return self.head if self._scenario.head.share == "step" else None
 
     def begin(self, replies: Mapping[str, Frame]) -> None:
-        """Begin with the head that most clients hand in; whose is of another shape has to go."""
+        """Begin with the head that most clients hand in; whose is of another shape has to go.
+
+        Where none is shared, what a client hands in all the same is not looked at: it would be the
+        only one, and the head of all.
+        """
         self.head = None
+        if not self._shares:
+            return
         first = most_common({client: self._weights(client, r) for client, r in replies.items()})
         if first:
             self.head = self._new(first)

@@ -101,7 +101,13 @@ class Training:
         self.outcome = Outcome()
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)
-        self._evaluator = Evaluator(scenario, engine, cohort, self.task, self._on_rows)
+        self._evaluator = Evaluator(
+            scenario,
+            engine,
+            cohort,
+            self.task(scenario.task, scenario.task.labels),
+            self._on_rows,
+        )
         self._reports = Reports(scenario, cohort, air)
         self._steps = StepLoop(scenario, engine, cohort, self._on_step)
         self.done = 0

@@ -162,9 +162,8 @@ class Task(ABC):
     def measure(self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample]) -> Counts:
         """Return the counts of an evaluation batch."""
 
-    @staticmethod
     @abstractmethod
-    def read_counts(value: Any) -> Counts:
+    def read_counts(self, value: Any) -> Counts:
         """Read counts that came over a wire; raises ``ProtocolError`` when they are not valid."""
 
 

@@ -135,8 +135,7 @@ class CausalLanguageModelling(Task):
             correct += int((logits.argmax(1) == targets).sum())
         return LanguageCounts(loss, tokens, correct, len(samples))
 
-    @staticmethod
-    def read_counts(value: Any) -> LanguageCounts:
+    def read_counts(self, value: Any) -> LanguageCounts:
         """See ``Task``."""
         return LanguageCounts.from_dict(value)
 

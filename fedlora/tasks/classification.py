@@ -84,9 +84,10 @@ class Classification(Task):
             F.cross_entropy(logits, classes, reduction="sum").item(),
         )
 
-    @staticmethod
-    def read_counts(value: Any) -> ClassificationCounts:
-        """See ``Task``; the number of classes is what the client's matrix has."""
+    def read_counts(self, value: Any) -> ClassificationCounts:
+        """See ``Task``; where no classes are named, their number is what the matrix has."""
+        if self.labels:
+            return ClassificationCounts.from_dict(value, len(self.labels))
         confusion = value.get("confusion") if isinstance(value, Mapping) else None
         if not isinstance(confusion, Sequence) or not 1 <= len(confusion) <= _MAX_CLASSES:
             raise ProtocolError(f"counts need a confusion matrix of 1 to {_MAX_CLASSES} classes")
