@@ -151,6 +151,7 @@ class EdgeClient:
     def _phase(self, frame: Frame) -> Frame:
         del frame
         self.restart()
+        self.release.begin_phase()
         return Frame(m.READY, tensors=self.head.weights())
 
     def _round(self, frame: Frame) -> Frame:

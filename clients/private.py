@@ -137,6 +137,10 @@ class PrivateRelease(GradientRelease):
         rho = self._ledger.planned(rest)
         return {"rho_planned": rho, "label_epsilon": self._ledger.label_epsilon}
 
+    def begin_phase(self) -> None:
+        """See ``GradientRelease``."""
+        self._upload_noise.begin_phase()
+
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """See ``GradientRelease``."""
         self._upload_noise.begin_round(channel)

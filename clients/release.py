@@ -77,6 +77,10 @@ class GradientRelease(ABC):
         """Free what is held on disk."""
 
     @abstractmethod
+    def begin_phase(self) -> None:
+        """Forget what was learnt of the channel, as the rounds begin anew; not what was spent."""
+
+    @abstractmethod
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """Take note of the client's own channel in a round (``ChannelState`` as a table)."""
 
@@ -110,6 +114,9 @@ class ExactGradient(GradientRelease):
         """See ``GradientRelease``."""
         del lengths, samples
         return gradient
+
+    def begin_phase(self) -> None:
+        """See ``GradientRelease``."""
 
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """See ``GradientRelease``."""

@@ -75,12 +75,20 @@ class UploadNoise:
         self._spread: BudgetSpread | None = None
         if policy.spread == "channel":
             self._spread = BudgetSpread(plan.sigma, plan.uploads, sigma_min)
-        self._weight = ChannelWeight(r_max)
+        self._r_max = r_max
+        self.begin_phase()
         self._snr_db = policy.analog_snr_db
         before = done or {}
         self._uploads = Counter({sample: number for sample, (number, _) in before.items()})
         self._spent = {sample: cost for sample, (_, cost) in before.items()}
         self.least = plan.sigma
+
+    def begin_phase(self) -> None:
+        """Forget the rounds before: those of a baseline, or of a run that goes back, do not count.
+
+        A baseline trains no rank, so that beside it every round would look like one to spend on.
+        """
+        self._weight = ChannelWeight(self._r_max)
 
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """Take note of the client's own channel in a round.

@@ -164,3 +164,27 @@ def test_the_statement_says_who_hears_more(records: Path) -> None:
     assert block["epsilon"] == pytest.approx(
         rdp_epsilon(2 / max(2.0, calibrate_sigma(50, 1e-5, 1)) ** 2, 1e-5), rel=1e-6
     )
+
+
+def test_a_baseline_that_uploads_nothing_leaves_the_noise_of_the_rounds_as_it_is(
+    records: Path,
+) -> None:
+    """Its rounds train no rank, so the first rounds after them would look like far better ones."""
+
+    def noises(baseline: str) -> list[float]:
+        config = scenario(
+            records,
+            "channel.model=rayleigh",
+            "privacy.release=full",
+            "head.share=personal",
+            "privacy.spread=channel",
+            "train.rounds=4",
+            f"evaluate.baseline={baseline}",
+        )
+        sent = Federation(config).run().sent
+        told = [reply.fields.get("sigma_now") for request, reply in sent if request.kind == m.STEP]
+        steps = config.train.total_steps * config.federation.clients
+        assert len(told) == steps * (1 + (baseline == "true"))
+        return told[-steps:]
+
+    assert noises("true") == noises("false")
