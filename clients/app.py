@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+
+from clients.number import partition_id
+from fedlora.errors import FedloraError
+
+log = logging.getLogger("fedlora.edge")
 
 app = ClientApp()
 
@@ -20,14 +26,20 @@ def _simulated() -> bool:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Tell who this node is."""
-    record = ConfigRecord(
-        {
-            "client": int(context.node_config.get("partition-id", -1)),
-            "clients": int(context.node_config.get("num-partitions", 0)),
-            "simulated": _simulated(),
-        }
-    )
+    """Tell who this node is, or why nobody can tell."""
+    try:
+        own = partition_id(context.node_config)
+    except FedloraError as error:
+        log.error("%s", error)
+        record = ConfigRecord({"error": str(error)})
+    else:
+        record = ConfigRecord(
+            {
+                "client": -1 if own is None else own,
+                "clients": int(context.node_config.get("num-partitions", 0)),
+                "simulated": _simulated(),
+            }
+        )
     return Message(RecordDict({_RECORD: record}), reply_to=message)
 
 

@@ -15,6 +15,7 @@ import torch
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.keeper import Keeper
+from clients.number import own_number
 from clients.reports import device_report
 from clients.terms import OwnerTerms
 from fedlora.config import DataConfig, Scenario, scenario_from_toml
@@ -68,25 +69,6 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str
     except FedloraError as error:
         return str(error)
     return ""
-
-
-def own_number(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> int:
-    """Return this device's client number, which the server may not choose: ledgers go by it.
-
-    Raises
-    ------
-    FedloraError
-        When the server calls the device by another number than its ``partition-id``, or it has
-        neither that nor a ``privacy-ledger`` of its own.
-    """
-    number = int(session["client"])
-    own = node_config.get("partition-id", number if "privacy-ledger" in node_config else None)
-    if own is None or int(own) != number:
-        raise FedloraError(
-            f"the server calls this device client {number} but its node config has partition-id "
-            f"{own}; give each device its own"
-        )
-    return number
 
 
 def idle_limit_s(node_config: Mapping[str, Any]) -> float:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlora.errors import FedloraError
+from fedlora.link.listen import address_of
 
 AUTHORITY, AUTHORITY_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server.pem", "server.key"
@@ -73,7 +74,7 @@ def write_certificates(
 
 def commands(out: Path, host: str, nodes: int, port: int) -> str:
     """Return the commands that start a deployment with the keys in a folder."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = address_of(host, port)
     folder = out.resolve()
     keys = "\n".join(
         f"  flwr supernode register {folder / f'node{node}.pub'} fedlora" for node in range(nodes)

@@ -11,6 +11,7 @@ from fedlora.config.checks import require
 from fedlora.config.placement import is_away, parse_blocks
 
 _MOST_CLIENTS = 100_000
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")  # a name, or an address
 _SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
 
 
@@ -88,6 +89,11 @@ class LinkConfig:
     def __post_init__(self) -> None:
         require(
             0 <= self.port <= 65535, f"link.port is {self.port}; set 0 (any free port) to 65535"
+        )
+        require(
+            not self.public_host or _HOST.fullmatch(self.public_host) is not None,
+            f"link.public_host is {self.public_host!r}; set a host name in ASCII or an address, "
+            "without scheme and port",
         )
         require(
             self.step_timeout_s > 0,

@@ -8,8 +8,9 @@ from fedlora.errors import FedloraError
 
 
 def address_of(host: str, port: int) -> str:
-    """Return host and port as gRPC writes them, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """Return host and port as gRPC writes them, with brackets around IPv6 that may have them."""
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
 def cannot_listen(host: str, port: int) -> FedloraError:

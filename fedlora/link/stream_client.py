@@ -64,6 +64,11 @@ class StreamClient:
         minute to answer; 0 takes the first break for the end.
     keepalive_s, keepalive_timeout_s
         A server that is silent this long is pinged, and given up when it does not answer in time.
+
+    Raises
+    ------
+    FedloraError
+        When plain text is asked for beyond loopback.
     """
 
     def __init__(
@@ -77,6 +82,8 @@ class StreamClient:
         keepalive_s: float = 20.0,
         keepalive_timeout_s: float = 10.0,
     ) -> None:
+        if certificate_pem is None:
+            tls.require_loopback(address.rpartition(":")[0])
         keep_freed_memory()
         self._address = address
         self._certificate_pem = certificate_pem

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.link.stream import printable
 from fedlora.report.run_folder import RunFolder
 
 log = logging.getLogger("fedlora.server")
@@ -112,6 +113,13 @@ def ask_who(grid: Grid, ids: Sequence[int]) -> list[tuple[Node, int]]:
             continue
         try:
             record = reply.content[RECORD]
+            if "error" in record:
+                log.warning(
+                    "node %s cannot take part: %s",
+                    reply.metadata.src_node_id,
+                    printable(record["error"]),
+                )
+                continue
             client, clients = int(record["client"]), int(record["clients"])
             node = Node(reply.metadata.src_node_id, client, bool(record["simulated"]))
         except (KeyError, TypeError, ValueError) as error:

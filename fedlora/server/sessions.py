@@ -18,6 +18,7 @@ from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
+from fedlora.link.listen import address_of
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
 from fedlora.link.tls import create_identity
@@ -226,7 +227,7 @@ class Sessions:
         ledgers = places.ledgers if node.simulated else None
         return {
             "scenario": scenario_to_toml(self._scenario),
-            "address": f"{link.public_host or '127.0.0.1'}:{self._stream.port}",
+            "address": address_of(link.public_host or "127.0.0.1", self._stream.port),
             "certificate": self._stream.certificate_pem or b"",
             "token": self._tokens.grant(client, self._scenario.federation.connect_timeout_s),
             "client": node.client,

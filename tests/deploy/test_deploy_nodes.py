@@ -20,6 +20,7 @@ SAYS = {
     4: RecordDict({"fedlora": ConfigRecord({"clients": 2})}),
     5: RecordDict({"fedlora": ArrayRecord()}),
     6: RecordDict(),
+    8: RecordDict({"fedlora": ConfigRecord({"error": "its partition-id is 'two'"})}),
     7: RecordDict({"fedlora": ConfigRecord({"client": 1, "clients": 2, "simulated": False})}),
 }
 
@@ -62,6 +63,11 @@ def test_nodes_are_sorted_by_client_and_nonsense_is_left_out_with_a_sentence(tmp
     told = [r.message for r in caplog.records if "does not say who it is" in r.message]
     assert {message.split()[1] for message in told} <= {"3", "4", "5", "6"}
     assert len(told) >= 3
+
+
+def test_a_node_that_says_what_is_wrong_is_quoted(tmp_path, caplog):
+    assert len(find_nodes(Nodes(8, 2, 1), scenario(), RunFolder.create(tmp_path))) == 2
+    assert "node 8 cannot take part: its partition-id is 'two'" in caplog.messages
 
 
 def test_two_nodes_of_one_partition_are_refused(tmp_path):

@@ -204,6 +204,14 @@ def test_a_device_whose_stream_breaks_goes_on_where_it_was(tmp_path, cut_off):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize("public", ["::1", "[::1]"])
+def test_devices_find_a_server_by_its_ipv6_address(tmp_path, public):
+    hosts = ["link.host=::1", f'link.public_host="{public}"', "train.rounds=1"]
+    devices, _, folder = train(tiny(*hosts, "federation.connect_timeout_s=20"), tmp_path)
+    assert devices.sent == [10, 11]
+    assert folder.read_metrics()[0]["lost"] == []
+
+
 @pytest.mark.e2e
 @pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes a minute; run `make e2e`")
 def test_a_slow_link_that_stalls_and_breaks_changes_no_bit_and_is_reported(tmp_path):

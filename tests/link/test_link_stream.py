@@ -86,6 +86,9 @@ def test_plain_text_works_on_loopback_and_is_refused_beyond(start: Start, join: 
             admit=lambda h, g: {},
             tokens=TokenStore(),
         )
+    for address in ("192.0.2.7:80", "no-port", ""):  # or its sessions would wait in vain
+        with pytest.raises(FedloraError, match="is not loopback"):
+            StreamClient(address, None, max_frame_bytes=1)
 
 
 def test_clients_on_one_stream_answer_side_by_side(

@@ -11,8 +11,9 @@ from private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.build_release import origins
-from clients.device import local_scenario, own_number
+from clients.device import local_scenario
 from clients.edge_client import EdgeClient
+from clients.number import own_number
 from clients.terms import OwnerTerms
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
@@ -156,6 +157,9 @@ def test_a_server_cannot_call_a_device_by_another_number(tmp_path: Path) -> None
     for node in ({"partition-id": 3}, {"partition-id": 3, "privacy-ledger": "x"}, {}):
         with pytest.raises(FedloraError, match="calls this device client 7"):
             own_number({"client": 7}, node)
+    for wrong in ("three", "-3", -3, 3.5, True, "", "٣"):
+        with pytest.raises(FedloraError, match=r"partition-id is .*; set the device's number"):
+            own_number({"client": 3}, {"partition-id": wrong})
 
 
 @pytest.mark.parametrize("release", ["full", "row_space", "logits", "labels"])
