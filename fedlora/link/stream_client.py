@@ -1,4 +1,4 @@
-"""The edge's end of the tensor stream: answers the server's requests for one or many clients."""
+"""The edge's end of the tensor stream: opened, and opened again, for one or many clients."""
 
 from __future__ import annotations
 
@@ -15,23 +15,18 @@ import grpc
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import tls
 from fedlora.link.backoff import Backoff
-from fedlora.link.client_answer import answer, leave
 from fedlora.link.client_probes import Probes
-from fedlora.link.client_session import ClientSession
+from fedlora.link.client_sessions import ClientSessions
 from fedlora.link.client_stream import ClientStream, explain, is_final
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.heap import keep_freed_memory
-from fedlora.link.local import Handler, edge_executor
-from fedlora.link.messages import WELCOME
+from fedlora.link.local import Handler
 from fedlora.link.stream import (
     CLOSED,
     PROBE,
-    REFUSED,
-    RESUMED,
     channel_options,
     farewell,
     printable,
-    reason_of,
 )
 
 log = logging.getLogger("fedlora.link")
@@ -93,10 +88,9 @@ class StreamClient:
         )
         if tls.is_loopback(address.rpartition(":")[0]):
             self._options.append(("grpc.enable_http_proxy", 0))
-        self._executor = edge_executor(workers)
         self._give_up_s = give_up_s
         self._lock = threading.RLock()
-        self._sessions: dict[str, ClientSession] = {}
+        self._sessions = ClientSessions(self._lock, self._put, max_frame_bytes, workers)
         self._stream: ClientStream | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -131,11 +125,11 @@ class StreamClient:
             with self:
                 sessions = [self.attach(h.client, clients[h.client], h) for h in hellos]
                 errors = [
-                    self._await(hello.client, session, idle_s)
+                    self._sessions.wait(hello.client, session, idle_s)
                     for hello, session in zip(hellos, sessions, strict=True)
                 ]
         finally:
-            self._executor.shutdown(wait=True)
+            self._sessions.stop(wait=True)
         for error in errors:
             if error is not None:
                 raise error
@@ -154,16 +148,10 @@ class StreamClient:
         FedloraError
             When the client is attached already, or the stream client was closed.
         """
-        session = ClientSession(client, handler, hello)
         with self._lock:
             if self._closing.is_set():
                 raise FedloraError(f"client {client} is attached to a stream that was closed")
-            before = self._sessions.get(client)
-            if before is not None and not before.last_words:
-                raise FedloraError(f"client {client} is attached already; detach it first")
-            if before is not None:
-                self._finish(before, before.last_words[0])
-            self._sessions[client] = session
+            session = self._sessions.begin(client, handler, hello)
             if self._stream is not None:
                 self._stream.outgoing.put(encode_frame(hello))
             elif self._thread is None:
@@ -173,25 +161,11 @@ class StreamClient:
                 self._thread.start()
         return session.over
 
-    def _await(self, client: str, over: Future[None], idle_s: float) -> BaseException | None:
-        """Wait for the end of a session, or end it when the server has forgotten the client."""
-        while True:
-            with self._lock:
-                session = self._sessions.get(client)
-            left_s = idle_s if session is None else session.asked_at + idle_s - time.monotonic()
-            if session is not None and left_s <= 0 and not session.busy:
-                self._lose(session, f"heard no request of the server for {idle_s:g} s")
-            try:
-                return over.exception(min(max(left_s, 0.05), threading.TIMEOUT_MAX))
-            except TimeoutError:
-                continue
-
     def detach(self, client: str) -> None:
         """Stop answering for a client; the server learns it when it next asks."""
-        with self._lock:
-            session = self._sessions.get(client)
+        session = self._sessions.find(client)
         if session is not None:
-            self._finish(session, ClientLost(f"client {client} was detached"))
+            self._sessions.finish(session, ClientLost(f"client {client} was detached"))
 
     def probe(self, client: str, up: int, down: int, limit_s: float = 20.0) -> float:
         """Send bytes to the server and have others sent back; return the seconds that took.
@@ -212,7 +186,7 @@ class StreamClient:
         """
         with self._probes.turn:
             with self._lock:
-                session = self._sessions.get(client)
+                session = self._sessions.find(client)
                 if session is None or not session.live or self._stream is None:
                     raise ClientLost(f"client {client} has no stream to measure")
                 data, answered = self._probes.begin(client, up, down)
@@ -228,7 +202,7 @@ class StreamClient:
         with self._lock:
             self._closing.set()
             stream, thread = self._stream, self._thread
-            for session in self._sessions.values():
+            for session in self._sessions.all():
                 self._put(encode_frame(farewell(CLOSED, session.client, "it was closed")))
         if stream is not None:
             stream.outgoing.put(None)
@@ -237,7 +211,7 @@ class StreamClient:
             if stream is not None:
                 stream.call.cancel()
             thread.join(timeout_s)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._sessions.stop(wait=False)
 
     def __enter__(self) -> StreamClient:
         return self
@@ -261,7 +235,7 @@ class StreamClient:
             with self._lock:
                 self._probes.give_up(reason)
                 self._stream = None
-                sessions = list(self._sessions.values())
+                sessions = self._sessions.all()
                 for session in sessions:
                     session.live = False
             if not final and not self._closing.is_set() and sessions:
@@ -275,14 +249,14 @@ class StreamClient:
                 elif self._give_up_s > 0:
                     reason += f"; given up after {self._give_up_s:g} s"
             for session in sessions:
-                self._lose(session, f"lost the server: {reason}")
+                self._sessions.lose(session, f"lost the server: {reason}")
             retrying = False
             backoff.reset()
 
     def _open(self) -> ClientStream | None:
         """Open a stream and greet the server for every session; None when there is none."""
         with self._lock:
-            sessions = list(self._sessions.values())
+            sessions = self._sessions.all()
             if not sessions:
                 self._thread = None
                 return None
@@ -303,7 +277,7 @@ class StreamClient:
         except grpc.RpcError as error:
             reason = explain(error, self._address)
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # the others may be welcome
-                self._lose(stream.opener, f"lost the server: {reason}")
+                self._sessions.lose(stream.opener, f"lost the server: {reason}")
                 return reason, False
             return reason, is_final(error)
         except ProtocolError as error:
@@ -313,74 +287,11 @@ class StreamClient:
     def _route(self, stream: ClientStream, data: bytes) -> None:
         arrived = time.monotonic()
         frame = peek_frame(data, self._max_frame_bytes)
-        with self._lock:
-            if frame.kind == PROBE:
-                self._probes.answered(frame.seq, arrived)
-                return
-            session = self._sessions.get(frame.client)
-            if session is not None and not session.begun:
-                session.begun = frame.kind in (WELCOME, REFUSED)
-                if not session.begun:
-                    return  # meant for an earlier session of this client
-            if frame.kind in (REFUSED, CLOSED):
-                if session is not None:
-                    verb = "was refused" if frame.kind == REFUSED else "was dropped"
-                    self._lose(session, f"{verb} by the server: {reason_of(frame)}")
-            elif session is None:
-                self._put(leave(frame.client, frame.seq, "the client is not here any more"))
-            elif session.note(frame):
-                stream.answered = True
-                if frame.kind == RESUMED:
-                    self._go_on(session, frame)
-                    return
-                session.requests.append(data)
-                if not session.busy:
-                    session.busy = True
-                    self._executor.submit(self._work, session)
-
-    def _go_on(self, session: ClientSession, frame: Frame) -> None:
-        """Send again what the server has not received."""
-        kept = session.kept(frame.fields.get("owed"))
-        if kept:
-            self._put(kept)
-
-    def _work(self, session: ClientSession) -> None:
-        """Answer a session's requests until none is left, or it is over."""
-        while True:
-            with self._lock:
-                over = self._sessions.get(session.client) is not session
-                if over or not session.requests:
-                    session.busy = False
-                    return
-                data = session.requests.popleft()
-            self._answer(session, data)
-
-    def _answer(self, session: ClientSession, data: bytes) -> None:
-        reply = answer(session, data, self._max_frame_bytes)
-        with self._lock:
-            if self._sessions.get(session.client) is not session:
-                return  # dropped or detached meanwhile
-            session.keep(reply.seq, reply.data)
-            if not session.last_words and reply.last:
-                session.last_words = [reply.error]
-            if session.live:
-                self._put(reply.data)
+        if frame.kind == PROBE:
+            self._probes.answered(frame.seq, arrived)
+        elif self._sessions.take(frame, data):
+            stream.answered = True
 
     def _put(self, data: bytes) -> None:
         if self._stream is not None:
             self._stream.outgoing.put(data)
-
-    def _lose(self, session: ClientSession, reason: str) -> None:
-        """End a session; one that had given its last words ends with what they were."""
-        lost = ClientLost(f"client {session.client} {reason}")
-        self._finish(session, session.last_words[0] if session.last_words else lost)
-
-    def _finish(self, session: ClientSession, error: BaseException | None) -> None:
-        with self._lock:
-            if self._sessions.get(session.client) is not session:
-                return
-            del self._sessions[session.client]
-        if error is None:
-            session.over.set_result(None)
-        else:
-            session.over.set_exception(error)

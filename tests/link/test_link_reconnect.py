@@ -142,7 +142,7 @@ def test_a_reply_that_was_lost_is_sent_again_byte_for_byte(
     assert edge.entered.wait(10.0)
     relay.stall(True)  # what is sent from now on is lost
     edge.gate.set()
-    [session] = edge.stream._sessions.values()
+    [session] = edge.stream._sessions.all()
     wait_for(lambda: session.kept(1) != b"")
     time.sleep(0.1)
     sent = session.kept(1)
