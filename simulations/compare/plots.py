@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,14 @@ from fedlora.report.figure import (
     round_axis,
     save,
 )
-from simulations.compare.statistics import Row, by_strategy, interval, snrs_db, with_best_fixed
+from simulations.compare.statistics import (
+    FIXED,
+    Row,
+    by_strategy,
+    interval,
+    snrs_db,
+    with_best_fixed,
+)
 from simulations.compare.trial import Result
 
 _MARKERS = "osD^vPX*"
@@ -55,7 +63,7 @@ def draw_all(
     }
     for name in sorted({result.row["strategy"] for result in results}):
         own = [result for result in results if result.row["strategy"] == name]
-        if not name.startswith("uniform"):
+        if not FIXED.fullmatch(name):
             figures[f"ranks-{_slug(name)}"] = _rank_map(name, own)
             figures[f"time-{_slug(name)}"] = _over_time(name, own)
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
@@ -66,9 +74,10 @@ def _over_snr(
 ) -> Figure:
     figure, (ax,) = panels(height=3.8)
     groups = by_strategy(rows)
+    step = _step(snrs_db(rows), len(groups))
     for index, (name, own) in enumerate(groups.items()):
         # Side by side, or the intervals of like strategies would hide each other.
-        shift = 0.18 * (index - (len(groups) - 1) / 2)
+        shift = step * (index - (len(groups) - 1) / 2)
         snrs = snrs_db(own)
         points = [
             interval([scale * row[column] for row in own if row["snr_db"] == snr]) for snr in snrs
@@ -80,6 +89,14 @@ def _over_snr(
     ax.set_xticks(snrs_db(rows))
     legend(ax, columns=4)
     return figure
+
+
+def _step(snrs: Sequence[float], strategies: int) -> float:
+    """Return how far apart the strategies of one SNR stand, in dB: those of the next stay away."""
+    if len(snrs) < 2:
+        return 0.18
+    gap = min(float(gap) for gap in np.diff(snrs))
+    return min(0.009 * (snrs[-1] - snrs[0]), 0.6 * gap / strategies)
 
 
 def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Figure:
@@ -102,7 +119,7 @@ def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Fi
 
 
 def _rank_map(name: str, results: Sequence[Result]) -> Figure:
-    """Mean delivered rank by layer and projection, one panel for each SNR."""
+    """Mean rank sent, by layer and projection, one panel for each SNR."""
     snrs = snrs_db([result.row for result in results])
     places = results[0].projections
     layers = sorted({layer for layer, _ in places})
@@ -133,7 +150,7 @@ def _rank_map(name: str, results: Sequence[Result]) -> Figure:
         bar.set_label("mean rank", fontsize=9, color=MUTED)
         bar.ax.tick_params(colors=MUTED, labelsize=8)
         bar.outline.set_visible(False)
-    figure.suptitle(f"Mean delivered rank, {literal([name])[0]}", fontsize=9, color=MUTED)
+    figure.suptitle(f"Mean rank sent, {literal([name])[0]}", fontsize=9, color=MUTED)
     return figure
 
 
@@ -189,4 +206,6 @@ def _errors(ax: Axes, index: int, name: str, x: Sequence[float], points: Sequenc
 
 
 def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
+    slug = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
+    # File systems take 255 bytes; the number tells apart what is cut.
+    return slug if len(slug.encode()) <= 100 else f"{slug[:25]}-{zlib.crc32(name.encode()):08x}"

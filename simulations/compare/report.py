@@ -22,6 +22,8 @@ from simulations.compare.statistics import (
 from simulations.compare.store import CompareFolder, write_table
 from simulations.compare.trial import Result
 
+_NAME_WIDTH = 14
+
 
 def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -> None:
     """Write tables and plots of all finished trials, and print the figures.
@@ -67,7 +69,10 @@ def _faults(results: Sequence[Result]) -> list[str]:
 def _means(rows: Sequence[Any], metric: str) -> Table:
     table = Table(title="Mean over seeds, with half of the 95% confidence interval")
     for heading in ("SNR", "strategy", "seeds", "reward", metric, "Mbit", "late", "mean rank"):
-        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+        if heading == "strategy":  # folded rather than cut: options tell strategies apart
+            table.add_column(heading, overflow="fold", min_width=_NAME_WIDTH)
+        else:
+            table.add_column(heading, justify="right", overflow="fold")
     for snr_db in snrs_db(rows):
         here = by_strategy([row for row in rows if row["snr_db"] == snr_db])
         for name, own in here.items():
@@ -87,7 +92,10 @@ def _means(rows: Sequence[Any], metric: str) -> Table:
 def _winners(best: Sequence[Any]) -> Table:
     table = Table(title="Highest mean reward at each SNR; difference paired by seed")
     for heading in ("SNR", "winner", "second", "difference", "95% interval", "p (Holm)"):
-        table.add_column(heading, justify="left" if heading in ("winner", "second") else "right")
+        if heading in ("winner", "second"):
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", overflow="fold")
     for row in best:
         table.add_row(
             f"{row['snr_db']:g}",

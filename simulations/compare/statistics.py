@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 CONFIDENCE = 0.95
 BEST_FIXED = "best fixed rank"
-_FIXED = re.compile(r"uniform(\(.*\))?")
+FIXED = re.compile(r"uniform(\(.*\))?")
 
 WINNER_COLUMNS = (
     "snr_db",
@@ -73,8 +73,8 @@ def with_best_fixed(rows: Sequence[Row]) -> list[Row]:
 
     The rank is chosen with the seeds that it is judged by, which favours it.
     """
-    others = [row for row in rows if not _FIXED.fullmatch(row["strategy"])]
-    fixed = [row for row in rows if _FIXED.fullmatch(row["strategy"])]
+    others = [row for row in rows if not FIXED.fullmatch(row["strategy"])]
+    fixed = [row for row in rows if FIXED.fullmatch(row["strategy"])]
     for snr_db in snrs_db(fixed):
         here = by_strategy([row for row in fixed if row["snr_db"] == snr_db])
         # A rank that was tried with few seeds only must not win by luck.
@@ -88,6 +88,7 @@ def with_best_fixed(rows: Sequence[Row]) -> list[Row]:
 def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return for each SNR the best and the second best strategy, paired by seed.
 
+    Where they were run with different seeds, the two are judged by those that both have.
     The p-values of the SNRs are one family for Holm's correction.
     """
     table = []
@@ -96,7 +97,7 @@ def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
         order = sorted(here, key=lambda name: -mean_of(here[name], "reward"))
         if len(order) < 2:
             continue
-        first, second = (here[name] for name in order[:2])
+        first, second = _shared(here[order[0]], here[order[1]])
         difference = paired(first, second, "reward")
         gap = interval(difference)
         table.append(
@@ -120,6 +121,15 @@ def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row, p in zip(table, holm([row["p"] for row in table]), strict=True):
         row["p_holm"] = p
     return table
+
+
+def _shared(first: Sequence[Row], second: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Return two strategies' rows of the seeds that both have, the better one first."""
+    seeds = {row["seed"] for row in first} & {row["seed"] for row in second}
+    one, other = ([row for row in rows if row["seed"] in seeds] for rows in (first, second))
+    if seeds and mean_of(one, "reward") < mean_of(other, "reward"):
+        one, other = other, one
+    return one, other
 
 
 def paired(first: Sequence[Row], second: Sequence[Row], column: str) -> list[float]:

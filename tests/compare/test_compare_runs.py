@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario
+from simulations.compare.plots import _step
 from simulations.compare.report import write_results
 from simulations.compare.runner import run_missing
 from simulations.compare.store import COLUMNS, CompareFolder
@@ -169,3 +171,31 @@ def test_two_comparisons_do_not_run_the_same_trials_in_one_folder(scenario, tmp_
             pass
     with second.held():
         assert second.finished == {("greedy", 5.0, 1)}
+
+
+def test_names_are_printed_whole_and_plotted_however_long(scenario, tmp_path):
+    folder = CompareFolder(tmp_path, scenario, 0.2)
+    long = f'airllm(policy="{"deep/" * 60}policy.safetensors")'
+    other = "uniform_but_mine:Ranks(fraction=0.75,even=true)"
+    for strategy, reward in ((long, 0.0), (other, -1.0), ("uniform(r=12)", -2.0)):
+        for seed in (1, 2):
+            folder.add(result(strategy, 5.0, seed, reward))
+    with (tmp_path / "printed.txt").open("w") as stream:
+        write_results(folder, scenario, Console(file=stream, width=80))
+    printed = (tmp_path / "printed.txt").read_text()
+    assert "…" not in printed
+    rows = [line.split("│")[2].strip() for line in printed.splitlines() if line.startswith("│")]
+    assert "uniform(r=12)" in "".join(rows).replace(" ", "")
+    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert "ranks-uniform-but-mine-Ranks-fraction-0-75-even-true" in names
+    assert any(name.startswith("time-airllm-policy--deep-") for name in names)
+
+
+def test_strategies_stand_beside_their_snr_and_away_from_the_next():
+    for snrs, strategies in (
+        ([5.0, 5.5], 9),
+        ([-5.0, 0.0, 5.0, 10.0, 15.0], 6),
+        ([-90.0, 90.0], 3),
+    ):
+        width = _step(snrs, strategies) * (strategies - 1)
+        assert 0 < width < min(np.diff(snrs))

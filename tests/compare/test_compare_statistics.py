@@ -89,3 +89,12 @@ def test_the_reward_asks_for_losses_that_are_private():
     rounds = [{"round": 1, "clients": {"0": {"loss": None}}}]
     with pytest.raises(ValueError, match="round 1 has clients without held-out loss"):
         losses_by_round(rounds)
+
+
+def test_strategies_with_different_seeds_are_judged_by_those_that_both_have():
+    # Seed 9 was hard, and only "a" met it; on the seed that both have "a" is better.
+    rows = [row("a", 0, 1, 1.0), row("a", 0, 9, -9.0), row("b", 0, 1, 0.5)]
+    (found,) = winners(rows)
+    assert (found["winner"], found["second"], found["seeds"]) == ("a", "b", 1)
+    assert (found["reward"], found["second_reward"]) == (1.0, 0.5)
+    assert found["difference"] == pytest.approx(0.5)
