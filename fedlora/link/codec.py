@@ -91,7 +91,10 @@ def take(
     parts = {k[len(name) :]: t for k, t in tensors.items() if k.partition(".")[0] == name}
     x = codec.decode(parts, shape)
     if not torch.isfinite(x).all():
-        raise ProtocolError(f"{name} holds NaN or infinity; the sender must check its inputs")
+        raise ProtocolError(
+            f"{name} holds NaN or infinity, as where training diverges; lower train.lr, or mend "
+            "the sender's weights and data"
+        )
     return x
 
 

@@ -22,6 +22,8 @@ Uplink = Literal["coded", "analog"]
 SNR_MAX_DB = 200.0
 
 EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
+SIGMA_MIN, SIGMA_MAX = 1e-6, 1e6
+UPLOADS_MAX = 10**9
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class PrivacyPolicy:
             check_epsilon("privacy.epsilon", self.epsilon)
         for name in ("sigma", "activation_sigma"):
             if getattr(self, name) is not None:
-                check_positive(f"privacy.{name}", getattr(self, name))
+                _check_noise(f"privacy.{name}", getattr(self, name))
         for name in ("clip_norm", "activation_clip_norm"):
             check_positive(f"privacy.{name}", getattr(self, name))
         check_delta("privacy.delta", self.delta)
@@ -122,8 +124,11 @@ class PrivacyPolicy:
                 f"privacy.analog_snr_db is {self.analog_snr_db}; set -{SNR_MAX_DB:g} to "
                 f"{SNR_MAX_DB:g} dB"
             )
-        if self.uploads < 0:
-            raise FedloraError(f"privacy.uploads is {self.uploads}; set 0 to derive it, or more")
+        if not 0 <= self.uploads <= UPLOADS_MAX:
+            raise FedloraError(
+                f"privacy.uploads is {self.uploads!r:.80}; set 0 to derive it, or a number up to "
+                f"{UPLOADS_MAX}"
+            )
         if self.probe_every < 0:
             raise FedloraError(f"privacy.probe_every is {self.probe_every}; set 0 for never")
         if self.activation_sigma is not None and not self.enabled:
@@ -245,6 +250,16 @@ def check_positive(name: str, value: float) -> None:
     """Raise a FedloraError unless the value is finite and above 0."""
     if not (math.isfinite(value) and value > 0):
         raise FedloraError(f"{name} is {value}; set a finite number above 0")
+
+
+def _check_noise(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is a noise multiplier whose square can be reckoned."""
+    check_positive(name, value)
+    if not SIGMA_MIN <= value <= SIGMA_MAX:
+        raise FedloraError(
+            f"{name} is {value:g}; set a multiple of the clipping norm from {SIGMA_MIN:g} to "
+            f"{SIGMA_MAX:g}"
+        )
 
 
 def check_epsilon(name: str, value: float) -> None:
