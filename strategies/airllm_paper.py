@@ -27,6 +27,7 @@ from fedlora.ranks import (
     RankVector,
 )
 from strategies.airllm.sampler import sample
+from strategies.seeds import check_seed
 
 Array = NDArray[np.float64]
 
@@ -183,7 +184,7 @@ class AirLlmPaper(RankStrategy):
     ) -> None:
         if not snrs_db or not bandwidths_hz:
             raise FedloraError("snrs_db or bandwidths_hz is empty; list at least one value in each")
-        self.seed, self.policy = seed, policy
+        self.seed, self.policy = check_seed(seed), policy
         self.snrs_db, self.bandwidths_hz = tuple(snrs_db), tuple(bandwidths_hz)
         self.actor: PaperActor | None = None
         self.denoiser: PaperDenoiser | None = None

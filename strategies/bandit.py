@@ -18,6 +18,7 @@ from fedlora.ranks import (
     RankStrategy,
     fit_budget,
 )
+from strategies.seeds import check_seed
 
 
 class Bandit(RankStrategy):
@@ -60,7 +61,7 @@ class Bandit(RankStrategy):
             raise FedloraError(f"fractions is {fractions}; list numbers from 0 to 1")
         if not 0 < discount <= 1:
             raise FedloraError(f"discount is {discount}; set a number above 0, up to 1")
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.fractions = tuple(fractions)
         self.price = price
         self.exploration = exploration

@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 
 from fedlora.ranks import ClientReport, RankDecision, RankSpace, RankStrategy, fit_budget
+from strategies.seeds import check_seed
 
 
 class RandomRanks(RankStrategy):
@@ -22,7 +23,7 @@ class RandomRanks(RankStrategy):
     """
 
     def __init__(self, seed: int = 0, within_budget: bool = True) -> None:
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.within_budget = within_budget
 
     def allocate(

@@ -12,6 +12,8 @@ from typing import Any
 from fedlora.errors import FedloraError
 from fedlora.ranks.space import RankDecision, RankSpace
 
+_MOST_TEXT = 300
+
 
 class CallError(Exception):
     """A call to a strategy raised or took too long; the message says which."""
@@ -62,7 +64,11 @@ class Caller:
 def describe(error: BaseException) -> str:
     """Return an exception's type, place and text in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of a stranger's, too
+        text = "its text cannot be had"
+    text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}…"
     return f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}: {text}"
 
 
@@ -97,6 +103,9 @@ def read_decisions(
         if client not in clients:
             problems[str(client)] = (
                 "it does not take part; expected decisions for the given clients"
+                if isinstance(client, str)
+                else f"its key is {client!r:.80}, a {type(client).__name__}; expected the "
+                "identifiers as they were given, which are str"
             )
     return decisions, problems
 

@@ -82,16 +82,18 @@ class GuardedStrategy(RankStrategy):
         reports = {client: clients[client] for client in sorted(clients)}
         lowest = RankDecision(space.uniform(space.r_min))
         try:
-            # The copy is the strategy's to change.
-            answer = self._caller.call(
-                "allocate", lambda: self.strategy.allocate(round, dict(reports), space)
+            # The copy is the strategy's to change; what it returns may be code of its own, too.
+            decisions, problems = self._caller.call(
+                "allocate",
+                lambda: read_decisions(
+                    self.strategy.allocate(round, dict(reports), space), reports, space
+                ),
             )
         except CallError as failure:
             self._complain(
                 {None: f"{failure}; all clients keep their last valid ranks, or get the smallest"}
             )
         else:
-            decisions, problems = read_decisions(answer, reports, space)
             self._last |= decisions
             self._complain(
                 {

@@ -164,14 +164,14 @@ class RankSpace:
         place = f" for {projection}" if projection else ""
         if rank is None:
             raise FedloraError(
-                f"rank {value!r}{place} is not a whole number; expected an int from {self.r_min} "
-                f"to {self.r_max}"
+                f"rank {value!r:.80}{place} is not a whole number; expected an int from "
+                f"{self.r_min} to {self.r_max}"
             )
         if rank > self.r_max:
             raise FedloraError(
-                f"rank {rank}{place} exceeds r_max {self.r_max}; lower it or set lora.r_max"
+                f"rank {rank!r:.80}{place} exceeds r_max {self.r_max}; lower it or set lora.r_max"
             )
-        raise FedloraError(f"rank {rank}{place} is below r_min {self.r_min}; raise it")
+        raise FedloraError(f"rank {rank!r:.80}{place} is below r_min {self.r_min}; raise it")
 
 
 @dataclass(frozen=True, init=False)

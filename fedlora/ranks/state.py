@@ -13,6 +13,7 @@ from fedlora.errors import FedloraError
 
 State = dict[str, Any]
 
+_MOST_BITS = 8192
 ARRAY, TENSOR = "$array", "$tensor"
 
 
@@ -55,6 +56,11 @@ def unpack_state(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
 
 
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:  # JSON would not read it back
+        raise FedloraError(
+            f"the state's {path.lstrip('.')} is an int of {value.bit_length()} bits; keep at most "
+            f"{_MOST_BITS}"
+        )
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float) and math.isfinite(value):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora import registry
 from fedlora.errors import FedloraError
+from fedlora.ranks.calls import describe
 from fedlora.ranks.reports import ClientOutcome, ClientReport
 from fedlora.ranks.space import RankDecision, RankSpace
 
@@ -118,7 +119,14 @@ def create_strategy(config: RanksConfig, seed: int) -> RankStrategy:
         )
     try:
         return cls(**options)
+    except FedloraError:
+        raise
     except TypeError as error:
         raise FedloraError(
             f"strategy {config.strategy!r} cannot be made ({error}); set ranks.options"
+        ) from error
+    except Exception as error:
+        raise FedloraError(
+            f"strategy {config.strategy!r} cannot be made ({describe(error)}); mend it, or set "
+            "ranks.options"
         ) from error

@@ -31,7 +31,9 @@ def compare(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the comparison; finished trials are kept.")],
     snr: Annotated[str, typer.Option(help="Mean SNRs in dB.")] = "-5,0,5,10,15",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted up from the scenario's.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds, counted up from the scenario's.")
+    ] = 5,
     price: Annotated[
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
     ] = DEFAULT_PRICE,

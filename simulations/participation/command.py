@@ -31,7 +31,9 @@ def participation(
     mean_delay: Annotated[
         float, typer.Option(min=1e-6, help="Limit on the mean delay of a round, in seconds.")
     ] = 10.0,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted up from the scenario's.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds, counted up from the scenario's.")
+    ] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     set_: Annotated[
         list[str] | None,

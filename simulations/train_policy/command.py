@@ -27,7 +27,8 @@ def train_policy(
     snr: Annotated[str, typer.Option(help="Mean SNRs in dB to draw from.")] = "-5,0,5,10,15",
     channels: Annotated[str, typer.Option(help="Channel models to draw from.")] = "awgn,rayleigh",
     seeds: Annotated[
-        int, typer.Option(min=1, help=f"Seeds of data and partition, from {FIRST_SEED} on.")
+        int,
+        typer.Option(min=1, max=1000, help=f"Seeds of data and partition, from {FIRST_SEED} on."),
     ] = 2,
     price: Annotated[
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")

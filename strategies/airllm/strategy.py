@@ -32,6 +32,7 @@ from strategies.airllm.features import (
 from strategies.airllm.network import CHANNELS
 from strategies.airllm.plan import delivered_ranks, draft, trained_ranks
 from strategies.airllm.policy import SHIPPED, Policy, load_policy
+from strategies.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class AirLlm(RankStrategy):
         for name, value in (("use_statistics", use_statistics), ("diffusion", diffusion)):
             if not isinstance(value, bool):
                 raise FedloraError(f"{name} is {value!r}; set true or false")
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.rounds = rounds
         self.use_statistics = use_statistics
         self.diffusion = diffusion

@@ -23,6 +23,10 @@ class Needs(Mine):
     def __init__(self, path):
         self.path = path
 
+class Breaks(Mine):
+    def __init__(self):
+        raise ValueError("no\\nweights")
+
 def function():
     return 1
 """
@@ -63,6 +67,10 @@ def test_a_strangers_class_is_made_with_any_option_it_takes(stranger):
         ("strategies.greedy:Greedy", {"fraction": 2.0}, "fraction is 2.0; set a part"),
         ("stranger_ranks:Unfinished", {}, "lacks allocate; write these methods"),
         ("stranger_ranks:Needs", {}, "cannot be made .*'path'.*set ranks.options"),
+        ("stranger_ranks:Breaks", {}, "made .ValueError at stranger.*: no weights.; mend"),
+        ("strategies.random_ranks:RandomRanks", {"seed": -1}, "seed is -1; set a whole number, 0"),
+        ("strategies.bandit:Bandit", {"seed": 0.5}, "seed is 0.5; set a whole number"),
+        ("strategies.airllm.strategy:AirLlm", {"seed": -1}, "seed is -1; set a whole number"),
         ("stranger_ranks:function", {}, "name a class that inherits from"),
         ("stranger_ranks:Nobody", {}, "has no 'Nobody'"),
         ("no_such_module:Mine", {}, "cannot import 'no_such_module'"),

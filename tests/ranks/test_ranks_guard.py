@@ -34,6 +34,20 @@ def rank(r):
     return lambda clients, space: dict.fromkeys(clients, RankDecision([r] * len(space)))
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+class Trap(dict):
+    def get(self, key, default=None):
+        raise LookupError("x" * 10_000)
+
+
+def mute(clients, space):
+    raise Mute
+
+
 def fail(clients, space):
     raise ZeroDivisionError("no clients\nhere")
 
@@ -61,6 +75,9 @@ def test_the_strategy_sees_the_clients_in_the_order_of_their_names(small):
         (lambda clients, space: dict.fromkeys(clients), "there is no decision"),
         (lambda clients, space: 7, "allocate returned a int; expected a dict by client"),
         (fail, "allocate raised ZeroDivisionError"),
+        (mute, "allocate raised Mute at test_ranks_guard.py, line"),
+        (lambda clients, space: Trap(clients), "allocate raised LookupError at test_ranks_guard"),
+        (rank(10**400), "rank 1000000"),
     ],
 )
 def test_the_run_goes_on_with_the_last_valid_ranks(small, bad, problem):
@@ -73,6 +90,17 @@ def test_the_run_goes_on_with_the_last_valid_ranks(small, bad, problem):
     assert "last valid ranks" in str(first)
     assert first.round == 2
     assert "\n" not in str(first)
+    assert len(str(first)) < 600
+
+
+def test_numbers_for_identifiers_are_told_from_clients_that_take_no_part(small):
+    numbered = Scripted(lambda clients, space: {int(c): RankDecision([1]) for c in clients})
+    guarded = GuardedStrategy(numbered)
+    guarded.allocate(1, {"0": ClientReport()}, small)
+    (complaint,) = guarded.complaints
+    assert complaint.problem.startswith(
+        "its key is 0, a int; expected the identifiers as they were"
+    )
 
 
 def test_before_any_valid_decision_the_ranks_are_the_smallest(small):

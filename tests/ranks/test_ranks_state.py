@@ -66,6 +66,7 @@ def test_a_packed_state_does_not_change_with_the_strategy():
         ({"x": np.array(["a"])}, "a ndarray"),
         ({"x": np.float32(1)}, "a float32"),
         ([1], "the state is a list; return a dict"),
+        ({"x": [10**5000]}, "x.0 is an int of 16610 bits; keep at most 8192"),
     ],
 )
 def test_what_would_need_pickle_is_refused_with_its_place(state, message):
