@@ -84,9 +84,7 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
             _keep_partial(folder)
         except FedloraError as error:  # which is not why the run ended
             reason = f"{reason}; there is no summary, as {error}"
-        if folder.log.exists():  # not where the server did not come so far as to write it
-            reason = f"{reason} (log: {folder.log})"
-        raise FedloraError(reason)
+        raise FedloraError(f"{reason} (log: {folder.log})")
     write_report(folder)
     print_result(folder, console)
 
