@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,25 +23,13 @@ import psutil
 
 from fedlora import __version__
 from fedlora.errors import FedloraError
+from fedlora.flower_commands import START_S, TOOLS, FlowerCommands
 from fedlora.guard import END_S
 from fedlora.link.listen import check_listens
 
-TOOLS = Path(sys.executable).parent
-"""Where Flower's commands are."""
-
-_CONNECTION = "fedlora"
-_START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
-
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
+_GONE_S = 3.0
+# Ray gives its own processes 30 s to start (ray/_private/node.py), which a busy machine exceeds.
+_LATE_RAY, _RAY_STARTS = "timed out during startup", 4
 
 _APP = f"""\
 [project]
@@ -103,9 +89,11 @@ class FlowerSimulation:
         self._home = tempfile.TemporaryDirectory(
             prefix="fedlora-flower-", ignore_cleanup_errors=True
         )
+        self._flower = FlowerCommands(Path(self._home.name))
         self._guard: subprocess.Popen[bytes] | None = None
         self._submitted = time.monotonic()
-        self._begun = False
+        self._seen: float | None = None
+        self._run_id, self._starts = "", 0
         self.log = request.out / "flower.txt"
 
     def __enter__(self) -> FlowerSimulation:
@@ -138,9 +126,31 @@ class FlowerSimulation:
             family = psutil.Process(self._guard.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return False
-        there = any(map(_simulates, family))
-        self._begun |= there
-        return there or (not self._begun and time.monotonic() < self._submitted + _START_S)
+        now = time.monotonic()
+        if any(map(_simulates, family)):
+            self._seen = now
+        # One look that misses it is no proof: the list of processes is not read at one moment.
+        return now < (self._submitted + START_S if self._seen is None else self._seen + _GONE_S)
+
+    def begins_again(self) -> bool:
+        """Give a run to Flower once more where its Ray was late, at which nothing was begun yet."""
+        if not self.running or self._starts >= _RAY_STARTS:
+            return False
+        if _LATE_RAY not in self._flower.log(self._run_id):
+            return False
+        self._submit()
+        return True
+
+    def last_words(self) -> str:
+        """Return why the run ended as Flower knows it, if it does; its log goes to ``log``.
+
+        What simulates a run has no output of its own: it tells its log to the SuperLink.
+        """
+        if not self._run_id or not self.running:
+            return ""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(self._flower.log(self._run_id))
+        return self._flower.details(self._run_id)
 
     def stop(self) -> None:
         """End the SuperLink, the run and its Ray."""
@@ -155,56 +165,23 @@ class FlowerSimulation:
         # Paths go into the app's own file: Flower's command line takes none with a quote in it.
         paths = {"scenario": self.request.scenario, "out": self.request.out}
         project = _APP + "".join(f"{key} = {_quoted(path)}\n" for key, path in paths.items())
-        # Flower starts its helpers by name, also where the virtual environment is not activated.
-        path = f"{TOOLS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        # Flower's parts speak HTTP on loopback, which no proxy can carry.
-        direct = ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("no_proxy")]))
-        environment = {
-            **os.environ,
-            **_QUIET,
-            **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
-        }
-        port = self._start_superlink(environment)
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
-            f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-        )
+        self._flower.connect(self._start_superlink())
         app = home / "app"
         app.mkdir()
         (app / "pyproject.toml").write_text(project, encoding="utf-8")
-        cores = os.cpu_count() or 1
-        command: list[str | Path] = [
-            TOOLS / "flwr",
-            *("run", app, _CONNECTION),
-            "--federation-config",
-            (
-                f"num-supernodes={self.request.clients} client-resources-num-cpus=1 "
-                f"init-args-num-cpus={max(2, cores)} init-args-log-to-driver=false"
-            ),
-        ]
-        try:
-            submitted = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_START_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise FedloraError(
-                f"Flower did not take the run within {_START_S:g} s; end other work on this "
-                f"machine and try again, or see {self.log}"
-            ) from None
-        self._submitted = time.monotonic()
-        if submitted.returncode != 0:
-            tail = (submitted.stderr or submitted.stdout).strip().splitlines()[-1:]
-            raise FedloraError(f"Flower did not take the run ({' '.join(tail)}); see {self.log}")
+        self._submit()
 
-    def _start_superlink(self, environment: Mapping[str, str]) -> int:
+    def _submit(self) -> None:
+        try:
+            self._run_id = self._flower.submit(self._flower.home / "app", self.request.clients)
+        except FedloraError as error:
+            raise FedloraError(f"{error}; see {self.log}") from None
+        self._submitted, self._seen = time.monotonic(), None
+        self._starts += 1
+
+    def _start_superlink(self) -> int:
         """Start a SuperLink and return its port: another one where somebody was faster."""
-        home, deadline = Path(self._home.name), time.monotonic() + _START_S
+        home, deadline = Path(self._home.name), time.monotonic() + START_S
         while True:
             port = free_port()
             home.mkdir(exist_ok=True)  # a guard that ended has removed it
@@ -215,7 +192,7 @@ class FlowerSimulation:
                         *(TOOLS / "flower-superlink", "--insecure", "--simulation"),
                         *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                     ],
-                    env=environment,
+                    env=self._flower.environment,
                     stdin=subprocess.PIPE,  # nobody else has its other end: it closes with this
                     stdout=log,
                     stderr=log,
@@ -225,7 +202,7 @@ class FlowerSimulation:
                 return port
             if self.running or time.monotonic() > deadline or not _is_taken(port):
                 raise FedloraError(
-                    f"flower-superlink did not start within {_START_S:g} s; see {self.log} for its "
+                    f"flower-superlink did not start within {START_S:g} s; see {self.log} for its "
                     "words"
                 )
             _let_go(self._guard)

@@ -74,12 +74,17 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         with FlowerSimulation(request) as simulation:
             with ProgressView(folder, console=console) as view:
                 status = view.follow(lambda: simulation.working)
+                while status is None and simulation.begins_again():
+                    console.print("Ray did not start within its 30 s; it is started again")
+                    status = view.follow(lambda: simulation.working)
+            told = "" if status else simulation.last_words()
     except KeyboardInterrupt:
         folder.append_event("done", status="interrupted", text="interrupted by the user")
         _keep_partial(folder)
         raise
     if status != "finished":
-        reason = view.text or f"Flower ended the run without a word; see {simulation.log}"
+        how = f"({told})" if told else "without a word"
+        reason = view.text or f"Flower ended the run {how}; see {simulation.log}"
         try:
             _keep_partial(folder)
         except FedloraError as error:  # which is not why the run ended

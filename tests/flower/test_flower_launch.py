@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from fedlora import launch
+from fedlora import flower_commands, launch
 from fedlora.errors import FedloraError
 from fedlora.launch import FlowerSimulation, SimulationRequest, free_port
 
@@ -25,15 +26,24 @@ port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
 """
 
+FLWR = """#!/bin/sh
+case $1 in
+run) echo '{"success": true, "run-id": "7"}' ;;
+log) echo "the log of run $2" ;;
+list) echo '{"runs": [{"status-details": "Simulation failed"}]}' ;;
+esac
+"""
+
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
     folder = tmp_path / "tools"
     folder.mkdir()
-    for name, text in (("flower-superlink", SUPERLINK), ("flwr", "#!/bin/sh\n")):
+    for name, text in (("flower-superlink", SUPERLINK), ("flwr", FLWR)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    monkeypatch.setattr(launch, "TOOLS", folder)
+    for module in (launch, flower_commands):
+        monkeypatch.setattr(module, "TOOLS", folder)
     return folder
 
 
@@ -60,3 +70,29 @@ def test_a_superlink_that_ends_for_another_reason_is_not_started_again(tools, tm
     with pytest.raises(FedloraError, match="flower-superlink did not start"), ask_for(tmp_path):
         pass
     assert (tmp_path / "flower.txt").read_text() == "begun\n"
+
+
+def test_what_flower_knows_of_a_run_that_ended_is_asked_for_and_its_log_is_kept(tools, tmp_path):
+    with ask_for(tmp_path) as simulation:
+        assert simulation.last_words() == "Simulation failed"
+        (tools / "flwr").write_text("#!/bin/sh\necho something else\n")
+        assert simulation.last_words() == ""
+    assert simulation.last_words() == ""
+    assert "the log of run 7\n" in (tmp_path / "flower.txt").read_text()
+
+
+def test_a_run_whose_ray_was_late_is_begun_again_a_few_times(tools, tmp_path):
+    with ask_for(tmp_path) as simulation:
+        assert not simulation.begins_again()
+        said = "Exception: The current node timed out during startup."
+        (tools / "flwr").write_text(FLWR.replace("the log of run $2", said).replace("7", "8"))
+        assert [simulation.begins_again() for _ in range(5)] == [True] * 3 + [False] * 2
+        assert simulation._run_id == "8"
+    assert not simulation.begins_again()
+
+
+def test_a_run_that_flower_does_not_take_is_told_with_its_reason(tools, tmp_path):
+    refusal = json.dumps({"success": False, "error-message": "Failed\nno such app"})
+    (tools / "flwr").write_text(f"#!{sys.executable}\nprint({refusal!r})\n")
+    with pytest.raises(FedloraError, match=r"\(no such app\); see .*flower.txt"):
+        ask_for(tmp_path).__enter__()

@@ -106,7 +106,7 @@ def begun(folder: Path, out: Path) -> Iterator[Begun]:
             cwd=folder,
             # A test run that was put into the background ignores SIGINT, and children inherit that.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
-            env={**os.environ, "TMPDIR": temporary},
+            env={**os.environ, "TMPDIR": temporary, "RAY_ADDRESS": "127.0.0.1:1"},  # not its own
         )
         family: list[psutil.Process] = []
         try:
@@ -160,4 +160,5 @@ def test_a_run_whose_server_is_killed_ends_with_a_sentence_and_keeps_its_rounds(
         assert run_.process.returncode == 2, output
         assert "without a word" in " ".join(output.split())
         run_.assert_nothing_is_left()
+    assert "Starting Flower ServerApp" in (out / "flower.txt").read_text()  # the killed one's log
     assert json.loads((out / "summary.json").read_text())["rounds"] >= 1

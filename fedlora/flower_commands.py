@@ -1,0 +1,128 @@
+"""Flower's own commands, given to one SuperLink on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import FedloraError
+
+TOOLS = Path(sys.executable).parent
+START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
+_CONNECTION = "fedlora"
+_WORDS_S = 30.0
+
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+class FlowerCommands:
+    """What Flower's command line is told and answers, in a FLWR_HOME of its own.
+
+    Parameters
+    ----------
+    home
+        The folder that is FLWR_HOME.
+
+    Attributes
+    ----------
+    environment
+        Of Flower's processes.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        # Flower starts its helpers by name, also where the virtual environment is not activated.
+        path = f"{TOOLS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        # Flower's parts speak HTTP on loopback, which no proxy can carry.
+        direct = ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("no_proxy")]))
+        # A run has a Ray of its own, also where the shell knows of a cluster's.
+        inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self.environment = {
+            **inherited,
+            **_QUIET,
+            **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
+        }
+
+    def connect(self, port: int) -> None:
+        """Let the commands speak to the SuperLink on a port of loopback."""
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
+            f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+
+    def submit(self, app: Path, clients: int) -> str:
+        """Give a run to the SuperLink and return its number.
+
+        Raises
+        ------
+        FedloraError
+            When it is not taken, or not in time.
+        """
+        settings = (
+            f"num-supernodes={clients} client-resources-num-cpus=1 "
+            f"init-args-num-cpus={max(2, os.cpu_count() or 1)} init-args-log-to-driver=false"
+        )
+        words = ["run", str(app), _CONNECTION, "--federation-config", settings]
+        try:
+            said = self._ask(words, START_S)
+        except subprocess.TimeoutExpired:
+            raise FedloraError(
+                f"Flower did not take the run within {START_S:g} s; end other work on this "
+                "machine and try again"
+            ) from None
+        found = _object(said.stdout)
+        if not found.get("run-id"):
+            why = str(found.get("error-message") or said.stderr).strip().splitlines()[-1:]
+            raise FedloraError(f"Flower did not take the run ({' '.join(why)})")
+        return str(found["run-id"])
+
+    def details(self, run_id: str) -> str:
+        """Return why a run ended, as far as the SuperLink knows."""
+        with contextlib.suppress(subprocess.TimeoutExpired, LookupError, TypeError):
+            said = self._ask(["list", _CONNECTION, "--run-id", run_id], _WORDS_S)
+            return str(_object(said.stdout)["runs"][0]["status-details"]).strip()
+        return ""
+
+    def log(self, run_id: str) -> str:
+        """Return what the process that simulates a run has told the SuperLink."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._run(["log", run_id, _CONNECTION, "--show"], _WORDS_S).stdout
+        return ""
+
+    def _ask(self, words: list[str], time_s: float) -> subprocess.CompletedProcess[str]:
+        return self._run([*words, "--format", "json"], time_s)
+
+    def _run(self, words: list[str], time_s: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(TOOLS / "flwr"), *words],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=time_s,
+            check=False,
+        )
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a command said, or an empty one."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    return {}
