@@ -103,8 +103,8 @@ class RandomisedLabels:
     Raises
     ------
     FedloraError
-        When the file is damaged, has no class names, or was drawn for other classes, another
-        column or another epsilon.
+        When the file cannot be read, is damaged, has no class names, or was drawn for other
+        classes, another column or another epsilon.
 
     Attributes
     ----------
@@ -169,12 +169,13 @@ class RandomisedLabels:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             journal.replace(self._path, [journal.encode(record)])
         except OSError as error:
-            raise FedloraError(
-                f"cannot write {self._path}: {error.strerror}; mend the disk or the path"
-            ) from error
+            raise _failed("write", self._path, error) from error
 
     def _read(self, path: Path) -> None:
-        records = [record for record, _ in journal.read(path)]
+        try:
+            records = [record for record, _ in journal.read(path)]
+        except OSError as error:
+            raise _failed("read", path, error) from error
         record = records[0] if len(records) == 1 else None
         if record is not None and record.get("format") == _UNNAMED:
             raise FedloraError(
@@ -208,3 +209,7 @@ class RandomisedLabels:
             f"randomised labels {path} were drawn {drawn}, not {asked}; keep that setting, since "
             "drawing again adds to what is spent"
         )
+
+
+def _failed(verb: str, path: Path, error: OSError) -> FedloraError:
+    return FedloraError(f"cannot {verb} {path}: {error.strerror}; mend the disk or the path")

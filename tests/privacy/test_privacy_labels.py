@@ -118,6 +118,11 @@ def test_a_file_without_class_names_is_refused_and_left_as_it_is(tmp_path: Path)
     assert path.read_bytes() == before
 
 
+def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FedloraError, match=r"cannot read .*: Is a directory; mend the disk or"):
+        RandomisedLabels(tmp_path, ["a", "b"], 2.0)
+
+
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "", lambda text: 2 * text])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage) -> None:
     path = tmp_path / "labels"
