@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -67,11 +68,14 @@ def deliver(
     start_s = min(start_s, _LATEST_BLOCK * block_s)
     left, elapsed_s, carried = float(bits), 0.0, 0.0
     first = math.floor(start_s / block_s)
-    for block in range(first, first + _MOST_BLOCKS):
-        # Rounding may put the start on the wrong side of a block's end.
-        lasts_s = max(0.0, (block + 1) * block_s - start_s - elapsed_s)
-        middle_s = 0.0 if math.isinf(block_s) else (block + 0.5) * block_s
-        rate_bps = channel.truth(client, round, middle_s, bandwidth_hz).rate_bps(direction)
+    for block in itertools.count(first):
+        if block < first + _MOST_BLOCKS:
+            # Rounding may put the start on the wrong side of a block's end.
+            lasts_s = max(0.0, (block + 1) * block_s - start_s - elapsed_s)
+            middle_s = 0.0 if math.isinf(block_s) else (block + 0.5) * block_s
+            rate_bps = channel.truth(client, round, middle_s, bandwidth_hz).rate_bps(direction)
+        else:
+            lasts_s, rate_bps = math.inf, carried / elapsed_s
         needed_s, budget_s = left / rate_bps, deadline_s - elapsed_s
         if needed_s <= min(lasts_s, budget_s):
             return Delivery(True, elapsed_s + needed_s, bits)
@@ -80,10 +84,7 @@ def deliver(
         left -= rate_bps * lasts_s
         carried += rate_bps * lasts_s
         elapsed_s += lasts_s
-    rate_bps, budget_s = carried / elapsed_s, deadline_s - elapsed_s
-    if left / rate_bps <= budget_s:
-        return Delivery(True, elapsed_s + left / rate_bps, bits)
-    return Delivery(False, deadline_s, math.floor(bits - left + rate_bps * budget_s))
+    raise AssertionError("a count has no end")
 
 
 def communication_cost(bits: float, rate_bps: float, deadline_s: float) -> float:
