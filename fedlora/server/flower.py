@@ -145,7 +145,8 @@ def _train(
                 )
                 sessions.readmit()
         results = {client: dict(found) for client, found in server.end().items()}
-        for client, found in _collect(grid, nodes, hosts).items():
+        limit_s = server.scenario.federation.connect_timeout_s
+        for client, found in _collect(grid, nodes, hosts, limit_s).items():
             results.setdefault(client, {}).update(found)
     return results
 
@@ -170,9 +171,9 @@ def _edge_hosts(scenario: Scenario, nodes: Sequence[Node], run_id: int) -> dict[
 
 
 def _collect(
-    grid: Grid, nodes: Sequence[Node], hosts: Mapping[int, str]
+    grid: Grid, nodes: Sequence[Node], hosts: Mapping[int, str], limit_s: float
 ) -> dict[str, dict[str, Any]]:
-    """In a simulation, fetch what each client's host knows of it."""
+    """In a simulation, fetch what each client's host knows of it, within so many seconds."""
     clients = {node.id: node.client for node in nodes if node.client in hosts}
     messages = [
         Message(
@@ -182,7 +183,7 @@ def _collect(
         )
         for node, client in clients.items()
     ]
-    replies = grid.send_and_receive(messages, timeout=60) if messages else ()
+    replies = grid.send_and_receive(messages, timeout=limit_s) if messages else ()
     return {
         str(clients[reply.metadata.src_node_id]): dict(reply.content[RECORD])
         for reply in replies

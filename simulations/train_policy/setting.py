@@ -58,6 +58,10 @@ class Setting:
         for name, value in (("price", self.price), ("margin", self.thrift.margin)):
             if not math.isfinite(value):
                 raise FedloraError(f"--{name} is {value}; write a finite number, 0 or more")
+        if len(set(self.channels)) < len(self.channels):
+            raise FedloraError(
+                f"--channels is {','.join(self.channels)}; name each channel model once"
+            )
         for model in self.channels:
             if build_channel(replace(self.scenario.channel, model=model), 0).measured:
                 raise FedloraError(
