@@ -5,11 +5,16 @@ import pytest
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from simulations.train_policy import replay, thrift, train
-from simulations.train_policy.checkpoint import read_checkpoint
+from simulations.train_policy import replay, thrift
 from simulations.train_policy.folder import TrainingFolder
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.thrift import Thrift
+
+pytest.importorskip(
+    "stable_baselines3", reason="policies are trained with the extra fedlora[policy]"
+)
+from simulations.train_policy import train
+from simulations.train_policy.checkpoint import read_checkpoint
 from simulations.train_policy.train import PolicyTraining
 
 EPISODES, STEPS = 3, 12
