@@ -1,68 +1,99 @@
-"""The Flower ClientApp: a session on a device, or one handed to an edge host in a simulation."""
+"""The Flower ClientApp: a session on a device, or one handed to an edge host in a simulation.
+
+Whether this is a simulation is a fact of the process; no message says it. Nothing is raised to
+Flower, which would send the words of an exception to the server.
+"""
 
 from __future__ import annotations
 
-import logging
-import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.number import partition_id
+from clients.owner.door import Door
+from clients.owner.process import in_simulation
+from clients.owner.terms import OwnerTerms
+from clients.owner.words import about, log_whole
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-
-log = logging.getLogger("fedlora.edge")
 
 app = ClientApp()
 
 _RECORD = "fedlora"
 
 
-def _simulated() -> bool:
-    """Tell whether this is a worker of Flower's simulation, which runs on Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+def _answered(
+    kind: str, message: Message, answer: Callable[[], Mapping[str, Any]], *, simulated: bool
+) -> Message:
+    """Return a handler's reply; of one that fails what the door lets out."""
+    try:
+        record = dict(answer())
+    except Exception as error:
+        log_whole(f"the {kind} message is not answered", error)
+        door = Door(OwnerTerms(deployed=not simulated))
+        record = door.record(kind, door.words(error))
+    return Message(RecordDict({_RECORD: ConfigRecord(record)}), reply_to=message)
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Tell who this node is, or why nobody can tell."""
-    try:
-        own = partition_id(context.node_config)
-    except FedloraError as error:
-        log.error("%s", error)
-        record = ConfigRecord({"error": str(error)})
-    else:
-        record = ConfigRecord(
-            {
-                "client": -1 if own is None else own,
-                "clients": int(context.node_config.get("num-partitions", 0)),
-                "simulated": _simulated(),
-            }
-        )
-    return Message(RecordDict({_RECORD: record}), reply_to=message)
+    node_config = context.node_config
+    simulated = in_simulation(node_config)
+
+    def answer() -> Mapping[str, Any]:
+        with about("keys"):
+            keys = NodeKeys.read(node_config)
+        own = -1 if keys.partition_id is None else keys.partition_id
+        door = Door(OwnerTerms(deployed=not simulated))
+        told = {"client": door.public(own), "clients": door.public(keys.num_partitions)}
+        return door.record("flower hello", told)
+
+    return _answered("flower hello", message, answer, simulated=simulated)
 
 
 @app.train("session")
 def session(message: Message, context: Context) -> Message:
     """Take part in a run: until its end on a device, or by handing over in a simulation."""
-    record = message.content[_RECORD]
-    if record["host"]:
-        from clients.edge_host import hand_over
+    node_config = context.node_config
+    simulated = in_simulation(node_config)
 
-        error = hand_over(record)
-    else:
+    def answer() -> Mapping[str, Any]:
+        record = _record(message)
+        if simulated:
+            from clients.edge_host import hand_over
+
+            return hand_over(record)
         from clients.device import take_part
 
-        error = take_part(record, context.node_config)
-    return Message(RecordDict({_RECORD: ConfigRecord({"error": error})}), reply_to=message)
+        return take_part(record, node_config)
+
+    return _answered("flower session", message, answer, simulated=simulated)
 
 
 @app.query("collect")
 def collect(message: Message, context: Context) -> Message:
-    """Return what the edge host knows of this client."""
-    del context
-    from clients.edge_host import result_of
+    """Return what the edge host knows of a simulated client; a device tells nothing."""
+    simulated = in_simulation(context.node_config)
 
-    record = ConfigRecord(result_of(message.content[_RECORD]))
-    return Message(RecordDict({_RECORD: record}), reply_to=message)
+    def answer() -> Mapping[str, Any]:
+        if not simulated:
+            raise FedloraError("a server asks a device for what a simulation knows of its clients")
+        from clients.edge_host import result_of
+
+        return result_of(_record(message))
+
+    return _answered("flower collect", message, answer, simulated=simulated)
+
+
+def _record(message: Message) -> dict[str, Any]:
+    with about("invitation"):
+        content = message.content if message.has_content() else {}
+        if _RECORD not in content:
+            raise FedloraError(
+                "the message holds no record of fedlora; both sides need one release"
+            )
+        record = content[_RECORD]
+        return {str(key): record[key] for key in record}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sized
 
 import numpy as np
-
-from fedlora.tasks.base import Sample
 
 
 class BatchStream:
@@ -18,16 +16,16 @@ class BatchStream:
     Parameters
     ----------
     samples
-        The client's training samples.
+        The client's training samples, of which only the number matters.
     batch_size
         Samples for each batch; a client with fewer gives what it has.
     seed, client
         Seed of the run and number of the client.
     """
 
-    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int, client: int) -> None:
-        self.samples = samples
-        self.batch_size = min(batch_size, len(samples))
+    def __init__(self, samples: Sized, batch_size: int, seed: int, client: int) -> None:
+        self.samples = len(samples)
+        self.batch_size = min(batch_size, self.samples)
         self.position = 0
         self._key = (seed, client)
         self._pass = -1
@@ -44,8 +42,8 @@ class BatchStream:
         self.position -= self.batch_size
 
     def _at(self, position: int) -> int:
-        number, place = divmod(position, len(self.samples))
+        number, place = divmod(position, self.samples)
         if number != self._pass:
-            self._order = np.random.default_rng((*self._key, number)).permutation(len(self.samples))
+            self._order = np.random.default_rng((*self._key, number)).permutation(self.samples)
             self._pass = number
         return int(self._order[place])

@@ -12,8 +12,9 @@ from clients.build_release import Origins, build_release, origins
 from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from clients.head import ClientHead
+from clients.owner.private import Private, PrivateSamples
+from clients.owner.terms import OwnerTerms
 from clients.reports import simulated_report
-from clients.terms import OwnerTerms
 from clients.text_statistics import text_statistics
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
@@ -127,7 +128,8 @@ def build_client(
         When it has no training sample, or its owner does not allow the run.
     """
     scenario, model, terms = parts.scenario, parts.model, terms or OwnerTerms()
-    if not train:
+    samples, held = PrivateSamples(train), PrivateSamples(held_out)
+    if not samples:
         raise FedloraError(
             f"client {number} has no training sample; give it data, or use fewer clients"
         )
@@ -142,7 +144,8 @@ def build_client(
         scenario,
         number,
         terms,
-        samples=train,
+        samples=samples,
+        held_out=len(held),
         head=module,
         trains_head=trains_head,
         pools=model.server_pools,
@@ -151,8 +154,8 @@ def build_client(
         run=run,
     )
     try:
-        train = release.training(train)
-    except FedloraError:
+        trained = release.training(samples)
+    except BaseException:
         release.close()
         raise
     head = ClientHead(
@@ -161,26 +164,24 @@ def build_client(
         config=scenario.head,
         train=scenario.train,
         embedding=model.front.weight if scenario.train.embedding else None,
-        uploads=release.uploads_head,
     )
-    statistics = _statistics(parts, number, train, terms)
     return EdgeClient(
         str(number),
         number,
         scenario,
         model,
         head,
-        train,
-        held_out,
+        trained,
+        held,
         release,
-        simulated_report(scenario, number, statistics),
-        statistics,
+        simulated_report(scenario, number),
+        _statistics(parts, number, trained, terms),
     )
 
 
 def _statistics(
-    parts: EdgeParts, number: int, samples: Sequence[Sample], terms: OwnerTerms
-) -> DataStatistics | None:
+    parts: EdgeParts, number: int, samples: PrivateSamples, terms: OwnerTerms
+) -> Private[DataStatistics] | None:
     """Return what a client tells of its text: nothing, unless the run asks and its owner agrees."""
     scenario = parts.scenario
     if not scenario.ranks.statistics:
@@ -188,9 +189,7 @@ def _statistics(
     if not terms.tells_statistics(private=scenario.privacy.enabled):
         log.info("client %d tells no statistics of its text, which the run asks for", number)
         return None
-    statistics = text_statistics(samples, parts.tokenizer)
-    log.info("client %d tells of its text: %s", number, statistics.told())
-    return statistics
+    return samples.all.map(lambda own: text_statistics(own, parts.tokenizer))
 
 
 def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:
@@ -198,11 +197,12 @@ def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:
     fields: dict[str, Any] = {
         **parts.identity.to_dict(),
         "token": token,
-        "rows": len(client.batches.samples),
+        "rows": len(client.train),
         "held_out_rows": len(client.held_out),
         **client.release.planned(),
     }
-    return Frame(HELLO, client.name, 0, fields)
+    public = {name: client.door.public(value) for name, value in fields.items()}
+    return client.door.message(HELLO, client.name, 0, public)
 
 
 class SimulatedData:
@@ -223,9 +223,8 @@ class SimulatedData:
         self.test = load_records(scenario.data, "test") if scenario.data.test else []
         pooled = task_class(scenario.task.kind).pooled
         self.label_column = scenario.data.label if pooled else ""
-        if self.label_column:  # over the whole files: a share would not know a record's row
-            for key, own in self._files:
-                require_column(own, self.label_column, "data.label", key)
+        if self.label_column:
+            self._check_labels()
         self.parts = partition(
             self.records, scenario.partition, clients, self.label_column, scenario.seed
         )
@@ -279,20 +278,24 @@ class SimulatedData:
         run
             Name of the run; empty where it has none.
         """
-
-        def encode(records: Sequence[Record]) -> list[Sample]:
-            task, data = parts.model.task, self.scenario.data
-            try:
-                return task.samples(records, parts.tokenizer, data)
-            except RecordError as error:
-                raise self._named(records[error.place], error) from None
-
         rows = self.rows_of(client if part is None else part)
-        samples = (encode(rows[0]), encode(rows[1]))
+        samples = (self.encode(rows[0], parts), self.encode(rows[1], parts))
         records = None
         if terms is not None and terms.ledger is not None:
             records = origins(rows, samples)
         return build_client(parts, client, samples[0], samples[1], terms, records, run)
+
+    def encode(self, records: Sequence[Record], parts: EdgeParts) -> list[Sample]:
+        """Return the samples of records; an error names the row of the record in its file."""
+        try:
+            return parts.model.task.samples(records, parts.tokenizer, self.scenario.data)
+        except RecordError as error:
+            raise self._named(records[error.place], error) from None
+
+    def _check_labels(self) -> None:
+        """Refuse records without a label; over whole files, as a share would not know the row."""
+        for key, own in self._files:
+            require_column(own, self.label_column, "data.label", key)
 
     def _named(self, record: Record, error: RecordError) -> FedloraError:
         """Return an error with the row of its record in the file that it came from."""

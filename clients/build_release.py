@@ -1,26 +1,34 @@
 """What of a client's data may leave, from the scenario and the owner's terms.
 
 The scenario, which comes from the server, says how much noise a run has. The owner's own terms
-(``clients.terms``) are in the node configuration.
+(``clients.owner.terms``) are in the node configuration.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import random
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
+from clients.owner.door import Door
+from clients.owner.private import PrivateSamples
+from clients.owner.reporting import Reporting
+from clients.owner.terms import DATA, REPORT, OwnerTerms
+from clients.owner.words import about
 from clients.private import PrivateRelease
 from clients.randomised import RandomisedRelease
 from clients.release import GradientRelease, PlainRelease
-from clients.terms import OwnerTerms
 from clients.upload_noise import UploadNoise
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.privacy.calibration import gradient_sigma
+from fedlora.privacy.filter import upload_cost
 from fedlora.privacy.labels import RandomisedLabels
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.noise import InsecureNoise, NoiseSource, SystemNoise
@@ -35,6 +43,8 @@ from fedlora.privacy.plan import (
 from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.tasks.base import Sample
 from fedlora.tasks.data import Record
+
+log = logging.getLogger("fedlora.edge")
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,8 @@ def build_release(
     number: int,
     terms: OwnerTerms,
     *,
-    samples: Sequence[Sample],
+    samples: PrivateSamples,
+    held_out: int = 0,
     head: nn.Module,
     trains_head: bool,
     pools: bool,
@@ -105,8 +116,8 @@ def build_release(
         The run, and the client's number.
     terms
         The owner's.
-    samples
-        Training samples.
+    samples, held_out
+        Training samples, and how many held-out ones there are.
     head, trains_head
         The client's head, and whether heads train.
     pools
@@ -130,20 +141,36 @@ def build_release(
                 f"client {number} has privacy-epsilon {terms.limit.epsilon:g} but the run has no "
                 "noise; set privacy.epsilon in its scenario"
             )
-        return PlainRelease()
+        door = Door(terms)
+        return PlainRelease(door, Reporting(door))
     check_release(scenario, pools=pools, trains_head=trains_head)
     check_classes(classes)
-    reports = scenario.evaluate.report and terms.reports
+    _check_head(scenario, terms, trains_head=trains_head)
     noise, receiver = _sources(policy, number, deployed=terms.deployed)
     policy.check_samples(len(samples))
-    if policy.release == "labels":
-        return _randomised(scenario, number, terms, origins, noise=noise, reports=reports)
-    plan = upload_plan(scenario, len(samples))
     ledger, ids = None, list[int]()
     try:
         if terms.ledger is not None:
-            ledger = Ledger(terms.ledger, str(number), terms.limit)
-            ids = (origins or Origins()).ids(ledger)
+            with about("ledger"):
+                ledger = Ledger(terms.ledger, str(number), terms.limit)
+                ids = (origins or Origins()).ids(ledger)
+        door = Door(terms, ledger)
+        plan_name = f"{run}/{_digest(scenario)}" if run else ""
+        reporting = _reporting(
+            scenario, terms, door, ids[len(samples) :], held_out, plan_name, noise
+        )
+        if policy.release == "labels":
+            labels = _labels(scenario, number, terms)
+            return RandomisedRelease(
+                policy,
+                labels,
+                door=door,
+                reporting=reporting,
+                noise=noise,
+                ledger=ledger,
+                ids=ids,
+            )
+        plan = upload_plan(scenario, len(samples))
         upload_noise = UploadNoise(
             policy,
             plan,
@@ -152,72 +179,129 @@ def build_release(
             sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
             source=noise,
             receiver=receiver,
-            done={s: ledger.done(run, i) for s, i in enumerate(ids)} if ledger else None,
+            done={s: ledger.done(plan_name, i) for s, i in enumerate(ids)} if ledger else None,
         )
         if ledger is not None:
             ledger.check_floor(plan.sigma)
-            ledger.check_plan(still_needed(policy, ids, len(samples), upload_noise.needed))
+            needed = still_needed(policy, ids, len(samples), upload_noise.needed)
+            ledger.check_plan(needed)
         return PrivateRelease(
             scenario,
             plan,
-            targets=[sample.target for sample in samples],
+            door=door,
+            reporting=reporting,
+            samples=samples,
             head=head,
             classes=classes,
             noise=noise,
             upload_noise=upload_noise,
-            reports_metrics=reports,
             ledger=ledger,
             ids=ids,
-            run=run,
-            noised=_noised(scenario, terms, run, plan.sigma),
+            run=plan_name,
+            noised=_noised(scenario, terms, plan_name),
         )
-    except FedloraError:
+    except BaseException:
         if ledger is not None:
             ledger.close()
         raise
 
 
-def _noised(scenario: Scenario, terms: OwnerTerms, run: str, sigma: float) -> NoisedLabels | None:
+def _check_head(scenario: Scenario, terms: OwnerTerms, *, trains_head: bool) -> None:
+    """Refuse a head that learns from labels as they are beside noised gradients."""
+    personal = trains_head and scenario.head.share == "personal"
+    if personal and scenario.privacy.noises_gradients and not terms.personal_head:
+        raise FedloraError(
+            "head.share is personal: the head would learn from labels as they are, and each label "
+            "leave traces in other records' uploads that no noise is counted for; run with "
+            'head.share step, or allow it with privacy-personal-head="true"'
+        )
+
+
+def _digest(scenario: Scenario) -> str:
+    """Return a name for what is paid for: the mechanism, and what labels mean.
+
+    A plan's charges count for that alone, or a cheap run of another mechanism under the same name
+    would pay for a dear one.
+    """
+    task, data, train = scenario.task, scenario.data, scenario.train
+    setting = {
+        "privacy": asdict(scenario.privacy),
+        "task": [task.kind, task.max_length, sorted(task.labels)],
+        "data": [data.text, data.label, data.prompt_separator],
+        "share": scenario.head.share,
+        "train": [train.total_steps, train.accumulate, train.batch_size],
+        "evaluate": [scenario.evaluate.every, scenario.evaluate.baseline],
+    }
+    text = json.dumps(setting, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _reporting(
+    scenario: Scenario,
+    terms: OwnerTerms,
+    door: Door,
+    records: Sequence[int],
+    held_out: int,
+    plan: str,
+    noise: NoiseSource,
+) -> Reporting:
+    """Return how held-out counts leave in a run with privacy."""
+    if not scenario.evaluate.report or terms.reports == "false" or not held_out:
+        return Reporting(door, evaluates=False)
+    ledger, name = door.ledger, f"{plan}/reports"
+    done = max((ledger.done(name, i)[0] for i in records), default=0) if ledger else 0
+    limit = None if terms.simulated else max(0, terms.report_limit - done)
+    if terms.reports == "unprotected":
+        key = DATA if terms.simulated else REPORT
+        return Reporting(door, limit=limit, key=key, ledger=ledger, records=records, plan=name)
+    evaluations = min(_evaluations(scenario), terms.report_limit)
+    try:
+        policy = replace(scenario.privacy, uploads=0)
+        sigma = gradient_sigma(policy, evaluations, activation_uploads=1)
+        if ledger is not None:
+            cost = max(0, evaluations - done) * upload_cost(sigma)
+            if policy.activation_sigma is not None:
+                cost += upload_cost(policy.activation_sigma)
+            ledger.check_floor(sigma)
+            ledger.check_plan(dict.fromkeys(records, cost * (1 + 2.0**-50)))
+    except FedloraError as error:
+        log.warning("no held-out counts are told: %s", error)
+        return Reporting(door, evaluates=False)
+    return Reporting(
+        door,
+        limit=max(0, evaluations - done),
+        sigma=sigma,
+        noise=noise,
+        ledger=ledger,
+        records=records or range(held_out),
+        plan=name,
+    )
+
+
+def _evaluations(scenario: Scenario) -> int:
+    """Return how many evaluations a scenario comes to: the baseline's, and those of its rounds."""
+    rounds, every = scenario.train.rounds, scenario.evaluate.every
+    return int(scenario.evaluate.baseline) + -(-rounds // every)
+
+
+def _noised(scenario: Scenario, terms: OwnerTerms, plan: str) -> NoisedLabels | None:
     """Return the labels that were noised before a restart, beside the owner's ledger."""
-    policy = scenario.privacy
-    if terms.ledger is None or not run or policy.release != "logits":
+    if terms.ledger is None or not plan or scenario.privacy.release != "logits":
         return None
     path = terms.ledger.with_name(terms.ledger.name + ".noised")
-    setting = {"run": run, "labels": list(scenario.task.labels), "uplink": policy.uplink}
-    return NoisedLabels(path, setting | {"sigma": sigma, "clip_norm": policy.clip_norm})
+    return NoisedLabels(path, {"plan": plan, "labels": list(scenario.task.labels)})
 
 
-def _randomised(
-    scenario: Scenario,
-    number: int,
-    terms: OwnerTerms,
-    origins: Origins | None,
-    *,
-    noise: NoiseSource,
-    reports: bool,
-) -> RandomisedRelease:
-    """Return the release of gradients that come from randomised labels."""
-    policy, epsilon = scenario.privacy, label_epsilon(scenario.privacy)
+def _labels(scenario: Scenario, number: int, terms: OwnerTerms) -> RandomisedLabels:
+    """Return a client's randomised labels."""
+    policy = scenario.privacy
     below: Callable[[int], int] = secrets.randbelow
     if policy.insecure_noise_seed is not None:
         below = random.Random(f"{policy.insecure_noise_seed}/{number}").randrange
-    ledger, ids, path = None, list[int](), None
-    if terms.ledger is not None:
-        ledger = Ledger(terms.ledger, str(number), terms.limit)
-        path = terms.ledger.with_name(terms.ledger.name + ".labels")
-    try:
-        if ledger is not None:
-            ids = (origins or Origins()).ids(ledger)
-        labels = RandomisedLabels(
-            path, scenario.task.labels, epsilon, below, column=scenario.data.label
-        )
-        return RandomisedRelease(
-            policy, labels, noise=noise, reports_metrics=reports, ledger=ledger, ids=ids
-        )
-    except FedloraError:
-        if ledger is not None:
-            ledger.close()
-        raise
+    path = terms.ledger and terms.ledger.with_name(terms.ledger.name + ".labels")
+    return RandomisedLabels(
+        path, scenario.task.labels, label_epsilon(policy), below, column=scenario.data.label
+    )
 
 
 def _sources(

@@ -2,172 +2,202 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import logging
 import re
+import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from clients.build import SimulatedData, hello, load_parts
+from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
-from clients.keeper import Keeper
-from clients.number import own_number
+from clients.keeper import Keeper, binding, forget_ended
+from clients.owner.door import Door
+from clients.owner.records import OwnRecords
+from clients.owner.scenario import local_scenario
+from clients.owner.siblings import warn_of_other_ledgers
+from clients.owner.terms import OwnerTerms, own_number
+from clients.owner.typed import check_arrived
+from clients.owner.words import about, log_whole
 from clients.reports import device_report
-from clients.terms import OwnerTerms
-from fedlora.config import DataConfig, Scenario, scenario_from_toml
-from fedlora.errors import FedloraError
+from fedlora.config import Scenario, scenario_from_toml
+from fedlora.config.node import NodeKeys
+from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.stream_client import StreamClient
-from fedlora.tasks.base import task_class
+
+log = logging.getLogger("fedlora.edge")
 
 _RUN = re.compile(r"[0-9a-f]{16}")
+_MOST_CLIENTS = 1 << 20
 
 
-def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> str:
-    """Answer the server until it ends the session; return what went wrong, or nothing.
+def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer the server until it ends the session; return why not, or nothing.
 
     Parameters
     ----------
     session
         The session message: scenario, address, certificate, token, number of clients.
     node_config
-        ``partition-id``; ``data`` and ``test`` name this device's own files, ``text``, ``label``
-        and ``columns`` their columns, ``record-separator`` and ``pattern`` say what a record of a
-        text file is, ``model`` names its model folder, ``state`` where it keeps head and optimiser
-        between rounds. Without ``data`` the device takes its part of the scenario's data, of a file
-        only with ``scenario-data``. ``idle-limit-s`` is how long the server may ask
-        nothing before the device leaves. The owner's terms are in ``privacy-epsilon`` and the
-        other keys of ``clients.private``.
+        The owner's keys, see ``fedlora.config.node.NodeKeys``.
+
+    Returns
+    -------
+    dict
+        What may be told of a failure: a kind of ``fedlora.link.reasons``. The whole sentence goes
+        to the device's log.
     """
     torch.set_num_threads(1)
+    began = time.monotonic()
     try:
-        idle_s = idle_limit_s(node_config)
-        scenario = local_scenario(scenario_from_toml(session["scenario"]), node_config)
-        own_data = "data" in node_config
-        clients = 1 if own_data else int(session["clients"])
-        data = SimulatedData(scenario, clients)
-        number = own_number(session, node_config)
-        parts = load_parts(scenario, data.labels)
-        terms = OwnerTerms.from_node_config(node_config, number)
-        states = state_folder(node_config, str(session["run"]))
-        part = 0 if own_data else number
-        edge: EdgeClient = data.build(parts, number, part, terms, states.name)
-        with closing(edge.release):
+        with about("keys"):
+            keys = NodeKeys.read(node_config)
+            check_arrived(node_config)
+        terms = OwnerTerms.of(keys)
+        log.info("this device's keys: %s", ", ".join(sorted(node_config)))
+        try:
+            _take_part(Invitation.read(session, keys), keys, terms)
+        except ClientLost as error:
+            _wait_as_long(error, session, keys, began)
+            raise
+    except Exception as error:
+        log_whole("this device does not take part", error)
+        door = Door(OwnerTerms(deployed=True))
+        return door.record("flower session", door.words(error))
+    return {}
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a server says when it invites a device; nothing in it is taken further than this.
+
+    Attributes
+    ----------
+    scenario
+        The run, within the owner's terms.
+    address, certificate, token
+        Of the tensor stream.
+    number, clients
+        Client number of this device, which has to be its own, and how many clients there are.
+    run
+        Name of the run.
+    """
+
+    scenario: Scenario
+    address: str
+    certificate: bytes
+    token: str
+    number: int
+    clients: int
+    run: str
+
+    @classmethod
+    def read(cls, session: Mapping[str, Any], keys: NodeKeys) -> Self:
+        """Read a session message.
+
+        Raises
+        ------
+        FedloraError
+            When a part is missing or not what this release sends, or the owner does not allow it.
+        """
+        with about("invitation"):
+            wanted = {"address": str, "certificate": bytes, "token": str, "client": int}
+            wanted |= {"clients": int, "run": str, "scenario": str}
+            for name, kind in wanted.items():
+                if type(session.get(name)) is not kind:
+                    raise FedloraError(
+                        f"the invitation's {name} is {session.get(name)!r:.40}; both sides need "
+                        "one fedlora release"
+                    )
+            if not 0 < session["clients"] <= _MOST_CLIENTS:
+                raise FedloraError(f"the invitation says {session['clients']} clients")
+            run = str(session["run"])
+            if not _RUN.fullmatch(run):
+                raise FedloraError(
+                    f"the run is called {run[:40]!r}; both sides need one fedlora release"
+                )
+        with about("server"):
+            _check_address(session["address"], keys)
+        with about("number"):
+            number = own_number(session, keys)
+        with about("scenario"):
+            scenario = scenario_from_toml(session["scenario"])
+        return cls(
+            local_scenario(scenario, keys),
+            session["address"],
+            session["certificate"],
+            session["token"],
+            number,
+            session["clients"],
+            run,
+        )
+
+
+def _take_part(invitation: Invitation, keys: NodeKeys, terms: OwnerTerms) -> None:
+    scenario, number = invitation.scenario, invitation.number
+    data, parts = _load(invitation, keys)
+    states = state_folder(keys, invitation.run)
+    forget_ended(states.parent, invitation.run)
+    warn_of_other_ledgers(keys, data.records)
+    with about("terms"):
+        part = 0 if keys.data else number
+        edge: EdgeClient = data.build(parts, number, part, terms, invitation.run)
+    with closing(edge.release):
+        with about("server"):
             stream = StreamClient(
-                session["address"],
-                session["certificate"] or None,
+                invitation.address,
+                invitation.certificate or None,
                 max_frame_bytes=scenario.link.max_frame_mib << 20,
                 give_up_s=scenario.link.give_up_s,
+                words=edge.door.told,
             )
-            edge.report = device_report(scenario, number, stream, edge.statistics)
-            keeper = Keeper(edge, states / edge.name)
-            opening = hello(parts, edge, session["token"])
-            stream.serve({edge.name: keeper.handle}, [opening], idle_s=idle_s)
-    except FedloraError as error:
-        return str(error)
-    return ""
+        edge.report = device_report(scenario, number, stream)
+        keeper = Keeper(edge, states / edge.name, binding(scenario, invitation.run))
+        opening = hello(parts, edge, invitation.token)
+        stream.serve({edge.name: keeper.handle}, [opening], idle_s=keys.idle_limit_s)
 
 
-def idle_limit_s(node_config: Mapping[str, Any]) -> float:
-    """Return how long a server may ask this device nothing, in seconds; by default 12 hours.
-
-    A client may sit out many rounds, so it is long; without it a server that hangs would hold a
-    device for good.
-
-    Raises
-    ------
-    FedloraError
-        When it is no number above 0.
-    """
-    value = node_config.get("idle-limit-s", 12 * 3600.0)
-    try:
-        limit_s = float(value)
-    except (TypeError, ValueError):
-        limit_s = math.nan
-    if not 0 < limit_s < math.inf:
-        raise FedloraError(f"node config idle-limit-s is {value!r}; set seconds above 0")
-    return limit_s
-
-
-def state_folder(node_config: Mapping[str, Any], run: str) -> Path:
-    """Return where this device keeps its states of a run, by the name that the server gave it.
-
-    Raises
-    ------
-    FedloraError
-        When the name is not one that a server gives.
-    """
-    if not _RUN.fullmatch(run):
-        raise FedloraError(f"the run is called {run[:40]!r}; both sides need one fedlora release")
-    default = Path.home() / ".fedlora" / "states"
-    return Path(str(node_config.get("state", default))).expanduser() / run
-
-
-def local_scenario(scenario: Scenario, node_config: Mapping[str, Any]) -> Scenario:
-    """Return the scenario with this device's own paths, which the server never learns.
-
-    With data of its own the device also says itself what separates the records of a text file, and
-    which columns are text and label: activations give the text away, so a server that names the
-    label's column as the text would read every label, whatever noise the gradients carry.
-
-    Raises
-    ------
-    FedloraError
-        When the classes would have to be guessed from one device's data, the owner has set a limit
-        but not said which columns are what, or the scenario names a file of this device.
-    """
-    if "model" in node_config:
-        model = dataclasses.replace(scenario.model, path=str(node_config["model"]))
-        scenario = dataclasses.replace(scenario, model=model)
-    if "data" not in node_config:
-        _check_trial(scenario, node_config)
-        return scenario
-    pooled = task_class(scenario.task.kind).pooled
-    if pooled and not scenario.task.labels:
-        raise FedloraError(
-            "task.labels is empty, and one device's data may lack a class; name all classes "
-            "in the scenario"
+def _load(invitation: Invitation, keys: NodeKeys) -> tuple[SimulatedData, EdgeParts]:
+    """Read the records, and the client's ends of the model."""
+    scenario = invitation.scenario
+    with about("data"):
+        data = (
+            OwnRecords(scenario, keys) if keys.data else SimulatedData(scenario, invitation.clients)
         )
-    plain, limited = DataConfig(), "privacy-epsilon" in node_config
-    for key in ("text", "label") if pooled else ("text",):
-        if limited and key not in node_config:
-            raise FedloraError(
-                f"privacy-epsilon is set, but not which column of data is the {key}; set {key} in "
-                "the node configuration, as a server that chooses it could have labels sent as text"
-            )
-    theirs = plain if limited else scenario.data
-    columns = str(node_config.get("columns", ",".join(theirs.columns)))
-    data = dataclasses.replace(
-        scenario.data,
-        train=str(node_config["data"]),
-        test=str(node_config.get("test", "")),
-        columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
-        text=str(node_config.get("text", theirs.text)),
-        label=str(node_config.get("label", theirs.label)),
-        # where a text file is cut makes its records, by which the owner's ledger knows them
-        record_separator=str(node_config.get("record-separator", plain.record_separator)),
-        pattern=str(node_config.get("pattern", plain.pattern)),
-    )
-    if pooled and data.text == data.label:
+    with about("model"):
+        return data, load_parts(scenario, data.labels)
+
+
+def state_folder(keys: NodeKeys, run: str) -> Path:
+    """Return where this device keeps its states of a run, by the name that the server gave it."""
+    return keys.states() / run
+
+
+def _check_address(address: str, keys: NodeKeys) -> None:
+    """Refuse to dial what the owner has not named, where the owner has named anything."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise FedloraError(f"the invitation's address is {address[:80]!r}, which is no HOST:PORT")
+    named = {host, host.strip("[]"), address, f"{host.strip('[]')}:{port}"}
+    if keys.server and not named & set(keys.server):
         raise FedloraError(
-            f"text and label are both the column {data.text!r}, so the label would be sent as "
-            "text; name two"
+            f"the invitation says to dial {address[:80]!r}, but server in the node configuration "
+            f"is {', '.join(keys.server)}; add it there if it is right"
         )
-    partition = dataclasses.replace(scenario.partition, kind="iid")
-    return dataclasses.replace(scenario, data=data, partition=partition)
 
 
-def _check_trial(scenario: Scenario, node_config: Mapping[str, Any]) -> None:
-    """Refuse to read files that a scenario, and so a server, chooses on this device."""
-    allowed = str(node_config.get("scenario-data", "false")).lower()
-    if allowed not in ("true", "false"):
-        raise FedloraError(f"node config scenario-data is {allowed!r}; set true or false")
-    for path in (scenario.data.train, scenario.data.test):
-        if allowed == "false" and path and not path.startswith(("package:", "hub:")):
-            raise FedloraError(
-                f"the scenario names {path!r}, and no server may choose what is read on this "
-                "device; set data in the node configuration, or scenario-data=true for a trial"
-            )
+def _wait_as_long(
+    error: ClientLost, session: Mapping[str, Any], keys: NodeKeys, began: float
+) -> None:
+    """Let a server that names addresses learn nothing of what answers there from the time it took.
+
+    A refused connection is dialled again for ``link.give_up_s``; what ends sooner waits as long.
+    """
+    if error.kind != "unreachable" or keys.server:
+        return
+    give_up_s = min(scenario_from_toml(session["scenario"]).link.give_up_s, keys.idle_limit_s)
+    time.sleep(max(0.0, began + give_up_s - time.monotonic()))

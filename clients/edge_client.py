@@ -1,28 +1,36 @@
 """The client: a state machine from request frame to reply frame.
 
-The same object answers an in-process link, an edge host of a simulation and a device's stream.
-One training step is in ``_step``: loss, gradient at the cut, release, head update, next batch.
+Whatever it computes of its samples is ``Private``, and leaves by ``self.door`` alone. The same
+object answers an in-process link, an edge host of a simulation and a device's stream. One training
+step is in ``_step``: loss, gradient at the cut, release, head update, next batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from clients.batches import BatchStream
+from clients.cut import Cut, Parts, integer
 from clients.edge_model import EdgeModel
+from clients.evaluation import Evaluation
 from clients.head import ClientHead
+from clients.owner.door import Door, Leaving
+from clients.owner.private import Private, PrivateSamples, together
+from clients.owner.terms import STATISTICS
 from clients.release import GradientRelease
+from clients.reports import Report
 from fedlora.config import Scenario
-from fedlora.errors import ProtocolError
+from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, put, take
+from fedlora.link.codec import take
 from fedlora.link.frame import Frame
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks.reports import DataStatistics
-from fedlora.tasks.base import Counts, Sample
+from fedlora.tasks.base import Sample, TaskLoss
 
 Fields = Mapping[str, Any]
 
@@ -47,8 +55,8 @@ class EdgeClient:
     release
         Decides what of a batch may leave: clipping, noise and the budget.
     report
-        Returns the fields of the round's report (channel state, statistics) for a round number; a
-        device that measures its link puts its own in place.
+        Returns the channel of a round, by its number; a device that measures its link puts its own
+        in place.
     statistics
         What a report tells of its text; None where the run does not ask or the owner does not
         allow it.
@@ -61,32 +69,26 @@ class EdgeClient:
         scenario: Scenario,
         model: EdgeModel,
         head: ClientHead,
-        train: Sequence[Sample],
-        held_out: Sequence[Sample],
+        train: PrivateSamples,
+        held_out: PrivateSamples,
         release: GradientRelease,
-        report: Callable[[int], Fields],
-        statistics: DataStatistics | None = None,
+        report: Report,
+        statistics: Private[DataStatistics] | None = None,
     ) -> None:
         self.name = name
         self.scenario = scenario
         self.model = model
         self.head = head
+        self.train = train
         self.held_out = held_out
-        self.batches = BatchStream(train, scenario.train.batch_size, scenario.seed, number)
-        self.release = release
+        self.batches = BatchStream(len(train), scenario.train.batch_size, scenario.seed, number)
         self.report = report
         self.statistics = statistics
-        self._codecs = {
-            kind: create_codec(getattr(scenario.link, kind))
-            for kind in ("activation", "representation", "gradient")
-        }
+        self._cut = Cut(name, scenario, model, release)
+        self._evaluation = Evaluation(self._cut, head, held_out, len(train))
         self._batch: list[int] = []
-        self._pending: torch.Tensor | None = None
-        self._losses: list[tuple[float, float]] = []
-        self._evaluated = 0
-        self._by_length: list[int] = []
-        self._eval_rows = 0
-        self._counts: Counts | None = None
+        self._pending: Private[torch.Tensor] | None = None
+        self._losses: list[tuple[Leaving[float], float]] = []
         self._samples_seen = 0
         self._handlers: dict[str, Callable[[Frame], Frame]] = {
             m.WELCOME: self._ready,
@@ -97,10 +99,24 @@ class EdgeClient:
             m.EMBEDDING: self._embedding,
             m.HEAD: self._head,
             m.ROUND_END: self._round_end,
-            m.EVAL_BEGIN: self._eval_begin,
-            m.EVAL: self._eval,
+            m.EVAL_BEGIN: self._evaluation.begin,
+            m.EVAL: self._evaluation.go_on,
             m.END: self._end,
         }
+
+    @property
+    def release(self) -> GradientRelease:
+        """What decides what of a batch may leave."""
+        return self._cut.release
+
+    def use(self, release: GradientRelease) -> None:
+        """Let another release decide, in a simulation that studies one."""
+        self._cut.release = release
+
+    @property
+    def door(self) -> Door:
+        """Makes everything that leaves."""
+        return self._cut.release.door
 
     def handle(self, frame: Frame) -> Frame:
         """Answer one request; with ``leave`` where the privacy budget does not pay for it.
@@ -114,11 +130,10 @@ class EdgeClient:
         if handler is None:
             raise ProtocolError(f"client {self.name} knows no request {frame.kind[:40]!r}")
         try:
-            reply = handler(frame)
+            return handler(frame)
         except BudgetSpentError as spent:
             self.release.close()
-            reply = Frame(m.LEAVE, fields={"reason": str(spent)})
-        return Frame(reply.kind, self.name, frame.seq, reply.fields, reply.tensors)
+            return self.door.leave(self.name, frame.seq, spent)
 
     def restart(self) -> None:
         """Start anew: initial head, first sample."""
@@ -143,161 +158,152 @@ class EdgeClient:
 
     def _ready(self, frame: Frame) -> Frame:
         """Say that all is ready, and what a measured link carries before the first round."""
-        del frame
         if self.scenario.channel.model != "measured":
-            return Frame(m.READY)
-        return Frame(m.READY, fields={"channel": self.report(0)["channel"]})
+            return self._cut.reply(m.READY, frame)
+        return self._cut.reply(m.READY, frame, {"channel": self.door.public(self._channel(0))})
 
     def _phase(self, frame: Frame) -> Frame:
-        del frame
         self.restart()
         self.release.begin_phase()
-        return Frame(m.READY, tensors=self.head.weights())
+        return self._cut.reply(m.READY, frame, tensors=self._head_weights())
 
     def _round(self, frame: Frame) -> Frame:
         self._losses = []
-        report = self.report(_integer(frame, "round"))
-        self.release.begin_round(report.get("channel"))
-        return Frame(m.REPORT, fields=report)
+        channel = self._channel(integer(frame, "round"))
+        self.release.begin_round(channel)
+        fields: Parts = {"channel": self.door.public(channel), "statistics": self._statistics()}
+        fields |= dict.fromkeys(("device", "budget_bits"), self.door.public(None))
+        return self._cut.reply(m.REPORT, frame, fields)
 
     def _first_batch(self, frame: Frame) -> Frame:
-        del frame
         self.head.begin_batches()
-        return Frame(m.ACTIVATION, tensors=self._next_activation())
+        return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation())
 
     def _step(self, frame: Frame) -> Frame:
         """Compute the gradient at the cut from the representation, and fetch the next batch."""
-        samples = self._open_batch()
-        step = _integer(frame, "step")
+        batch = self._open_batch()
+        lengths = self.train.lengths_of(batch)
+        step = integer(frame, "step")
         self.head.adopt(frame.tensors)
-        z = self._representation(frame, samples)
-        self.release.begin_step(frame.fields.get("rank"), self._batch)
-        loss = self.model.loss(self.head.module, z, samples, sample_mean=self.release.sample_mean)
-        self._losses.append((loss.total, loss.weight))
-        self._samples_seen += len(samples)
-        reply: dict[str, torch.Tensor] = {}
+        z = self._cut.representation(frame, lengths)
+        self.release.begin_step(frame.fields.get("rank"), batch)
+        loss = self.train.take(batch).map(lambda samples: self._loss(z, samples))
+        self._samples_seen += len(batch)
+        tensors: Parts = {}
         if frame.fields.get("gradient", True):
-            rows = self.model.rows_of(_lengths(samples))
-            released = self.release(loss.gradient, rows, self._batch)
-            reply |= put("gradient", released, self._codecs["gradient"])
-        reply |= self.head.update(loss.weight, step, last=bool(frame.fields.get("update", True)))
+            rows = self.model.rows_of(lengths)
+            released = self.release(loss.map(lambda own: own.gradient), rows, batch)
+            tensors |= self._cut.encoded("gradient", released)
+        weight = self._weight(loss, len(batch))
+        update = bool(frame.fields.get("update", True))
+        gradient = self.release.exact(self.head.update(weight.value, step, last=update))
+        if gradient is not None:
+            tensors |= gradient.encode(dict)
         self._batch = []
         if frame.fields.get("next", False):
-            reply |= self._next_activation()
-        fields: dict[str, Any] = {"weight": loss.weight, **self.release.spent()}
-        if self.release.reports_losses:
-            fields["loss"] = loss.total
-        return Frame(m.GRADIENT, fields=fields, tensors=reply)
+            tensors |= self._next_activation()
+        fields = {"weight": weight, **self._spent()}
+        total = self.release.exact(loss.map(lambda own: own.total))
+        if total is not None:
+            fields["loss"] = total
+            self._losses.append((total, weight.value))
+        return self._cut.reply(m.GRADIENT, frame, fields, tensors)
 
     def _embedding(self, frame: Frame) -> Frame:
         """Train the token embedding with dL/de, then fetch the next batch if asked."""
         if self._pending is None:
             raise ProtocolError(f"client {self.name} has no batch whose embedding could train")
-        gradient = take(frame.tensors, "embedding", self._codecs["gradient"], _shape(self._pending))
-        self._pending.backward(gradient.to(self._pending.dtype))  # type: ignore[no-untyped-call]
+        shape = self._pending.map(_shape)
+        gradient = shape.map(
+            lambda size: take(frame.tensors, "embedding", self._cut.codecs["gradient"], size)
+        )
+        together([self._pending, gradient]).map(_backward)
         self._pending = None
-        self.head.step_embedding(_integer(frame, "step"), bool(frame.fields.get("update", True)))
+        self.head.step_embedding(integer(frame, "step"), bool(frame.fields.get("update", True)))
         if frame.fields.get("next", False):
-            return Frame(m.ACTIVATION, tensors=self._next_activation())
-        return Frame(m.READY)
+            return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation())
+        return self._cut.reply(m.READY, frame)
 
     def _head(self, frame: Frame) -> Frame:
         self.head.adopt(frame.tensors)
-        return Frame(m.READY)
+        return self._cut.reply(m.READY, frame)
 
     def _round_end(self, frame: Frame) -> Frame:
         if self._batch:
             self.batches.back()
             self._batch = []
         self._pending = None
-        fields: dict[str, Any] = {"samples": self._samples_seen}
-        if self.release.reports_losses and self._losses:
+        fields: Parts = {"samples": self.door.public(self._samples_seen)}
+        if self._losses:
             weight = sum(w for _, w in self._losses)
-            fields["loss"] = sum(total for total, _ in self._losses) / weight
-        weights = self.head.weights() if frame.fields.get("weights", False) else {}
-        return Frame(m.ROUND_REPORT, fields=fields, tensors=weights)
-
-    def _eval_begin(self, frame: Frame) -> Frame:
-        self._eval_rows = max(1, _integer(frame, "rows"))
-        self._evaluated = 0
-        # Together with other clients' rows of like length, which costs the least padding.
-        lengths = _lengths(self.held_out)
-        self._by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-        self._counts = None
-        if not self.release.reports_metrics:
-            return Frame(m.METRICS, fields={"counts": None})
-        return self._next_evaluation()
-
-    def _eval(self, frame: Frame) -> Frame:
-        samples = [self.held_out[i] for i in self._evaluation_batch()]
-        if not samples:
-            raise ProtocolError(f"client {self.name} has no open evaluation batch")
-        with torch.no_grad():
-            z = self._representation(frame, samples)
-            hidden = self.model.to_head(z, _lengths(samples))
-            counts = self.model.task.measure(self.head.module, hidden, samples)
-            self._counts = counts if self._counts is None else self._counts + counts
-        self._evaluated += len(samples)
-        return self._next_evaluation()
+            total = together([Private(loss.value) for loss, _ in self._losses])
+            mean = self.release.exact(total.map(lambda losses: sum(losses) / weight))
+            assert mean is not None
+            fields["loss"] = mean
+        weights = self._head_weights() if frame.fields.get("weights", False) else {}
+        return self._cut.reply(m.ROUND_REPORT, frame, fields, weights)
 
     def _end(self, frame: Frame) -> Frame:
-        del frame
         self.release.close()
-        fields = {"samples": self._samples_seen, **self.release.spent()}
-        return Frame(m.RESULT, fields=fields)
+        fields = {"samples": self.door.public(self._samples_seen), **self._spent()}
+        return self._cut.reply(m.RESULT, frame, fields)
 
-    def _next_activation(self) -> dict[str, torch.Tensor]:
+    def _loss(self, z: torch.Tensor, samples: Sequence[Sample]) -> TaskLoss:
+        return self.model.loss(self.head.module, z, samples, sample_mean=self.release.sample_mean)
+
+    def _weight(self, loss: Private[TaskLoss], samples: int) -> Leaving[float]:
+        """Return what the loss is divided by: under noise the samples, whatever is in them."""
+        if self.release.sample_mean:
+            return self.door.public(float(samples))
+        weight = self.release.exact(loss.map(lambda own: own.weight))
+        assert weight is not None
+        return weight
+
+    def _next_activation(self) -> Parts:
         if self._batch:
             raise ProtocolError(f"client {self.name} has an open batch; send its step first")
         self._batch = self.batches.indices()
         train = self.scenario.train.embedding
-        return self._activation(self._open_batch(), self._batch, train=train)
-
-    def _next_evaluation(self) -> Frame:
-        batch = self._evaluation_batch()
-        if batch:
-            samples = [self.held_out[i] for i in batch]
-            numbers = [len(self.batches.samples) + i for i in batch]
-            return Frame(m.ACTIVATION, tensors=self._activation(samples, numbers, train=False))
-        counts = self._counts.to_dict() if self._counts is not None else None
-        return Frame(m.METRICS, fields={"counts": counts})
-
-    def _evaluation_batch(self) -> list[int]:
-        return self._by_length[self._evaluated : self._evaluated + self._eval_rows]
-
-    def _activation(
-        self, samples: Sequence[Sample], numbers: Sequence[int], *, train: bool
-    ) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([token for sample in samples for token in sample.ids])
-        lengths = _lengths(samples)
-        with torch.set_grad_enabled(train):
-            e = self.model.front(ids, lengths)
+        e, tensors = self._cut.activation(self.train, self._batch, self._batch, train=train)
         self._pending = e if train else None
-        released = self.release.activation(e, lengths, numbers)
-        tensors = put("activation", released, self._codecs["activation"])
-        tensors["lengths"] = torch.tensor(lengths, dtype=torch.int32)
         return tensors
 
-    def _representation(self, frame: Frame, samples: Sequence[Sample]) -> torch.Tensor:
-        shape = (sum(self.model.rows_of(_lengths(samples))), self.model.width)
-        return take(frame.tensors, "representation", self._codecs["representation"], shape)
+    def _head_weights(self) -> Parts:
+        """Return a shared head's weights as they may leave.
 
-    def _open_batch(self) -> list[Sample]:
+        Those that have never learnt here follow from the seed and from what the server sent.
+        """
+        if not self.head.trained:
+            return dict(self.door.untrained(self.head).encode(dict))
+        released = self.release.exact(self.head.weights())
+        if released is None:
+            raise FedloraError(
+                "the server asks for a head that was trained on labels as they are; nothing leaves"
+            )
+        return dict(released.encode(dict))
+
+    def _statistics(self) -> Leaving[dict[str, Any] | None]:
+        if self.statistics is None:
+            return self.door.public(None)
+        return self.door.allowed(self.statistics.map(dataclasses.asdict), STATISTICS)
+
+    def _channel(self, round_: int) -> dict[str, Any]:
+        """Return the state of the client's own channel in a round."""
+        return dataclasses.asdict(self.report(round_))
+
+    def _spent(self) -> Parts:
+        return {name: self.door.public(value) for name, value in self.release.spent().items()}
+
+    def _open_batch(self) -> list[int]:
         if not self._batch:
             raise ProtocolError(f"client {self.name} has no open batch; ask for one first")
-        return [self.batches.samples[index] for index in self._batch]
-
-
-def _lengths(samples: Sequence[Sample]) -> list[int]:
-    return [len(sample.ids) for sample in samples]
-
-
-def _integer(frame: Frame, name: str) -> int:
-    value = frame.fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ProtocolError(f"{frame.kind} needs {name} as an integer from 0, not {value!r}")
-    return value
+        return self._batch
 
 
 def _shape(x: torch.Tensor) -> tuple[int, int]:
     return int(x.shape[0]), int(x.shape[1])
+
+
+def _backward(pair: Sequence[torch.Tensor]) -> None:
+    e, gradient = pair
+    e.backward(gradient.to(e.dtype))  # type: ignore[no-untyped-call]

@@ -18,8 +18,12 @@ from typing import Any
 
 import ray
 
+from clients.owner.door import Door
+from clients.owner.terms import OwnerTerms
 from fedlora.errors import FedloraError
 from fedlora.link.frame import Frame
+
+_DOOR = Door(OwnerTerms())  # of a simulation: it lets everything through
 
 log = logging.getLogger("fedlora.edge")
 
@@ -54,31 +58,32 @@ class EdgeHost:
             session["certificate"] or None,
             max_frame_bytes=scenario.link.max_frame_mib << 20,
             give_up_s=scenario.link.give_up_s,
+            words=_DOOR.told,
         )
         self._ledgers = session["ledgers"]
         self._keep = Path(session["keep"])
         self._run = str(session["run"])
         self._sessions: dict[int, Future[None]] = {}
 
-    def attach(self, client: int, token: str) -> str:
+    def attach(self, client: int, token: str) -> dict[str, Any]:
         """Build a client and open its session; return what is wrong, or nothing."""
         from clients.build import hello
-        from clients.keeper import Keeper
+        from clients.keeper import Keeper, binding
         from clients.reports import device_report
-        from clients.terms import OwnerTerms
 
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None
             edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger), run=self._run)
-            edge.report = device_report(self._parts.scenario, client, self._stream, edge.statistics)
-            keeper = Keeper(edge, self._keep / edge.name)
+            scenario = self._parts.scenario
+            edge.report = device_report(scenario, client, self._stream)
+            keeper = Keeper(edge, self._keep / edge.name, binding(scenario, self._run))
             opening = hello(self._parts, edge, token)
             self._sessions[client] = self._stream.attach(
                 edge.name, partial(_told, keeper.handle), opening
             )
         except FedloraError as error:
-            return str(error)
-        return ""
+            return _DOOR.told(error)
+        return {}
 
     def result(self, client: int) -> dict[str, Any]:
         """Return what is known of a client: how its session ended, and what it holds.
@@ -119,9 +124,9 @@ def _told(handler: Callable[[Frame], Frame], request: Frame) -> Frame:
         ) from error
 
 
-def hand_over(session: Mapping[str, Any]) -> str:
+def hand_over(session: Mapping[str, Any]) -> dict[str, Any]:
     """Give a session to its edge host, made if need be; return what is wrong, or nothing."""
-    plain = {key: session[key] for key in session}
+    plain = dict(session)
     actor = ray.remote(EdgeHost).options(  # type: ignore[attr-defined]  # ray's decorator is untyped
         name=session["host"],
         namespace=NAMESPACE,
@@ -131,10 +136,11 @@ def hand_over(session: Mapping[str, Any]) -> str:
     )
     host = actor.remote(plain)
     try:
-        return str(ray.get(host.attach.remote(plain["client"], plain["token"])))
+        told: dict[str, Any] = ray.get(host.attach.remote(plain["client"], plain["token"]))
     except ray.exceptions.ActorDiedError as error:
         cause = getattr(error, "cause", None)
-        return str(cause or error).strip().splitlines()[-1]
+        return _DOOR.told(FedloraError(str(cause or error).strip().splitlines()[-1]))
+    return told
 
 
 def result_of(request: Mapping[str, Any]) -> dict[str, Any]:

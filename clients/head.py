@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clients.owner.private import Private
 from fedlora.config import HeadConfig, TrainConfig
 from fedlora.errors import ProtocolError
 from fedlora.link.messages import HEAD_GRADIENT as GRADIENT
@@ -32,9 +33,12 @@ class ClientHead:
         Learning rates and schedule.
     embedding
         The client's own token embedding where it trains, else None.
-    uploads
-        Whether the gradient of a head that is shared every step may leave; under privacy the server
-        computes it from what was released.
+
+    Attributes
+    ----------
+    trained
+        Whether its weights have learnt from this client's labels: until then they follow from the
+        seed and from what the server sent.
     """
 
     def __init__(
@@ -45,12 +49,10 @@ class ClientHead:
         config: HeadConfig,
         train: TrainConfig,
         embedding: nn.Parameter | None = None,
-        uploads: bool = True,
     ) -> None:
         self.module = module
         self.share = config.share if trains else "personal"
         self._train = train
-        self._uploads = uploads
         self._embedding = embedding
         for parameter in module.parameters():
             if trains:  # a copy: tied weights are the frozen embedding's memory
@@ -63,6 +65,7 @@ class ClientHead:
 
     def reset(self) -> None:
         """Return to the initial weights with a fresh optimiser."""
+        self.trained = False
         self._weight = 0.0
         self._embedding_weight = 0.0
         decay = self._train.weight_decay
@@ -84,7 +87,7 @@ class ClientHead:
         if self._embedding is not None:
             self._embedding.grad = None
 
-    def update(self, weight: float, step: int, *, last: bool) -> dict[str, torch.Tensor]:
+    def update(self, weight: float, step: int, *, last: bool) -> Private[dict[str, torch.Tensor]]:
         """Use the gradient that a batch left in the head.
 
         Parameters
@@ -98,19 +101,17 @@ class ClientHead:
 
         Returns
         -------
-        dict
-            Tensors to upload: the unreduced gradient where heads are shared every step.
+        Private
+            Tensors: the unreduced gradient where heads are shared every step.
         """
         self._embedding_weight += weight
         if not self._parameters:
-            return {}
+            return Private({})
         if self.share == "step":
-            own = self._parameters if self._uploads else {}
-            upload = {
-                GRADIENT + name: p.grad.float() for name, p in own.items() if p.grad is not None
-            }
+            own = self._parameters.items()
+            gradient = {GRADIENT + n: p.grad.float() for n, p in own if p.grad is not None}
             self._zero()
-            return upload
+            return Private(gradient)
         self._weight += weight
         if last:
             for parameter in self._parameters.values():
@@ -118,7 +119,8 @@ class ClientHead:
                     parameter.grad.div_(self._weight)
             self._step(step)
             self._weight = 0.0
-        return {}
+        self.trained = True
+        return Private({})
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the common weights that came from the server, if any.
@@ -141,17 +143,19 @@ class ClientHead:
                 raise ProtocolError(f"the server sent {key!r} with NaN or infinity")
             own.data.copy_(weight)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights to upload, in fp32, where heads are shared, else nothing."""
+    def weights(self) -> Private[dict[str, torch.Tensor]]:
+        """Return the weights, in fp32, where heads are shared, else nothing."""
         if self.share == "personal":
-            return {}
-        return {WEIGHT + name: p.detach().float() for name, p in self._parameters.items()}
+            return Private({})
+        own = self._parameters.items()
+        return Private({WEIGHT + name: p.detach().float() for name, p in own})
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimisers, for the client's own disk."""
         embedding = {} if self._embedding is None else {"weight": self._embedding}
         return {
             "weights": self._parameters,
+            "trained": self.trained,
             "optimizer": optimizer_state(self._optimizer),
             "embedding": embedding,
             "embedding_optimizer": optimizer_state(self._embedding_optimizer),
@@ -162,6 +166,7 @@ class ClientHead:
         self.reset()
         load_tensors(self._parameters, state["weights"])
         load_optimizer_state(self._optimizer, state["optimizer"])
+        self.trained = bool(state.get("trained", True))
         if self._embedding is not None:
             load_tensors({"weight": self._embedding}, state["embedding"])
             load_optimizer_state(self._embedding_optimizer, state["embedding_optimizer"])

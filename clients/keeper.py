@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from clients.edge_client import EdgeClient
+from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.state import RoundStates
 
 log = logging.getLogger("fedlora.edge")
+
+_BOUND = "bound"
+_FORGOTTEN_S = 30 * 24 * 3600.0  # after which a run that nobody ended counts as over
 
 
 class Keeper:
@@ -24,11 +34,14 @@ class Keeper:
         The client.
     folder
         Where this client's states of this run are; the last two are kept.
+    bound
+        What the states are of, see ``binding``; those of something else are refused.
     """
 
-    def __init__(self, client: EdgeClient, folder: Path) -> None:
+    def __init__(self, client: EdgeClient, folder: Path, bound: str = "") -> None:
         self._client = client
-        self._states = RoundStates(folder)
+        self._bound = bound
+        self._states = RoundStates(folder, private=True)
         self._handlers: dict[str, Callable[[int], int]] = {
             m.KEEP: self._keep,
             m.RESTORE: self._restore,
@@ -38,16 +51,22 @@ class Keeper:
         """Answer one request; see ``EdgeClient.handle``."""
         handler = self._handlers.get(frame.kind)
         if handler is None:
-            return self._client.handle(frame)
+            reply = self._client.handle(frame)
+            if reply.kind == m.RESULT and not self._client.door.terms.simulated:
+                with contextlib.suppress(OSError):  # the run has ended, and so have its states
+                    shutil.rmtree(self._states.folder)
+            return reply
         round_ = frame.fields.get("round")
         if not isinstance(round_, int) or isinstance(round_, bool) or not 0 <= round_ < 10**6:
-            raise ProtocolError(f"{frame.kind} needs a round from 0 to 999999, not {round_!r}")
-        return Frame(m.READY, self._client.name, frame.seq, {"round": handler(round_)})
+            raise ProtocolError(f"{frame.kind} needs a round from 0 to 999999, not {round_!r:.40}")
+        door = self._client.door
+        stored = {"round": door.public(handler(round_))}
+        return door.message(m.READY, self._client.name, frame.seq, stored)
 
     def _keep(self, round_: int) -> int:
         """Store the state of a round; return its number, or -1 when it cannot be stored."""
         try:
-            self._states.write(round_, self._client.state_dict())
+            self._states.write(round_, {_BOUND: self._bound, **self._client.state_dict()})
         except FedloraError as error:
             log.warning("client %s stores no state: %s", self._client.name, error)
             return -1
@@ -58,6 +77,10 @@ class Keeper:
         self._states.forget_after(round_)
         for found, state in self._states.readable():
             try:
+                if state.get(_BOUND, "") != self._bound:
+                    raise FedloraError(
+                        "it is of another run, release, sharing, labels or privacy; start that anew"
+                    )
                 self._client.load_state_dict(state)
             except FedloraError as error:
                 log.warning("client %s cannot use round %d: %s", self._client.name, found, error)
@@ -65,3 +88,43 @@ class Keeper:
                 return found
         self._client.restart()
         return 0
+
+
+def binding(scenario: Scenario, run: str) -> str:
+    """Return what a device's states are bound to, so that no other run or mechanism uses them.
+
+    Parameters
+    ----------
+    scenario
+        As the device runs it: what a head means and what it has learnt from.
+    run
+        Name of the run.
+    """
+    data = scenario.data
+    parts = {
+        "run": run,
+        "privacy": asdict(scenario.privacy),
+        "head": asdict(scenario.head),
+        "task": asdict(scenario.task),
+        "embedding": scenario.train.embedding,
+        "cut": [scenario.model.dtype, scenario.model.client_front, scenario.model.client_back],
+        "data": [data.train, data.test, data.text, data.label, data.prompt_separator],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def forget_ended(states: Path, present: str) -> None:
+    """Remove the states of runs that were abandoned a month ago.
+
+    Parameters
+    ----------
+    states
+        Folder of all runs' states.
+    present
+        Name of the run that is to be kept in any case.
+    """
+    with contextlib.suppress(OSError):
+        for folder in states.iterdir():
+            idle_s = time.time() - folder.stat().st_mtime
+            if folder.name != present and folder.is_dir() and idle_s > _FORGOTTEN_S:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 from clients.activations import NoisyActivations
-from clients.release import GradientRelease
+from clients.owner.door import Door, Leaving
+from clients.owner.private import Private, PrivateSamples, together, width_of
+from clients.owner.reporting import Reporting
+from clients.release import GradientRelease, T
 from clients.upload_noise import Noise, UploadNoise
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError
 from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.head_space import label_corners, label_reach, row_space_coordinates
-from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.ledger import Ledger, Receipt
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import NoiseSource
 from fedlora.privacy.noised_labels import NoisedLabels
 from fedlora.privacy.plan import UploadPlan, still_needed
-from fedlora.tasks.base import Sample
 
 
 class PrivateRelease(GradientRelease):
@@ -34,8 +36,10 @@ class PrivateRelease(GradientRelease):
         Its privacy section is enabled.
     plan
         Uploads of a sample that the run is calibrated for, and the noise on each.
-    targets
-        Class of each training sample; needed for the release ``logits`` alone.
+    door, reporting
+        Where it leaves, and how held-out counts do.
+    samples
+        Training samples; their classes are needed for the release ``logits`` alone.
     head
         The client's head, which holds the public weight for the release ``row_space``.
     classes
@@ -44,31 +48,28 @@ class PrivateRelease(GradientRelease):
         Source of the noise on activations.
     upload_noise
         Chooses the noise on what is uploaded for gradients.
-    reports_metrics
-        Whether held-out metrics may be reported.
     ledger, ids
         The budget on disk, and each sample's identifier in it, held-out samples last.
     run
-        Name of the run in the ledger; empty where it has none.
+        Name of the run's plan in the ledger; empty where it has none.
     noised
         Labels that were noised before a restart.
     """
 
     sample_mean = True
-    reports_losses = False
-    uploads_head = False
 
     def __init__(
         self,
         scenario: Scenario,
         plan: UploadPlan,
         *,
-        targets: Sequence[Any],
+        door: Door,
+        reporting: Reporting,
+        samples: PrivateSamples,
         head: nn.Module,
         classes: int,
         noise: NoiseSource,
         upload_noise: UploadNoise,
-        reports_metrics: bool,
         ledger: Ledger | None = None,
         ids: Sequence[int] = (),
         run: str = "",
@@ -76,8 +77,8 @@ class PrivateRelease(GradientRelease):
     ) -> None:
         self.policy = scenario.privacy
         self.plan = plan
-        self.reports_metrics = reports_metrics
-        self._targets = targets
+        self.door, self.reporting = door, reporting
+        self._samples = samples
         self._head = head
         self._upload_noise = upload_noise
         self._ledger = ledger
@@ -86,14 +87,19 @@ class PrivateRelease(GradientRelease):
         self._sigma_now = plan.sigma
         self._label_sigma: dict[int, float] = {}
         self._noised = noised or NoisedLabels(None, {})
-        self._corners = label_corners(classes, 1.0) if self.policy.release == "logits" else None
+        self._corners: torch.Tensor | None = None
+        if self.policy.release == "logits":
+            # a record of none of the classes is released as the corners' middle
+            corners = label_corners(classes, 1.0)
+            self._corners = torch.cat([corners, torch.zeros_like(corners[:1])])
         self._rho: dict[int, float] = {}
-        self._labels: dict[int, torch.Tensor] = {}
-        self._activations = NoisyActivations(self.policy, noise, self._charge)
+        self._labels: dict[int, Private[torch.Tensor]] = {}
+        self._receipts: dict[int, Sequence[Receipt]] = {}
+        self._activations = NoisyActivations(door, self.policy, noise, self._charge, self._record)
 
     def __call__(
-        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+        self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         """Charge the budget, then return the noised release.
 
         Raises
@@ -103,18 +109,26 @@ class PrivateRelease(GradientRelease):
         """
         if self._corners is not None:
             return self._noisy_labels(samples)
-        values = gradient
+        values, width = gradient, width_of(gradient)
         if self.policy.release == "row_space":
-            values = row_space_coordinates(gradient, next(self._head.parameters()))
-        noises = self._pay_gradients(samples, lengths, values.shape[1])
+            weight = next(self._head.parameters())
+            values = gradient.map(lambda g: row_space_coordinates(g, weight))
+            width = len(weight) - 1
+        noises, receipts = self._pay_gradients(samples, lengths, width)
         self._sigma_now = _mean_sigma([noise.applied for noise in noises])
-        return self._add_noise(values, lengths, noises, self.policy.clip_norm)
+        noised = values.map(lambda v: self._add_noise(v, lengths, noises, self.policy.clip_norm))
+        return self.door.released(noised, map(self._record, samples), receipts)
 
     def activation(
-        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+        self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         """Return the activation, noised where the policy says so: once, and repeated afterwards."""
         return self._activations(packed, lengths, samples)
+
+    def exact(self, value: Private[T]) -> Leaving[T] | None:
+        """See ``GradientRelease``; no noise covers it, so it stays."""
+        del value
+        return None
 
     def spent(self) -> Mapping[str, float]:
         """See ``GradientRelease``; where there is a ledger, over all that it has booked.
@@ -130,8 +144,8 @@ class PrivateRelease(GradientRelease):
 
     def planned(self) -> Mapping[str, float]:
         """See ``GradientRelease``."""
-        ids = self._ids or range(len(self._targets))
-        rest = still_needed(self.policy, ids, len(self._targets), self._upload_noise.needed)
+        ids = self._ids or range(len(self._samples))
+        rest = still_needed(self.policy, ids, len(self._samples), self._upload_noise.needed)
         if self._ledger is None:
             return {"rho_planned": max(rest.values()), "label_epsilon": 0.0}
         rho = self._ledger.planned(rest)
@@ -149,7 +163,7 @@ class PrivateRelease(GradientRelease):
         """See ``GradientRelease``."""
         self._upload_noise.begin_step(rank)
 
-    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def training(self, samples: PrivateSamples) -> PrivateSamples:
         """See ``GradientRelease``; what leaves is noised later."""
         return samples
 
@@ -158,60 +172,70 @@ class PrivateRelease(GradientRelease):
         if self._ledger is not None:
             self._ledger.close()
 
-    def _noisy_labels(self, samples: Sequence[int]) -> torch.Tensor:
+    def _noisy_labels(self, samples: Sequence[int]) -> Leaving[torch.Tensor]:
         """Return each sample's noised label, which is drawn and paid when it first leaves."""
         assert self._corners is not None
         fresh = [s for s in dict.fromkeys(samples) if s not in self._labels]
         if fresh:
-            names = {s: (self._ids[s] if self._ids else s, self._targets[s]) for s in fresh}
-            known = {s: kept for s in fresh if (kept := self._noised.get(*names[s])) is not None}
-            due = [s for s in fresh if s not in known or not self._upload_noise.counted(s)]
+            kept = {s: found for s in fresh if (found := self._noised.get(self._record(s)))}
+            due = [s for s in fresh if s not in kept or not self._upload_noise.counted(s)]
             width = self._corners.shape[1]
             noises = self._upload_noise.take(due, [width] * len(due))
-            taken = [(s, noise) for s, noise in zip(due, noises, strict=True) if s not in known]
-            if taken:
-                new, drawn = [s for s, _ in taken], self._draw_labels(taken)
-                self._noised.keep(
-                    [names[s] for s in new],
-                    [(row.tolist(), n.applied) for (_, n), row in zip(taken, drawn, strict=True)],
-                )
-                self._label_sigma |= {s: noise.applied for s, noise in taken}
-                self._labels |= zip(new, drawn, strict=True)
-            try:
-                self._pay(due, noises)
-            except FedloraError:
-                for s in fresh:
-                    self._labels.pop(s, None)
-                raise
-            self._label_sigma |= {s: sigma for s, (_, sigma) in known.items()}
-            self._labels |= {s: torch.tensor(message) for s, (message, _) in known.items()}
+            taken = [(s, noise) for s, noise in zip(due, noises, strict=True) if s not in kept]
+            drawn = self._draw_labels(taken)
+            # on disk before it is paid, so that what was paid is there to be repeated
+            together(drawn).map(lambda rows: self._keep(taken, rows))
+            paid = self._pay(due, noises)
+            self._receipts |= dict.fromkeys(due, paid)
+            if self._ledger is not None:  # the others were paid before a restart
+                others = [s for s in fresh if s not in self._receipts]
+                before = [self._ledger.paid(self._run, map(self._record, others))]
+                self._receipts |= dict.fromkeys(others, before)
+            self._label_sigma |= {s: noise.applied for s, noise in taken}
+            self._label_sigma |= {s: sigma for s, (_, sigma) in kept.items()}
+            self._labels |= {s: row for (s, _), row in zip(taken, drawn, strict=True)}
+            self._labels |= {s: Private(torch.tensor(row)) for s, (row, _) in kept.items()}
         self._sigma_now = _mean_sigma([self._label_sigma[sample] for sample in samples])
-        return torch.stack([self._labels[sample] for sample in samples])
+        told = together([self._labels[sample] for sample in samples]).map(torch.stack)
+        receipts = (receipt for sample in samples for receipt in self._receipts.get(sample, ()))
+        return self.door.released(told, map(self._record, samples), dict.fromkeys(receipts))
 
-    def _draw_labels(self, taken: Sequence[tuple[int, Noise]]) -> torch.Tensor:
-        """Return noised labels, shape (samples, classes - 1)."""
+    def _draw_labels(self, taken: Sequence[tuple[int, Noise]]) -> list[Private[torch.Tensor]]:
+        """Return the noised label of each sample, of shape (classes - 1,)."""
+        if not taken:
+            return []
         assert self._corners is not None
-        corners = self._corners[[self._targets[s] for s, _ in taken]] * self.policy.clip_norm
-        reach = label_reach(len(self._corners))  # the corners' norm over C: none is clipped
+        corners, clip_norm = self._corners, self.policy.clip_norm
+        reach = label_reach(len(corners) - 1)  # the corners' norm over C: none is clipped
         noises = [noise for _, noise in taken]
-        return self._add_noise(corners, [1] * len(taken), noises, self.policy.clip_norm, reach)
+        rows = self._samples.take([s for s, _ in taken]).map(
+            lambda batch: corners[[sample.target for sample in batch]] * clip_norm
+        )
+        noised = rows.map(lambda r: self._add_noise(r, [1] * len(r), noises, clip_norm, reach))
+        return [noised.map(itemgetter(place)) for place in range(len(taken))]
+
+    def _keep(self, taken: Sequence[tuple[int, Noise]], rows: Sequence[torch.Tensor]) -> None:
+        """Write noised labels to the client's own disk."""
+        pairs = zip(taken, rows, strict=True)
+        self._noised.keep({self._record(s): (row.tolist(), n.applied) for (s, n), row in pairs})
 
     def _pay_gradients(
         self, samples: Sequence[int], lengths: Sequence[int], width: int
-    ) -> list[Noise]:
+    ) -> tuple[list[Noise], list[Receipt]]:
         """Charge one upload of each sample's gradient within the plan; return their noise."""
         token = self.policy.unit == "token"
         numbers = [width if token else length * width for length in lengths]
         noises = self._upload_noise.take(samples, numbers)
-        self._pay(samples, noises)
-        return noises
+        return noises, self._pay(samples, noises)
 
-    def _pay(self, samples: Sequence[int], noises: Sequence[Noise]) -> None:
+    def _pay(self, samples: Sequence[int], noises: Sequence[Noise]) -> list[Receipt]:
         """Book one upload of each sample that the run's plan counts, on disk first."""
+        receipts = list[Receipt]()
         for sigma, pairs in itertools.groupby(
             zip(samples, noises, strict=True), key=lambda pair: pair[1].charged
         ):
-            self._charge([sample for sample, _ in pairs], sigma, self._run)
+            receipts += self._charge([sample for sample, _ in pairs], sigma, self._run)
+        return receipts
 
     def _add_noise(
         self,
@@ -237,12 +261,18 @@ class PrivateRelease(GradientRelease):
             )
         return torch.cat(released)
 
-    def _charge(self, samples: Sequence[int], sigma: float, run: str = "") -> None:
+    def _charge(self, samples: Sequence[int], sigma: float, run: str = "") -> list[Receipt]:
         """Book an upload of each sample, on disk first."""
+        receipts = list[Receipt]()
         if self._ledger is not None:
-            self._ledger.charge([self._ids[s] for s in samples], sigma, run)
+            receipts.append(self._ledger.charge([self._ids[s] for s in samples], sigma, run))
         for sample in samples:
             self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
+        return receipts
+
+    def _record(self, sample: int) -> int:
+        """Return the identifier of a sample's record."""
+        return self._ids[sample] if self._ids else sample
 
 
 def _mean_sigma(sigmas: Sequence[float]) -> float:

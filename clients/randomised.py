@@ -11,11 +11,14 @@ from dataclasses import replace
 import torch
 
 from clients.activations import NoisyActivations
-from clients.release import ExactGradient
+from clients.owner.door import Door, Leaving
+from clients.owner.private import Private, PrivateSamples
+from clients.owner.reporting import Reporting
+from clients.release import ExactGradient, T
 from fedlora.errors import FedloraError
 from fedlora.privacy.filter import add_up, upload_cost
 from fedlora.privacy.labels import RandomisedLabels
-from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.ledger import Ledger, Receipt
 from fedlora.privacy.noise import NoiseSource
 from fedlora.privacy.plan import still_needed
 from fedlora.privacy.policy import PrivacyPolicy
@@ -31,10 +34,10 @@ class RandomisedRelease(ExactGradient):
         The run's policy.
     labels
         The client's randomised labels.
+    door, reporting
+        Where it leaves, and how held-out counts, which see the labels as they are, do.
     noise
         Source of the noise on activations.
-    reports_metrics
-        Whether held-out metrics, which see the labels as they are, may be reported.
     ledger, ids
         The budget on disk, and each sample's identifier in it, held-out samples last.
     """
@@ -44,19 +47,33 @@ class RandomisedRelease(ExactGradient):
         policy: PrivacyPolicy,
         labels: RandomisedLabels,
         *,
+        door: Door,
+        reporting: Reporting,
         noise: NoiseSource,
-        reports_metrics: bool,
         ledger: Ledger | None = None,
         ids: Sequence[int] = (),
     ) -> None:
-        self.reports_metrics = reports_metrics
+        self.door, self.reporting = door, reporting
         self._policy = policy
         self._labels = labels
         self._ledger, self._ids = ledger, ids
-        self._activations = NoisyActivations(policy, noise, self._charge)
+        self._activations = NoisyActivations(door, policy, noise, self._charge, self._id)
         self._rho: dict[int, float] = {}
+        self._records: list[int] = []
+        self._receipts: list[Receipt] = []
 
-    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def __call__(
+        self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
+        """See ``GradientRelease``; computed from labels that were paid for."""
+        del lengths
+        return self.door.released(gradient, map(self._id, samples), self._receipts)
+
+    def exact(self, value: Private[T]) -> Leaving[T] | None:
+        """See ``GradientRelease``; computed from labels that were paid for."""
+        return self.door.released(value, self._records, self._receipts)
+
+    def training(self, samples: PrivateSamples) -> PrivateSamples:
         """See ``GradientRelease``: the samples with randomised labels.
 
         Raises
@@ -65,31 +82,40 @@ class RandomisedRelease(ExactGradient):
             When a target is no class, labels cannot be written or were drawn otherwise, or the
             owner does not allow them.
         """
-        targets = {}
-        for number, sample in enumerate(samples):
-            if not isinstance(sample.target, int):
-                raise FedloraError(
-                    "privacy.release is labels, but this task's samples have no class; set "
-                    "privacy.release to full"
-                )
-            targets[self._id(number)] = sample.target
+        samples.all.map(_check_classes)
+        self._records = [self._id(number) for number in range(len(samples))]
         book, epsilon = self._ledger, self._labels.epsilon
         if book is not None:
-            new = self._labels.missing(targets)
-            due = [i for i in targets if i in new or book.label_epsilon_of(i) < epsilon]
+            new = self._labels.missing(self._records)
+            due = [
+                i
+                for i in dict.fromkeys(self._records)
+                if i in new or book.label_epsilon_of(i) < epsilon
+            ]
             if self._policy.activation_sigma is not None:  # or the run would be left half way
                 activations = still_needed(self._policy, self._ids, 0, lambda _: 0.0)
                 book.check_plan(activations, dict.fromkeys(due, epsilon))
             # paid before they exist: a crash can only make the ledger count too much
             book.charge_labels(due, epsilon)
+            self._receipts = [book.paid_labels(self._records, epsilon)]
+        return samples.map(self._drawn)
+
+    def _drawn(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return the samples with the labels that were drawn for them."""
+        targets = {
+            record: sample.target
+            for record, sample in zip(self._records, samples, strict=True)
+            if isinstance(sample.target, int)
+        }
         drawn = self._labels.draw(targets)
         return [
-            replace(sample, target=drawn[self._id(number)]) for number, sample in enumerate(samples)
+            replace(sample, target=drawn[record])
+            for record, sample in zip(self._records, samples, strict=True)
         ]
 
     def activation(
-        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+        self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         """See ``GradientRelease``."""
         return self._activations(packed, lengths, samples)
 
@@ -116,9 +142,20 @@ class RandomisedRelease(ExactGradient):
     def _id(self, sample: int) -> int:
         return self._ids[sample] if self._ids else sample
 
-    def _charge(self, samples: Sequence[int], sigma: float) -> None:
+    def _charge(self, samples: Sequence[int], sigma: float) -> list[Receipt]:
         """Book a noised upload of each sample's activation, on disk first."""
+        receipts = list[Receipt]()
         if self._ledger is not None:
-            self._ledger.charge([self._ids[s] for s in samples], sigma)
+            receipts.append(self._ledger.charge([self._ids[s] for s in samples], sigma))
         for sample in samples:
             self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
+        return receipts
+
+
+def _check_classes(samples: Sequence[Sample]) -> None:
+    """Refuse samples that have no class, as those of a language model."""
+    if not all(isinstance(sample.target, int) for sample in samples):
+        raise FedloraError(
+            "privacy.release is labels, but this task's samples have no class; set privacy.release "
+            "to full"
+        )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from fedlora.tasks.base import Sample
+from clients.owner.door import Door, Leaving
+from clients.owner.private import Private, PrivateSamples
+from clients.owner.reporting import Reporting
+from clients.owner.terms import DATA, TEXT
+
+T = TypeVar("T")
 
 
 class GradientRelease(ABC):
@@ -16,25 +21,22 @@ class GradientRelease(ABC):
 
     Attributes
     ----------
+    door
+        Where it leaves.
+    reporting
+        How held-out counts leave.
     sample_mean
         Whether each sample's loss is to be its token mean, so that its gradient can be clipped.
-    reports_losses
-        Whether training losses may be told to the server.
-    reports_metrics
-        Whether held-out metrics may be.
-    uploads_head
-        Whether the exact gradient of a shared head may leave.
     """
 
     sample_mean: bool
-    reports_losses: bool
-    reports_metrics: bool
-    uploads_head: bool
+    door: Door
+    reporting: Reporting
 
     @abstractmethod
     def __call__(
-        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+        self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         """Return what leaves.
 
         Parameters
@@ -49,11 +51,18 @@ class GradientRelease(ABC):
 
     @abstractmethod
     def activation(
-        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+        self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         """Return what leaves of an activation, packed like the gradient.
 
         Held-out samples are numbered after the training samples.
+        """
+
+    @abstractmethod
+    def exact(self, value: Private[T]) -> Leaving[T] | None:
+        """Return what else is computed from the training samples' labels: losses, a trained head.
+
+        None where it has to stay.
         """
 
     @abstractmethod
@@ -97,7 +106,7 @@ class GradientRelease(ABC):
         """
 
     @abstractmethod
-    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def training(self, samples: PrivateSamples) -> PrivateSamples:
         """Return the samples to train on."""
 
 
@@ -105,15 +114,6 @@ class ExactGradient(GradientRelease):
     """The gradient leaves as it is, and so may all that follows from it."""
 
     sample_mean = False
-    reports_losses = True
-    uploads_head = True
-
-    def __call__(
-        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
-        """See ``GradientRelease``."""
-        del lengths, samples
-        return gradient
 
     def begin_phase(self) -> None:
         """See ``GradientRelease``."""
@@ -126,16 +126,36 @@ class ExactGradient(GradientRelease):
 
 
 class PlainRelease(ExactGradient):
-    """No protection."""
+    """No protection, which the owner of a device allows by setting no limit.
 
-    reports_metrics = True
+    Parameters
+    ----------
+    door
+        Where it leaves.
+    reporting
+        How held-out counts leave.
+    """
 
-    def activation(
-        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+    def __init__(self, door: Door, reporting: Reporting) -> None:
+        self.door, self.reporting = door, reporting
+
+    def __call__(
+        self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         """See ``GradientRelease``."""
         del lengths, samples
-        return packed
+        return self.door.allowed(gradient, DATA)
+
+    def activation(
+        self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
+        """See ``GradientRelease``."""
+        del lengths, samples
+        return self.door.allowed(packed, TEXT)
+
+    def exact(self, value: Private[T]) -> Leaving[T] | None:
+        """See ``GradientRelease``."""
+        return self.door.allowed(value, DATA)
 
     def spent(self) -> Mapping[str, float]:
         """See ``GradientRelease``."""
@@ -148,6 +168,6 @@ class PlainRelease(ExactGradient):
     def close(self) -> None:
         """See ``GradientRelease``."""
 
-    def training(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def training(self, samples: PrivateSamples) -> PrivateSamples:
         """See ``GradientRelease``."""
         return samples

@@ -1,32 +1,30 @@
-"""What a client reports when a round begins: its channel, and statistics if allowed."""
+"""What a client reports of its channel when a round begins."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from fedlora.channel.channel import build_channel
 from fedlora.channel.models.measured import MeasuredChannel
+from fedlora.channel.state import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ClientLost
 from fedlora.link.probe import MOST_BYTES, LinkRate, measure
 from fedlora.link.stream_client import StreamClient
-from fedlora.ranks.reports import ClientReport, DataStatistics
 
 log = logging.getLogger("fedlora.edge")
 
 _ATTEMPTS = 10
 _PAUSE_S = 0.5
 
-Report = Callable[[int], Mapping[str, Any]]
+Report = Callable[[int], ChannelState]
+"""Returns the state of a client's own channel in a round, by its number from 1."""
 
 
-def simulated_report(
-    scenario: Scenario, client: int, statistics: DataStatistics | None = None
-) -> Report:
+def simulated_report(scenario: Scenario, client: int) -> Report:
     """Return the report of a simulated client: the channel model as the client would estimate it.
 
     Parameters
@@ -35,23 +33,12 @@ def simulated_report(
         Its channel section gives the model, its seed the fading.
     client
         Number of the client.
-    statistics
-        Those of its text, where it tells them.
     """
     channel = build_channel(scenario.channel, scenario.seed)
-
-    def report(round_: int) -> Mapping[str, Any]:
-        return ClientReport(channel.report(client, round_ - 1), statistics).to_dict()
-
-    return report
+    return lambda round_: channel.report(client, round_ - 1)
 
 
-def device_report(
-    scenario: Scenario,
-    client: int,
-    stream: StreamClient,
-    statistics: DataStatistics | None = None,
-) -> Report:
+def device_report(scenario: Scenario, client: int, stream: StreamClient) -> Report:
     """Return the report of a device: as a simulated one, or what its link carries.
 
     Parameters
@@ -62,23 +49,20 @@ def device_report(
         Number of the client.
     stream
         The tensor stream, on which the client is attached when a report is due.
-    statistics
-        Those of its text, where it tells them.
     """
     channel = build_channel(scenario.channel, scenario.seed)
     if not isinstance(channel.model, MeasuredChannel):
-        return simulated_report(scenario, client, statistics)
+        return simulated_report(scenario, client)
     model = channel.model
     most_bytes = min(MOST_BYTES, (scenario.link.max_frame_mib << 20) // 2)
 
-    def report(round_: int) -> Mapping[str, Any]:
+    def report(round_: int) -> ChannelState:
         del round_
         rate = _measured(partial(stream.probe, str(client)), most_bytes)
         log.info(
             "client %d: %.3g Mbit/s up, %.3g down", client, rate.up_bps / 1e6, rate.down_bps / 1e6
         )
-        state = model.state(client, rate.up_bps, rate.down_bps)
-        return ClientReport(state, statistics).to_dict()
+        return model.state(client, rate.up_bps, rate.down_bps)
 
     return report
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class FedloraError(ValueError):
     """A user's mistake, or a refusal that a user can mend.
 
     The message is one sentence that quotes the offending value and says how to mend it. The
     command line prints it without a traceback and exits with status 2.
+
+    Attributes
+    ----------
+    kind, numbers
+        What a server may be told where this happens on a device, see ``fedlora.link.reasons``; an
+        empty kind says nothing.
     """
+
+    kind: str = ""
+    numbers: Mapping[str, int] = MappingProxyType({})
 
 
 class ProtocolError(FedloraError):

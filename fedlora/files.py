@@ -16,7 +16,7 @@ from fedlora.errors import FedloraError
 from fedlora.report.records import number
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
+def replace_file(path: Path, data: bytes, *, sync: bool = True, private: bool = False) -> None:
     """Write a file aside and rename it into place: at any moment it is the old or the new one.
 
     Parameters
@@ -27,6 +27,8 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
         What it is to hold.
     sync
         Whether it is to survive a power cut too, from the return of this function on.
+    private
+        Whether nobody but this user may read it.
 
     Raises
     ------
@@ -37,7 +39,7 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            with open_private(aside) if private else aside.open("wb") as file:
                 file.write(data)
                 if sync:
                     file.flush()
@@ -48,6 +50,14 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
             raise
         if sync:
             _sync_folder(path.parent)
+
+
+def open_private(path: Path) -> BinaryIO:
+    """Open a file for writing from its beginning that nobody but this user may read."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    file = os.fdopen(os.open(path, flags, 0o600), "wb")
+    os.fchmod(file.fileno(), 0o600)  # where it was there before
+    return file
 
 
 def append_line(path: Path, record: Mapping[str, object], *, sync: bool) -> None:

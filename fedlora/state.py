@@ -20,7 +20,7 @@ _TREE = "fedlora"
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
 
 
-def write_state(path: Path, state: Mapping[str, Any]) -> None:
+def write_state(path: Path, state: Mapping[str, Any], *, private: bool = False) -> None:
     """Write a state aside, sync it and rename it into place.
 
     Parameters
@@ -29,10 +29,12 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
         The file.
     state
         As ``fedlora.ranks.pack_state`` takes it; the tree goes into the file's metadata as JSON.
+    private
+        Whether nobody but this user may read it.
     """
     tree, tensors = pack_state(state)
     metadata = {_TREE: json.dumps(tree, allow_nan=False)}
-    replace_file(path, safetensors.torch.save(tensors, metadata))
+    replace_file(path, safetensors.torch.save(tensors, metadata), private=private)
 
 
 def read_state(path: Path) -> State:
@@ -61,15 +63,18 @@ class RoundStates:
         Where the files ``round-NNNNNN.safetensors`` are.
     kept
         Number of rounds to keep.
+    private
+        Whether nobody but this user may read them.
     """
 
-    def __init__(self, folder: Path, kept: int = 2) -> None:
+    def __init__(self, folder: Path, kept: int = 2, *, private: bool = False) -> None:
         self.folder = folder
         self.kept = kept
+        self._private = private
 
     def write(self, round_: int, state: Mapping[str, Any]) -> None:
         """Write a round's state, and only then remove what is too old."""
-        write_state(self._path(round_), state)
+        write_state(self._path(round_), state, private=self._private)
         for old in self.rounds()[self.kept :]:
             self._path(old).unlink(missing_ok=True)
 

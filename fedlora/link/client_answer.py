@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.link.client_session import ClientSession
 from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
 from fedlora.link.messages import END, LEAVE
-from fedlora.link.stream import reason_of
+from fedlora.link.reasons import Words, told
 
 log = logging.getLogger("fedlora.link")
 
@@ -36,7 +38,7 @@ class Answer:
     last: bool
 
 
-def answer(session: ClientSession, data: bytes, max_frame_bytes: int) -> Answer:
+def answer(session: ClientSession, data: bytes, max_frame_bytes: int, words: Words) -> Answer:
     """Let a client's handler answer a request; one that fails makes the client leave.
 
     Parameters
@@ -47,6 +49,8 @@ def answer(session: ClientSession, data: bytes, max_frame_bytes: int) -> Answer:
         The request as it came.
     max_frame_bytes
         Largest reply that the server takes.
+    words
+        Turns what the handler raises into what the server is told.
     """
     error: BaseException | None = None
     request = peek_frame(data, max_frame_bytes)
@@ -57,22 +61,24 @@ def answer(session: ClientSession, data: bytes, max_frame_bytes: int) -> Answer:
         reply = session.handler(request)
         data = encode_frame(reply)
         if len(data) > max_frame_bytes:
-            raise FedloraError(
+            large = FedloraError(
                 f"reply {reply.kind} has {len(data)} bytes and exceeds the frame limit of "
                 f"{max_frame_bytes}; raise link.max_frame_mib"
             )
+            large.kind = "size"
+            raise large
         if reply.kind == LEAVE:
-            error = FedloraError(f"client {session.client} left: {reason_of(reply)}")
+            error = FedloraError(f"client {session.client} left: {told(reply.fields)}")
     except FedloraError as refusal:
         error = refusal
-        data = leave(request.client, request.seq, str(refusal))
+        data = leave(request.client, request.seq, words(refusal))
     except Exception as failure:
         log.exception("client %s failed to answer %s", session.client, request.kind)
         error = failure
-        data = leave(request.client, request.seq, "the client failed; its own log says why")
+        data = leave(request.client, request.seq, words(failure))
     return Answer(request.seq, data, error, last=error is not None or request.kind == END)
 
 
-def leave(client: str, seq: int, reason: str) -> bytes:
+def leave(client: str, seq: int, reason: Mapping[str, Any]) -> bytes:
     """Return the frame by which a client leaves."""
-    return encode_frame(Frame(LEAVE, client, seq, {"reason": reason}))
+    return encode_frame(Frame(LEAVE, client, seq, reason))

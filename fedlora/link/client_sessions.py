@@ -13,6 +13,7 @@ from fedlora.link.client_session import ClientSession
 from fedlora.link.frame import Frame
 from fedlora.link.local import Handler, edge_executor
 from fedlora.link.messages import WELCOME
+from fedlora.link.reasons import Reason, Words
 from fedlora.link.stream import CLOSED, REFUSED, RESUMED, reason_of
 
 
@@ -30,6 +31,8 @@ class ClientSessions:
         Largest frame that is sent.
     workers
         Threads that run handlers, each with one torch thread.
+    words
+        Turns what a handler raises into what the server is told.
     """
 
     def __init__(
@@ -38,8 +41,9 @@ class ClientSessions:
         put: Callable[[bytes], None],
         max_frame_bytes: int,
         workers: int,
+        words: Words,
     ) -> None:
-        self._lock, self._put = lock, put
+        self._lock, self._put, self._words = lock, put, words
         self._max_frame_bytes = max_frame_bytes
         self._executor = edge_executor(workers)
         self._open: dict[str, ClientSession] = {}
@@ -88,7 +92,7 @@ class ClientSessions:
             session = self.find(client)
             left_s = idle_s if session is None else session.asked_at + idle_s - time.monotonic()
             if session is not None and left_s <= 0 and not session.busy:
-                self.lose(session, f"heard no request of the server for {idle_s:g} s")
+                self.lose(session, "idle", f"heard no request of the server for {idle_s:g} s")
             try:
                 return over.exception(min(max(left_s, 0.05), threading.TIMEOUT_MAX))
             except TimeoutError:
@@ -111,10 +115,10 @@ class ClientSessions:
             if frame.kind in (REFUSED, CLOSED):
                 if session is not None:
                     verb = "was refused" if frame.kind == REFUSED else "was dropped"
-                    self.lose(session, f"{verb} by the server: {reason_of(frame)}")
+                    self.lose(session, "dropped", f"{verb} by the server: {reason_of(frame)}")
                 return False
             if session is None:
-                self._put(leave(frame.client, frame.seq, "the client is not here any more"))
+                self._put(leave(frame.client, frame.seq, Reason("absent").fields()))
                 return False
             if not session.note(frame):
                 return False
@@ -129,9 +133,18 @@ class ClientSessions:
                 self._executor.submit(self._work, session)
             return True
 
-    def lose(self, session: ClientSession, reason: str) -> None:
-        """End a session; one that had given its last words ends with what they were."""
+    def lose(self, session: ClientSession, kind: str, reason: str) -> None:
+        """End a session; one that had given its last words ends with what they were.
+
+        Parameters
+        ----------
+        session
+            Which.
+        kind, reason
+            Why: of ``fedlora.link.reasons``, and as the rest of a sentence.
+        """
         lost = ClientLost(f"client {session.client} {reason}")
+        lost.kind = kind
         self.finish(session, session.last_words[0] if session.last_words else lost)
 
     def finish(self, session: ClientSession, error: BaseException | None) -> None:
@@ -161,7 +174,7 @@ class ClientSessions:
             self._answer(session, data)
 
     def _answer(self, session: ClientSession, data: bytes) -> None:
-        reply = answer(session, data, self._max_frame_bytes)
+        reply = answer(session, data, self._max_frame_bytes, self._words)
         with self._lock:
             if self._open.get(session.client) is not session:
                 return  # dropped or detached meanwhile

@@ -21,6 +21,7 @@ from fedlora.link.client_stream import ClientStream, explain, is_final
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.heap import keep_freed_memory
 from fedlora.link.local import Handler
+from fedlora.link.reasons import Words, closed_words
 from fedlora.link.stream import (
     CLOSED,
     PROBE,
@@ -59,6 +60,8 @@ class StreamClient:
         minute to answer; 0 takes the first break for the end.
     keepalive_s, keepalive_timeout_s
         A server that is silent this long is pinged, and given up when it does not answer in time.
+    words
+        Turns what a handler raises into what the server is told; by default its kind alone.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class StreamClient:
         give_up_s: float = 60.0,
         keepalive_s: float = 20.0,
         keepalive_timeout_s: float = 10.0,
+        words: Words = closed_words,
     ) -> None:
         if certificate_pem is None:
             tls.require_loopback(address.rpartition(":")[0])
@@ -90,7 +94,7 @@ class StreamClient:
             self._options.append(("grpc.enable_http_proxy", 0))
         self._give_up_s = give_up_s
         self._lock = threading.RLock()
-        self._sessions = ClientSessions(self._lock, self._put, max_frame_bytes, workers)
+        self._sessions = ClientSessions(self._lock, self._put, max_frame_bytes, workers, words)
         self._stream: ClientStream | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -249,7 +253,7 @@ class StreamClient:
                 elif self._give_up_s > 0:
                     reason += f"; given up after {self._give_up_s:g} s"
             for session in sessions:
-                self._sessions.lose(session, f"lost the server: {reason}")
+                self._sessions.lose(session, "unreachable", f"lost the server: {reason}")
             retrying = False
             backoff.reset()
 
@@ -277,7 +281,7 @@ class StreamClient:
         except grpc.RpcError as error:
             reason = explain(error, self._address)
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # the others may be welcome
-                self._sessions.lose(stream.opener, f"lost the server: {reason}")
+                self._sessions.lose(stream.opener, "unreachable", f"lost the server: {reason}")
                 return reason, False
             return reason, is_final(error)
         except ProtocolError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
+from fedlora.files import open_private
 
 Record = Mapping[str, Any]
 
@@ -52,9 +53,12 @@ def _decode(line: bytes) -> Record | None:
 
 
 def replace(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a whole file so that a crash leaves either the old or the new one."""
+    """Write a whole file so that a crash leaves either the old or the new one.
+
+    Nobody but this user may read it.
+    """
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
+    with open_private(aside) as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())

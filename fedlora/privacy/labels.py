@@ -61,7 +61,8 @@ def randomise(
     Parameters
     ----------
     label, classes, epsilon
-        The true class, how many there are, and the label's privacy.
+        The true class, how many there are, and the label's privacy. A label of none of them (-1) is
+        drawn evenly, which lies between what a right and a wrong class are drawn with.
     below
         Draws a whole number below its argument; by default from the operating system's generator.
 
@@ -70,6 +71,8 @@ def randomise(
     FedloraError
         As ``flip_probability``, and when the label is no class.
     """
+    if label == -1:
+        return below(classes)
     if not 0 <= label < classes:
         raise FedloraError(f"label {label} is not among {classes} classes; mend the data")
     # rounded up, so that the truth is never kept more often than epsilon allows

@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,24 @@ from fedlora.privacy.policy import ClientLimit
 
 class BudgetSpentError(FedloraError):
     """The client's own limit does not pay for another upload of some sample."""
+
+    kind = "budget"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An entry of a ledger that is on disk.
+
+    Attributes
+    ----------
+    ledger
+        Whose entry it is.
+    records
+        Identifiers of the records that it covers.
+    """
+
+    ledger: Ledger
+    records: frozenset[int]
 
 
 class Ledger:
@@ -98,13 +117,7 @@ class Ledger:
             When an earlier release wrote the ledger and may have counted these records by other
             identifiers.
         """
-        seen: Counter[bytes] = Counter()
-        ids = []
-        for content in contents:
-            key = self._book.salt + seen[content].to_bytes(8, "big")
-            seen[content] += 1
-            digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
-            ids.append(int.from_bytes(digest, "big"))
+        ids = record_ids(self._book.salt, contents)
         if self._book.format == OLD_FORMAT:
             self._adopt(ids)
         return ids
@@ -122,7 +135,7 @@ class Ledger:
         self._book.format = FORMAT
         self._file.merge()
 
-    def charge(self, sample_ids: Sequence[int], sigma: float, run: str = "") -> None:
+    def charge(self, sample_ids: Sequence[int], sigma: float, run: str = "") -> Receipt:
         """Book one upload of each sample and sync it to disk; only then may the upload leave.
 
         Parameters
@@ -132,7 +145,7 @@ class Ledger:
         sigma
             Noise of the upload over the clipping norm.
         run
-            Name of the run whose plan counts the upload; empty where none does.
+            Name of the plan that counts the upload; empty where none does.
 
         Raises
         ------
@@ -151,13 +164,29 @@ class Ledger:
                 f"upload at sigma {sigma:g}; it leaves the run"
             )
         self._file.append({"rho": cost, "ids": ids} | ({"run": run} if run else {}))
+        return Receipt(self, frozenset(ids))
+
+    def note(self, sample_ids: Sequence[int], run: str) -> None:
+        """Count in a plan, at no cost, that samples were used; raises ``FedloraError``."""
+        if sample_ids:
+            self._file.append({"rho": 0.0, "ids": [int(i) for i in sample_ids], "run": run})
 
     def done(self, run: str, sample_id: int) -> tuple[int, float]:
-        """Return number and rho of a sample's uploads in a run, as ``charge`` was told of them.
+        """Return number and rho of a sample's uploads in a plan, as ``charge`` was told of them.
 
-        A run that has no name, or is not among the latest, has none, so that its plan begins anew.
+        A plan that has no name, or is not among the latest, has none, so that it begins anew.
         """
         return self._book.runs.get(run, {}).get(sample_id, (0, 0.0))
+
+    def paid(self, run: str, sample_ids: Iterable[int]) -> Receipt:
+        """Return the receipt of those samples that have been charged in a plan."""
+        done = self._book.runs.get(run, {})
+        return Receipt(self, frozenset(i for i in sample_ids if done.get(i, (0, 0.0))[1] > 0))
+
+    def paid_labels(self, sample_ids: Iterable[int], epsilon: float) -> Receipt:
+        """Return the receipt of those samples whose labels have cost at least so much."""
+        labels = self._book.labels
+        return Receipt(self, frozenset(i for i in sample_ids if labels.get(i, 0.0) >= epsilon))
 
     def charge_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
         """Book that a randomised label was drawn for each sample, and sync it to disk.
@@ -252,3 +281,15 @@ class Ledger:
 
     def _in_epsilon(self, rho: float) -> str:
         return f"{self._budget.in_epsilon(rho):.3g}"
+
+
+def record_ids(salt: bytes, contents: Iterable[bytes]) -> list[int]:
+    """Return records' identifiers under a ledger's salt; see ``Ledger.sample_ids``."""
+    seen: Counter[bytes] = Counter()
+    ids = []
+    for content in contents:
+        key = salt + seen[content].to_bytes(8, "big")
+        seen[content] += 1
+        digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
+        ids.append(int.from_bytes(digest, "big"))
+    return ids

@@ -16,6 +16,8 @@ Restoring an old copy of all three files at once is the one thing that cannot be
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import secrets
 import threading
@@ -27,6 +29,8 @@ from fedlora.errors import FedloraError
 from fedlora.files import lock_file
 from fedlora.privacy import journal
 from fedlora.privacy.book import Book
+
+log = logging.getLogger("fedlora.edge")
 
 CLOCK_SLACK_S = 60.0  # what time synchronisation may set a clock back by
 
@@ -90,9 +94,13 @@ class LedgerFile:
         """Let another process use the ledger, which takes no charge more; twice does no harm."""
         with self._writing:
             self._usable = False
-            self._journal.close()
-            if self._lock is not None:
-                self._lock.close()
+            try:
+                self._journal.close()
+            except OSError as error:  # of a full disk: what a failed charge had left to write
+                log.warning("%s", self._failed("close", error))
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
 
     def append(self, cost: Mapping[str, Any]) -> None:
         """Write a charge, sync it, and count it in the book.
@@ -114,8 +122,8 @@ class LedgerFile:
             line = journal.encode(charge)
             self._usable = False  # a failure on the way leaves the file in doubt
             try:
-                self._journal.write(line)
-                self._journal.flush()
+                if self._journal.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(self._journal.fileno())
                 self.book.apply(charge)
                 self._mark.write(self.book.seq)
@@ -190,6 +198,6 @@ class LedgerFile:
     def _rewrite(self) -> None:
         """Merge the charges into the sums, and append to the new file from now on."""
         journal.replace(self.path, self.book.lines())
-        self._journal = self.path.open("ab")
+        self._journal = self.path.open("ab", buffering=0)  # or close would write what had failed
         self._bytes = self.path.stat().st_size
         self._rewrite_bytes = max(_JOURNAL_BYTES_MIN, 4 * self._bytes)

@@ -157,6 +157,36 @@ def release(
     return Released(values.to(gradient.device, torch.float32), clipped.clipped, clipped.refused)
 
 
+def release_sum(
+    rows: torch.Tensor, *, clip_norm: float, sigma: float, noise: NoiseSource
+) -> torch.Tensor:
+    """Return a noised sum over records, of which each moves it by ``clip_norm`` at most.
+
+    Charge the ledger for every record before, as for ``release``.
+
+    Parameters
+    ----------
+    rows
+        What each record adds, shape (records, numbers).
+    clip_norm
+        Largest norm of a row; longer ones are scaled down.
+    sigma
+        Standard deviation of the noise on each number over ``clip_norm``.
+    noise
+        Source of the noise.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (numbers,), float64, in multiples of ``rounding_step(sigma, clip_norm)``.
+    """
+    check_positive("sigma", sigma)
+    total = clip_rows(rows, [1] * len(rows), clip_norm).values.sum(0)
+    step = rounding_step(sigma, clip_norm)
+    drawn = noise.standard_normal(total.shape).mul_(sigma * clip_norm)
+    return drawn.add_(total).div_(step).round_().mul_(step)
+
+
 def rounding_step(sigma: float, clip_norm: float) -> float:
     """Return the power of two, at most s / 1024, that releases are multiples of."""
     return float(2.0 ** math.floor(math.log2(sigma * clip_norm / _STEPS_PER_DEVIATION)))

@@ -8,28 +8,29 @@ before it is charged and sent: a crash leaves it unsent, or to be sent again as 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.privacy import journal
 
-FORMAT = "fedlora-noised-labels/1"
+FORMAT = "fedlora-noised-labels/2"
 
 
 class NoisedLabels:
-    """What was drawn for each sample in one run; keep it under the ledger's lock.
+    """What was drawn for each record under one setting; keep it under the ledger's lock.
 
-    A label counts as drawn for a sample only with the class that it was drawn for.
+    A record is known by its identifier in the ledger, which follows from all that it holds; its
+    class is not written down. Whether it has been paid for, the ledger says.
 
     Parameters
     ----------
     path
         File; it is created with the first label. None keeps nothing.
     setting
-        What the labels were drawn for: the run's name, its classes, the noise. The file
-        of another run or setting is replaced.
+        What the labels were drawn for: the run's name, column and classes, the noise. The file of
+        another run or setting is replaced.
 
     Raises
     ------
@@ -40,7 +41,7 @@ class NoisedLabels:
     def __init__(self, path: Path | None, setting: Mapping[str, Any]) -> None:
         self._path = path
         self._header = {"format": FORMAT, **setting}
-        self._drawn: dict[tuple[int, int], tuple[list[float], float]] = {}
+        self._drawn: dict[int, tuple[list[float], float]] = {}
         self._begun = False
         if path is not None and path.exists():
             try:
@@ -48,40 +49,36 @@ class NoisedLabels:
             except OSError as error:
                 raise self._failed("read", error) from error
 
-    def get(self, sample: int, target: int) -> tuple[list[float], float] | None:
-        """Return a sample's message and the noise on it over the clipping norm, if it was drawn."""
-        return self._drawn.get((sample, target))
+    def get(self, record: int) -> tuple[list[float], float] | None:
+        """Return a record's message and the noise on it over the clipping norm, if it was drawn."""
+        return self._drawn.get(record)
 
-    def keep(
-        self, samples: Sequence[tuple[int, int]], drawn: Sequence[tuple[list[float], float]]
-    ) -> None:
+    def keep(self, drawn: Mapping[int, tuple[list[float], float]]) -> None:
         """Write what was drawn to disk; only then may it be charged and sent.
 
         Parameters
         ----------
-        samples
-            Identifier (``Ledger.sample_ids``) and class of each.
         drawn
-            Its message, and the noise on it over the clipping norm.
+            By the record's identifier (``Ledger.sample_ids``): its message, and the noise on it
+            over the clipping norm.
 
         Raises
         ------
         FedloraError
             When the disk fails.
         """
-        if self._path is None or not samples:
+        if self._path is None or not drawn:
             return
-        fresh = dict(zip(samples, drawn, strict=True))
         try:
             if not self._begun:
                 self._rewrite(self._path)
             with self._path.open("ab") as file:
-                file.writelines(map(_line, fresh.items()))
+                file.writelines(map(_line, drawn.items()))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise self._failed("write", error) from error
-        self._drawn |= fresh
+        self._drawn |= drawn
 
     def _read(self, path: Path) -> None:
         """Read the labels of this run; a line that a crash tore was never sent."""
@@ -90,8 +87,7 @@ class NoisedLabels:
             return
         for record in records:
             if record is not None:
-                key = (int(record["sample"]), int(record["class"]))
-                self._drawn[key] = (record["message"], record["sigma"])
+                self._drawn[int(record["sample"])] = (record["message"], record["sigma"])
 
     def _rewrite(self, path: Path) -> None:
         journal.replace(path, [journal.encode(self._header), *map(_line, self._drawn.items())])
@@ -103,6 +99,6 @@ class NoisedLabels:
         )
 
 
-def _line(item: tuple[tuple[int, int], tuple[list[float], float]]) -> bytes:
-    (sample, target), (message, sigma) = item
-    return journal.encode({"sample": sample, "class": target, "message": message, "sigma": sigma})
+def _line(item: tuple[int, tuple[list[float], float]]) -> bytes:
+    sample, (message, sigma) = item
+    return journal.encode({"sample": sample, "message": message, "sigma": sigma})

@@ -8,9 +8,8 @@ under zero-out, so the noise multiplier of the literature is sigma / 2 and sigma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 from fedlora.errors import FedloraError
 
@@ -203,47 +202,6 @@ class ClientLimit:
             raise FedloraError(
                 f"privacy-min-sigma is {self.min_sigma}; set 0 for no floor, or more"
             )
-
-    @classmethod
-    def from_node_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """Read the keys ``privacy-epsilon``, ``-delta``, ``-min-sigma`` and ``-tight``.
-
-        Returns
-        -------
-        ClientLimit or None
-            None when no key is set: the owner sets no limit.
-
-        Raises
-        ------
-        FedloraError
-            When a value is no number or out of range, or the epsilon is missing.
-        """
-        names = ("epsilon", "delta", "min_sigma", "tight")
-        keys = {name: "privacy-" + name.replace("_", "-") for name in names}
-        given = {name: config[key] for name, key in keys.items() if key in config}
-        if not given:
-            return None
-        if "epsilon" not in given:
-            raise FedloraError(
-                f"node config sets {', '.join(keys[name] for name in given)} but no "
-                "privacy-epsilon; set the most that a sample may spend"
-            )
-        values: dict[str, Any] = {}
-        for name, value in given.items():
-            try:
-                values[name] = _truth(value) if name == "tight" else float(value)
-            except (TypeError, ValueError):
-                kind = "true or false" if name == "tight" else "a number"
-                raise FedloraError(f"node config {keys[name]} is {value!r}; set {kind}") from None
-        return cls(**values)
-
-
-def _truth(value: Any) -> bool:
-    """Return a Boolean, also where the configuration only carries text."""
-    words = {"true": True, "false": False}
-    if str(value).lower() not in words:
-        raise ValueError(value)
-    return words[str(value).lower()]
 
 
 def check_positive(name: str, value: float) -> None:

@@ -15,6 +15,7 @@ from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.link.link import Link
+from fedlora.link.reasons import told
 
 log = logging.getLogger("fedlora.server")
 
@@ -222,7 +223,7 @@ class Cohort:
             return None
         self.late.pop(client, None)
         if reply.kind == m.LEAVE:
-            self.drop(client, str(reply.fields.get("reason", "it gave no reason"))[:500])
+            self.drop(client, told(reply.fields) or "it gave no reason")
             return None
         self._book(client, "up", reply.tensors, link.wire_bytes_up - before)
         return reply

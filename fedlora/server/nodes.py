@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.link.stream import printable
+from fedlora.link.reasons import REASON, told
 from fedlora.report.run_folder import RunFolder
 
 log = logging.getLogger("fedlora.server")
@@ -113,12 +113,9 @@ def ask_who(grid: Grid, ids: Sequence[int]) -> list[tuple[Node, int]]:
             continue
         try:
             record = reply.content[RECORD]
-            if "error" in record:
-                log.warning(
-                    "node %s cannot take part: %s",
-                    reply.metadata.src_node_id,
-                    printable(record["error"]),
-                )
+            if REASON in record:
+                reason = told(dict(record))
+                log.warning("node %s cannot take part: %s", reply.metadata.src_node_id, reason)
                 continue
             client, clients = int(record["client"]), int(record["clients"])
             node = Node(reply.metadata.src_node_id, client, bool(record["simulated"]))

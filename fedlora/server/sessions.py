@@ -19,6 +19,7 @@ from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
 from fedlora.link.listen import address_of
+from fedlora.link.reasons import REASON, told
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
 from fedlora.link.tls import create_identity
@@ -282,8 +283,8 @@ class Sessions:
             if client not in self._invited:
                 continue
             if not message.has_error():
-                answer = message.content.get(RECORD, {"error": "its answer says nothing"})
-                reason = str(answer.get("error", ""))[:500]
+                answer = dict(message.content.get(RECORD, {REASON: "its answer says nothing"}))
+                reason = told(answer)
                 if reason:
                     self._fail(client, reason, may_return=client in self._server.cohort.may_return)
             elif message.error.code == ErrorCode.NODE_UNAVAILABLE:
@@ -321,7 +322,7 @@ def _welcomed(link: StreamLink) -> Frame:
     """Return a client's answer to its welcome; raises ``ProtocolError`` unless it is ready."""
     ready = link.receive(_READY_S)
     if ready.kind == m.LEAVE:
-        raise ProtocolError(f"it leaves at once: {str(ready.fields.get('reason', ''))[:500]}")
+        raise ProtocolError(f"it leaves at once: {told(ready.fields)}")
     if ready.kind != m.READY:
         raise ProtocolError(f"it answered {ready.kind[:40]!r} where {m.READY} was due")
     return ready

@@ -18,6 +18,9 @@ from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import Metric
 from fedlora.tasks.tokenizer import Tokenizer
 
+IGNORED = -1
+"""Target that adds nothing to loss and gradient."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -28,7 +31,8 @@ class Sample:
     ids
         Token ids.
     target
-        Class index, or for language modelling the next token at each position (-1: not trained).
+        Class index, or for language modelling the next token at each position; ``IGNORED`` for
+        none.
     source
         Place of the record that it was made from among those given to ``Task.samples``; -1 where
         it was made from none. Owners' budgets go by it.
@@ -70,6 +74,8 @@ class RecordError(FedloraError):
         What is wrong and how to mend it, as the rest of a sentence that begins with the record.
     """
 
+    kind = "record"
+
     def __init__(self, place: int, reason: str) -> None:
         super().__init__(f"a record {reason}")
         self.place = place
@@ -77,7 +83,9 @@ class RecordError(FedloraError):
 
     def of(self, source: str, row: int) -> FedloraError:
         """Return the error with the record's row, from 0, in the file that it came from."""
-        return FedloraError(f"record {row + 1} of {source} {self._reason}")
+        error = FedloraError(f"record {row + 1} of {source} {self._reason}")
+        error.kind, error.numbers = self.kind, {"record": row + 1}
+        return error
 
 
 class Counts(Protocol):

@@ -15,12 +15,11 @@ from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import language_head
 from fedlora.split.family import find_family
-from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
+from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import LanguageCounts
 from fedlora.tasks.tokenizer import Tokenizer
 
-IGNORED = -1
 _CHUNK_ELEMENTS = 4 << 20  # most logits held at once: 16 MiB in fp32, whatever the vocabulary
 # BLAS slows down on a product as wide as a vocabulary: 57 GFLOP/s against 80 in slices of 1024.
 _VOCABULARY_SLICE = 1024
@@ -120,7 +119,8 @@ class CausalLanguageModelling(Task):
             if head.weight.requires_grad:
                 grad = delta.T.to(hidden.dtype) @ hidden
                 head.weight.grad = grad if head.weight.grad is None else head.weight.grad + grad
-        return TaskLoss(total, float(weights.sum()), gradient)
+        weight = float(len(samples)) if sample_mean else float(weights.sum())
+        return TaskLoss(total, weight, gradient)
 
     @torch.no_grad()
     def measure(

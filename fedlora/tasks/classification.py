@@ -12,9 +12,9 @@ from torch import nn
 from fedlora.config import DataConfig
 from fedlora.errors import ProtocolError
 from fedlora.split.checkpoint import Checkpoint
-from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
+from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record, require_column
-from fedlora.tasks.metrics import ClassificationCounts
+from fedlora.tasks.metrics import ClassificationCounts, NoisedCounts
 from fedlora.tasks.tokenizer import Tokenizer
 
 _INIT_STD = 0.02  # as Hugging Face initialises a classification head
@@ -22,7 +22,11 @@ _MAX_CLASSES = 4096
 
 
 class Classification(Task):
-    """One class for each text; cross-entropy; accuracy and macro-F1."""
+    """One class for each text; cross-entropy; accuracy and macro-F1.
+
+    A sample with the target ``IGNORED`` is of none of the classes: it adds nothing to loss and
+    gradient, and is never right.
+    """
 
     pooled = True
     trains_head = True
@@ -66,7 +70,7 @@ class Classification(Task):
         """See ``Task``; a sample has one term, so its mean is itself."""
         del sample_mean
         z = z.detach().requires_grad_()
-        loss = F.cross_entropy(head(z), _classes(samples), reduction="sum")
+        loss = F.cross_entropy(head(z), _classes(samples), reduction="sum", ignore_index=IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         assert z.grad is not None
         return TaskLoss(loss.item(), float(len(samples)), z.grad)
@@ -81,11 +85,13 @@ class Classification(Task):
             logits.argmax(-1).tolist(),
             classes.tolist(),
             len(self.labels),
-            F.cross_entropy(logits, classes, reduction="sum").item(),
+            F.cross_entropy(logits, classes, reduction="sum", ignore_index=IGNORED).item(),
         )
 
-    def read_counts(self, value: Any) -> ClassificationCounts:
+    def read_counts(self, value: Any) -> ClassificationCounts | NoisedCounts:
         """See ``Task``; where no classes are named, their number is what the matrix has."""
+        if isinstance(value, Mapping) and "correct" in value:
+            return NoisedCounts.from_dict(value)
         if self.labels:
             return ClassificationCounts.from_dict(value, len(self.labels))
         confusion = value.get("confusion") if isinstance(value, Mapping) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from fedlora.errors import FedloraError, ProtocolError
 
@@ -65,7 +65,8 @@ class ClassificationCounts:
         Parameters
         ----------
         predicted, true
-            Class indices from 0, one for each sample.
+            Class indices from 0, one for each sample; a true one of -1, none of the classes, is
+            never right.
         classes
             Number of classes.
         loss
@@ -73,7 +74,8 @@ class ClassificationCounts:
         """
         confusion = [[0] * classes for _ in range(classes)]
         for guess, truth in zip(predicted, true, strict=True):
-            confusion[truth][guess] += 1
+            row = truth if truth >= 0 else (guess + 1) % classes
+            confusion[row][guess] += 1
         return cls(tuple(tuple(row) for row in confusion), loss)
 
     @classmethod
@@ -99,8 +101,14 @@ class ClassificationCounts:
         """Return the counts as JSON values."""
         return {"confusion": [list(row) for row in self.confusion], "loss": self.loss}
 
-    def __add__(self, other: ClassificationCounts) -> ClassificationCounts:
-        """Return the counts of both sets of samples."""
+    @overload
+    def __add__(self, other: ClassificationCounts) -> ClassificationCounts: ...
+    @overload
+    def __add__(self, other: NoisedCounts) -> NoisedCounts: ...
+    def __add__(self, other: ClassificationCounts | NoisedCounts) -> Any:
+        """Return the counts of both sets of samples; beside noised ones the matrix is lost."""
+        if isinstance(other, NoisedCounts):
+            return other + self
         confusion = tuple(
             tuple(a + b for a, b in zip(mine, theirs, strict=True))
             for mine, theirs in zip(self.confusion, other.confusion, strict=True)
@@ -113,9 +121,14 @@ class ClassificationCounts:
         return sum(sum(row) for row in self.confusion)
 
     @property
+    def right(self) -> int:
+        """Number of samples whose class was predicted."""
+        return sum(row[k] for k, row in enumerate(self.confusion))
+
+    @property
     def accuracy(self) -> float:
         """Share of samples whose class was predicted."""
-        return sum(row[k] for k, row in enumerate(self.confusion)) / self.samples
+        return self.right / self.samples
 
     @property
     def macro_f1(self) -> float:
@@ -143,6 +156,64 @@ class ClassificationCounts:
             Metric("accuracy", self.accuracy, True),
             Metric("macro_f1", self.macro_f1, True),
             Metric("loss", self.loss / self.samples, False),
+        )
+
+
+@dataclass(frozen=True)
+class NoisedCounts:
+    """Sums over held-out samples of a device that tells them with noise.
+
+    Attributes
+    ----------
+    samples
+        Number of samples, which is exact.
+    correct
+        Samples whose class was predicted, with noise: any real number.
+    loss
+        Sum of the samples' clipped cross-entropies in nats, with noise.
+    """
+
+    samples: int
+    correct: float
+    loss: float
+
+    @classmethod
+    def from_dict(cls, value: Any) -> NoisedCounts:
+        """Read what ``to_dict`` wrote on the other side of a wire.
+
+        Raises
+        ------
+        ProtocolError
+            When it is not such sums.
+        """
+        table = _table(value, "samples", "correct", "loss")
+        samples = _count(table["samples"], "samples")
+        sums = [_real(table[name], name) for name in ("correct", "loss")]
+        return cls(samples, *sums)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sums as JSON values."""
+        return {"samples": self.samples, "correct": self.correct, "loss": self.loss}
+
+    def __add__(self, other: NoisedCounts | ClassificationCounts) -> NoisedCounts:
+        """Return the sums over both sets of samples."""
+        correct = other.correct if isinstance(other, NoisedCounts) else other.right
+        return NoisedCounts(
+            self.samples + other.samples, self.correct + correct, self.loss + other.loss
+        )
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return accuracy, within 0 to 1, and mean loss.
+
+        Raises
+        ------
+        FedloraError
+            When there is no sample.
+        """
+        _require_some(self.samples)
+        return (
+            Metric("accuracy", min(max(self.correct / self.samples, 0.0), 1.0), True),
+            Metric("loss", max(self.loss / self.samples, 0.0), False),
         )
 
 
@@ -239,6 +310,13 @@ def _count(value: Any, name: str) -> int:
     if not right or not 0 <= value <= _LARGEST_COUNT:
         raise ProtocolError(f"{name} has {str(value)[:40]!r}, which is no count")
     return int(value)
+
+
+def _real(value: Any, name: str) -> float:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not right or not abs(value) <= _LARGEST_LOSS:
+        raise ProtocolError(f"{name} has {str(value)[:40]!r}, which is no sum with noise")
+    return float(value)
 
 
 def _loss(value: Any, count: int) -> float:

@@ -76,7 +76,8 @@ def guess_canaries(
     """
     model = trained_model(observed)
     index = {label: i for i, label in enumerate(observed.parts.model.task.labels)}
-    samples = [observed.clients[c.client].batches.samples[c.row] for c in canaries]
+    truth = [client.door.truth(client.train) for client in observed.clients]
+    samples = [truth[c.client][c.row] for c in canaries]
     first, second = (
         losses(
             model,

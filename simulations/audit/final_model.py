@@ -198,7 +198,11 @@ def _with_own_head(engine: SplitEngine, parts: EdgeParts, own: Sequence[Sample])
 
 def _held_out(observed: Observed) -> list[Sample]:
     """Return the attacker's own half of the held-out samples."""
-    return [s for c in observed.clients for s in c.held_out[len(c.held_out) // 2 :]]
+    return [
+        sample
+        for client in observed.clients
+        for sample in client.door.truth(client.held_out)[len(client.held_out) // 2 :]
+    ]
 
 
 def _linear(weight: torch.Tensor) -> nn.Module:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from clients.build_release import build_release
+from clients.owner.private import Private, PrivateSamples
+from clients.owner.terms import OwnerTerms
 from clients.release import GradientRelease
-from clients.terms import OwnerTerms
 from fedlora.config import Scenario
 from fedlora.privacy.attacks.mechanism_audit import (
     PROBE_WIDTH,
@@ -99,7 +100,7 @@ def audit_client(
             config,
             0,
             OwnerTerms(),
-            samples=samples,
+            samples=PrivateSamples(samples),
             head=head,
             trains_head=config.head.share == "step",
             pools=True,
@@ -129,7 +130,7 @@ def _gradient_uploads(client: GradientRelease) -> Mechanism:
         nonlocal done
         numbers = range(done, done + len(lengths))
         done += len(lengths)
-        return client(gradient, lengths, numbers)
+        return client(Private(gradient), lengths, numbers).value
 
     return upload
 
@@ -144,7 +145,8 @@ def _label_uploads(client: GradientRelease, classes: int, clip_norm: float) -> U
         nonlocal done
         numbers = 2 * np.arange(done, done + len(first)) + np.where(first, 0, 1)
         done += len(first)
-        rows = client(torch.empty(0), [1] * len(first), numbers.tolist()).double()
+        nothing = Private(torch.empty(0))
+        rows = client(nothing, [1] * len(first), numbers.tolist()).value.double()
         projected: Floats = ((rows - middle) @ direction).numpy()
         return projected
 

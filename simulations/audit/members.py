@@ -73,7 +73,7 @@ def pool(observed: Observed, canaries: Sequence[Canary], *, whole: bool) -> Pool
     share = max(1, MEMBERS // clients)
     found, held = Pool([], [], []), list[Sample]()
     for number, client in enumerate(observed.clients):
-        samples = client.batches.samples
+        samples = client.door.truth(client.train)
         steps = scenario.train.total_steps * scenario.train.accumulate
         reached = set(
             range(len(samples)) if whole else sample_order(scenario, len(samples), number, steps)

@@ -12,6 +12,10 @@ import torch
 from clients.batches import BatchStream
 from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
+from clients.owner.door import Door, Leaving
+from clients.owner.private import Private
+from clients.owner.reporting import Reporting
+from clients.owner.terms import OwnerTerms
 from clients.release import PlainRelease
 from fedlora.config import Scenario
 from fedlora.link import messages as m
@@ -112,20 +116,28 @@ class PlantedData(SimulatedData):
         See ``SimulatedData``.
     planted
         For each client, the label of some of its training rows by their number.
+    evaluate
+        Whether clients have held-out rows.
     """
 
     def __init__(
-        self, scenario: Scenario, clients: int, planted: Mapping[int, Mapping[int, str]]
+        self,
+        scenario: Scenario,
+        clients: int,
+        planted: Mapping[int, Mapping[int, str]],
+        *,
+        evaluate: bool = True,
     ) -> None:
         super().__init__(scenario, clients)
         self._planted = planted
+        self._evaluate = evaluate
 
     def rows_of(self, client: int) -> tuple[list[DataRecord], list[DataRecord]]:
         """See ``SimulatedData``."""
         train, held_out = super().rows_of(client)
         for row, label in self._planted.get(client, {}).items():
             train[row] = {**train[row], self.label_column: label}
-        return train, held_out
+        return train, held_out if self._evaluate else []
 
 
 class _Recorder(Record):
@@ -158,13 +170,20 @@ class NoisyActivations(PlainRelease):
     """
 
     def __init__(self, sigma: float, clip_norm: float) -> None:
+        door = Door(OwnerTerms())
+        super().__init__(door, Reporting(door))
         self._sigma, self._clip_norm = sigma, clip_norm
         self._drawn: dict[int, torch.Tensor] = {}
 
     def activation(
+        self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
+        """See ``GradientRelease``."""
+        return self.door.released(packed.map(lambda e: self._noised(e, lengths, samples)), (), ())
+
+    def _noised(
         self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
     ) -> torch.Tensor:
-        """See ``GradientRelease``."""
         parts = zip(samples, torch.split(packed.detach(), list(lengths)), strict=True)
         for sample, part in parts:
             if sample not in self._drawn:
@@ -204,7 +223,7 @@ def observe(
     advance
         Called after every step.
     """
-    data = PlantedData(scenario, scenario.federation.clients, planted or {})
+    data = PlantedData(scenario, scenario.federation.clients, planted or {}, evaluate=evaluate)
     parts = load_parts(scenario, data.labels)
     recorder = _Recorder(advance)
     recorder.server = server = ServerRun(scenario, recorder)
@@ -219,9 +238,7 @@ def observe(
         client = data.build(own, number)
         if activation_sigma is not None:
             clip_norm = scenario.privacy.activation_clip_norm
-            client.release = NoisyActivations(activation_sigma, clip_norm)
-        if not evaluate:
-            client.held_out = ()
+            client.use(NoisyActivations(activation_sigma, clip_norm))
         clients.append(client)
         server.admit(opening := hello(parts, client))
         server.join(LocalLink(client.name, _tapped(client, uploads), executor), opening)
@@ -243,14 +260,13 @@ def observe(
 
 def sample_order(scenario: Scenario, rows: int, client: int, exchanges: int) -> list[int]:
     """Return the numbers of a client's samples in the order of their uploads."""
-    placeholders = [Sample((0,), 0)] * rows
-    stream = BatchStream(placeholders, scenario.train.batch_size, scenario.seed, client)
+    stream = BatchStream(range(rows), scenario.train.batch_size, scenario.seed, client)
     return [number for _ in range(exchanges) for number in stream.indices()]
 
 
 def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Frame]:
     """Return a handler that notes what passes."""
-    scenario, samples = client.scenario, client.batches.samples
+    scenario, samples = client.scenario, client.door.truth(client.train)
     codecs = {
         kind: create_codec(getattr(scenario.link, kind))
         for kind in ("activation", "representation", "gradient")

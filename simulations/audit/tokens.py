@@ -14,7 +14,8 @@ from fedlora.privacy.attacks.next_tokens import next_tokens
 from fedlora.privacy.attacks.tokens import nearest_tokens, token_accuracy
 from fedlora.privacy.mechanism import release
 from fedlora.privacy.noise import SystemNoise
-from fedlora.tasks.causal_lm import IGNORED, LanguageHead
+from fedlora.tasks.base import IGNORED
+from fedlora.tasks.causal_lm import LanguageHead
 from simulations.audit.tap import Advance, Observed
 
 TOKENS = 4000
@@ -74,7 +75,9 @@ def received(observed: Observed) -> Received:
 
 def public_text(observed: Observed) -> list[tuple[int, ...]]:
     """Return the tokens of the rows that no client trains on, as the attacker's own text."""
-    return [sample.ids for client in observed.clients for sample in client.held_out]
+    return [
+        sample.ids for client in observed.clients for sample in client.door.truth(client.held_out)
+    ]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from clients.build import EdgeParts, SimulatedData, load_parts
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.server.engine import AdapterState
-from fedlora.tasks.base import Sample
-from fedlora.tasks.causal_lm import IGNORED
+from fedlora.tasks.base import IGNORED, Sample
 
 _EVALUATION_ROWS = 64
 
@@ -87,7 +86,7 @@ class Unsplit:
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         losses = []
         for step in range(config.total_steps):
-            samples = [c.batches.samples[i] for c in self.clients for i in c.batches.indices()]
+            samples = [c.door.truth(c.train)[i] for c in self.clients for i in c.batches.indices()]
             total, weight = self._loss(samples)
             loss = total / weight
             optimizer.zero_grad()
@@ -141,7 +140,9 @@ class Unsplit:
         return loss / weight, correct / rows if self.pooled else None
 
     def _held_out(self) -> Iterator[list[Sample]]:
-        samples = [sample for client in self.clients for sample in client.held_out]
+        samples = [
+            sample for client in self.clients for sample in client.door.truth(client.held_out)
+        ]
         samples.sort(key=lambda sample: len(sample.ids))
         for start in range(0, len(samples), _EVALUATION_ROWS):
             yield samples[start : start + _EVALUATION_ROWS]

@@ -60,7 +60,7 @@ def poisoner(clients: Collection[str], poison: Poison) -> Callable[[EdgeClient],
     def wrap(client: EdgeClient) -> Handler:
         if client.name not in clients:
             return client.handle
-        generator = torch.Generator().manual_seed(client.batches.samples[0].ids[0])
+        generator = torch.Generator().manual_seed(client.door.truth(client.train)[0].ids[0])
         begun: dict[str, torch.Tensor] = {}
 
         def handle(frame: Frame) -> Frame:

@@ -66,7 +66,7 @@ def test_activation_is_the_embedding_of_the_batch(client, checkpoints):
     from transformers import AutoModel
 
     embedding = AutoModel.from_pretrained(checkpoints["gpt2"]).get_input_embeddings()
-    batch = [client.batches.samples[index] for index in client._batch]
+    batch = [client.door.truth(client.train)[index] for index in client._batch]
     ids = torch.tensor([token for sample in batch for token in sample.ids])
     assert torch.equal(reply.tensors["activation"], embedding(ids))
     assert reply.tensors["lengths"].tolist() == [len(sample.ids) for sample in batch]

@@ -9,7 +9,7 @@ from typing import Any
 
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
-from clients.terms import OwnerTerms
+from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario, with_overrides
 from fedlora.link.frame import Frame
 from fedlora.link.local import LocalLink, edge_executor

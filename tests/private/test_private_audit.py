@@ -79,7 +79,7 @@ def test_who_was_not_reached_is_compared_with_who_was(exact: Observed, tmp_path:
     of_training = {
         id(sample): (client.name, number)
         for client in exact.clients
-        for number, sample in enumerate(client.batches.samples)
+        for number, sample in enumerate(client.door.truth(client.train))
     }
     assert {of_training[id(sample)] for sample in found.members} <= reached
     assert found.outsiders
@@ -141,7 +141,7 @@ def test_noised_activations_hide_tokens(records: Path) -> None:
     config = scenario(records, "privacy.activation_sigma=5.0")
     seen = observe(short(config, 2), evaluate=False)
     noise = tokens.ActivationNoise(5.0, config.privacy.activation_clip_norm)
-    text = [sample.ids for client in seen.clients for sample in client.batches.samples]
+    text = [sample.ids for client in seen.clients for sample in client.door.truth(client.train)]
     assert tokens.learn(seen.parts, text, FIT, noise).recover(seen)["token_accuracy"] < 0.1
 
 
@@ -202,7 +202,8 @@ def test_canaries_carry_their_coin_into_training(records: Path) -> None:
     seen = observe(config, planted=planted(canaries), evaluate=False)
     names = seen.parts.model.task.labels
     for canary in canaries:
-        sample = seen.clients[canary.client].batches.samples[canary.row]
+        holder = seen.clients[canary.client]
+        sample = holder.door.truth(holder.train)[canary.row]
         assert names[sample.target] == canary.planted
         assert canary.planted in canary.labels
         assert seen.data.records[0]  # the data themselves stay as they are

@@ -10,7 +10,7 @@ from private_federation import Federation, scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
-from clients.terms import OwnerTerms
+from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m

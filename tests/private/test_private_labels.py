@@ -11,7 +11,7 @@ from private_federation import Federation, scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
-from clients.terms import OwnerTerms
+from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
@@ -42,7 +42,7 @@ def step(client: EdgeClient) -> Frame:
 
 
 def targets(client: EdgeClient) -> list[object]:
-    return [sample.target for sample in client.batches.samples]
+    return [sample.target for sample in client.door.truth(client.train)]
 
 
 def test_a_run_trains_on_labels_of_which_so_many_are_wrong(records: Path) -> None:

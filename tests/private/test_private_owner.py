@@ -11,11 +11,12 @@ from private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.build_release import origins
-from clients.device import local_scenario
 from clients.edge_client import EdgeClient
-from clients.number import own_number
-from clients.terms import OwnerTerms
+from clients.owner.private import Private
+from clients.owner.scenario import local_scenario
+from clients.owner.terms import OwnerTerms, own_number
 from fedlora.config import Scenario, with_overrides
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
@@ -61,7 +62,7 @@ def test_a_record_keeps_its_identity_at_any_length_and_prompt(tmp_path: Path) ->
     for length, *prompt in ((8,), (20, " = "), (40, " = "), (40,)):
         overrides = [f"data.prompt_separator='{separator}'" for separator in prompt]
         client = build(text_scenario(data, f"task.max_length={length}", *overrides), terms)
-        samples = client.batches.samples
+        samples = client.door.truth(client.train)
         for sample, name in zip(samples, client.release._ids, strict=True):
             assert known.setdefault(sample.source, name) == name
         counts.append(len(samples))
@@ -83,7 +84,9 @@ def test_what_is_spent_at_one_length_is_refused_at_another(tmp_path: Path) -> No
         return replace(config, privacy=replace(config.privacy, sigma=None, epsilon=8.0))
 
     client = build(config(12), terms)
-    client.release._charge(list(range(len(client.batches.samples))), client.release.plan.sigma)
+    client.release._charge(
+        list(range(len(client.door.truth(client.train)))), client.release.plan.sigma
+    )
     client.release.close()
     with pytest.raises(FedloraError, match=r"from epsilon 8 to .* beyond its privacy-epsilon 8"):
         build(config(40), terms)

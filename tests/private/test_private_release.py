@@ -14,7 +14,7 @@ from clients.build import SimulatedData, load_parts
 from clients.build_release import content
 from clients.device import take_part
 from clients.edge_client import EdgeClient
-from clients.terms import OwnerTerms
+from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
@@ -75,7 +75,7 @@ def test_the_message_of_a_label_does_not_depend_on_what_the_server_sends(records
 
 def test_more_uploads_than_planned_are_refused_and_the_client_leaves(records: Path) -> None:
     client = build(scenario(records, "privacy.release=full", "privacy.uploads=1"))
-    passes = len(client.batches.samples) // client.batches.batch_size
+    passes = len(client.door.truth(client.train)) // client.batches.batch_size
     for _ in range(passes):
         ask(client, m.BATCH)
         assert step(client).kind == m.GRADIENT
@@ -163,7 +163,7 @@ def test_a_charge_beyond_the_limit_makes_the_client_leave(records: Path, tmp_pat
     path = tmp_path / "ledger"
     client = build(scenario(records), OwnerTerms(path, ClientLimit(8.0)))
     ledger = client.release._ledger  # another run of the same owner spent meanwhile
-    ledger.charge(client.release._ids[: len(client.batches.samples)], 1.5)
+    ledger.charge(client.release._ids[: len(client.door.truth(client.train))], 1.5)
     ask(client, m.BATCH)
     reply = step(client)
     assert reply.kind == m.LEAVE and "privacy-epsilon" in reply.fields["reason"]
@@ -239,7 +239,7 @@ def test_one_tokens_label_moves_one_row_of_what_is_clipped_by_tokens(records: Pa
     client = build(
         scenario(records, *TOKENS, "task.kind=causal_lm", "model.client_front=1", "data.holdout=0")
     )
-    sample = max(client.batches.samples, key=lambda s: len(s.ids))
+    sample = max(client.door.truth(client.train), key=lambda s: len(s.ids))
     targets = list(sample.target)
     place = max(i for i, target in enumerate(targets) if target >= 0)
     targets[place] = (targets[place] + 7) % 500

@@ -15,7 +15,7 @@ from dp_accounting.rdp import RdpAccountant
 from private_federation import Federation, scenario
 
 from clients.edge_host import EdgeHost
-from clients.terms import OwnerTerms
+from clients.owner.terms import OwnerTerms
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
@@ -46,7 +46,7 @@ def test_a_clients_epsilon_is_that_of_an_independent_accountant(
 ) -> None:
     federation = Federation(scenario(records, f"privacy.release={release}", "train.rounds=4")).run()
     for client in federation.clients:
-        uploads = 4 * 2 * 4 / len(client.batches.samples)
+        uploads = 4 * 2 * 4 / len(client.door.truth(client.train))
         own = federation.recorder.rounds[-1]["clients"][client.name]["epsilon"]
         times = 1 if release == "logits" else math.ceil(uploads)
         assert times > 1 or release == "logits"
@@ -101,7 +101,7 @@ def test_metrics_stay_home_unless_the_scenario_lets_them_out(records: Path) -> N
 
 
 def test_an_owner_can_keep_metrics_that_the_scenario_asks_for(records: Path) -> None:
-    federation = Federation(scenario(records), {0: OwnerTerms(reports=False)}).run()
+    federation = Federation(scenario(records), {0: OwnerTerms(reports="false")}).run()
     rounds = federation.recorder.rounds[-1]["clients"]
     assert rounds["0"]["metric"] is None
     assert rounds["1"]["metric"] is not None

@@ -51,7 +51,9 @@ def held_out_loss(
             mask = components[:, None] if name.endswith(".A") else components
             factor.copy_(adapter[name] * mask)
         unsplit.heads[0].copy_(federation.head()[0])
-        loss, counts = unsplit.loss([federation.clients[client].held_out])
+        loss, counts = unsplit.loss(
+            [federation.clients[client].door.truth(federation.clients[client].held_out)]
+        )
     return loss.item() / sum(counts)
 
 
@@ -115,9 +117,9 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled):
     exchanges = train.total_steps * train.accumulate
     tokens = 0
     for number, client in enumerate(federation.clients):
-        stream = BatchStream(client.batches.samples, train.batch_size, config.seed, number)
+        stream = BatchStream(client.door.truth(client.train), train.batch_size, config.seed, number)
         for _ in range(exchanges):
-            tokens += tokens_of(client.batches.samples[i] for i in stream.indices())
+            tokens += tokens_of(client.door.truth(client.train)[i] for i in stream.indices())
     rows = 3 * exchanges * train.batch_size
     vectors = rows if pooled else tokens  # what comes down and what goes back up
     head = 3 * WIDTH * FLOAT if pooled else 0
@@ -129,7 +131,9 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled):
     assert bits["down"]["control"] == 3 * (exchanges + train.rounds) * head
     assert bits["down"]["adapter"] == 0
 
-    held = [sample for client in federation.clients for sample in client.held_out]
+    held = [
+        sample for client in federation.clients for sample in client.door.truth(client.held_out)
+    ]
     evaluated = len(held) if pooled else tokens_of(held)
     up = tokens_of(held) * WIDTH * FLOAT + 32 * len(held)
     outside = ledger.outside_bits()

@@ -17,7 +17,7 @@ def unsplit_counts(unsplit: Unsplit, client: EdgeClient, index: int) -> tuple[fl
     """Return loss sum, terms and correct ones of a client's held-out rows, one row at a time."""
     total, terms, correct = 0.0, 0, 0
     with torch.no_grad():
-        for sample in client.held_out:
+        for sample in client.door.truth(client.held_out):
             batch = [[] for _ in range(index)] + [[sample]]
             loss, counts = unsplit.loss(batch)
             total, terms = total + loss.item(), terms + sum(counts)
@@ -62,14 +62,16 @@ def test_metrics_equal_the_undivided_models(tiny, records, family, overrides):
 def test_common_test_file_is_evaluated_once(tiny, records, tmp_path):
     test = write_records(tmp_path / "test.csv", 10, seed=1)
     federation = Federation(scenario(tiny["gpt2"], records, f"data.test={test}"))
-    rows = sorted(sample.ids for client in federation.clients for sample in client.held_out)
+    rows = sorted(
+        sample.ids for client in federation.clients for sample in client.door.truth(client.held_out)
+    )
     whole = federation.clients[0]
     from clients.build import SimulatedData, load_parts
 
     config = federation.server.scenario
     single = SimulatedData(config, 1)
     one = single.build(load_parts(config, single.labels), 0)
-    assert rows == sorted(sample.ids for sample in one.held_out)
+    assert rows == sorted(sample.ids for sample in one.door.truth(one.held_out))
     assert len(rows) == 10
     assert len(whole.held_out) == 4
 

@@ -52,7 +52,7 @@ def mixed_ranks(count: int) -> list[int]:
 
 
 def samples_of(federation: Federation) -> list[Sample]:
-    return [client.batches.samples[0] for client in federation.clients]
+    return [client.door.truth(client.train)[0] for client in federation.clients]
 
 
 def engine_output(federation: Federation, ranks: list[int]) -> torch.Tensor:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from fedlora.config import TaskConfig
 from fedlora.tasks import causal_lm
-from fedlora.tasks.base import Sample
-from fedlora.tasks.causal_lm import IGNORED, CausalLanguageModelling, LanguageHead
+from fedlora.tasks.base import IGNORED, Sample
+from fedlora.tasks.causal_lm import CausalLanguageModelling, LanguageHead
 
 VOCABULARY, WIDTH = 53, 8
 TASK = CausalLanguageModelling(TaskConfig(kind="causal_lm"))

@@ -7,8 +7,8 @@ from federation import LABELS
 
 from fedlora.config import DataConfig, TaskConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks.base import Sample
-from fedlora.tasks.causal_lm import IGNORED, CausalLanguageModelling
+from fedlora.tasks.base import IGNORED, Sample
+from fedlora.tasks.causal_lm import CausalLanguageModelling
 from fedlora.tasks.classification import Classification
 from fedlora.tasks.tokenizer import load_tokenizer
 

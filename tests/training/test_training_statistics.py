@@ -12,8 +12,8 @@ import pytest
 from federation import Federation, Handler, same, scenario
 
 from clients.edge_client import EdgeClient
+from clients.owner.terms import OwnerTerms
 from clients.reports import device_report
-from clients.terms import OwnerTerms
 from clients.text_statistics import text_statistics
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
@@ -67,7 +67,7 @@ def test_the_strategy_and_the_record_hold_what_each_client_computed(tiny, record
     config = scenario(tiny["bert"], records, *ASKED, *LISTENS)
     federation = Federation(config).run()
     tokenizer = load_tokenizer(tiny["bert"])
-    own = {c.name: text_statistics(c.batches.samples, tokenizer) for c in federation.clients}
+    own = {c.name: text_statistics(c.door.truth(c.train), tokenizer) for c in federation.clients}
     assert len({told.mean_length for told in own.values()}) == 3
     assert [own] * 2 == TOLD
     for record in federation.recorder.rounds:

@@ -66,7 +66,7 @@ class Unsplit:
             "embedding": torch.optim.AdamW(self.embeddings, weight_decay=train.weight_decay),
         }
         self.batches = [
-            BatchStream(c.batches.samples, train.batch_size, config.seed, number)
+            BatchStream(c.door.truth(c.train), train.batch_size, config.seed, number)
             for number, c in enumerate(federation.clients)
         ]
 

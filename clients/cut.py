@@ -1,0 +1,108 @@
+"""What crosses the cut at a client: activations up, representations down, and the replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from clients.edge_model import EdgeModel
+from clients.owner.door import Leaving
+from clients.owner.private import Private, PrivateSamples
+from clients.release import GradientRelease
+from fedlora.config import Scenario
+from fedlora.errors import ProtocolError
+from fedlora.link.codec import create_codec, put, take
+from fedlora.link.frame import Frame
+from fedlora.tasks.base import Sample
+
+Parts = dict[str, Leaving[Any]]
+
+
+class Cut:
+    """Encodes, decodes and releases what one client exchanges.
+
+    Parameters
+    ----------
+    client
+        Identifier of the client.
+    scenario
+        Its link section names the codecs.
+    model
+        Frozen parts.
+    release
+        Decides what may leave.
+
+    Attributes
+    ----------
+    codecs
+        By what they carry: ``activation``, ``representation``, ``gradient``.
+    """
+
+    def __init__(
+        self, client: str, scenario: Scenario, model: EdgeModel, release: GradientRelease
+    ) -> None:
+        self.client = client
+        self.model = model
+        self.release = release
+        self.codecs = {
+            kind: create_codec(getattr(scenario.link, kind))
+            for kind in ("activation", "representation", "gradient")
+        }
+
+    def activation(
+        self, samples: PrivateSamples, chosen: Sequence[int], numbers: Sequence[int], *, train: bool
+    ) -> tuple[Private[torch.Tensor], Parts]:
+        """Return the activation of samples, and what leaves of it.
+
+        Parameters
+        ----------
+        samples, chosen
+            Where they are, and their numbers there.
+        numbers
+            Their numbers in the client's data, held-out samples last.
+        train
+            Whether the embedding trains with them.
+        """
+        lengths = samples.lengths_of(chosen)
+        e = samples.take(chosen).map(lambda batch: self._front(batch, lengths, train=train))
+        parts = self.encoded("activation", self.release.activation(e, lengths, numbers))
+        lengths_told = torch.tensor(lengths, dtype=torch.int32)
+        return e, parts | {"lengths": self.release.door.public(lengths_told)}
+
+    def representation(self, frame: Frame, lengths: Sequence[int]) -> torch.Tensor:
+        """Return the representation that a request holds; raises ``ProtocolError``."""
+        shape = (sum(self.model.rows_of(lengths)), self.model.width)
+        return take(frame.tensors, "representation", self.codecs["representation"], shape)
+
+    def encoded(self, name: str, value: Leaving[torch.Tensor]) -> Parts:
+        """Return the tensors of a message that carry a value."""
+        codec = self.codecs[name]
+        return dict(value.encode(lambda x: put(name, x, codec)))
+
+    def reply(
+        self,
+        kind: str,
+        request: Frame,
+        fields: Mapping[str, Leaving[Any]] | None = None,
+        tensors: Mapping[str, Leaving[Any]] | None = None,
+    ) -> Frame:
+        """Return the reply to a request."""
+        return self.release.door.message(kind, self.client, request.seq, fields, tensors)
+
+    def _front(
+        self, samples: Sequence[Sample], lengths: Sequence[int], *, train: bool
+    ) -> torch.Tensor:
+        ids = torch.tensor([token for sample in samples for token in sample.ids])
+        with torch.set_grad_enabled(train):
+            e: torch.Tensor = self.model.front(ids, lengths)
+        return e
+
+
+def integer(frame: Frame, name: str) -> int:
+    """Return a whole number from 0 that a request holds; raises ``ProtocolError``."""
+    value = frame.fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ProtocolError(f"{frame.kind} needs {name} as an integer from 0, not {value!r:.40}")
+    return value

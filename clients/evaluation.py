@@ -1,0 +1,88 @@
+"""Held-out evaluation at a client, which keeps the labels and counts what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from clients.cut import Cut, integer
+from clients.head import ClientHead
+from clients.owner.private import Private, PrivateSamples
+from clients.owner.reporting import Reporting
+from fedlora.errors import ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.frame import Frame
+from fedlora.tasks.base import Counts, Sample
+
+
+class Evaluation:
+    """Answers ``eval_begin`` and ``eval``.
+
+    Parameters
+    ----------
+    cut
+        What crosses the cut.
+    head
+        The client's head.
+    held_out
+        Held-out samples.
+    train_samples
+        Number of training samples, after which held-out ones are numbered.
+    """
+
+    def __init__(
+        self, cut: Cut, head: ClientHead, held_out: PrivateSamples, train_samples: int
+    ) -> None:
+        self.held_out = held_out
+        self._cut, self._head, self._first = cut, head, train_samples
+        self._left: list[int] = []
+        self._rows = 0
+        self._counts: list[Private[list[Counts]]] = []
+
+    @property
+    def _reporting(self) -> Reporting:
+        return self._cut.release.reporting
+
+    def begin(self, frame: Frame) -> Frame:
+        """Begin an evaluation, where the owner lets there be one."""
+        self._rows = max(1, integer(frame, "rows"))
+        self._counts, self._left = [], []
+        if len(self.held_out) and self._reporting.begin():
+            # Together with other clients' rows of like length, which costs the least padding.
+            lengths = self.held_out.lengths
+            self._left = sorted(range(len(lengths)), key=lengths.__getitem__)
+        return self._next(frame)
+
+    def go_on(self, frame: Frame) -> Frame:
+        """Count a batch, and send the next one."""
+        batch = self._left[: self._rows]
+        if not batch:
+            raise ProtocolError(f"client {self._cut.client} has no open evaluation batch")
+        lengths = self.held_out.lengths_of(batch)
+        z = self._cut.representation(frame, lengths)
+        own = self.held_out.take(batch)
+        self._counts.append(own.map(lambda samples: self._measure(z, lengths, samples)))
+        del self._left[: self._rows]
+        return self._next(frame)
+
+    def _next(self, frame: Frame) -> Frame:
+        batch = self._left[: self._rows]
+        if batch:
+            numbers = [self._first + place for place in batch]
+            _, parts = self._cut.activation(self.held_out, batch, numbers, train=False)
+            return self._cut.reply(m.ACTIVATION, frame, tensors=parts)
+        counts, self._counts = self._counts, []
+        told = self._reporting.tell(counts, len(self._cut.model.task.labels))
+        return self._cut.reply(m.METRICS, frame, {"counts": told})
+
+    @torch.no_grad()
+    def _measure(
+        self, z: torch.Tensor, lengths: Sequence[int], samples: Sequence[Sample]
+    ) -> list[Counts]:
+        """Return the counts of a batch: as one, or of each sample where each is clipped."""
+        task, head = self._cut.model.task, self._head.module
+        hidden = self._cut.model.to_head(z, lengths)
+        if self._reporting.sigma is None:
+            return [task.measure(head, hidden, samples)]
+        return [task.measure(head, hidden[i : i + 1], [s]) for i, s in enumerate(samples)]

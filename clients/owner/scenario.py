@@ -1,0 +1,173 @@
+"""A server's scenario within the owner's terms: what the device makes of it, or why it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Final
+
+from clients.owner.words import about
+from fedlora.config import DataConfig, Scenario
+from fedlora.config.node import NodeKeys
+from fedlora.errors import FedloraError
+from fedlora.tasks.base import task_class
+
+log = logging.getLogger("fedlora.edge")
+
+_INSTALLED: Final = "package:"
+
+
+def local_scenario(scenario: Scenario, keys: NodeKeys) -> Scenario:
+    """Return the scenario with this device's own paths, which the server never learns.
+
+    With data of its own the device also says itself what separates the records of a text file, and
+    which columns are text and label: activations give the text away, so a server that names the
+    label's column as the text would read every label, whatever noise the gradients carry.
+
+    Raises
+    ------
+    FedloraError
+        When the scenario names a file, a plug-in that is not registered or other classes, when the
+        classes would have to be guessed from one device's data, or when the owner has set a limit
+        but not said which columns are what.
+    """
+    scenario = dataclasses.replace(scenario, python_path="")
+    with about("plugins"):
+        _check_plugins(scenario)
+    with about("model"):
+        scenario = _with_model(scenario, keys)
+    if not keys.data:
+        with about("data"):
+            _check_trial(keys)
+        return scenario
+    with about("classes"):
+        _check_classes(scenario, keys)
+    with about("terms"):
+        return _with_data(scenario, keys)
+
+
+def _check_plugins(scenario: Scenario) -> None:
+    """Refuse code that is named by a scenario instead of being installed and registered here."""
+    named = {
+        "task.kind": scenario.task.kind,
+        "channel.model": scenario.channel.model,
+        **{
+            f"link.{name}": getattr(scenario.link, name)
+            for name in ("activation", "representation", "gradient")
+        },
+    }
+    for key, value in named.items():
+        if ":" in value:
+            raise FedloraError(
+                f"{key} is {value!r}, and no server may choose code on this device; install the "
+                "plug-in here and name what it is registered as"
+            )
+    path = scenario.channel.options.get("path")
+    if path is not None and not str(path).startswith(_INSTALLED):
+        raise FedloraError(
+            f"channel.options.path is {path!r}, and no server may choose what is read on this "
+            "device; use another channel.model"
+        )
+
+
+def _with_model(scenario: Scenario, keys: NodeKeys) -> Scenario:
+    if keys.model:
+        return dataclasses.replace(
+            scenario, model=dataclasses.replace(scenario.model, path=keys.model)
+        )
+    if not (scenario.model.path.startswith(_INSTALLED) or keys.scenario_data):
+        raise FedloraError(
+            f"the scenario names the model {scenario.model.path!r}, and no server may choose what "
+            "is read on this device; set model in the node configuration"
+        )
+    return scenario
+
+
+def _check_trial(keys: NodeKeys) -> None:
+    if not keys.scenario_data:
+        raise FedloraError(
+            "the node configuration sets no data; set data to this device's file, or "
+            'scenario-data="true" for a trial with the records that the scenario names'
+        )
+
+
+def _check_classes(scenario: Scenario, keys: NodeKeys) -> None:
+    labels = scenario.task.labels
+    if not task_class(scenario.task.kind).pooled:
+        return
+    if not labels:
+        raise FedloraError(
+            "task.labels is empty, and one device's data may lack a class; name all classes "
+            "in the scenario"
+        )
+    if keys.classes and set(keys.classes) != set(labels):
+        raise FedloraError(
+            f"task.labels is {', '.join(labels)}, but classes in the node configuration is "
+            f"{', '.join(keys.classes)}; both have to name the same"
+        )
+
+
+def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
+    pooled, limited = task_class(scenario.task.kind).pooled, keys.limit is not None
+    for key in ("text", "label") if pooled else ("text",):
+        if limited and not getattr(keys, key):
+            raise FedloraError(
+                f"privacy-epsilon is set, but not which column of data is the {key}; set {key} in "
+                "the node configuration, as a server that chooses it could have labels sent as text"
+            )
+    plain = DataConfig()
+    theirs = plain if limited else scenario.data
+    data = dataclasses.replace(
+        scenario.data,
+        train=keys.data,
+        test=keys.test,
+        columns=keys.columns or theirs.columns,
+        text=keys.text or theirs.text,
+        label=keys.label or theirs.label,
+        # where a text file is cut makes its records, by which the owner's ledger knows them
+        record_separator=_or(keys.record_separator, plain.record_separator),
+        pattern=_or(keys.pattern, plain.pattern),
+        prompt_separator=_or(keys.prompt_separator, theirs.prompt_separator),
+        split=plain.split,
+        max_rows=plain.max_rows,
+        holdout=_holdout(scenario, keys),
+    )
+    if pooled and data.text == data.label:
+        raise FedloraError(
+            f"text and label are both the column {data.text!r}, so the label would be sent as "
+            "text; name two"
+        )
+    if not pooled and limited:
+        _check_prompts(scenario, data)
+    partition = dataclasses.replace(scenario.partition, kind="iid", min_rows=1)
+    return dataclasses.replace(scenario, data=data, partition=partition)
+
+
+def _holdout(scenario: Scenario, keys: NodeKeys) -> float:
+    """Return the share of records that is held out; the scenario's where nothing is private."""
+    if keys.test:
+        return 0.0
+    if keys.holdout is not None:
+        return keys.holdout
+    if keys.limit is None and not scenario.privacy.enabled:
+        return scenario.data.holdout
+    return DataConfig().holdout if keys.privacy_report != "false" else 0.0
+
+
+def _check_prompts(scenario: Scenario, data: DataConfig) -> None:
+    """Refuse a run that would make other targets of the owner's text than the owner says."""
+    asked = scenario.data.prompt_separator
+    if asked != data.prompt_separator:
+        raise FedloraError(
+            f"data.prompt_separator is {asked!r}, but with privacy-epsilon the node configuration "
+            f"says what ends a prompt, which is {data.prompt_separator!r}; set prompt-separator"
+        )
+    if asked and scenario.privacy.activation_sigma is not None:
+        raise FedloraError(
+            "privacy.activation_sigma hides texts, but with data.prompt_separator the number of "
+            "samples tells of them; set it to an empty text"
+        )
+
+
+def _or(own: str | None, theirs: str) -> str:
+    return theirs if own is None else own

@@ -1,0 +1,150 @@
+"""Everything that may leave a device, message by message: the door holds each part against this.
+
+``docs/privacy.md`` shows the table; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fedlora.link import messages as m
+from fedlora.link.reasons import NUMBERS, REASON
+
+How = Literal["public", "released", "allowed"]
+"""How a part may leave: it is a function of what the server knows, paid for, or the owner's key
+allows it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One field or tensor of a message.
+
+    Attributes
+    ----------
+    depends
+        What it depends on.
+    ways
+        How it may leave; where ``allowed`` is among them, by one of ``keys``.
+    keys
+        Keys of the node configuration that allow it.
+    cost
+        What its ledger entry is, where it is released.
+    """
+
+    depends: str
+    ways: tuple[How, ...]
+    keys: tuple[str, ...] = ()
+    cost: str = ""
+
+
+_MODEL = Part("model files", ("public",))
+_ROWS = Part("number of records, never what is in them", ("public",))
+_SPENT = Part("what the ledger has booked, never records", ("public",))
+_LENGTHS = Part("tokens of each text", ("public",))
+_ACTIVATION = Part(
+    "text, as the token embedding or the client's blocks have it",
+    ("allowed", "released"),
+    ("data", "text", "scenario-data"),
+    "one Gaussian release a record and run at privacy.activation_sigma, repeated afterwards",
+)
+_GRADIENT = Part(
+    "label, and what the server sent",
+    ("released", "allowed"),
+    ("data", "scenario-data"),
+    "full, row_space: a Gaussian release a record and upload; logits: one a record and run; "
+    "labels: the label's epsilon, once for all runs",
+)
+_HEAD_GRADIENT = Part(
+    "labels, and what the server sent",
+    ("released", "allowed"),
+    ("data", "scenario-data"),
+    "labels: no more than was paid for the randomised labels",
+)
+_HEAD_WEIGHT = Part(
+    "the server's own weights, or labels where the head trains here",
+    ("public", "released", "allowed"),
+    ("data", "scenario-data"),
+    "labels: no more than was paid for the randomised labels",
+)
+_LOSS = Part(
+    "labels, and what the server sent",
+    ("released", "allowed"),
+    ("data", "scenario-data"),
+    "labels: no more than was paid for the randomised labels",
+)
+_SPENT_FIELDS: Final = dict.fromkeys(("rho", "label_epsilon", "sigma", "sigma_now"), _SPENT)
+
+TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
+    m.HELLO: {
+        **dict.fromkeys(
+            ("protocol", "config_digest", "weights_digest", "tokenizer_digest", "dtype"), _MODEL
+        ),
+        "token": Part("the server's own invitation", ("public",)),
+        "rows": _ROWS,
+        "held_out_rows": _ROWS,
+        "rho_planned": _SPENT,
+        "label_epsilon": _SPENT,
+    },
+    m.READY: {
+        "channel": Part("the link, as probes measured it", ("public",)),
+        "round": Part("whether a state of that round is on the device's disk", ("public",)),
+        "head_weight": _HEAD_WEIGHT,
+    },
+    m.REPORT: {
+        "channel": Part("the channel's model, or the link as probes measured it", ("public",)),
+        "statistics": Part(
+            "text: four figures over all training records",
+            ("allowed",),
+            ("privacy-statistics",),
+        ),
+        "device": Part("nothing; no release tells it", ("public",)),
+        "budget_bits": Part("nothing; no release tells it", ("public",)),
+    },
+    m.ACTIVATION: {"activation": _ACTIVATION, "lengths": _LENGTHS},
+    m.GRADIENT: {
+        "weight": Part(
+            "number of records in the batch; without privacy of target tokens",
+            ("public", "released", "allowed"),
+            ("data", "scenario-data"),
+        ),
+        "loss": _LOSS,
+        **_SPENT_FIELDS,
+        "gradient": _GRADIENT,
+        "head_gradient": _HEAD_GRADIENT,
+        "activation": _ACTIVATION,
+        "lengths": _LENGTHS,
+    },
+    m.ROUND_REPORT: {
+        "samples": _ROWS,
+        "loss": _LOSS,
+        "head_weight": _HEAD_WEIGHT,
+    },
+    m.METRICS: {
+        "counts": Part(
+            "labels of held-out records, and what the server sent",
+            ("public", "released", "allowed"),
+            ("privacy-report", "data", "scenario-data"),
+            "a Gaussian release of all held-out records an evaluation",
+        ),
+    },
+    m.RESULT: {"samples": _ROWS, **_SPENT_FIELDS},
+    m.LEAVE: {
+        REASON: Part("a kind of a closed list", ("public",)),
+        **dict.fromkeys(NUMBERS, Part("place of a record in its file, or how many", ("public",))),
+    },
+    "flower hello": {
+        "client": Part("the node configuration's partition-id", ("public",)),
+        "clients": Part("the node configuration's num-partitions", ("public",)),
+        REASON: Part("a kind of a closed list", ("public",)),
+    },
+    "flower session": {
+        REASON: Part("a kind of a closed list", ("public",)),
+        **dict.fromkeys(NUMBERS, Part("place of a record in its file, or how many", ("public",))),
+    },
+    "flower collect": {
+        REASON: Part("a kind of a closed list", ("public",)),
+    },
+}
+"""By message, then by field or by the name of a tensor up to its first full stop."""

@@ -1,0 +1,333 @@
+"""The keys of a device's own node configuration: what its owner decides, and no server."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
+
+from fedlora.config.checks import require
+from fedlora.errors import FedloraError
+from fedlora.privacy.policy import ClientLimit
+
+Report: TypeAlias = Literal["false", "true", "unprotected"]
+
+_DATA_KEYS: Final = (
+    *("test", "text", "label", "columns", "record_separator", "pattern", "prompt_separator"),
+    *("classes", "holdout"),
+)
+_LIMIT_KEYS: Final = ("privacy_delta", "privacy_min_sigma", "privacy_tight")
+_IDLE_S: Final = 12 * 3600.0
+
+
+@dataclass(frozen=True)
+class NodeKeys:
+    """What stands in ``flower-supernode --node-config``; a key's name has dashes there.
+
+    Everything else in it is refused, so that a slip never takes a limit away.
+
+    Attributes
+    ----------
+    partition_id
+        The client's number, from 0; each device its own.
+    num_partitions
+        Flower's own, in its simulation; means nothing on a device.
+    data, test
+        This device's own files: training records, and held-out ones.
+    text, label, columns
+        Columns of ``data`` that are text and label, and the names of all where a file has no header
+        line. Where they are left out the scenario's ``data`` section names them; beside
+        ``privacy-epsilon`` text and label must be set, as a server that names the label's column as
+        the text would be sent every label.
+    record_separator, pattern
+        For a ``.txt`` file: what separates records (a line break), and a regular expression whose
+        named groups become columns.
+    prompt_separator
+        For language modelling: what stands between prompt and completion. Where it is left out the
+        scenario says; beside ``privacy-epsilon`` a scenario that names another is refused.
+    classes
+        Names of the classes, separated by commas. A run with other ones is refused. Where it is
+        left out beside ``privacy-epsilon``, a record whose label the run does not name takes part
+        with noise alone.
+    holdout
+        Share of ``data`` that is held out, drawn once by a secret of this device (0.1 where
+        ``privacy-report`` allows reports, else 0); not with ``test``. Without any privacy the
+        scenario's ``data.holdout`` counts.
+    scenario_data
+        ``"true"`` takes the part of the scenario's data that falls to this client, of whatever file
+        the scenario names: for trials on machines that hold nothing private. Not with ``data`` and
+        not with ``privacy-epsilon``.
+    model
+        Edge package or model folder; required beside ``privacy-epsilon``. Where it is left out a
+        scenario may name models of installed packages (``package:``), and with ``scenario-data``
+        any.
+    state
+        Folder where head and optimiser are kept between rounds (``~/.fedlora/states``).
+    server
+        ``HOST`` or ``HOST:PORT`` of the tensor stream, several separated by commas: an invitation
+        to dial anything else is refused.
+    idle_limit_s
+        How long a server may ask nothing before the device leaves, in seconds (43200).
+    privacy_epsilon
+        The most that any record may ever spend, over all runs, replace-one; a run that plans more
+        is refused, and so is one without noise.
+    privacy_delta
+        The delta of that limit (1e-5).
+    privacy_min_sigma
+        The least noise that an upload may carry, over the clipping norm.
+    privacy_tight
+        ``"true"`` holds the exact epsilon of Gaussian noise to the limit instead of its (larger)
+        Rényi bound.
+    privacy_ledger
+        File in which spending is written (``~/.fedlora/privacy-ledger-N``).
+    privacy_report
+        ``"true"``: where a scenario asks for them, counts over held-out rows are told with noise,
+        which their ledger entries pay for. ``"unprotected"``: they are told exactly, and nothing
+        protects the held-out rows, as a server can read each label from them. ``"false"``: nothing
+        is evaluated.
+    privacy_report_limit
+        Evaluations that one run may have, at most (100).
+    privacy_personal_head
+        ``"true"`` allows a personal head under ``privacy.release = "full"``: it learns from labels
+        as they are, and they leave traces in later uploads that no noise is counted for.
+    privacy_statistics
+        ``"true"`` lets statistics of the text be told where a scenario asks for them.
+    """
+
+    partition_id: int | None = None
+    num_partitions: int = 0
+    data: str = ""
+    test: str = ""
+    text: str = ""
+    label: str = ""
+    columns: tuple[str, ...] = ()
+    record_separator: str | None = None
+    pattern: str | None = None
+    prompt_separator: str | None = None
+    classes: tuple[str, ...] = ()
+    holdout: float | None = None
+    scenario_data: bool = False
+    model: str = ""
+    state: str = ""
+    server: tuple[str, ...] = ()
+    idle_limit_s: float = _IDLE_S
+    privacy_epsilon: float | None = None
+    privacy_delta: float = 1e-5
+    privacy_min_sigma: float = 0.0
+    privacy_tight: bool = False
+    privacy_ledger: str = ""
+    privacy_report: Report = "false"
+    privacy_report_limit: int = 100
+    privacy_personal_head: bool = False
+    privacy_statistics: bool = False
+
+    def __post_init__(self) -> None:
+        if self.holdout is not None:
+            require(
+                0 <= self.holdout < 1, f"node config holdout is {self.holdout}; set 0 to below 1"
+            )
+            require(
+                not self.test,
+                f"node config sets test {self.test!r} and holdout {self.holdout}; set one of them",
+            )
+        require(
+            0 < self.idle_limit_s < math.inf,
+            f"node config idle-limit-s is {self.idle_limit_s}; set seconds above 0",
+        )
+        require(
+            self.privacy_report_limit >= 1,
+            f"node config privacy-report-limit is {self.privacy_report_limit}; set 1 or more, or "
+            'privacy-report="false"',
+        )
+        self._check_data()
+        if self.limit is not None:
+            self._check_limited()
+
+    def _check_data(self) -> None:
+        plain = NodeKeys.__dataclass_fields__
+        odd = [name for name in _DATA_KEYS if getattr(self, name) != plain[name].default]
+        require(
+            bool(self.data) or not odd,
+            f"node config sets {', '.join(map(dashed, odd))} but no data; name their file",
+        )
+        require(
+            not (self.data and self.scenario_data),
+            f"node config sets data {self.data!r} and scenario-data; a device has one of them",
+        )
+        require(
+            not self.text or self.text != self.label,
+            f"text and label are both the column {self.text!r}, so the label would be sent as "
+            "text; name two",
+        )
+
+    def _check_limited(self) -> None:
+        require(
+            not self.scenario_data,
+            "node config sets scenario-data beside privacy-epsilon, but then the scenario, and so "
+            "the server, chooses the records; set data instead",
+        )
+        require(
+            bool(self.model),
+            "node config sets privacy-epsilon but no model; set it to the edge package or model "
+            "folder, as a server that names paths could find out which there are",
+        )
+
+    @property
+    def limit(self) -> ClientLimit | None:
+        """The owner's limit; None where there is none."""
+        if self.privacy_epsilon is None:
+            return None
+        return ClientLimit(
+            self.privacy_epsilon, self.privacy_delta, self.privacy_min_sigma, self.privacy_tight
+        )
+
+    def ledger(self) -> Path:
+        """Return where spending is written."""
+        default = Path.home() / ".fedlora" / f"privacy-ledger-{self.partition_id or 0}"
+        return Path(self.privacy_ledger).expanduser() if self.privacy_ledger else default
+
+    def states(self) -> Path:
+        """Return the folder of the states of all runs."""
+        default = Path.home() / ".fedlora" / "states"
+        return Path(self.state).expanduser() if self.state else default
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """Read a node configuration as Flower hands it over.
+
+        Raises
+        ------
+        FedloraError
+            When a key is unknown, a value is of the wrong kind or out of range, or keys contradict
+            each other.
+        """
+        known = {dashed(name): name for name in cls.__dataclass_fields__}
+        values: dict[str, Any] = {}
+        for key, value in config.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                mend = f"did you mean {near[0]}?" if near else "fedlora keys --node lists all"
+                raise FedloraError(f"node config has {key!r}, which is no key; {mend}")
+            name = known[key]
+            read = _READ[name] if name in _READ else _text
+            values[name] = read(key, value)
+        loose = [name for name in _LIMIT_KEYS if name in values]
+        require(
+            "privacy_epsilon" in values or not loose,
+            f"node config sets {', '.join(map(dashed, loose))} but no privacy-epsilon; set the "
+            "most that a sample may spend",
+        )
+        return cls(**values)
+
+
+def dashed(name: str) -> str:
+    """Return a key as it is typed."""
+    return name.replace("_", "-")
+
+
+def _refused(key: str, value: Any, mend: str) -> FedloraError:
+    return FedloraError(f"node config {key} is {value!r}; {mend}")
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, (bool, float)) or not str(value):
+        raise _refused(key, value, "set a text in quotes")
+    return str(value)
+
+
+def _any_text(key: str, value: Any) -> str:
+    if isinstance(value, (bool, int, float)):
+        raise _refused(key, value, "set a text in quotes")
+    return str(value)
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise _refused(key, value, "set a number")
+    return number
+
+
+def _seconds(key: str, value: Any) -> float:
+    try:
+        return _number(key, value)
+    except FedloraError:
+        raise _refused(key, value, "set seconds above 0") from None
+
+
+def _whole(key: str, value: Any) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
+        raise _refused(key, value, "set a whole number from 0")
+    return int(text)
+
+
+def _own_number(key: str, value: Any) -> int:
+    try:
+        return _whole(key, value)
+    except FedloraError:
+        raise _refused(key, value, "set the device's number, from 0, each its own") from None
+
+
+def _truth(key: str, value: Any) -> bool:
+    """Read a Boolean, also where the configuration only carries text."""
+    word = str(value).lower()
+    if word not in ("true", "false"):
+        raise _refused(key, value, "set true or false")
+    return word == "true"
+
+
+def _report(key: str, value: Any) -> Report:
+    match str(value).lower():
+        case "true":
+            return "true"
+        case "false":
+            return "false"
+        case "unprotected":
+            return "unprotected"
+    raise _refused(key, value, "set true, false or unprotected")
+
+
+def _list(key: str, value: Any) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in str(value).split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise _refused(key, value, "set names separated by commas, each once")
+    return names
+
+
+_READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "partition_id": _own_number,
+    "num_partitions": _whole,
+    "columns": _list,
+    "classes": _list,
+    "server": _list,
+    "record_separator": _any_text,
+    "pattern": _any_text,
+    "prompt_separator": _any_text,
+    "holdout": _number,
+    "scenario_data": _truth,
+    "idle_limit_s": _seconds,
+    "privacy_epsilon": _number,
+    "privacy_delta": _number,
+    "privacy_min_sigma": _number,
+    "privacy_tight": _truth,
+    "privacy_report": _report,
+    "privacy_report_limit": _whole,
+    "privacy_personal_head": _truth,
+    "privacy_statistics": _truth,
+}
+
+
+def shown_default(name: str) -> str:
+    """Return a key's default as the documentation shows it; empty for none."""
+    default = NodeKeys.__dataclass_fields__[name].default
+    if default in (None, "", (), dataclasses.MISSING):
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
