@@ -90,10 +90,9 @@ def collect(message: Message, context: Context) -> Message:
 
 def _record(message: Message) -> dict[str, Any]:
     with about("invitation"):
-        content = message.content if message.has_content() else {}
-        if _RECORD not in content:
+        if _RECORD not in message.content:
             raise FedloraError(
                 "the message holds no record of fedlora; both sides need one release"
             )
-        record = content[_RECORD]
+        record = message.content[_RECORD]
         return {str(key): record[key] for key in record}

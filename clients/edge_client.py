@@ -81,7 +81,7 @@ class EdgeClient:
         self.head = head
         self.train = train
         self.held_out = held_out
-        self.batches = BatchStream(len(train), scenario.train.batch_size, scenario.seed, number)
+        self.batches = BatchStream(train, scenario.train.batch_size, scenario.seed, number)
         self.report = report
         self.statistics = statistics
         self._cut = Cut(name, scenario, model, release)

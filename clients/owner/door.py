@@ -203,8 +203,8 @@ class Door:
         rule = TABLE.get(kind, {}).get(name.partition(".")[0])
         if rule is None:
             raise TypeError(f"no {kind} has a part {name}; add it to clients.owner.table")
-        if part.how == "allowed" and self.terms.simulated:
-            return part.value
+        if part.value is None or (part.how == "allowed" and self.terms.simulated):
+            return part.value  # None tells nothing
         if part.how not in rule.ways or (part.how == "allowed" and part.key not in rule.keys):
             raise TypeError(f"{name} of {kind} may not leave as {part.how} {part.key}".rstrip())
         return part.value

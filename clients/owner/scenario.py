@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from clients.owner.words import about
 from fedlora.config import DataConfig, Scenario
@@ -12,17 +12,22 @@ from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.tasks.base import task_class
 
-log = logging.getLogger("fedlora.edge")
-
 _INSTALLED: Final = "package:"
 
 
-def local_scenario(scenario: Scenario, keys: NodeKeys) -> Scenario:
+def local_scenario(scenario: Scenario, node: NodeKeys | Mapping[str, Any]) -> Scenario:
     """Return the scenario with this device's own paths, which the server never learns.
 
     With data of its own the device also says itself what separates the records of a text file, and
     which columns are text and label: activations give the text away, so a server that names the
     label's column as the text would read every label, whatever noise the gradients carry.
+
+    Parameters
+    ----------
+    scenario
+        As the server sent it.
+    node
+        The node configuration, read or as Flower hands it over.
 
     Raises
     ------
@@ -31,6 +36,7 @@ def local_scenario(scenario: Scenario, keys: NodeKeys) -> Scenario:
         classes would have to be guessed from one device's data, or when the owner has set a limit
         but not said which columns are what.
     """
+    keys = node if isinstance(node, NodeKeys) else NodeKeys.read(node)
     scenario = dataclasses.replace(scenario, python_path="")
     with about("plugins"):
         _check_plugins(scenario)

@@ -124,7 +124,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
     m.METRICS: {
         "counts": Part(
             "labels of held-out records, and what the server sent",
-            ("public", "released", "allowed"),
+            ("released", "allowed"),
             ("privacy-report", "data", "scenario-data"),
             "a Gaussian release of all held-out records an evaluation",
         ),

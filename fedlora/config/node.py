@@ -213,7 +213,7 @@ class NodeKeys:
                 mend = f"did you mean {near[0]}?" if near else "fedlora keys --node lists all"
                 raise FedloraError(f"node config has {key!r}, which is no key; {mend}")
             name = known[key]
-            read = _READ[name] if name in _READ else _text
+            read: Callable[[str, Any], Any] = _READ.get(name, _text)
             values[name] = read(key, value)
         loose = [name for name in _LIMIT_KEYS if name in values]
         require(

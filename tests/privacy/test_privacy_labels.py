@@ -137,7 +137,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage) -> None:
     [
         (0, 1, 1.0, "1 classes leave no label"),
         (2, 2, 1.0, "label 2 is not among 2 classes"),
-        (-1, 2, 1.0, "label -1 is not among"),
+        (-2, 2, 1.0, "label -2 is not among"),
         (0, 2, 0.0, "epsilon is 0"),
     ],
 )

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.privacy.policy import ClientLimit, PrivacyPolicy
 
@@ -61,11 +62,12 @@ def test_the_section_survives_toml_and_overrides() -> None:
 
 
 def test_a_limit_is_read_from_node_config_as_numbers_or_text() -> None:
-    assert ClientLimit.from_node_config({"partition-id": 3}) is None
-    limit = ClientLimit.from_node_config({"privacy-epsilon": "4", "privacy-min-sigma": 2})
-    assert limit == ClientLimit(epsilon=4.0, min_sigma=2.0)
-    limit = ClientLimit.from_node_config({"privacy-epsilon": 4, "privacy-tight": "true"})
-    assert limit == ClientLimit(epsilon=4.0, tight=True)
+    assert NodeKeys.read({"partition-id": 3}).limit is None
+    own = {"model": "package"}
+    keys = NodeKeys.read({"privacy-epsilon": "4", "privacy-min-sigma": 2, **own})
+    assert keys.limit == ClientLimit(epsilon=4.0, min_sigma=2.0)
+    keys = NodeKeys.read({"privacy-epsilon": 4, "privacy-tight": "true", **own})
+    assert keys.limit == ClientLimit(epsilon=4.0, tight=True)
 
 
 @pytest.mark.parametrize(
@@ -81,4 +83,4 @@ def test_a_limit_is_read_from_node_config_as_numbers_or_text() -> None:
 )
 def test_a_wrong_limit_is_refused_in_one_sentence(config: dict, message: str) -> None:
     with pytest.raises(FedloraError, match=message):
-        ClientLimit.from_node_config(config)
+        NodeKeys.read(config)

@@ -12,6 +12,10 @@ import torch
 from private_federation import scenario, write_records
 
 from clients.build_release import build_release
+from clients.owner.door import Door, Leaving
+from clients.owner.private import Private
+from clients.owner.reporting import Reporting
+from clients.owner.terms import OwnerTerms
 from clients.release import PlainRelease
 from fedlora.config import Scenario
 from fedlora.privacy.attacks.auc import label_auc_bound
@@ -223,11 +227,18 @@ def test_what_a_client_really_uploads_passes_the_audit(records: Path, release: s
 class HalfNoise(PlainRelease):
     """A client whose noise is half of what it says."""
 
+    def __init__(self) -> None:
+        door = Door(OwnerTerms())
+        super().__init__(door, Reporting(door))
+
     def __call__(
-        self, gradient: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
+        self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
         noise = SystemNoise()
-        return noised(gradient, lengths, clip_norm=0.05, sigma=0.638, noise=noise).values
+        made = gradient.map(
+            lambda g: noised(g, lengths, clip_norm=0.05, sigma=0.638, noise=noise).values
+        )
+        return self.door.released(made, (), ())
 
 
 def test_a_client_that_adds_half_the_noise_is_caught(records: Path) -> None:

@@ -10,6 +10,7 @@ from private_federation import Federation, scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
+from clients.owner.private import Private
 from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
@@ -95,13 +96,14 @@ def test_receiver_noise_is_really_added_and_at_least_what_is_charged(
     )
     client = build(config)
     client.handle(Frame(m.ROUND, client.name, 1, {"round": 1}))
-    gradient = torch.zeros(1, client.model.width)
+    gradient = Private(torch.zeros(1, client.model.width))
     if release == "logits":
-        heard = torch.cat([client.release(gradient, [1], [s]) for s in range(16)])
-        heard = heard - client.release._corners[client.release._targets[:16]] * 0.05
+        heard = torch.cat([client.release(gradient, [1], [s]).value for s in range(16)])
+        targets = [sample.target for sample in client.door.truth(client.train)[:16]]
+        heard = heard - client.release._corners[targets] * 0.05
     else:
         heard = torch.cat(
-            [client.release(gradient, [1], [s]) for s in range(16) for _ in range(25)]
+            [client.release(gradient, [1], [s]).value for s in range(16) for _ in range(25)]
         )
     sigma = float(heard.std()) / 0.05
     noise = client.release._upload_noise.take([1], [heard.shape[1]])[0]
@@ -130,7 +132,7 @@ def test_free_noise_is_charged_as_what_it_is(records: Path) -> None:
     )
     client = build(config)
     client.handle(Frame(m.ROUND, client.name, 1, {"round": 1}))
-    client.release(torch.zeros(1, client.model.width), [1], [0])
+    client.release(Private(torch.zeros(1, client.model.width)), [1], [0])
     expected = (1 / (2 * 0.1)) ** 0.5  # C^2 / (d gamma) for d = 2
     assert client.release.spent()["rho"] == pytest.approx(2 / expected**2, rel=1e-6)
 

@@ -35,9 +35,13 @@ def build(config: Scenario, terms: OwnerTerms, run: str = "") -> EdgeClient:
 
 
 def upload(client: EdgeClient, samples: list[int]) -> torch.Tensor:
-    return client.release(
-        torch.zeros(len(samples), client.model.width), [1] * len(samples), samples
-    )
+    gradient = Private(torch.zeros(len(samples), client.model.width))
+    return client.release(gradient, [1] * len(samples), samples).value
+
+
+def keys(**given: object) -> NodeKeys:
+    """Return a device's keys, whose model is not what these tests are about."""
+    return NodeKeys.read({"model": "package", **{k.replace("_", "-"): v for k, v in given.items()}})
 
 
 def budgeted(records: Path, release: str, *overrides: str) -> Scenario:
@@ -119,9 +123,9 @@ def test_a_devices_text_file_is_cut_as_its_owner_says(tmp_path: Path) -> None:
             [{"who": "ann", "text": "one"}, {"who": "bob", "text": "two"}],
         ),
     ):
-        own = local_scenario(asked, {"data": str(text), **node})
+        own = local_scenario(asked, keys(data=str(text), **node))
         assert load_records(own.data, "train") == expected
-    trial = {"scenario-data": "true"}
+    trial = keys(scenario_data="true")
     assert local_scenario(asked, trial).data == asked.data  # the scenario's own data
 
 
@@ -130,39 +134,56 @@ def test_a_server_cannot_have_labels_sent_as_text(records: Path) -> None:
         scenario(records, "task.labels=['cold','mild','warm']"),
         ["data.text=label", "data.label=text", "data.columns=['label','text']"],
     )
-    owned = {"data": str(records), "privacy-epsilon": "8"}
+    owned = {"data": str(records), "privacy_epsilon": "8"}
     for node, missing in ((owned, "text"), ({**owned, "text": "text"}, "label")):
         with pytest.raises(FedloraError, match=f"not which column of data is the {missing}"):
-            local_scenario(asked, node)
-    own = local_scenario(asked, {**owned, "text": "text", "label": "label"}).data
+            local_scenario(asked, keys(**node))
+    own = local_scenario(asked, keys(**owned, text="text", label="label")).data
     assert (own.text, own.label, own.columns) == ("text", "label", ())
     with pytest.raises(FedloraError, match="text and label are both the column 'label'"):
-        local_scenario(asked, {"data": str(records), "text": "label", "label": "label"})
-    named = local_scenario(asked, {"data": str(records), "columns": "text, label"}).data
+        keys(data=str(records), text="label", label="label")
+    with pytest.raises(FedloraError, match="text and label are both the column 'text'"):
+        local_scenario(asked, keys(data=str(records), text="text"))
+    named = local_scenario(asked, keys(data=str(records), columns="text, label")).data
     assert named.columns == ("text", "label")
 
 
 def test_a_server_cannot_choose_a_file_of_the_device(records: Path) -> None:
     asked = scenario(records, "task.labels=['cold','mild','warm']")
-    with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
-        local_scenario(asked, {})
     shipped = with_overrides(asked, ["data.train=package:simulations/quickstart/requests.csv"])
-    assert local_scenario(shipped, {}) == shipped
-    with pytest.raises(FedloraError, match="no server may choose"):
-        local_scenario(with_overrides(shipped, [f"data.test={records}"]), {})
-    with pytest.raises(FedloraError, match="scenario-data is 'perhaps'"):
-        local_scenario(asked, {"scenario-data": "perhaps"})
+    for wanted in (asked, shipped):
+        with pytest.raises(FedloraError, match="the node configuration sets no data"):
+            local_scenario(wanted, keys())
+    own = keys(data=str(records), test=str(records))
+    elsewhere = with_overrides(asked, ["data.train=/etc/passwd", "data.test=/etc/passwd"])
+    data = local_scenario(elsewhere, own).data
+    assert (data.train, data.test) == (str(records), str(records))
+    model = with_overrides(asked, ["model.path=/etc"])
+    with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
+        local_scenario(model, NodeKeys.read({"data": str(records)}))
+    trace = with_overrides(asked, ["channel.model=trace", "channel.options={path='/etc/passwd'}"])
+    with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
+        local_scenario(trace, own)
+
+
+@pytest.mark.parametrize("key", ["task.kind", "link.gradient", "channel.model"])
+def test_a_server_cannot_choose_code_of_the_device(records: Path, key: str) -> None:
+    asked = with_overrides(scenario(records), [f"{key}=module:Class", "python_path=/srv/theirs"])
+    with pytest.raises(FedloraError, match=f"{key} is 'module:Class', and no server may choose"):
+        local_scenario(asked, keys(data=str(records)))
+    plain = with_overrides(scenario(records, "task.labels=['a']"), ["python_path=/srv/theirs"])
+    assert local_scenario(plain, keys(data=str(records))).python_path == ""
 
 
 def test_a_server_cannot_call_a_device_by_another_number(tmp_path: Path) -> None:
-    assert own_number({"client": 3}, {"partition-id": 3}) == 3
-    assert own_number({"client": 3}, {"privacy-ledger": str(tmp_path)}) == 3
-    for node in ({"partition-id": 3}, {"partition-id": 3, "privacy-ledger": "x"}, {}):
+    assert own_number({"client": 3}, keys(partition_id=3)) == 3
+    assert own_number({"client": 3}, keys(privacy_ledger=str(tmp_path))) == 3
+    for node in ({"partition_id": 3}, {"partition_id": 3, "privacy_ledger": "x"}, {}):
         with pytest.raises(FedloraError, match="calls this device client 7"):
-            own_number({"client": 7}, node)
+            own_number({"client": 7}, keys(**node))
     for wrong in ("three", "-3", -3, 3.5, True, "", "٣"):
         with pytest.raises(FedloraError, match=r"partition-id is .*; set the device's number"):
-            own_number({"client": 3}, {"partition-id": wrong})
+            keys(partition_id=wrong)
 
 
 @pytest.mark.parametrize("release", ["full", "row_space", "logits", "labels"])

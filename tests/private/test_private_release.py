@@ -14,8 +14,10 @@ from clients.build import SimulatedData, load_parts
 from clients.build_release import content
 from clients.device import take_part
 from clients.edge_client import EdgeClient
+from clients.owner.private import Private
 from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario, scenario_to_toml
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
@@ -43,19 +45,19 @@ def step(client: EdgeClient, **fields: object) -> Frame:
 @pytest.mark.parametrize("release", ["full", "row_space"])
 def test_no_two_uploads_share_noise(records: Path, release: str) -> None:
     client = build(scenario(records, f"privacy.release={release}", "privacy.uploads=2"))
-    gradient = torch.zeros(3, client.model.width)
-    first = client.release(gradient, [1, 1, 1], [0, 1, 2])
-    again = client.release(gradient, [1, 1, 1], [0, 1, 2])
+    gradient = Private(torch.zeros(3, client.model.width))
+    first = client.release(gradient, [1, 1, 1], [0, 1, 2]).value
+    again = client.release(gradient, [1, 1, 1], [0, 1, 2]).value
     # noise lies on a grid, so that single numbers may coincide
     assert (first == again).float().mean() < 0.05
 
 
 def test_a_label_is_drawn_and_paid_once_and_then_repeated(records: Path) -> None:
     client = build(scenario(records))
-    gradient = torch.zeros(2, client.model.width)
-    first = client.release(gradient, [1, 1], [5, 6])
+    gradient = Private(torch.zeros(2, client.model.width))
+    first = client.release(gradient, [1, 1], [5, 6]).value
     cost = client.release.spent()["rho"]
-    mixed = client.release(gradient, [1, 1, 1], [6, 7, 5])
+    mixed = client.release(gradient, [1, 1, 1], [6, 7, 5]).value
     assert torch.equal(mixed[[2, 0]], first)
     assert client.release.spent()["rho"] == cost == pytest.approx(2 / 2.0**2)
 
@@ -259,7 +261,9 @@ def test_one_tokens_label_moves_one_row_of_what_is_clipped_by_tokens(records: Pa
     assert moved[place] <= 2e-4 * (1 + 1e-5)
 
 
-def test_a_device_refuses_noise_that_the_server_knows(records: Path, tmp_path: Path) -> None:
+def test_a_device_refuses_noise_that_the_server_knows(
+    records: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = scenario(
         records, "privacy.insecure_noise_seed=3", "task.labels=['cold','mild','warm']"
     )
@@ -273,22 +277,22 @@ def test_a_device_refuses_noise_that_the_server_knows(records: Path, tmp_path: P
         "run": "0123456789abcdef",
     }
     node = {"scenario-data": "true", "privacy-ledger": str(tmp_path / "ledger")}
-    error = take_part(session, node)
-    assert "privacy.insecure_noise_seed is 3" in error and "device" in error
+    assert take_part(session, node) == {"reason": "terms"}
+    assert "privacy.insecure_noise_seed is 3" in caplog.text and "device" in caplog.text
     assert not (tmp_path / "ledger").exists()
 
 
 def test_owners_terms_come_from_the_node_alone() -> None:
-    terms = OwnerTerms.from_node_config(
-        {"privacy-epsilon": 4, "privacy-ledger": "~/here", "privacy-report": "true"}, 3
-    )
+    given = {"privacy-epsilon": 4, "privacy-ledger": "~/here", "privacy-report": "true"}
+    terms = OwnerTerms.of(NodeKeys.read({**given, "model": "package"}))
     assert terms.limit == ClientLimit(4.0)
     assert terms.ledger == Path.home() / "here"
-    assert terms.deployed and terms.reports
-    assert OwnerTerms.from_node_config({}, 3).ledger == Path.home() / ".fedlora/privacy-ledger-3"
-    assert not OwnerTerms.from_node_config({}, 3).reports
+    assert terms.deployed and terms.reports == "true"
+    plain = OwnerTerms.of(NodeKeys.read({"partition-id": 3}))
+    assert plain.ledger == Path.home() / ".fedlora/privacy-ledger-3"
+    assert plain.reports == "false"
     with pytest.raises(FedloraError, match="privacy-report is 'maybe'"):
-        OwnerTerms.from_node_config({"privacy-report": "maybe"}, 3)
+        NodeKeys.read({"privacy-report": "maybe"})
 
 
 def test_activations_are_noised_once_and_charged(records: Path) -> None:
@@ -306,7 +310,7 @@ def test_activations_are_noised_once_and_charged(records: Path) -> None:
 
 def test_a_spent_budget_stops_before_anything_is_drawn(records: Path) -> None:
     client = build(scenario(records, "privacy.release=full", "privacy.uploads=1"))
-    gradient = torch.zeros(2, client.model.width)
+    gradient = Private(torch.zeros(2, client.model.width))
     with pytest.raises(BudgetSpentError):
         client.release(gradient, [1, 1], [4, 4])
     assert client.release.spent()["rho"] == 0.0

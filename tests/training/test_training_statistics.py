@@ -15,6 +15,7 @@ from clients.edge_client import EdgeClient
 from clients.owner.terms import OwnerTerms
 from clients.reports import device_report
 from clients.text_statistics import text_statistics
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
@@ -161,8 +162,8 @@ def test_the_owner_decides_and_where_nobody_did_privacy(owner, private, tells):
 
 
 def test_a_device_tells_nothing_until_its_owner_says_so():
-    assert OwnerTerms.from_node_config({}, 0).statistics is False
-    assert OwnerTerms.from_node_config({"privacy-statistics": True}, 0).statistics is True
-    assert OwnerTerms.from_node_config({"privacy-statistics": "true"}, 0).statistics is True
+    assert OwnerTerms.of(NodeKeys.read({})).statistics is False
+    assert OwnerTerms.of(NodeKeys.read({"privacy-statistics": True})).statistics is True
+    assert OwnerTerms.of(NodeKeys.read({"privacy-statistics": "true"})).statistics is True
     with pytest.raises(FedloraError, match="privacy-statistics is 'perhaps'; set true or false"):
-        OwnerTerms.from_node_config({"privacy-statistics": "perhaps"}, 0)
+        NodeKeys.read({"privacy-statistics": "perhaps"})

@@ -1,0 +1,83 @@
+"""What left a device with noise, counted where it leaves and not where it is charged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+
+from clients.activations import NoisyActivations
+from clients.owner.door import Leaving
+from clients.owner.reporting import Reporting
+from clients.private import PrivateRelease
+
+
+@dataclass
+class Left:
+    """Gaussian releases of each record, by its identifier in the ledger.
+
+    Attributes
+    ----------
+    sigmas
+        Noise over the clipping norm of each; what leaves again as it was counts once.
+    """
+
+    sigmas: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    _seen: set[tuple[int, bytes]] = field(default_factory=set)
+
+    def note(self, record: int, sigma: float, told: torch.Tensor | None = None) -> None:
+        """Count a release; one whose bytes have left before of this record does not count."""
+        if told is not None:
+            key = (record, told.detach().float().contiguous().numpy().tobytes())
+            if key in self._seen:
+                return
+            self._seen.add(key)
+        self.sigmas[record].append(sigma)
+
+
+@contextlib.contextmanager
+def leaving(left: Left) -> Iterator[None]:
+    """Count what the mechanisms of a device let out."""
+    gradient, activation, report = (
+        PrivateRelease.__call__,
+        NoisyActivations.__call__,
+        Reporting.tell,
+    )
+
+    def noted_gradient(
+        self: PrivateRelease, values: Any, lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
+        told = gradient(self, values, lengths, samples)
+        sizes = [1] * len(samples) if self.policy.release == "logits" else list(lengths)
+        once = self.policy.release == "logits"
+        for sample, rows in zip(samples, torch.split(told.value, sizes), strict=True):
+            left.note(self._record(sample), self._sigma_now, rows if once else None)
+        return told
+
+    def noted_activation(
+        self: NoisyActivations, packed: Any, lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
+        told = activation(self, packed, lengths, samples)
+        sigma = self._policy.activation_sigma
+        for sample, rows in zip(samples, torch.split(told.value, list(lengths)), strict=True):
+            if sigma is not None:
+                left.note(self._record(sample), sigma, rows)
+        return told
+
+    def noted_report(self: Reporting, parts: Any, classes: int) -> Leaving[Any]:
+        told = report(self, parts, classes)
+        for record in self.records if told.value is not None and self.sigma is not None else ():
+            left.note(record, self.sigma or 0.0)
+        return told
+
+    with (
+        mock.patch.object(PrivateRelease, "__call__", noted_gradient),
+        mock.patch.object(NoisyActivations, "__call__", noted_activation),
+        mock.patch.object(Reporting, "tell", noted_report),
+    ):
+        yield

@@ -1,0 +1,218 @@
+"""One device in a folder of its own, its randomness given, with every byte that leaves it kept."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import clients.app
+import clients.device
+from fedlora.link.client_answer import answer
+from fedlora.link.client_session import ClientSession
+from fedlora.link.frame import Frame, encode_frame
+from fedlora.link.reasons import Words
+from fedlora.privacy.ledger import Ledger
+
+Row = Mapping[str, str]
+Server = Callable[[Frame, Callable[[Frame], bytes | None]], None]
+"""A hostile server: is given a hello and a way to ask, which returns what leaves."""
+
+_MAX_FRAME_BYTES = 1 << 26
+
+
+class Killed(BaseException):
+    """The device's process dies at this moment."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Something that left.
+
+    Attributes
+    ----------
+    asked
+        What it answers: a request's kind, or a handler of Flower.
+    data
+        Its bytes.
+    charges
+        Number of the ledger's last entry when it left.
+    """
+
+    asked: str
+    data: bytes
+    charges: int
+
+
+@dataclass
+class World:
+    """A device.
+
+    Attributes
+    ----------
+    folder
+        Holds its data, ledger and states.
+    keys
+        Its node configuration, without paths.
+    sent
+        All that has left it.
+    """
+
+    folder: Path
+    keys: Mapping[str, Any]
+    sent: list[Sent] = field(default_factory=list)
+
+    def write(self, train: Sequence[Row], test: Sequence[Row]) -> None:
+        """Write the device's files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in (("train.csv", train), ("test.csv", test)):
+            with (self.folder / name).open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]) if rows else ["text"])
+                writer.writeheader()
+                writer.writerows(rows)
+
+    @property
+    def ledger(self) -> Path:
+        """Where the device keeps its budget."""
+        return self.folder / "ledger"
+
+    @property
+    def node_config(self) -> dict[str, Any]:
+        """The device's node configuration."""
+        config = {
+            "partition-id": 0,
+            "data": str(self.folder / "train.csv"),
+            "state": str(self.folder / "states"),
+            "privacy-ledger": str(self.ledger),
+            **self.keys,
+        }
+        if config.pop("test", None):
+            config["test"] = str(self.folder / "test.csv")
+        return config
+
+    def charges(self) -> int:
+        """Return how many entries the ledger has."""
+        try:
+            text = self.ledger.with_name("ledger.mark").read_text()
+        except OSError:
+            return 0
+        return max((int(text[i : i + 20] or 0) for i in range(0, len(text), 32)), default=0)
+
+    def spent(self) -> Ledger:
+        """Open the ledger, to look at what has been booked."""
+        return Ledger(self.ledger, "0")
+
+    def flower(
+        self, handler: str, record: Mapping[str, Any], seed: int, crash: int, server: Server
+    ) -> None:
+        """Let a handler of the ClientApp answer one message of Flower's.
+
+        Parameters
+        ----------
+        handler
+            ``hello``, ``session`` or ``collect``.
+        record
+            What the message holds.
+        seed
+            Of everything random on the device meanwhile.
+        crash
+            The process dies at this write to the disk; 0: it does not.
+        server
+            Answers on the tensor stream, if the device dials it.
+        """
+        message = SimpleNamespace(content={"fedlora": dict(record)})
+        context = SimpleNamespace(node_config=self.node_config)
+        reply = lambda content, reply_to: content["fedlora"]  # noqa: E731
+        with (
+            _given_randomness(seed),
+            _dies_at_write(crash),
+            mock.patch.object(clients.app, "Message", reply),
+            mock.patch.object(clients.device, "StreamClient", self._stream_to(server)),
+            contextlib.suppress(Killed),
+        ):
+            told = getattr(clients.app, handler)(message, context)
+            self._note(f"flower {handler}", repr(sorted(dict(told).items())).encode())
+
+    def _note(self, asked: str, data: bytes) -> None:
+        self.sent.append(Sent(asked, data, self.charges()))
+
+    def _stream_to(self, server: Server) -> type:
+        note = self._note
+
+        class Stream:
+            """In the place of ``StreamClient``: its sessions, without a socket."""
+
+            def __init__(self, *_: Any, words: Words, **__: Any) -> None:
+                self._words = words
+
+            def probe(self, *_: Any) -> float:
+                return 0.1
+
+            def serve(
+                self,
+                handlers: Mapping[str, Callable[[Frame], Frame]],
+                hellos: Sequence[Frame],
+                **_: Any,
+            ) -> None:
+                (hello,) = hellos
+                note("", encode_frame(hello))
+                session = ClientSession(hello.client, handlers[hello.client], hello)
+
+                def ask(request: Frame) -> bytes | None:
+                    if session.last_words:
+                        return None
+                    given = answer(session, encode_frame(request), _MAX_FRAME_BYTES, self._words)
+                    note(request.kind, given.data)
+                    if given.last:
+                        session.last_words = [given.error]
+                    return given.data
+
+                server(hello, ask)
+
+        return Stream
+
+
+@contextlib.contextmanager
+def _given_randomness(seed: int) -> Iterator[None]:
+    """Let the operating system's generator give what follows from a seed."""
+    drawn = 0
+
+    def urandom(size: int) -> bytes:
+        nonlocal drawn
+        drawn += 1
+        key = f"{seed}/{drawn}".encode()
+        return hashlib.shake_256(key).digest(size)
+
+    def below(limit: int) -> int:
+        return int.from_bytes(urandom(32), "big") % limit
+
+    with (
+        mock.patch.object(os, "urandom", urandom),
+        mock.patch.object(secrets, "token_bytes", lambda size=32: urandom(size)),
+        mock.patch.object(secrets, "randbelow", below),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _dies_at_write(number: int) -> Iterator[None]:
+    """Kill the device when it syncs for so many times; its files stay as they are then."""
+    fsync, done = os.fsync, 0
+
+    def counted(descriptor: int) -> None:
+        nonlocal done
+        done += 1
+        if done == number:
+            raise Killed
+        fsync(descriptor)
+
+    with mock.patch.object(os, "fsync", counted):
+        yield
