@@ -266,6 +266,10 @@ class Ledger:
         """Return the largest rho of any sample once all of ``check_plan``'s ``needed`` is spent."""
         return max([self.rho, *self._after(needed).values()])
 
+    def spent(self) -> dict[int, float]:
+        """Return the sum of rho of each sample, by its identifier."""
+        return dict(self._book.spent)
+
     def _after(self, needed: Mapping[int, float]) -> dict[int, float]:
         spent = {i: self._book.spent.get(i, 0.0) for i in needed}
         return {i: add_up(spent[i], cost) if cost else spent[i] for i, cost in needed.items()}

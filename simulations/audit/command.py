@@ -37,13 +37,33 @@ def audit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
     ] = None,
+    device: Annotated[
+        bool,
+        typer.Option(
+            "--device",
+            help="Attack this machine's device code instead: pairs of devices that differ in one "
+            "record, under one hostile server.",
+        ),
+    ] = False,
+    messages: Annotated[
+        int, typer.Option(min=1, help="With --device: requests that the devices answer.")
+    ] = 3000,
+    seed: Annotated[int, typer.Option(min=0, help="With --device: of everything drawn.")] = 0,
 ) -> None:
     """Attack what a scenario's server receives, with and without its noise.
 
     The scenario is run in this process for some steps, with the noise of the whole run. For a run
     folder the adapter that the run left is attacked too, and the findings are added to its report.
     Exits with 1 when the noise is weaker than the accountant says.
+
+    With --device no scenario is run: a server that sends arbitrary scenarios, fields and tensors
+    over several sessions, crashes and restarts talks to pairs of devices that differ in one record.
+    Whatever leaves before a charge has to be the same, byte by byte; exits with 1 where it is not.
     """
+    if device:
+        from simulations.audit.device.command import audit_devices
+
+        raise typer.Exit(0 if audit_devices(messages, seed, json_) else 1)
     from fedlora.check import check_plugins
 
     folder = _run_folder(target)

@@ -1,1 +1,1 @@
-"""The audit of a device: does what leaves it tell of a record before it is paid for?"""
+"""The audit of a device: nothing that leaves it may tell of a record before it is paid for."""

@@ -61,7 +61,7 @@ class HostileServer:
         pick = self._rng.choice
         release = pick(("full", "row_space", "logits", "labels"))
         share = pick(("step", "step", "personal", "round"))
-        if share == "round" and release != "labels" or release in ("row_space", "logits"):
+        if release in ("row_space", "logits") or (share == "round" and release != "labels"):
             share = pick((*["step"] * 9, share))
         labels = list(_CLASSES[: pick((2, 2, 2, 3))])
         if self._rng.random() < 0.2:

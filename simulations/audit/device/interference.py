@@ -22,11 +22,11 @@ from fedlora.split.resolve import model_folder
 from fedlora.tasks.tokenizer import load_tokenizer
 from simulations.audit.device.differences import difference
 from simulations.audit.device.hostile import MODEL, HostileServer
-from simulations.audit.device.spending import Left, leaving
+from simulations.audit.device.spending import Left, leaving, underpaid
 from simulations.audit.device.world import Row, World
 
 _MAX_FRAME_BYTES = 1 << 26
-_WORDS = "the cat sat on a mat and saw one dog run far away from home today".split()
+_WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "far", "home")
 _SESSIONS = 5
 _MESSAGES = 24
 _ROWS = 20
@@ -75,8 +75,9 @@ def audit_device(
     folder: Path,
     messages: int,
     seed: int,
-    advance: Callable[[DeviceAudit], None] = lambda audit: None,
-    check: Callable[[World, Left], str] = lambda world, left: "",
+    advance: Callable[[DeviceAudit], None] | None = None,
+    check: Callable[[World, Left], str] | None = None,
+    *,
     stop: bool = False,
 ) -> DeviceAudit:
     """Let a hostile server talk to pairs of devices until so many messages were answered.
@@ -92,7 +93,8 @@ def audit_device(
     advance
         Called after every trial.
     check
-        Holds a device's ledger against what left it; returns what is wrong, or nothing.
+        Holds a device's ledger against what left it, beside ``spending.underpaid``; returns what is
+        wrong, or nothing.
     stop
         Whether to stop at the first finding.
     """
@@ -103,12 +105,13 @@ def audit_device(
         for what in _trial(folder / str(trial), trial, audit, check):
             audit.findings.append(Finding(trial, what))
         shutil.rmtree(folder / str(trial), ignore_errors=True)
-        advance(audit)
+        if advance is not None:
+            advance(audit)
     return audit
 
 
 def _trial(
-    folder: Path, seed: int, audit: DeviceAudit, check: Callable[[World, Left], str]
+    folder: Path, seed: int, audit: DeviceAudit, check: Callable[[World, Left], str] | None
 ) -> list[str]:
     """Run some sessions of one pair of devices; return what is wrong."""
     rng = random.Random(seed)
@@ -138,7 +141,9 @@ def _trial(
             told = {k: scenario.privacy.__dict__[k] for k in ("release", "epsilon", "sigma")}
             return [f"{found} ({handler}, {told}, head.share {scenario.head.share})"]
     audit.charged += first.charges() > 0
-    wrong = check(first, left) if first.charges() else ""
+    wrong = underpaid(first, left) if first.charges() else ""
+    if not wrong and check is not None and first.charges():
+        wrong = check(first, left)
     return [wrong] if wrong else []
 
 

@@ -15,6 +15,7 @@ from clients.activations import NoisyActivations
 from clients.owner.door import Leaving
 from clients.owner.reporting import Reporting
 from clients.private import PrivateRelease
+from simulations.audit.device.world import World
 
 
 @dataclass
@@ -38,6 +39,24 @@ class Left:
                 return
             self._seen.add(key)
         self.sigmas[record].append(sigma)
+
+
+def underpaid(world: World, left: Left) -> str:
+    """Return which record has cost more than its ledger says; nothing where all are paid.
+
+    A release at noise s over the clipping norm has the Rényi divergence 2 alpha / s^2 between
+    neighbours by replacement.
+    """
+    with world.spent() as ledger:
+        booked = ledger.spent()
+    for record, sigmas in left.sigmas.items():
+        cost = sum(2 / sigma**2 for sigma in sigmas)
+        if booked.get(record, 0.0) < cost * (1 - 1e-9):
+            return (
+                f"a record's {len(sigmas)} releases cost rho {cost:.6g}, and its ledger says "
+                f"{booked.get(record, 0.0):.6g}"
+            )
+    return ""
 
 
 @contextlib.contextmanager

@@ -130,11 +130,10 @@ class World:
         """
         message = SimpleNamespace(content={"fedlora": dict(record)})
         context = SimpleNamespace(node_config=self.node_config)
-        reply = lambda content, reply_to: content["fedlora"]  # noqa: E731
         with (
             _given_randomness(seed),
             _dies_at_write(crash),
-            mock.patch.object(clients.app, "Message", reply),
+            mock.patch.object(clients.app, "Message", _record_of),
             mock.patch.object(clients.device, "StreamClient", self._stream_to(server)),
             contextlib.suppress(Killed),
         ):
@@ -178,6 +177,12 @@ class World:
                 server(hello, ask)
 
         return Stream
+
+
+def _record_of(content: Mapping[str, Any], *, reply_to: object) -> Any:
+    """Stand for Flower's ``Message`` where a handler makes its reply."""
+    del reply_to
+    return content["fedlora"]
 
 
 @contextlib.contextmanager
