@@ -68,6 +68,9 @@ class LinkConfig:
         no limit beyond that of each step.
     max_misses
         A device that answers too late so often in a round is dropped; it may return in a later one.
+    patience
+        How long one device may keep the others waiting beyond one ``step_timeout_s`` in all, in
+        seconds for each second of the run. A device that is slower takes part in fewer steps.
     give_up_s
         How long a client whose stream broke tries to come back, and the server waits for it.
     max_frame_mib
@@ -83,6 +86,7 @@ class LinkConfig:
     step_timeout_s: float = 120.0
     round_timeout_s: float = 0.0
     max_misses: int = 3
+    patience: float = 0.3
     give_up_s: float = 60.0
     max_frame_mib: int = 256
 
@@ -104,6 +108,7 @@ class LinkConfig:
             f"link.round_timeout_s is {self.round_timeout_s}; set seconds, or 0 for no limit",
         )
         require(self.max_misses >= 1, f"link.max_misses is {self.max_misses}; set 1 or more")
+        require(self.patience >= 0, f"link.patience is {self.patience}; set seconds from 0")
         require(self.give_up_s >= 0, f"link.give_up_s is {self.give_up_s}; set seconds from 0")
         require(
             self.max_frame_mib >= 1, f"link.max_frame_mib is {self.max_frame_mib}; set 1 or more"

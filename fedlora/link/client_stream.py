@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 
 from fedlora.link.client_session import ClientSession
-from fedlora.link.stream import METHOD, RESUME_KEY, SERVICE, TOKEN_KEY, printable
+from fedlora.link.stream import METHOD, RESUME_KEY, SERVICE, TOKEN_KEY
+from fedlora.printable import printable
 
 _FORGED = "CERTIFICATE_VERIFY_FAILED"
 _TOO_LARGE = "larger than max"  # gRPC's word; without it the server is crowded, for a while

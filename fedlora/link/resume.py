@@ -61,7 +61,7 @@ class ResumeSecrets:
             return identifier, _issue(identifier, session)
 
     def check(self, secret: str) -> str:
-        """Return the client whose session a secret opens now, without using it.
+        """Return the session that a secret opens now, without using it.
 
         Raises
         ------
@@ -69,7 +69,13 @@ class ResumeSecrets:
             When it is unknown or replaced, or the session is over; the reason is named.
         """
         with self._lock:
-            return self._find(secret)[1].client
+            return self._find(secret)[0]
+
+    def client(self, identifier: str) -> str:
+        """Return whose session it is; empty when it is known no more."""
+        with self._lock:
+            session = self._sessions.get(identifier)
+            return session.client if session is not None else ""
 
     def redeem(self, secret: str, client: str, received: int) -> tuple[str, str]:
         """Take up a session again; return its identifier and the secret for the next time.

@@ -24,12 +24,12 @@ from fedlora.link.stream import (
     RESUME,
     SECRET,
     farewell,
-    printable,
     reason_of,
 )
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_terms import StreamTerms
 from fedlora.link.tokens import TokenStore
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 

@@ -26,8 +26,8 @@ from fedlora.link.stream import (
     PROBE,
     channel_options,
     farewell,
-    printable,
 )
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 

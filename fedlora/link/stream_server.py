@@ -25,12 +25,12 @@ from fedlora.link.stream import (
     SERVICE,
     TOKEN_KEY,
     channel_options,
-    printable,
 )
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_places import StreamPlaces
 from fedlora.link.stream_terms import Admit, StreamTerms
 from fedlora.link.tokens import TokenStore
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 
@@ -224,7 +224,7 @@ class StreamServer:
         shown = dict(context.invocation_metadata() or ())
         try:
             if RESUME_KEY in shown:
-                opener = self._secrets.check(shown[RESUME_KEY])
+                opener = self._secrets.client(self._secrets.check(shown[RESUME_KEY]))
             else:
                 opener = self.tokens.check(shown.get(TOKEN_KEY, ""))
         except FedloraError as error:

@@ -6,17 +6,20 @@ import json
 import logging
 from datetime import UTC, datetime
 
+from fedlora.printable import printable
+
 
 class JsonFormatter(logging.Formatter):
     """Writes ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, and any ``error``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter``."""
+        message = record.getMessage()
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(message, len(message)),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

@@ -12,8 +12,9 @@ from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.server.answers import read_batch
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.engine import AdapterState, ClientRows, SplitEngine
+from fedlora.server.member import Request
 from fedlora.server.steps import Ranks
 from fedlora.server.uploads import Activation
 from fedlora.tasks.base import Counts, Task

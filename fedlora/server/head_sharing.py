@@ -9,8 +9,9 @@ from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.head import SharedHead, Weights, most_common
+from fedlora.server.member import Request
 from fedlora.server.uploads import read_named
 from fedlora.tasks.base import head_trains, task_class
 

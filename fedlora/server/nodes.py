@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.link.stream import printable
+from fedlora.printable import printable
 from fedlora.report.run_folder import RunFolder
 
 log = logging.getLogger("fedlora.server")

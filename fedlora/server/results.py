@@ -17,7 +17,7 @@ from fedlora.report.gallery import write_holdings
 from fedlora.report.records import client_ids
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
-from fedlora.server.cohort import natural
+from fedlora.server.member import natural
 from fedlora.server.run import ServerRun
 from fedlora.tasks.base import task_class
 

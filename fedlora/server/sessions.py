@@ -32,6 +32,7 @@ SESSION = "train.session"
 _POLL_S = 0.2
 _READY_S = 30.0
 _LOOK_S = 5.0
+_QUEUE_FRAMES = 16  # what a device that is late for two rounds is asked meanwhile
 MOST_LOSSES = 3
 """A device that was lost or late more often in a run is not invited any more."""
 
@@ -95,7 +96,7 @@ class Sessions:
             link.port,
             identity=create_identity(link.public_host),
             max_frame_bytes=link.max_frame_mib << 20,
-            queue_frames=max(4, link.max_misses + 1),
+            queue_frames=max(_QUEUE_FRAMES, link.max_misses + 1),
             give_up_s=link.give_up_s,
             admit=self._admit,
             tokens=self._tokens,

@@ -19,9 +19,10 @@ from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.answers import Answer, Answers, read_batch
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.engine import ClientRows, SplitEngine
 from fedlora.server.head import SharedHead
+from fedlora.server.member import Request
 from fedlora.server.spending import Spending
 from fedlora.server.uploads import Activation
 
