@@ -146,6 +146,8 @@ class EvaluateConfig:
         Evaluate on held-out rows every so many rounds (the last round always).
     batch_size
         Rows that each client contributes to an evaluation exchange.
+    max_rows
+        Held-out rows that a client may have; who claims more is refused.
     baseline
         Train the same head for the same steps on the frozen backbone first, for ``metric_before``.
     report
@@ -155,11 +157,13 @@ class EvaluateConfig:
 
     every: int = 1
     batch_size: int = 32
+    max_rows: int = 100_000
     baseline: bool = True
     report: bool = False
 
     def __post_init__(self) -> None:
         require(self.every >= 1, f"evaluate.every is {self.every}; set 1 or more")
+        require(self.max_rows >= 0, f"evaluate.max_rows is {self.max_rows}; set rows from 0")
         require(self.batch_size >= 1, f"evaluate.batch_size is {self.batch_size}; set 1 or more")
 
 

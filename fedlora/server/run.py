@@ -93,7 +93,13 @@ class ServerRun:
         for name in ("rows", "held_out_rows"):
             value = hello.fields.get(name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_ROWS:
-                raise ProtocolError(f"{name} is {value!r}; it counts rows from 0")
+                raise ProtocolError(f"{name} is {value!r:.40}; it counts rows from 0")
+        most = self.scenario.evaluate.max_rows
+        if hello.fields["held_out_rows"] > most:
+            raise ProtocolError(
+                f"held_out_rows is {hello.fields['held_out_rows']}; evaluate.max_rows is {most}, "
+                "hold out fewer or raise it"
+            )
         return {"rounds": self.scenario.train.rounds, "steps": self.scenario.train.steps}
 
     def join(self, link: Link, hello: Frame, ready: Frame | None = None) -> None:
