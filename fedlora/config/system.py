@@ -29,12 +29,16 @@ class FederationConfig:
         Fewest connected clients a round may start with.
     connect_timeout_s
         How long the server waits for clients to connect.
+    nodes
+        Flower's node ids in the order of client numbers: entry k is client k, and nobody else.
+        Empty: the first node that says a ``partition-id`` has it. A simulation needs none.
     """
 
     clients: int = 8
     clients_per_round: int = 0
     min_clients: int = 1
     connect_timeout_s: float = 300.0
+    nodes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(
@@ -47,6 +51,18 @@ class FederationConfig:
         )
         require(
             self.min_clients >= 1, f"federation.min_clients is {self.min_clients}; set 1 or more"
+        )
+        for node in self.nodes:
+            require(
+                node.isascii() and node.isdecimal() and int(node) < 1 << 64,
+                f"federation.nodes has {node!r:.80}; write ids as `flwr supernode list` shows them",
+            )
+        twice = sorted({node for node in self.nodes if self.nodes.count(node) > 1})
+        require(not twice, f"federation.nodes has {''.join(twice[:1])} twice; a node is one client")
+        require(
+            not self.nodes or len(self.nodes) >= self.clients,
+            f"federation.nodes has {len(self.nodes)} entries, federation.clients is "
+            f"{self.clients}; name a node for every client",
         )
 
 
