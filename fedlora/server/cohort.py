@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ log = logging.getLogger("fedlora.server")
 _MOST_REASON = 500  # characters
 
 
+_MANY = (m.STEP, m.EMBEDDING, m.EVAL)  # the requests of which a round has many
 _LOOK, _LOOK_S = 0.1, 0.0005  # between two looks, of the time so far and in seconds
 
 
@@ -153,9 +155,10 @@ class Cohort:
             wrongly is dropped and missing here; one that is late is missing. Where all are late the
             exchange waits on, until one has answered or all have missed too many deadlines.
         """
+        sent_s = time.monotonic()  # an answer may come before the last request is sent
         asked = [c for c in self.clients if c in requests and self._send(c, requests[c])]
         idle = sum(1 for c in waiting if c in self and c not in requests)
-        replies = self._collect(asked, idle=idle)
+        replies = self._collect(asked, idle=idle, sent_s=sent_s)
         while not (replies or idle) and (late := [c for c in asked if c in self.late]):
             replies = self._collect(late)
         return replies
@@ -174,11 +177,16 @@ class Cohort:
         return replies
 
     def _collect(
-        self, clients: Sequence[str], *, due: bool = True, idle: int = 0
+        self,
+        clients: Sequence[str],
+        *,
+        due: bool = True,
+        idle: int = 0,
+        sent_s: float = math.inf,
     ) -> dict[str, Frame]:
         """Wait for the answers of several clients, or only look whether they are there."""
-        began = time.monotonic()
-        deadline = began + (self.timeout_s if due else 0.0)
+        now = time.monotonic()
+        began, deadline = min(now, sent_s), now + (self.timeout_s if due else 0.0)
         if not (self.deployed and due):
             replies = {c: self._receive(c, deadline, due=due) for c in clients}
             return {client: reply for client, reply in replies.items() if reply is not None}
@@ -203,7 +211,8 @@ class Cohort:
         self, client: str, began: float, deadline: float, majority_s: Callable[[], float | None]
     ) -> Frame:
         """Return a device's answer, or raise ``ClientLate`` when it has to be gone on without."""
-        link, left_s = self._members[client].link, self.patience.left(client)
+        member = self._members[client]
+        link, left_s = member.link, self.patience.left(client, member.asked in _MANY)
         now = time.monotonic()
         while True:
             # Nobody's patience ends before that; after it, a look now and then whether it has.

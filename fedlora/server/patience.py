@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
+_KEPT = 0.25
+
 
 class Patience:
     """Seconds for which each device may still be waited for alone.
@@ -32,9 +34,14 @@ class Patience:
         self._left: dict[str, float] = {}
         self._counted_at = clock()
 
-    def left(self, client: str) -> float:
-        """Return how long the others may still be kept waiting by a device."""
-        return self._left.get(client, self._limit_s)
+    def left(self, client: str, one_of_many: bool = False) -> float:
+        """Return how long the others may still be kept waiting by a device.
+
+        Where it is ``one_of_many`` requests, a part is kept for those at a round's beginning and
+        end: who is late there misses more than a step.
+        """
+        left_s = self._left.get(client, self._limit_s)
+        return max(0.0, left_s - _KEPT * self._limit_s) if one_of_many else left_s
 
     def majority_s(
         self, answered: Mapping[str, float], asked: Collection[str], since: float, waiting: int = 0
