@@ -194,8 +194,6 @@ def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
             value = [value]
         require(isinstance(value, (list, tuple)), f"{name} is {value!r}; write a list")
         element = typing.get_args(hint)[0]
-        if element is str:  # such as node ids, which are numbers
-            value = [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
         return tuple(_convert(element, item, name) for item in value)
     if origin in (typing.Union, types.UnionType):
         if value is None or value == "none":

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 import fedlora.server.nodes
 import fedlora.server.questions
-from fedlora.config import FederationConfig, Scenario, scenario_from_toml
+from fedlora.config import FederationConfig, Scenario
 from fedlora.errors import FedloraError
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.nodes import Node, Seats, find_nodes
@@ -160,8 +160,3 @@ def test_too_few_nodes_end_the_wait_with_a_sentence(tmp_path):
 def test_bindings_that_bind_nothing_are_refused(nodes, reason):
     with pytest.raises(FedloraError, match=reason):
         FederationConfig(clients=2, nodes=nodes)
-
-
-def test_node_ids_may_be_numbers_or_texts():
-    both = scenario_from_toml('[federation]\nclients = 2\nnodes = [17, "18446744073709551615"]')
-    assert both.federation.nodes == ("17", "18446744073709551615")

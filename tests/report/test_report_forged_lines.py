@@ -37,7 +37,8 @@ def test_a_reason_with_line_feeds_and_escapes_is_one_line_everywhere(tmp_path):
     [line] = folder.log.read_text().splitlines()
     assert line.isprintable()
     [line] = (folder.path / "log.jsonl").read_text().splitlines()
-    assert json.loads(line)["message"].isprintable()
+    assert line.isprintable()
+    assert json.loads(line)["message"].endswith(FORGED)  # escaped, and whole
     [event], _ = folder.read_events()
     assert event["text"].isprintable()
 
