@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
@@ -68,7 +69,8 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         When the run failed; what was finished stays in the folder.
     """
     console = Console()
-    console.print(f"fedlora: [bold]{scenario.name}[/bold] through Flower, into {folder.path}")
+    told = f"through Flower, into {escape(str(folder.path))}"
+    console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}")
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
     try:
         with FlowerSimulation(request) as simulation:

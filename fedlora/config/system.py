@@ -29,12 +29,16 @@ class FederationConfig:
         Fewest connected clients a round may start with.
     connect_timeout_s
         How long the server waits for clients to connect.
+    nodes
+        Flower's node ids in the order of client numbers: entry k is client k, and nobody else.
+        Empty: the first node that says a ``partition-id`` has it. A simulation needs none.
     """
 
     clients: int = 8
     clients_per_round: int = 0
     min_clients: int = 1
     connect_timeout_s: float = 300.0
+    nodes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(
@@ -47,6 +51,18 @@ class FederationConfig:
         )
         require(
             self.min_clients >= 1, f"federation.min_clients is {self.min_clients}; set 1 or more"
+        )
+        for node in self.nodes:
+            require(
+                node.isascii() and node.isdecimal() and int(node) < 1 << 64,
+                f"federation.nodes has {node!r:.80}; write ids as `flwr supernode list` shows them",
+            )
+        twice = sorted({node for node in self.nodes if self.nodes.count(node) > 1})
+        require(not twice, f"federation.nodes has {''.join(twice[:1])} twice; a node is one client")
+        require(
+            not self.nodes or len(self.nodes) >= self.clients,
+            f"federation.nodes has {len(self.nodes)} entries, federation.clients is "
+            f"{self.clients}; name a node for every client",
         )
 
 
@@ -68,6 +84,9 @@ class LinkConfig:
         no limit beyond that of each step.
     max_misses
         A device that answers too late so often in a round is dropped; it may return in a later one.
+    patience
+        How long one device may keep the others waiting beyond one ``step_timeout_s`` in all, in
+        seconds for each second of the run. A device that is slower takes part in fewer steps.
     give_up_s
         How long a client whose stream broke tries to come back, and the server waits for it.
     max_frame_mib
@@ -83,6 +102,7 @@ class LinkConfig:
     step_timeout_s: float = 120.0
     round_timeout_s: float = 0.0
     max_misses: int = 3
+    patience: float = 0.3
     give_up_s: float = 60.0
     max_frame_mib: int = 256
 
@@ -104,6 +124,7 @@ class LinkConfig:
             f"link.round_timeout_s is {self.round_timeout_s}; set seconds, or 0 for no limit",
         )
         require(self.max_misses >= 1, f"link.max_misses is {self.max_misses}; set 1 or more")
+        require(self.patience >= 0, f"link.patience is {self.patience}; set seconds from 0")
         require(self.give_up_s >= 0, f"link.give_up_s is {self.give_up_s}; set seconds from 0")
         require(
             self.max_frame_mib >= 1, f"link.max_frame_mib is {self.max_frame_mib}; set 1 or more"
@@ -141,6 +162,8 @@ class EvaluateConfig:
         Evaluate on held-out rows every so many rounds (the last round always).
     batch_size
         Rows that each client contributes to an evaluation exchange.
+    max_rows
+        Held-out rows that a client may have; who claims more is refused.
     baseline
         Train the same head for the same steps on the frozen backbone first, for ``metric_before``.
     report
@@ -150,11 +173,13 @@ class EvaluateConfig:
 
     every: int = 1
     batch_size: int = 32
+    max_rows: int = 100_000
     baseline: bool = True
     report: bool = False
 
     def __post_init__(self) -> None:
         require(self.every >= 1, f"evaluate.every is {self.every}; set 1 or more")
+        require(self.max_rows >= 0, f"evaluate.max_rows is {self.max_rows}; set rows from 0")
         require(self.batch_size >= 1, f"evaluate.batch_size is {self.batch_size}; set 1 or more")
 
 

@@ -8,14 +8,12 @@ from typing import Any
 import grpc
 
 from fedlora.link.client_session import ClientSession
-from fedlora.link.stream import METHOD, RESUME_KEY, SERVICE, TOKEN_KEY, printable
+from fedlora.link.stream import METHOD, RESUME_KEY, SERVICE, TOKEN_KEY
+from fedlora.printable import printable
 
 _FORGED = "CERTIFICATE_VERIFY_FAILED"
-_FINAL = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,
-)
+_TOO_LARGE = "larger than max"  # gRPC's word; without it the server is crowded, for a while
+_FINAL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
 
 class ClientStream:
@@ -73,4 +71,6 @@ def explain(error: grpc.RpcError, address: str) -> str:
 
 def is_final(error: grpc.RpcError) -> bool:
     """Tell whether dialling again would end the same way."""
-    return error.code() in _FINAL or _FORGED in printable(error.details())
+    details = printable(error.details())
+    too_large = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details
+    return too_large or error.code() in _FINAL or _FORGED in details

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 from fedlora.link.frame import Frame
@@ -16,11 +17,14 @@ class Link(ABC):
         Identifier of the client at the other end.
     wire_bytes_down, wire_bytes_up
         Bytes sent and received so far, framing included.
+    answered_s
+        When the latest reply came, by ``time.monotonic``.
     """
 
     client: str
     wire_bytes_down: int = 0
     wire_bytes_up: int = 0
+    answered_s: float = -math.inf
 
     @abstractmethod
     def send(self, frame: Frame) -> None:
@@ -35,8 +39,8 @@ class Link(ABC):
         ClientLost
             When the link closed.
         ClientLate
-            When no reply came within ``timeout_s`` seconds; it may still come, and a further call
-            returns it.
+            When no reply came within ``timeout_s`` seconds, or earlier where it is known that
+            none will; it may still come, and a further call returns it.
         ProtocolError
             When the reply is no valid frame, or answers another request.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutError
 
@@ -56,6 +57,7 @@ class LocalLink(Link):
         self.wire_bytes_down += len(data)
         self._seq = frame.seq
         self._reply = self._executor.submit(self._answer, data, self._reply)
+        self._reply.add_done_callback(self._note_answer)
 
     def receive(self, timeout_s: float) -> Frame:
         """See ``Link``."""
@@ -77,6 +79,10 @@ class LocalLink(Link):
     def close(self, reason: str = "") -> None:
         """See ``Link``."""
         self._closed = reason or "closed"
+
+    def _note_answer(self, reply: Future[bytes]) -> None:
+        if reply is self._reply:
+            self.answered_s = time.monotonic()
 
     def _answer(self, data: bytes, before: Future[bytes] | None) -> bytes:
         if before is not None:  # a client answers in order

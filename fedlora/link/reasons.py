@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link.stream import printable
+from fedlora.printable import printable
 
 REASON: Final = "reason"
 """Field of a message that holds the kind, or in a simulation a sentence."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fedlora.errors import FedloraError
 
 REMEMBERED_S = 600.0  # how long the reason of a session that is over is kept for its client
+REMEMBERED = 4  # and of how many sessions of one client
 
 
 @dataclass
@@ -53,6 +54,9 @@ class ResumeSecrets:
                 for known, session in self._sessions.items()
                 if not session.over or now - session.over_at_s < REMEMBERED_S
             }
+            over = [k for k, s in self._sessions.items() if s.client == client and s.over]
+            for known in over[: 1 - REMEMBERED]:  # a client that comes again and again fills none
+                del self._sessions[known]
             self._sessions[identifier] = session = _Session(client)
             return identifier, _issue(identifier, session)
 
@@ -66,6 +70,12 @@ class ResumeSecrets:
         """
         with self._lock:
             return self._find(secret)[0]
+
+    def client(self, identifier: str) -> str:
+        """Return whose session it is; empty when it is known no more."""
+        with self._lock:
+            session = self._sessions.get(identifier)
+            return session.client if session is not None else ""
 
     def redeem(self, secret: str, client: str, received: int) -> tuple[str, str]:
         """Take up a session again; return its identifier and the secret for the next time.

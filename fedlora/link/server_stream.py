@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 import grpc.aio
 import torch
@@ -18,7 +15,6 @@ from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.messages import HELLO, LEAVE, WELCOME
 from fedlora.link.probe import MOST_BYTES
-from fedlora.link.resume import ResumeSecrets
 from fedlora.link.stream import (
     CLOSED,
     MAX_HELLO_BYTES,
@@ -28,53 +24,19 @@ from fedlora.link.stream import (
     RESUME,
     SECRET,
     farewell,
-    printable,
     reason_of,
 )
 from fedlora.link.stream_link import StreamLink
+from fedlora.link.stream_terms import StreamTerms
 from fedlora.link.tokens import TokenStore
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
-
-Admit = Callable[[Frame, str], Mapping[str, Any]]
 
 ANEW = "the client connected anew"
 MAX_REFUSALS = 16  # hellos that are refused on one stream before it is ended
 MAX_CLIENT_ID = 128  # characters
 _MAX_ECHOES = 2
-
-
-@dataclass(frozen=True)
-class StreamTerms:
-    """What holds for every stream of a server.
-
-    Attributes
-    ----------
-    tokens, admit, max_frame_bytes, queue_frames, hello_timeout_s, max_clients
-        See ``StreamServer``.
-    secrets
-        By which sessions are taken up again.
-    offer
-        Takes the link of a client that was admitted.
-    move
-        Takes a link from the stream that carried it, for this one; None when its session is over.
-    loop
-        The server's event loop.
-    admissions
-        Where ``admit`` runs.
-    """
-
-    tokens: TokenStore
-    secrets: ResumeSecrets
-    admit: Admit
-    max_frame_bytes: int
-    queue_frames: int
-    hello_timeout_s: float
-    max_clients: int
-    offer: Callable[[StreamLink], None]
-    move: Callable[[str, str], StreamLink | None]
-    loop: asyncio.AbstractEventLoop
-    admissions: Executor
 
 
 class ServerStream:
@@ -112,11 +74,15 @@ class ServerStream:
         # What shows that its client has received its latest secret: any frame. By client.
         self._unconfirmed: dict[str, Callable[[], None]] = {}
         self._refusals = 0
+        self._token: dict[str, str] = {}  # that admitted each client
+        self._deaf = False
+        self._aborted = asyncio.Event()
 
     async def run(self) -> None:
         """Carry frames until either side ends the stream or the peer breaks the protocol."""
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
-        tasks = {reader, writer}
+        aborted = asyncio.create_task(self._wait_for_abort())
+        tasks = {reader, writer, aborted}
         try:
             done: set[asyncio.Task[None]] = set()
             while not done:
@@ -132,13 +98,23 @@ class ServerStream:
                 self._outgoing.put_nowait(None)
                 await asyncio.wait({writer}, timeout=self._terms.hello_timeout_s)
         finally:
-            for task in (reader, writer, *self._joining.values()):
+            for task in (*tasks, *self._joining.values()):
                 task.cancel()
 
     def finish(self, reason: str) -> None:
         """End the stream after everything that is queued."""
         self.ended = reason
         self._outgoing.put_nowait(None)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was ended to make place for another."""
+        return self._aborted.is_set()
+
+    def abort(self, reason: str) -> None:
+        """End the stream at once, whether its peer reads or not."""
+        self.ended = reason
+        self._aborted.set()
 
     def release(self, client: str) -> None:
         """Forget a client that another stream carries now; end the stream if it was the last."""
@@ -151,6 +127,9 @@ class ServerStream:
         """Queue bytes for the client, from any thread."""
         self._terms.loop.call_soon_threadsafe(self._outgoing.put_nowait, data)
 
+    async def _wait_for_abort(self) -> None:
+        await self._aborted.wait()
+
     async def _write(self) -> None:
         while (data := await self._outgoing.get()) is not None:
             await self._context.write(data)
@@ -158,7 +137,7 @@ class ServerStream:
                 self._echoes.popleft()
 
     async def _read(self) -> None:
-        while (data := await self._context.read()) is not grpc.aio.EOF:
+        while not self._deaf and (data := await self._context.read()) is not grpc.aio.EOF:
             self._route(data)
 
     def _route(self, data: bytes) -> None:
@@ -200,7 +179,8 @@ class ServerStream:
             )
         if size > MAX_HELLO_BYTES:
             raise ProtocolError(f"hello of {size} bytes exceeds the limit of {MAX_HELLO_BYTES}")
-        if client in self._joining:
+        again = hello.kind == HELLO and self._token.get(client) == hello.fields.get("token", "")
+        if client in self._joining or again:
             raise ProtocolError(f"client {client} said hello twice")
         if len({client, *self.links, *self._joining}) > self._terms.max_clients:
             raise ProtocolError(f"the stream carries {self._terms.max_clients} clients already")
@@ -231,7 +211,7 @@ class ServerStream:
             log.exception("admission of client %s failed", client)
             self._refuse(client, "the server failed to admit the client; its log says why")
         else:
-            self.links[client] = link
+            self.links[client], self._token[client] = link, token
             self._unconfirmed[client] = lambda: _use_up(terms.tokens, token)
             terms.offer(link)
         finally:
@@ -282,6 +262,7 @@ class ServerStream:
         self._refusals += 1
         self._outgoing.put_nowait(encode_frame(farewell(REFUSED, client, reason)))
         if self._refusals >= MAX_REFUSALS:
+            self._deaf = True  # whether its peer takes the answers or not
             self.finish(f"{MAX_REFUSALS} hellos were refused")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from fedlora.link.frame import Frame
+from fedlora.printable import printable
 
 SERVICE: Final = "fedlora.Link"
 METHOD: Final = "Stream"
@@ -69,8 +70,3 @@ def farewell(kind: str, client: str, reason: str) -> Frame:
 def reason_of(frame: Frame) -> str:
     """Return the reason that a frame gives, fit for a log line."""
     return printable(str(frame.fields.get("reason", "")) or "no reason given")
-
-
-def printable(text: Any) -> str:
-    """Return at most 300 characters of a peer's text without line breaks or control codes."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:300])

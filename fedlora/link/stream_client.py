@@ -27,8 +27,8 @@ from fedlora.link.stream import (
     PROBE,
     channel_options,
     farewell,
-    printable,
 )
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -12,7 +13,8 @@ from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.link import Link
 from fedlora.link.messages import END
-from fedlora.link.stream import CLOSED, RESUMED, SECRET, farewell, printable
+from fedlora.link.stream import CLOSED, RESUMED, SECRET, farewell
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 
@@ -154,7 +156,7 @@ class StreamLink(Link):
             self._owed.popleft()
             self.wire_bytes_up += len(data)
             if not self._owed and not self._lost:
-                self._reply = data
+                self._reply, self.answered_s = data, time.monotonic()
                 if self._ending:
                     self.lose("its session has ended")
                 self._changed.notify_all()

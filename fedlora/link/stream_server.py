@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,25 +14,30 @@ import grpc.aio
 
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import tls
+from fedlora.link.admitted import Admitted
 from fedlora.link.heap import keep_freed_memory
 from fedlora.link.listen import address_of, cannot_listen
 from fedlora.link.resume import ResumeSecrets
-from fedlora.link.server_stream import ANEW, Admit, ServerStream, StreamTerms
+from fedlora.link.server_stream import ANEW, ServerStream
 from fedlora.link.stream import (
     METHOD,
     RESUME_KEY,
     SERVICE,
     TOKEN_KEY,
     channel_options,
-    printable,
 )
 from fedlora.link.stream_link import StreamLink
+from fedlora.link.stream_places import StreamPlaces
+from fedlora.link.stream_terms import Admit, StreamTerms
 from fedlora.link.tokens import TokenStore
+from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 
 STOPPED = "the server stopped"
+CROWDED = "the server carries as many streams as it can; it is dialled again"
 _STOP_S = 10.0  # beyond the grace
+_REFUSED_AT_ONCE = 256  # calls that are being refused
 
 
 class StreamServer:
@@ -66,7 +70,8 @@ class StreamServer:
     give_up_s
         How long a client whose stream broke may take to come back; 0 loses it at once.
     max_streams, max_clients
-        Streams at one time, and clients on each of them.
+        Streams at one time, and clients on each of them. A client whose stream finds no place is
+        to dial again; see ``StreamPlaces`` for who makes place.
     keepalive_s, keepalive_timeout_s
         A peer that is silent this long is pinged, and given up when it does not answer in time.
 
@@ -123,11 +128,12 @@ class StreamServer:
             # Clients ping as well; without this they are cut off for pinging too often.
             ("grpc.http2.min_ping_interval_without_data_ms", round(500 * keepalive_s)),
         ]
-        self._max_streams = max_streams
-        self._streams: set[ServerStream] = set()
+        # gRPC refuses beyond that without a word that a client could act upon.
+        self._max_calls = 2 * max_streams + _REFUSED_AT_ONCE
+        self._streams = StreamPlaces(max_streams)
         self._links: dict[str, StreamLink] = {}
         self._away: dict[str, asyncio.TimerHandle] = {}  # until a client is given up
-        self._accepted: queue.SimpleQueue[StreamLink | None] = queue.SimpleQueue()
+        self._accepted = Admitted()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fedlora-link", daemon=True)
         self._thread.start()
@@ -147,12 +153,8 @@ class StreamServer:
         FedloraError
             When the server was stopped.
         """
-        try:
-            link = self._accepted.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if link is None:
-            self._accepted.put(None)  # for whoever else waits
+        link = self._accepted.get(timeout_s)
+        if link is None and self._stopped.is_set():
             raise FedloraError("the stream server was stopped; no client can connect any more")
         return link
 
@@ -161,7 +163,7 @@ class StreamServer:
         if self._stopped.is_set():
             return
         self._stopped.set()
-        self._accepted.put(None)
+        self._accepted.close()
         self._admissions.shutdown(wait=False, cancel_futures=True)
         with suppress(TimeoutError):  # on a machine that stood still; it still ends all streams
             self._call(self._finish(grace_s), grace_s + _STOP_S)
@@ -182,7 +184,7 @@ class StreamServer:
 
     async def _start(self, host: str, port: int, identity: tls.TlsIdentity | None) -> int:
         self._server = grpc.aio.server(
-            options=self._options, maximum_concurrent_rpcs=self._max_streams
+            options=self._options, maximum_concurrent_rpcs=self._max_calls
         )
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server.add_generic_rpc_handlers(
@@ -222,14 +224,15 @@ class StreamServer:
         shown = dict(context.invocation_metadata() or ())
         try:
             if RESUME_KEY in shown:
-                self._secrets.check(shown[RESUME_KEY])
+                opener = self._secrets.client(self._secrets.check(shown[RESUME_KEY]))
             else:
-                self.tokens.check(shown.get(TOKEN_KEY, ""))
+                opener = self.tokens.check(shown.get(TOKEN_KEY, ""))
         except FedloraError as error:
             log.warning("stream from %s is refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         stream = ServerStream(self._terms, context)
-        self._streams.add(stream)
+        if not self._streams.take(stream, opener):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, CROWDED)
         breach = ""
         try:
             # At once: while the first write is under way, gRPC could not send it with a status.
@@ -241,10 +244,12 @@ class StreamServer:
             self._forget(stream, breach)
         if breach:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, breach)
+        if stream.aborted:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, stream.ended)
 
     def _forget(self, stream: ServerStream, breach: str) -> None:
         """Lose the clients of a stream that ended, or wait for them to come back on another."""
-        self._streams.discard(stream)
+        self._streams.leave(stream)
         final = bool(breach) or self._stopped.is_set() or self._give_up_s <= 0
         lost = []
         for client, link in stream.links.items():

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from fedlora.errors import FedloraError
 
+MOST_CLAIMS = 64
+"""How often a client may show a token whose answer it did not hear; once for each broken stream."""
 _USED = "the token was used before; let the server grant a new one"
 
 
@@ -21,6 +23,7 @@ class _Grant:
     grantee: str
     expires_s: float
     claimant: str = ""
+    claims: int = 0
     used: bool = False
 
 
@@ -84,7 +87,13 @@ class TokenStore:
             grant = self._find(token)
             if grant.claimant not in ("", client):
                 raise FedloraError(_USED)
+            if grant.claims >= MOST_CLAIMS:
+                raise FedloraError(
+                    f"the token was shown {MOST_CLAIMS} times and led to no session; let the "
+                    "server grant a new one"
+                )
             grant.claimant = client
+            grant.claims += 1
             return grant.grantee
 
     def redeem(self, token: str) -> str:

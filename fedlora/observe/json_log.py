@@ -20,4 +20,6 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        text = json.dumps(line, ensure_ascii=False)
+        # JSON itself would leave line separators and control codes above ASCII as they are.
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -9,7 +9,8 @@ from typing import TypedDict
 
 import torch
 
-from fedlora.server.cohort import Book, Cohort
+from fedlora.server.cohort import Cohort
+from fedlora.server.member import Book
 
 
 class ClientStatus(TypedDict, total=False):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 
 from fedlora.errors import FedloraError
+from fedlora.printable import printable
 from fedlora.report.run_folder import RunFolder
 
 
@@ -28,4 +29,6 @@ class NoticeHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Append the event; where it cannot be written, the next round's record reports why."""
         with contextlib.suppress(FedloraError):
-            self._folder.append_event("message", level="warning", text=record.getMessage())
+            text = record.getMessage()
+            text = printable(text, len(text))
+            self._folder.append_event("message", level="warning", text=text)

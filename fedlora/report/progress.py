@@ -35,6 +35,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from fedlora.printable import printable
 from fedlora.report.records import number
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import bits_text, count_text, number_text, seconds_text
@@ -219,11 +220,13 @@ class ProgressView:
             self._advance(event)
         elif kind == "message":
             level, text = str(event.get("level")), str(event.get("text", ""))
+            text = printable(text, len(text))
             prefix = f"{level}: " if level in STYLES else ""
             self.console.print(Text(prefix + text, style=STYLES.get(level, "")), soft_wrap=True)
         elif kind == "done":
             self.status = str(event.get("status", "finished"))
-            self.text = str(event.get("text") or "")
+            text = str(event.get("text") or "")
+            self.text = printable(text, len(text))
 
     def _open(self, event: Mapping[str, Any]) -> None:
         self._phase = PhaseProgress(event)

@@ -25,6 +25,7 @@ from fedlora.files import (
     read_object,
     replace_file,
 )
+from fedlora.printable import LineFormatter
 from fedlora.report.records import RoundRecord, number
 from fedlora.report.summary import Summary
 
@@ -242,7 +243,7 @@ class RunFolder:
             handler = _LogHandler(path, encoding="utf-8")
         handler.setLevel(level)
         handler.setFormatter(
-            formatter or logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+            formatter or LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
         )
         return handler
 

@@ -19,6 +19,9 @@ from fedlora.robust.momentum import ClientMomentum
 
 log = logging.getLogger("fedlora.server")
 
+MOST_NORM = 1e12
+"""No gradient that trains has such a norm, and its square is far from where fp32 overflows."""
+
 
 class AdapterUpdate:
     """Knows who contributed to which component, and takes the optimiser's steps.
@@ -59,6 +62,31 @@ class AdapterUpdate:
         self._ranks = ranks
         if self.by_client is not None:
             self.by_client.begin(clients, rows, ranks)
+
+    def kept(self) -> list[torch.Tensor | None]:
+        """Return copies of what the step's earlier batches have added up."""
+        gradients = (f.grad for p in self.projections for f in (p.A, p.B))
+        return [None if gradient is None else gradient.clone() for gradient in gradients]
+
+    def put_back(self, kept: Sequence[torch.Tensor | None]) -> None:
+        """Forget a batch that was added up since ``kept``."""
+        factors = (f for p in self.projections for f in (p.A, p.B))
+        for factor, gradient in zip(factors, kept, strict=True):
+            factor.grad = gradient
+
+    def is_sound(self, weights: Sequence[float | None]) -> bool:
+        """Tell whether a step can be taken with what has been added up.
+
+        Parameters
+        ----------
+        weights
+            As for ``end_batch``. A robust average leaves out itself what is not finite.
+        """
+        if self.by_client is not None:
+            return True
+        return gradient_size([f.grad for p in self.projections for f in (p.A, p.B)], weights) <= (
+            MOST_NORM
+        )
 
     def end_batch(self, weights: Sequence[float | None]) -> None:
         """Count the batch's clients, when its gradients have been added up.
@@ -149,3 +177,17 @@ class AdapterUpdate:
         self.optimizer.zero_grad()
         r_max = self.projections[0].A.shape[0]
         self._count = ContributionCount(len(self.projections), r_max)
+
+
+def gradient_size(
+    gradients: Sequence[torch.Tensor | None], weights: Sequence[float | None]
+) -> float:
+    """Return the norm of summed gradients, as large as averaging over weights below 1 can make it.
+
+    NaN or infinite where the gradients or their squares are.
+    """
+    there = [gradient for gradient in gradients if gradient is not None]
+    if not there:
+        return 0.0
+    least = min([1.0, *(weight for weight in weights if weight)])
+    return float(torch.nn.utils.get_total_norm(there)) / least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +14,7 @@ from fedlora.link.codec import Codec, create_codec
 from fedlora.link.frame import Frame
 from fedlora.privacy.head_space import head_gradients, release_width
 from fedlora.privacy.probe import noise_probe
+from fedlora.server.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.cohort import Cohort
 from fedlora.server.engine import SplitEngine
 from fedlora.server.head import SharedHead
@@ -26,8 +28,28 @@ from fedlora.server.uploads import (
     read_number,
 )
 
-Answer = tuple[torch.Tensor | None, float, float | None]
-"""What a client answers to a step: gradient, weight and unreduced loss."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client answers to a step.
+
+    Attributes
+    ----------
+    gradient
+        At the cut; None where there is none.
+    weight
+        Samples or target tokens.
+    loss
+        Unreduced; None where the client does not tell it.
+    head
+        Gradient of the shared head; empty where there is none.
+    """
+
+    gradient: torch.Tensor | None
+    weight: float
+    loss: float | None
+    head: Mapping[str, torch.Tensor]
+
 
 _LOSS_MAX = 1e30  # far beyond any sum of cross-entropies; those of all clients add up
 
@@ -70,7 +92,7 @@ class Answers:
         z
             The representation that each was sent, shape (tokens or rows, width).
         head
-            The head that is shared every step, to which each client's gradient is added.
+            The head that is shared every step, if there is one.
         batch
             What each client had uploaded.
         train
@@ -89,11 +111,12 @@ class Answers:
                 read_tensors = self._read_exact
                 if head is not None and self.scenario.privacy.noises_gradients:
                     read_tensors = self._read_released
-                gradient = read_tensors(client, reply, z[client], head, weight, train=train)
+                gradient, own = read_tensors(client, reply, z[client], head, train=train)
+                self._check_head(own, weight)
                 if gradient is not None and limit > 0:
                     lengths = None if self.engine.pool else batch[client].lengths
                     gradient = clip_rows(gradient, lengths, limit)
-                read[client] = (gradient, weight, loss)
+                read[client] = Answer(gradient, weight, loss, own)
             except ProtocolError as error:
                 self.cohort.drop(client, str(error))
         return read
@@ -104,16 +127,14 @@ class Answers:
         reply: Frame,
         z: torch.Tensor,
         head: SharedHead | None,
-        weight: float,
         *,
         train: bool,
-    ) -> torch.Tensor | None:
+    ) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
         """Read the gradient at the cut, and that of a shared head."""
         shape = (z.shape[0], z.shape[1])
         gradient = read_gradient(reply, self._back, shape) if train else None
-        if head is not None:
-            head.add(client, read_named(reply, m.HEAD_GRADIENT, head.shapes), weight)
-        return gradient
+        own = read_named(reply, m.HEAD_GRADIENT, head.shapes) if head is not None else {}
+        return gradient, own
 
     def _read_released(
         self,
@@ -121,10 +142,9 @@ class Answers:
         reply: Frame,
         z: torch.Tensor,
         head: SharedHead | None,
-        weight: float,
         *,
         train: bool,
-    ) -> torch.Tensor | None:
+    ) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
         """Compute both gradients from what a client released under privacy."""
         assert head is not None
         policy, matrix = self.scenario.privacy, head.linear_weight()
@@ -141,8 +161,14 @@ class Answers:
             raise ProtocolError(
                 "its gradient leads beyond what floats hold; no mechanism gives that"
             )
-        head.add(client, {"weight": found.head}, weight)
-        return found.cut if train else None
+        return (found.cut if train else None), {"weight": found.head}
+
+    def _check_head(self, own: Mapping[str, torch.Tensor], weight: float) -> None:
+        """Refuse a gradient of a shared head that would overflow in the mean or its square."""
+        if not gradient_size(list(own.values()), [weight]) <= MOST_NORM:
+            raise ProtocolError(
+                f"its gradient of the head is longer than {MOST_NORM:g}, which no training gives"
+            )
 
     def probe(
         self,

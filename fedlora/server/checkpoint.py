@@ -14,7 +14,7 @@ from fedlora.errors import FedloraError
 from fedlora.files import lock_file, replace_file
 from fedlora.link import messages as m
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.cohort import Request
+from fedlora.server.member import Request
 from fedlora.state import RoundStates
 
 if TYPE_CHECKING:

@@ -3,63 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.link.link import Link
 from fedlora.link.reasons import told
+from fedlora.printable import printable
+from fedlora.server.member import Book, Member, Request, natural
+from fedlora.server.patience import Patience
 
 log = logging.getLogger("fedlora.server")
 
-Book = Callable[[str, str, Mapping[str, torch.Tensor], int], None]
+_MOST_REASON = 500  # characters
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one client is asked: a message kind with its fields and tensors."""
-
-    kind: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+_MANY = (m.STEP, m.EMBEDDING, m.EVAL)  # the requests of which a round has many
+_LOOK, _LOOK_S = 0.1, 0.0005  # between two looks, of the time so far and in seconds
 
 
-@dataclass
-class Member:
-    """One connected client.
-
-    Attributes
-    ----------
-    link
-        The connection.
-    rows, held_out_rows
-        Training and evaluation rows, as the client told.
-    seq
-        Number of the last request.
-    asked
-        Its kind.
-    """
-
-    link: Link
-    rows: int
-    held_out_rows: int
-    seq: int = 0
-    asked: str = ""
+class OutOfPatience(ClientLate):
+    """A device was not waited for until the deadline, as the others had waited for it before."""
 
 
 class Cohort:
     """All clients of a run by identifier, in a fixed order.
 
     Who misses the deadline of an exchange is late: it stays, the exchange goes on without it, and
-    its answer is taken when it comes. After ``max_misses`` of them it is lost. In a simulation only
-    the modelled clock may decide who is late, so a deadline that passes there ends the run.
+    its answer is taken when it comes. After ``max_misses`` of them it is lost. Who has used up the
+    others' ``Patience`` is late at once, which counts as no miss. In a simulation only the modelled
+    clock may decide who is late, so a deadline that passes there ends the run.
 
     Parameters
     ----------
@@ -70,6 +47,8 @@ class Cohort:
         size in bytes.
     max_misses
         Deadlines that a client may miss until ``begin_round`` is called.
+    patience
+        Seconds that each second of the run adds to what one device may keep the others waiting.
 
     Attributes
     ----------
@@ -87,11 +66,15 @@ class Cohort:
         How often each client was.
     """
 
-    def __init__(self, timeout_s: float, book: Book, max_misses: int = 3) -> None:
+    def __init__(
+        self, timeout_s: float, book: Book, max_misses: int = 3, patience: float = 0.3
+    ) -> None:
         self.timeout_s = timeout_s
+        self.patience = Patience(timeout_s, patience)
         self.max_misses = max_misses
         self.deployed = False
         self.late: dict[str, str] = {}
+        self._late_since: dict[str, float] = {}
         self.misses: Counter[str] = Counter()
         self._book = book
         self._members: dict[str, Member] = {}
@@ -134,7 +117,8 @@ class Cohort:
         member = self._members.pop(client, None)
         if member is None:
             return
-        self.lost[client] = reason
+        self.lost[client] = reason = printable(reason, _MOST_REASON)
+        self._late_since.pop(client, None)
         self.late.pop(client, None)
         log.warning("client %s leaves the run: %s", client, reason)
         member.link.close(reason)
@@ -153,13 +137,17 @@ class Cohort:
         """Say why the first few of the lost clients left; empty when none did."""
         return "; ".join(f"client {c}: {why}" for c, why in list(self.lost.items())[:3])
 
-    def exchange(self, requests: Mapping[str, Request]) -> dict[str, Frame]:
+    def exchange(
+        self, requests: Mapping[str, Request], waiting: Iterable[str] = ()
+    ) -> dict[str, Frame]:
         """Send each client its request, then collect the answers.
 
         Parameters
         ----------
         requests
             By client; clients that are gone are passed over.
+        waiting
+            Others that have done their part and wait for these.
 
         Returns
         -------
@@ -168,10 +156,12 @@ class Cohort:
             wrongly is dropped and missing here; one that is late is missing. Where all are late the
             exchange waits on, until one has answered or all have missed too many deadlines.
         """
+        sent_s = time.monotonic()  # an answer may come before the last request is sent
         asked = [c for c in self.clients if c in requests and self._send(c, requests[c])]
-        replies = self._collect(asked)
-        while not replies and (waiting := [c for c in asked if c in self.late]):
-            replies = self._collect(waiting)
+        idle = sum(1 for c in waiting if c in self and c not in requests)
+        replies = self._collect(asked, idle=idle, sent_s=sent_s)
+        while not (replies or idle) and (late := [c for c in asked if c in self.late]):
+            replies = self._collect(late)
         return replies
 
     def catch_up(self, *, wait: bool = False) -> dict[str, Frame]:
@@ -187,11 +177,59 @@ class Cohort:
             replies = self._collect(list(self.late))
         return replies
 
-    def _collect(self, clients: Iterable[str], *, due: bool = True) -> dict[str, Frame]:
+    def _collect(
+        self,
+        clients: Sequence[str],
+        *,
+        due: bool = True,
+        idle: int = 0,
+        sent_s: float = math.inf,
+    ) -> dict[str, Frame]:
         """Wait for the answers of several clients, or only look whether they are there."""
-        deadline = time.monotonic() + (self.timeout_s if due else 0.0)
-        replies = {c: self._receive(c, deadline, due=due) for c in clients}
-        return {client: reply for client, reply in replies.items() if reply is not None}
+        now = time.monotonic()
+        began, deadline = min(now, sent_s), now + (self.timeout_s if due else 0.0)
+        if not (self.deployed and due):
+            replies = {c: self._receive(c, deadline, due=due) for c in clients}
+            return {client: reply for client, reply in replies.items() if reply is not None}
+        links = {client: self._members[client].link for client in clients}
+
+        def majority_s() -> float | None:
+            return self.patience.majority_s(answered(), links, began, idle)
+
+        def answered() -> dict[str, float]:
+            return {c: link.answered_s for c, link in links.items() if link.answered_s >= began}
+
+        found = {}
+        for client in clients:
+            wait = partial(self._wait, client, began, deadline, majority_s)
+            reply = self._receive(client, deadline, due=True, wait=wait)
+            if reply is not None:
+                found[client] = reply
+        self.patience.count(answered(), links, majority_s())
+        return found
+
+    def _wait(
+        self, client: str, began: float, deadline: float, majority_s: Callable[[], float | None]
+    ) -> Frame:
+        """Return a device's answer, or raise ``ClientLate`` when it has to be gone on without."""
+        member = self._members[client]
+        link, left_s = member.link, self.patience.left(client, member.asked in _MANY)
+        now = time.monotonic()
+        while True:
+            # Nobody's patience ends before that; after it, a look now and then whether it has.
+            until = min(deadline, max(began + left_s, now + _LOOK * (now - began), now + _LOOK_S))
+            try:
+                return link.receive(max(0.0, until - now))
+            except ClientLate:
+                early = time.monotonic() < until
+                now = time.monotonic()
+                if early or now >= deadline:
+                    raise
+            since = majority_s()
+            if since is not None and now >= since + left_s:
+                raise OutOfPatience(
+                    f"client {client} is slower than the others, who have waited for it before"
+                )
 
     def _send(self, client: str, request: Request) -> bool:
         """Send one request and book it; False when the client is gone."""
@@ -208,12 +246,19 @@ class Cohort:
         self._book(client, "down", frame.tensors, member.link.wire_bytes_down - before)
         return True
 
-    def _receive(self, client: str, deadline: float, *, due: bool) -> Frame | None:
+    def _receive(
+        self,
+        client: str,
+        deadline: float,
+        *,
+        due: bool,
+        wait: Callable[[], Frame] | None = None,
+    ) -> Frame | None:
         """Return one answer and book it; None when the client is late, is lost or leaves."""
         link = self._members[client].link
         before = link.wire_bytes_up
         try:
-            reply = link.receive(max(0.0, deadline - time.monotonic()))
+            reply = wait() if wait else link.receive(max(0.0, deadline - time.monotonic()))
         except ClientLate as error:
             if due:
                 self._miss(client, error)
@@ -222,6 +267,7 @@ class Cohort:
             self._lose(client, error)
             return None
         self.late.pop(client, None)
+        self._late_since.pop(client, None)
         if reply.kind == m.LEAVE:
             self.drop(client, told(reply.fields) or "it gave no reason")
             return None
@@ -237,15 +283,24 @@ class Cohort:
                 "link.step_timeout_s higher, or simulate fewer clients"
             )
         self.late[client] = kind
+        silent_s = time.monotonic() - self._late_since.setdefault(client, time.monotonic())
+        if silent_s > self.max_misses * self.timeout_s:
+            self._lose(client, ClientLost(f"client {client} was silent for {silent_s:.0f} s"))
+            return
+        if isinstance(error, OutOfPatience):
+            log.info("%s: %r goes on without it", error, kind)
+            return
         self.misses[client] += 1
         misses = f"miss {self.misses[client]} of {self.max_misses} in this round"
         log.warning("%s to %r: %s", error, kind, misses)
         if self.misses[client] >= self.max_misses:
             self._lose(client, ClientLost(f"{error}, {misses}"))
 
-    def ask(self, clients: Iterable[str], request: Request) -> dict[str, Frame]:
-        """Send several clients the same request, and collect the answers."""
-        return self.exchange(dict.fromkeys(clients, request))
+    def ask(
+        self, clients: Iterable[str], request: Request, waiting: Iterable[str] = ()
+    ) -> dict[str, Frame]:
+        """Send several clients the same request, and collect the answers; see ``exchange``."""
+        return self.exchange(dict.fromkeys(clients, request), waiting)
 
     def expect(self, client: str, reply: Frame, *kinds: str) -> None:
         """Check the kind of an answer; raises ``ProtocolError`` when it is another."""
@@ -258,8 +313,3 @@ class Cohort:
         """Close every link."""
         for member in self._members.values():
             member.link.close("the run has ended")
-
-
-def natural(name: str) -> tuple[int, int, str]:
-    """Return a key that sorts numeric names by value, before all others."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)

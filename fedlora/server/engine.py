@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
 from fedlora.lora.start import start_from
 from fedlora.privacy.cascade import SnrMeter
-from fedlora.server.adapter_update import AdapterUpdate
+from fedlora.server.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.device import check_device
 from fedlora.server.placement import Placement
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
@@ -22,6 +23,10 @@ from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import pool_packed
 
 AdapterState = Mapping[str, torch.Tensor]
+
+
+class SpoiledError(FedloraError):
+    """The gradients of a batch overflow, so it was not added up."""
 
 
 @dataclass(frozen=True)
@@ -157,24 +162,41 @@ class SplitEngine:
         -------
         list of torch.Tensor or None
             Where the embedding trains: gradient at each client's activation, packed.
+
+        Raises
+        ------
+        SpoiledError
+            When the gradients overflow; what earlier batches of the step added up is kept.
         """
         assert self._output is not None and self._input is not None
         noise_energy = self.energies(noise) if noise else []
         before = []
         if noise:
             before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
+        kept = self.update.kept()
         torch.autograd.backward(self._output, self._cotangent(gradients))
+        given = [None if g is None else w for g, w in zip(gradients, weights, strict=True)]
+        if not self.update.is_sound(given):
+            self.update.put_back(kept)
+            self._output = None
+            raise SpoiledError("a batch's gradients are beyond what floats hold")
         if noise:
             now = [f.grad for f in self._factors() if f.grad is not None]
             measured = _energies([a - b for a, b in zip(now, before, strict=True)])
             self._snr.add(measured, noise_energy)
-        given = zip(gradients, weights, strict=True)
-        self.update.end_batch([None if g is None else w for g, w in given])
+        self.update.end_batch(given)
         self._output = None
         if self._input.grad is None:
             return None
         tokens = [sum(r.lengths) for r in self._rows]
         return list(torch.split(self._input.grad.float(), tokens))
+
+    def size(self, gradients: Sequence[torch.Tensor | None], weights: Sequence[float]) -> float:
+        """Return the size of a batch's gradients, in place of ``backward``; nothing is added up."""
+        assert self._output is not None
+        found = torch.autograd.grad(self._output, self._factors(), self._cotangent(gradients))
+        self._output = None
+        return gradient_size(found, weights)
 
     def energies(self, gradients: Sequence[torch.Tensor | None]) -> list[float]:
         """Return the energy that gradients at the cut bring to each projection's A and B together.

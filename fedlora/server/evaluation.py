@@ -12,8 +12,9 @@ from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.server.answers import read_batch
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.engine import AdapterState, ClientRows, SplitEngine
+from fedlora.server.member import Request
 from fedlora.server.steps import Ranks
 from fedlora.server.uploads import Activation
 from fedlora.tasks.base import Counts, Task
@@ -87,14 +88,16 @@ class Evaluator:
         seen: dict[str, int] = {}
         tell_at = time.monotonic() + _TELL_EVERY_S
         replies = self.cohort.ask(clients, Request(m.EVAL_BEGIN, {"rows": rows}))
+        asked = list(replies)
         present = self.engine.adapter() if adapters else {}
         try:
             while replies:
-                open_, done = _partition(replies)
-                for client, reply in done.items():
+                open_, told = _partition(replies)
+                for client, reply in told.items():
                     total = self._add(client, reply, seen.get(client, 0), counts, total)
                 batch = self._batch(open_, seen)
-                replies = self._exchange(batch, ranks, adapters, present)
+                done = [client for client in asked if client not in batch]
+                replies = self._exchange(batch, ranks, adapters, present, done)
                 if replies and time.monotonic() > tell_at:
                     tell_at = time.monotonic() + _TELL_EVERY_S
                     there = sum(self.cohort[c].held_out_rows for c in self.cohort.clients)
@@ -110,6 +113,7 @@ class Evaluator:
         ranks: Ranks,
         adapters: Mapping[str, AdapterState],
         present: AdapterState,
+        done: Iterable[str],
     ) -> dict[str, Frame]:
         """Forward the clients that hold the same adapter together."""
         groups: dict[int, list[str]] = {}
@@ -125,7 +129,7 @@ class Evaluator:
             )
             for client, part in zip(members, z, strict=True):
                 requests[client] = Request(m.EVAL, {}, put("representation", part, self._down))
-        return self.cohort.exchange(requests)
+        return self.cohort.exchange(requests, waiting=done)
 
     def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:
         """Read the next rows of every client; drop one that has more than it said."""

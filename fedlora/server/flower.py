@@ -101,7 +101,7 @@ def _train(
     hosts: Mapping[int, str],
     folder: RunFolder,
 ) -> dict[str, dict[str, Any]]:
-    """Train from the start or the last checkpoint; return what each client said at the end."""
+    """Train from the start or the last checkpoint; return what clients' hosts tell."""
     training, checkpoints = server.training, Checkpoints(folder.checkpoint)
     checkpoints.hold()
     private = server.scenario.privacy.enabled
@@ -144,11 +144,9 @@ def _train(
                     "the round is begun again when devices are back (%s)", server.cohort.reasons()
                 )
                 sessions.readmit()
-        results = {client: dict(found) for client, found in server.end().items()}
+        server.end()
         limit_s = server.scenario.federation.connect_timeout_s
-        for client, found in _collect(grid, nodes, hosts, limit_s).items():
-            results.setdefault(client, {}).update(found)
-    return results
+        return _collect(grid, nodes, hosts, limit_s)
 
 
 def _sized(scenario: Scenario, clients: int) -> Scenario:

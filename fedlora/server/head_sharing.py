@@ -9,9 +9,10 @@ from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.head import SharedHead, Weights, most_common
-from fedlora.server.uploads import read_named
+from fedlora.server.member import Request
+from fedlora.server.uploads import check_weights, read_named
 from fedlora.tasks.base import head_trains, task_class
 
 
@@ -102,7 +103,9 @@ class HeadSharing:
     def _weights(self, client: str, reply: Frame) -> Weights:
         try:
             shapes = self.head.shapes if self.head is not None else None
-            return read_named(reply, m.HEAD_WEIGHT, shapes)
+            found = read_named(reply, m.HEAD_WEIGHT, shapes)
+            check_weights(found)
+            return found
         except ProtocolError as error:
             self._cohort.drop(client, str(error))
             return {}

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora.config import Scenario
+from fedlora.config import FederationConfig, Scenario
 from fedlora.errors import FedloraError
-from fedlora.link.reasons import REASON, told
 from fedlora.report.run_folder import RunFolder
+from fedlora.server.questions import RECORD, Questions, in_simulation
 
-log = logging.getLogger("fedlora.server")
+__all__ = ["RECORD", "Node", "Seats", "find_nodes"]
 
-HELLO = "query.hello"
-RECORD = "fedlora"
 _POLL_S = 0.2
 _PATIENCE_S = 8.0  # before a run that waits for nodes says so
-_ANSWER_S = 60.0
 _ASK_AGAIN_S = 10.0
+_MOST_SIMULATED = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,77 @@ class Node:
     simulated: bool
 
 
+class Seats:
+    """Which node is which client: as the scenario says, or first come, first served.
+
+    Parameters
+    ----------
+    config
+        Its ``nodes`` bind client numbers to nodes.
+    questions
+        Warns of nodes that are refused.
+    """
+
+    def __init__(self, config: FederationConfig, questions: Questions) -> None:
+        self._bound = {int(node): client for client, node in enumerate(config.nodes)}
+        self._questions = questions
+        self.nodes: dict[int, Node] = {}  # by client
+        self.refused: set[int] = set()
+
+    @property
+    def bound(self) -> bool:
+        """Whether the scenario names the nodes."""
+        return bool(self._bound)
+
+    def take(self, node: int, client: int, online: Sequence[int], *, simulated: bool) -> bool:
+        """Give a node the seat of a client; False when it is another's.
+
+        Parameters
+        ----------
+        node, client
+            Who says to be whom.
+        online
+            Nodes that can be reached: one that cannot loses its seat to a new one.
+        simulated
+            Whether this is a simulation, where Flower numbers the nodes.
+        """
+        if self._bound and not simulated:
+            return self._take_own(node, client)
+        held = self.nodes.get(client)
+        if held is not None and held.id != node and held.id in online:
+            self.refused.add(node)
+            self._questions.tell(
+                f"node {node} is refused: it says partition-id {client}, which is that of node "
+                f"{held.id}; give each SuperNode its own, or bind them by federation.nodes"
+            )
+            return False
+        self._seat(Node(node, client, simulated))
+        return True
+
+    def _take_own(self, node: int, client: int) -> bool:
+        own = self._bound.get(node)
+        if own != client:
+            self.refused.add(node)
+            whose = "names it not" if own is None else f"binds it to client {own}"
+            self._questions.tell(
+                f"node {node} is refused: it says partition-id {client}, and federation.nodes "
+                f"{whose}; mend either"
+            )
+            return False
+        self._seat(Node(node, client, simulated=False))
+        return True
+
+    def _seat(self, node: Node) -> None:
+        self.refused.discard(node.id)
+        self.nodes = {c: n for c, n in self.nodes.items() if n.id != node.id} | {node.client: node}
+
+
 def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
     """Ask nodes who they are until all of the federation are there.
 
-    In a simulation the first node tells how many there are; in a deployment the scenario does.
+    In a simulation the nodes tell how many there are; in a deployment the scenario does. Whether
+    this is one is known here, whatever nodes say. A node that is refused fills no seat, and when
+    all who are missing may be refused ones the run begins without them.
 
     Parameters
     ----------
@@ -66,65 +129,50 @@ def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
     Raises
     ------
     FedloraError
-        When too few answer in time, or two call themselves the same.
+        When too few answer in time.
     """
-    deadline = time.monotonic() + scenario.federation.connect_timeout_s
-    known: dict[int, Node] = {}
+    config = scenario.federation
+    began = time.monotonic()
+    deadline = began + config.connect_timeout_s
+    questions = Questions(grid)
+    seats = Seats(config, questions)
     again: dict[int, float] = {}  # when a node that did not answer well is asked once more
-    wanted = scenario.federation.clients
-    tell_at, told = time.monotonic() + _PATIENCE_S, -1
-    while time.monotonic() < deadline and len(known) < wanted:
-        if time.monotonic() > tell_at and len(known) != told:
-            told, left_s = len(known), deadline - time.monotonic()
-            text = f"{told} of {wanted} nodes are there; waiting {left_s:.0f} s for the others"
+    wanted, latest = config.clients, began
+    tell_at, told = began + _PATIENCE_S, -1
+    while (now := time.monotonic()) < deadline and len(seats.nodes) < wanted:
+        if now > tell_at and len(seats.nodes) != told:
+            told = len(seats.nodes)
+            text = f"{told} of {wanted} nodes are there; waiting {deadline - now:.0f} s for others"
             folder.append_event("message", text=text, level="info")
-        now = time.monotonic()
-        there = sorted(set(grid.get_node_ids()) - set(known))
-        fresh = [node for node in there if again.get(node, 0.0) <= now]
-        if not known:
-            fresh = fresh[:1]
+        online = sorted(set(grid.get_node_ids()))
+        seated = {node.id for node in seats.nodes.values()}
+        fresh = [n for n in online if n not in seated and again.get(n, 0.0) <= now]
         again |= dict.fromkeys(fresh, now + _ASK_AGAIN_S)
-        for node, total in ask_who(grid, fresh):
-            known[node.id] = node
-            if node.simulated:
-                wanted = total
-        time.sleep(_POLL_S if len(known) < wanted else 0)
-    nodes = sorted(known.values(), key=lambda node: node.client)
-    if len(nodes) < scenario.federation.min_clients or not nodes:
-        raise FedloraError(
-            f"{len(nodes)} nodes answered within {scenario.federation.connect_timeout_s:g} s, "
-            f"federation.min_clients is {scenario.federation.min_clients}; start more SuperNodes"
-        )
-    clients = [node.client for node in nodes]
-    if len(set(clients)) < len(clients):
-        raise FedloraError(
-            f"nodes have the partition-ids {clients}; give each SuperNode its own in --node-config"
-        )
-    return nodes
+        questions.ask(fresh)
+        for node, client, clients in questions.answers():
+            simulated = in_simulation()
+            if seats.take(node, client, online, simulated=simulated):
+                latest = now
+            if simulated:
+                wanted = min(max(1, clients), _MOST_SIMULATED)
+        if _is_settled(seats, config, wanted, now - latest):
+            break
+        time.sleep(_POLL_S if len(seats.nodes) < wanted else 0)
+    return _enough(seats.nodes, config)
 
 
-def ask_who(grid: Grid, ids: Sequence[int]) -> list[tuple[Node, int]]:
-    """Ask nodes who they are; return those that answer, each with the clients it knows of."""
-    messages = [Message(RecordDict(), dst_node_id=i, message_type=HELLO) for i in ids]
-    found = []
-    for reply in grid.send_and_receive(messages, timeout=_ANSWER_S) if messages else ():
-        if reply.has_error():
-            log.warning("node %s cannot take part: %s", reply.metadata.src_node_id, reply.error)
-            continue
-        try:
-            record = reply.content[RECORD]
-            if REASON in record:
-                reason = told(dict(record))
-                log.warning("node %s cannot take part: %s", reply.metadata.src_node_id, reason)
-                continue
-            client, clients = int(record["client"]), int(record["clients"])
-            node = Node(reply.metadata.src_node_id, client, bool(record["simulated"]))
-        except (KeyError, TypeError, ValueError) as error:
-            log.warning(
-                "node %s does not say who it is (%r); it needs the same fedlora release",
-                reply.metadata.src_node_id,
-                error,
-            )
-            continue
-        found.append((node, clients))
-    return found
+def _is_settled(seats: Seats, config: FederationConfig, wanted: int, quiet_s: float) -> bool:
+    """Tell whether refused nodes may be all who are missing, and nobody has come for a while."""
+    there = len(seats.nodes)
+    missing = wanted - there
+    enough = there >= max(1, config.min_clients)
+    return enough and 0 < missing <= len(seats.refused) and quiet_s > _ASK_AGAIN_S
+
+
+def _enough(nodes: Mapping[int, Node], config: FederationConfig) -> list[Node]:
+    if len(nodes) < config.min_clients or not nodes:
+        raise FedloraError(
+            f"{len(nodes)} nodes answered within {config.connect_timeout_s:g} s, "
+            f"federation.min_clients is {config.min_clients}; start more SuperNodes"
+        )
+    return [nodes[client] for client in sorted(nodes)]

@@ -17,7 +17,7 @@ from fedlora.report.gallery import write_holdings
 from fedlora.report.records import client_ids
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
-from fedlora.server.cohort import natural
+from fedlora.server.holdings import classes_of, holdings
 from fedlora.server.run import ServerRun
 from fedlora.tasks.base import task_class
 
@@ -34,16 +34,16 @@ def write_results(
     server
         The run.
     results
-        What each client said at the end; in a simulation without privacy with its label counts.
+        What the hosts of simulated clients tell, without privacy with label counts; empty in a
+        deployment, where nothing that a client says at the end is written down.
     """
     export(server).save(folder.adapter)
     scenario, training = server.scenario, server.training
     if training.head is not None:
-        told = (list(found["classes"]) for found in results.values() if found.get("classes"))
-        classes = next(told, list(scenario.task.labels))
+        classes = classes_of(scenario.task.labels, results)
         weights = {name: p.detach() for name, p in training.head.parameters.items()}
         replace_file(head_file(folder), save(weights, {"labels": json.dumps(classes)}))
-    holdings = _holdings(results)
+    held = holdings(results)
     rounds = folder.read_metrics()
     summary = Summary.from_rounds(
         rounds,
@@ -54,29 +54,18 @@ def write_results(
         extra={
             "task": scenario.task.kind,
             "projections": [(p.layer, p.name) for p in server.training.ranking.space.projections],
-            "label_counts": holdings,
+            "label_counts": held,
             "outside_air_bits": server.air.ledger.outside_bits(),
             "lost_clients": server.cohort.lost,
         },
     )
     folder.write_summary(summary)
-    write_holdings(folder, holdings)
+    write_holdings(folder, held)
 
 
 def head_file(folder: RunFolder) -> Path:
     """Return where the head lies that all clients share; personal heads stay with the clients."""
     return folder.path / "head.safetensors"
-
-
-def _holdings(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return the number of rows of each client by label, where the clients told."""
-    held = {
-        client: dict(zip(results[client]["labels"], results[client]["label_rows"], strict=True))
-        for client in sorted(results, key=natural)
-        if "labels" in results[client]
-    }
-    labels = sorted({label for counts in held.values() for label in counts})
-    return {label: {c: counts.get(label, 0) for c, counts in held.items()} for label in labels}
 
 
 def export(server: ServerRun) -> Adapter:

@@ -17,8 +17,9 @@ from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.link.link import Link
 from fedlora.observe.watch import ClientStatus, Watch
 from fedlora.server.air import Air
-from fedlora.server.cohort import Cohort, Member, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.engine import SplitEngine
+from fedlora.server.member import Member, Request
 from fedlora.server.ranking import Ranking, rank_space
 from fedlora.server.training import Recorder, Training
 from fedlora.split.blocks import Cut
@@ -70,7 +71,7 @@ class ServerRun:
         )
         link = scenario.link
         self.watch = Watch(self.air.book)
-        self.cohort = Cohort(link.step_timeout_s, self.watch.book, link.max_misses)
+        self.cohort = Cohort(link.step_timeout_s, self.watch.book, link.max_misses, link.patience)
         self.training = Training(
             scenario, self.engine, self.cohort, self.air, Ranking(scenario, space), recorder
         )
@@ -92,7 +93,13 @@ class ServerRun:
         for name in ("rows", "held_out_rows"):
             value = hello.fields.get(name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_ROWS:
-                raise ProtocolError(f"{name} is {value!r}; it counts rows from 0")
+                raise ProtocolError(f"{name} is {value!r:.40}; it counts rows from 0")
+        most = self.scenario.evaluate.max_rows
+        if hello.fields["held_out_rows"] > most:
+            raise ProtocolError(
+                f"held_out_rows is {hello.fields['held_out_rows']}; evaluate.max_rows is {most}, "
+                "hold out fewer or raise it"
+            )
         return {"rounds": self.scenario.train.rounds, "steps": self.scenario.train.steps}
 
     def join(self, link: Link, hello: Frame, ready: Frame | None = None) -> None:

@@ -15,8 +15,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml
-from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.link import messages as m
+from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.frame import Frame
 from fedlora.link.listen import address_of
 from fedlora.link.reasons import REASON, told
@@ -24,15 +23,20 @@ from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
 from fedlora.link.tls import create_identity
 from fedlora.link.tokens import TokenStore
-from fedlora.server.nodes import RECORD, Node, ask_who
+from fedlora.printable import printable
+from fedlora.server.arrivals import Arrivals
+from fedlora.server.nodes import RECORD, Node
+from fedlora.server.questions import Questions
 from fedlora.server.run import ServerRun
 
 log = logging.getLogger("fedlora.server")
 
 SESSION = "train.session"
 _POLL_S = 0.2
-_READY_S = 30.0
+_SOON_S = 0.01  # between two looks for who is ready
 _LOOK_S = 5.0
+_STRANGERS_S = 15.0  # for a node that is new to say who it is
+_QUEUE_FRAMES = 16  # what a device that is late for two rounds is asked meanwhile
 MOST_LOSSES = 3
 """A device that was lost or late more often in a run is not invited any more."""
 
@@ -89,6 +93,8 @@ class Sessions:
         self._invited: dict[str, float] = {}  # and when the invitation ends
         self._asked: set[int] = set()  # nodes that were no client's
         self._tokens = TokenStore()
+        self._questions = Questions(grid)
+        self._arrivals = Arrivals()
         server.cohort.deployed = not all(node.simulated for node in nodes)
         link = self._scenario.link
         self._stream = StreamServer(
@@ -96,7 +102,7 @@ class Sessions:
             link.port,
             identity=create_identity(link.public_host),
             max_frame_bytes=link.max_frame_mib << 20,
-            queue_frames=max(4, link.max_misses + 1),
+            queue_frames=max(_QUEUE_FRAMES, link.max_misses + 1),
             give_up_s=link.give_up_s,
             admit=self._admit,
             tokens=self._tokens,
@@ -195,11 +201,13 @@ class Sessions:
         online = set(self._grid.get_node_ids())
         away = {client for client in lost if self._nodes[client].id not in online}
         strangers = sorted(online - {node.id for node in self._nodes.values()} - self._asked)
-        if away and strangers:
+        if away and strangers and not self._scenario.federation.nodes:
             self._asked.update(strangers)
-            for node, _ in ask_who(self._grid, strangers):
-                if str(node.client) in away:
-                    self._nodes[str(node.client)] = node
+            self._questions.ask(strangers)
+            for node, client, _ in self._questions.answers_within(_STRANGERS_S):
+                if str(client) in away:
+                    self._nodes[str(client)] = Node(node, client, simulated=False)
+                    away.discard(str(client))
         return [client for client in lost if self._nodes[client].id in online]
 
     def _invite(self, clients: Iterable[str]) -> None:
@@ -248,9 +256,12 @@ class Sessions:
         """Take in clients and note failures until all is done or time is up; look once at least."""
         deadline, next_poll = time.monotonic() + limit_s, 0.0
         while True:
-            link = self._stream.accept(_POLL_S if limit_s else 0.01)
+            link = self._stream.accept(_SOON_S if self._arrivals else _POLL_S if limit_s else 0.01)
             if link is not None:
-                self._take_in(link)
+                self._arrivals.add(link)
+            for arrived, answer in self._arrivals.ready():
+                self._take_in(arrived, answer)
+            if link is not None:
                 continue
             if time.monotonic() >= next_poll:
                 self._poll()
@@ -258,14 +269,16 @@ class Sessions:
             if done() or time.monotonic() >= deadline:
                 return
 
-    def _take_in(self, link: StreamLink) -> None:
+    def _take_in(self, link: StreamLink, answer: Frame | FedloraError) -> None:
         cohort = self._server.cohort
         try:
-            ready = _welcomed(link)
+            if isinstance(answer, FedloraError):
+                raise answer
             cohort.drop(link.client, "it connected anew")
-            self._server.join(link, link.hello, ready)
+            self._server.join(link, link.hello, answer)
         except ClientLost as error:  # it may connect anew, or Flower tells what became of it
             log.warning("client %s connected and was lost: %s", link.client, error)
+            cohort.lost.setdefault(link.client, printable(error))
             cohort.may_return.add(link.client)
             link.close(str(error))
         except FedloraError as error:
@@ -288,7 +301,8 @@ class Sessions:
                 if reason:
                     self._fail(client, reason, may_return=client in self._server.cohort.may_return)
             elif message.error.code == ErrorCode.NODE_UNAVAILABLE:
-                log.info("client %s cannot be reached: %s", client, message.error.reason)
+                why = printable(message.error.reason)
+                log.info("client %s cannot be reached: %s", client, why)
                 del self._invited[client]  # it is invited again once Flower sees it
                 self._server.cohort.lost.setdefault(client, "Flower cannot reach it")
                 self._server.cohort.may_return.add(client)
@@ -307,6 +321,7 @@ class Sessions:
         """
         if not self._server.cohort.deployed:
             raise FedloraError(f"client {client} of the simulation does not take part: {reason}")
+        reason = printable(reason, 500)
         log.warning("client %s does not take part: %s", client, reason)
         self._invited.pop(client, None)
         cohort = self._server.cohort
@@ -316,16 +331,6 @@ class Sessions:
             cohort.times_lost[client] += 1
         else:
             cohort.may_return.discard(client)
-
-
-def _welcomed(link: StreamLink) -> Frame:
-    """Return a client's answer to its welcome; raises ``ProtocolError`` unless it is ready."""
-    ready = link.receive(_READY_S)
-    if ready.kind == m.LEAVE:
-        raise ProtocolError(f"it leaves at once: {told(ready.fields)}")
-    if ready.kind != m.READY:
-        raise ProtocolError(f"it answered {ready.kind[:40]!r} where {m.READY} was due")
-    return ready
 
 
 def session_ttl_s(scenario: Scenario) -> float:

@@ -19,10 +19,12 @@ from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.answers import Answer, Answers, read_batch
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.engine import ClientRows, SplitEngine
 from fedlora.server.head import SharedHead
+from fedlora.server.member import Request
 from fedlora.server.spending import Spending
+from fedlora.server.spoiled import SoundSteps
 from fedlora.server.uploads import Activation
 
 log = logging.getLogger("fedlora.server")
@@ -98,6 +100,7 @@ class StepLoop:
         self._down = create_codec(link.representation)
         self._back = create_codec(link.gradient)
         self._answers = Answers(scenario, engine, cohort, self.spending)
+        self._sound = SoundSteps(engine, cohort)
 
     def run(
         self,
@@ -159,16 +162,20 @@ class StepLoop:
                 gradients = self._answers.read(replies, z, head, batch, train=train)
                 if not gradients:
                     raise self._deserted(step)
-                for client, (_, weight, loss) in gradients.items():
-                    weight_sum += weight
+                noise = self._answers.probe(exchange, gradients, z, head)
+                upstream = self._backward(gradients, noise) if train else None
+                gradients = {c: own for c, own in gradients.items() if c in self.cohort}
+                for client, own in gradients.items():
+                    if head is not None:
+                        head.add(client, own.head, own.weight)
+                    weight_sum += own.weight
+                    loss = own.loss
                     loss_sum = None if loss is None or loss_sum is None else loss_sum + loss
                     rows = len(batch[client].lengths)
                     tally.rows[client] = tally.rows.get(client, 0) + rows
                 if update:
                     tally.missed.update(c for c in clients if c not in gradients)
-                tokens += sum(sum(a.lengths) for a in batch.values())
-                noise = self._answers.probe(exchange, gradients, z, head)
-                upstream = self._backward(batch, gradients, noise) if train else None
+                tokens += sum(sum(batch[client].lengths) for client in z)
                 if config.embedding:
                     replies = self._embeddings(upstream, batch, fields, more=more)
                 left = {c: reply for c, reply in replies.items() if c in self.cohort}
@@ -192,8 +199,7 @@ class StepLoop:
     ) -> tuple[dict[str, Frame], dict[str, torch.Tensor]]:
         """Forward, send every client its representation, and collect the answers."""
         rows = [ClientRows(a.packed, a.lengths, ranks[c], c) for c, a in batch.items()]
-        parts = self.engine.forward(rows, train=train, exchange=exchange)
-        z = dict(zip(batch, parts, strict=True))
+        z = self._sound.forward(rows, train=train, exchange=exchange)
         shared = head.tensors() if head else {}
         requests = {
             client: Request(
@@ -213,20 +219,18 @@ class StepLoop:
 
     def _backward(
         self,
-        batch: Mapping[str, Activation],
         gradients: Mapping[str, Answer],
         noise: Mapping[str, torch.Tensor],
-    ) -> list[torch.Tensor] | None:
-        nothing: Answer = (None, 0.0, None)
-        return self.engine.backward(
-            [gradients.get(client, nothing)[0] for client in batch],
-            [gradients.get(client, nothing)[1] for client in batch],
-            [noise.get(client) for client in batch] if noise else (),
+    ) -> dict[str, torch.Tensor] | None:
+        return self._sound.backward(
+            {client: own.gradient for client, own in gradients.items()},
+            {client: own.weight for client, own in gradients.items()},
+            noise,
         )
 
     def _embeddings(
         self,
-        upstream: list[torch.Tensor] | None,
+        upstream: Mapping[str, torch.Tensor] | None,
         batch: Mapping[str, Activation],
         fields: Mapping[str, object],
         *,
@@ -238,7 +242,8 @@ class StepLoop:
         fields = {"step": fields["step"], "update": fields["update"], "next": more}
         requests = {
             client: Request(m.EMBEDDING, fields, put("embedding", gradient, self._back))
-            for client, gradient in zip(batch, upstream, strict=True)
+            for client, gradient in upstream.items()
+            if client in self.cohort
         }
         return self.cohort.exchange(requests)
 
@@ -259,7 +264,7 @@ class StepLoop:
                         self.spending.note(client, reply)
             ready = {c: reply for c, reply in replies.items() if "lengths" in reply.tensors}
             others = [client for client in replies if client not in ready]
-            ready |= self.cohort.ask(others, Request(m.BATCH))
+            ready |= self.cohort.ask(others, Request(m.BATCH), waiting=found)
             found |= self._activations(ready)
             if found or not self.cohort.late:
                 break

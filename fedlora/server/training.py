@@ -17,12 +17,13 @@ from fedlora.ranks.reports import ClientReport
 from fedlora.ranks.space import RankDecision
 from fedlora.report.records import RoundRecord
 from fedlora.server.air import Air
-from fedlora.server.cohort import Cohort, Request
+from fedlora.server.cohort import Cohort
 from fedlora.server.deliveries import Deliveries
 from fedlora.server.engine import SplitEngine
 from fedlora.server.evaluation import Evaluation, Evaluator
 from fedlora.server.head import SharedHead
 from fedlora.server.head_sharing import HeadSharing
+from fedlora.server.member import Request
 from fedlora.server.ranking import Ranking, Told
 from fedlora.server.reports import Reports
 from fedlora.server.round_record import Outcome, round_record

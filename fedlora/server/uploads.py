@@ -12,6 +12,9 @@ from fedlora.errors import ProtocolError
 from fedlora.link.codec import Codec, take
 from fedlora.link.frame import Frame
 
+MOST_WEIGHT = 1e6
+"""Far beyond any weight of a head that works."""
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -89,6 +92,19 @@ def read_number(
             f"{name} is {str(value)[:40]!r}; expected a number from {low:g} to {high:g}"
         )
     return float(value)
+
+
+def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights of a head that none has, and that would make every client's losses overflow.
+
+    Raises
+    ------
+    ProtocolError
+        When one is too large.
+    """
+    for name, tensor in weights.items():
+        if tensor.numel() and not float(tensor.abs().max()) <= MOST_WEIGHT:
+            raise ProtocolError(f"{name} of its head holds weights beyond {MOST_WEIGHT:g}")
 
 
 def read_named(

@@ -7,9 +7,9 @@ import torch
 from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
-from fedlora.server.cohort import Request
 from fedlora.server.engine import ClientRows
 from fedlora.server.head import SharedHead
+from fedlora.server.member import Request
 from fedlora.server.run import ServerRun
 from fedlora.server.uploads import (
     Activation,

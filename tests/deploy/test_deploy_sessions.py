@@ -17,7 +17,7 @@ import torch
 from relay import Relay
 
 import clients.device
-import fedlora.server.nodes
+import fedlora.server.questions
 import fedlora.server.sessions
 from clients.device import idle_limit_s, state_folder, take_part
 from clients.keeper import Keeper
@@ -77,6 +77,17 @@ class Devices:
     def push_messages(self, messages):
         names = []
         for message in messages:
+            if message.kind == "query.hello":  # client 1 alone starts again under another number
+                names.append(f"question-{message.metadata.dst_node_id}")
+                told = {"client": 1, "clients": 2, "simulated": False}
+                self._replies.append(
+                    SimpleNamespace(
+                        metadata=SimpleNamespace(reply_to_message_id=names[-1]),
+                        has_error=lambda: False,
+                        content={RECORD: told},
+                    )
+                )
+                continue
             names.append(f"message-{len(self.sent)}")
             self.sent.append(message.metadata.dst_node_id)
             threading.Thread(target=self._run, args=(names[-1], message), daemon=True).start()
@@ -90,17 +101,6 @@ class Devices:
 
     def get_node_ids(self):
         return self.online.pop(0) if len(self.online) > 1 else self.online[0]
-
-    def send_and_receive(self, messages, timeout=None):
-        """Answer for client 1, the only one that starts again under another number."""
-        return [
-            SimpleNamespace(
-                metadata=SimpleNamespace(src_node_id=message.metadata.dst_node_id),
-                has_error=lambda: False,
-                content={RECORD: {"client": 1, "clients": 2, "simulated": False}},
-            )
-            for message in messages
-        ]
 
     def _run(self, name, message):
         ledger = self.states.with_name(f"ledger-{message.content[RECORD]['client']}")
@@ -127,18 +127,20 @@ def letter(content, *, dst_node_id, message_type, ttl):
     """A message that can be written outside Flower's processes."""
     assert message_type == "train.session"
     assert ttl > 0
-    return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
+    metadata = SimpleNamespace(dst_node_id=dst_node_id)
+    return SimpleNamespace(content=content, metadata=metadata, kind=message_type)
 
 
 def question(content, *, dst_node_id, message_type):
     assert message_type == "query.hello"
-    return SimpleNamespace(content=content, metadata=SimpleNamespace(dst_node_id=dst_node_id))
+    metadata = SimpleNamespace(dst_node_id=dst_node_id)
+    return SimpleNamespace(content=content, metadata=metadata, kind=message_type)
 
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
     monkeypatch.setattr(fedlora.server.sessions, "Message", letter)
-    monkeypatch.setattr(fedlora.server.nodes, "Message", question)
+    monkeypatch.setattr(fedlora.server.questions, "Message", question)
 
 
 class CutOff:

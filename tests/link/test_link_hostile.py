@@ -12,23 +12,26 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import grpc
 import psutil
 import pytest
 import safetensors.torch
 import torch
-from link_peers import BAD_HEADER, BAD_PAYLOAD, LIMIT, HostilePeer, ask, header, hello, raw
+from link_peers import BAD_HEADER, BAD_PAYLOAD, LIMIT, HostilePeer, ask, echo, header, hello, raw
 
-from fedlora.errors import ClientLost, ProtocolError
+from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.codec import Fp32Codec, take
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.server_stream import MAX_REFUSALS
 from fedlora.link.stream import CLOSED, REFUSED
+from fedlora.link.stream_client import StreamClient
 from fedlora.link.stream_link import StreamLink
+from fedlora.link.stream_places import BURST, MOST_OF_ONE, RATE, StreamPlaces
 from fedlora.link.stream_server import StreamServer
-from fedlora.link.tokens import TokenStore
+from fedlora.link.tokens import MOST_CLAIMS, TokenStore
 
 pytestmark = pytest.mark.usefixtures("bystander")
 
@@ -107,15 +110,112 @@ def test_a_stream_on_which_nobody_says_hello_is_ended(
     peer.close()
 
 
-def test_streams_beyond_the_limit_are_refused(start: Callable[..., StreamServer]) -> None:
+def test_streams_beyond_the_limit_are_told_to_dial_again(
+    start: Callable[..., StreamServer],
+) -> None:
     server = start(max_streams=2)
     peers = [HostilePeer(server.port, server.certificate_pem) for _ in range(3)]
     links = [admitted(server, peer, f"c{i}") for i, peer in enumerate(peers[:2])]
     peers[2].open(server.tokens.grant("c2", 60.0))
-    assert peers[2].ending()[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert peers[2].ending()[0] == grpc.StatusCode.UNAVAILABLE
     assert [link.lost for link in links] == ["", ""]
     for peer in peers:
         peer.close()
+
+
+def test_hellos_without_end_on_one_token_end_the_stream_and_leave_one_link(
+    server: StreamServer, hostile: HostilePeer
+) -> None:
+    token = server.tokens.grant("mallory", 60.0)
+    for _ in range(3):
+        hostile.open(token)
+        hostile.greet("mallory", token)
+        assert decode_frame(hostile.read(), LIMIT).kind == m.WELCOME
+        for _ in range(1000):
+            hostile.greet("mallory", token)
+        assert hostile.ending()[0] == grpc.StatusCode.INVALID_ARGUMENT
+    link = server.accept(10.0)
+    assert link is not None
+    assert link.lost
+    assert server.accept(0.0) is None
+
+
+def test_a_token_that_leads_nowhere_is_void_after_a_while(
+    start: Callable[..., StreamServer],
+) -> None:
+    tokens = TokenStore()
+    token = tokens.grant("mallory", 60.0)
+    for _ in range(MOST_CLAIMS):
+        tokens.claim(token, "mallory")
+    with pytest.raises(FedloraError, match="led to no session"):
+        tokens.claim(token, "mallory")
+
+
+def test_refused_hellos_end_a_stream_whose_peer_does_not_read(
+    server: StreamServer, hostile: HostilePeer
+) -> None:
+    hostile.open(server.tokens.grant("mallory", 60.0))
+    before = psutil.Process().memory_info().rss
+    for i in range(20_000):
+        hostile.greet(f"m{i}", "guess" + "x" * 1000)
+    hostile.ending()
+    assert psutil.Process().memory_info().rss - before < 60 << 20
+
+
+def test_one_client_cannot_take_the_places_of_others(start: Callable[..., StreamServer]) -> None:
+    server = start(max_streams=8)
+    honest = HostilePeer(server.port, server.certificate_pem)
+    link = admitted(server, honest, "honest")
+    token = server.tokens.grant("mallory", 60.0)
+    peers = [HostilePeer(server.port, server.certificate_pem) for _ in range(20)]
+    for peer in peers:
+        peer.open(token)
+        peer.call.initial_metadata()  # the server has it
+    for peer in peers[:-MOST_OF_ONE]:
+        assert peer.ending()[0] == grpc.StatusCode.UNAVAILABLE
+    late = HostilePeer(server.port, server.certificate_pem)
+    assert admitted(server, late, "late").lost == ""
+    assert link.lost == ""
+    for peer in (*peers, honest, late):
+        peer.close()
+
+
+def test_a_client_that_opens_streams_all_the_time_has_to_wait() -> None:
+    now = [0.0]
+    places = StreamPlaces(1024, clock=lambda: now[0])
+    opened = [places.take(cast(Any, Ended()), "mallory") for _ in range(BURST + 5)]
+    assert opened == [True] * BURST + [False] * 5
+    assert places.take(cast(Any, Ended()), "honest")
+    now[0] = 1.0 / RATE
+    assert places.take(cast(Any, Ended()), "mallory")
+
+
+class Ended:
+    """A stream that makes place."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, object] = {}
+
+    def abort(self, reason: str) -> None:
+        self.reason = reason
+
+
+def test_an_honest_client_waits_until_a_crowded_server_has_a_place(
+    start: Callable[..., StreamServer], connect: Callable[..., StreamClient]
+) -> None:
+    server = start(max_streams=2)
+    first, second = (HostilePeer(server.port, server.certificate_pem) for _ in range(2))
+    admitted(server, first, "a")
+    admitted(server, second, "b")
+    stream = connect(server, give_up_s=60.0)
+    over = stream.attach("c", echo, hello("c", server.tokens.grant("c", 60.0)))
+    time.sleep(0.3)
+    assert not over.done()
+    first.close()
+    link = server.accept(30.0)
+    assert link is not None
+    assert link.client == "c"
+    second.close()
 
 
 def test_clients_beyond_the_limit_of_a_stream_end_it(start: Callable[..., StreamServer]) -> None:
@@ -279,8 +379,8 @@ def test_a_thousand_malformed_frames_change_nothing(
     generator = random.Random(5)
     good = encode_frame(Frame(m.GRADIENT, "mallory", 5, {"loss": 0.5}, {"z": torch.ones(8, 8)}))
     peer = HostilePeer(server.port, server.certificate_pem)
-    for n in range(1000):
-        peer.open(server.tokens.grant("mallory", 60.0))
+    for n in range(1000):  # of many grantees: one alone may not open streams so fast
+        peer.open(server.tokens.grant(f"mallory{n % 50}", 60.0))
         kind = n % 4
         if kind == 0:
             data = good[: generator.randrange(len(good))]

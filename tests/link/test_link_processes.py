@@ -167,7 +167,7 @@ def test_256_idle_streams_take_no_threads_and_little_memory(
         assert process.stdin is not None
         grant = server.tokens.grant
         for i in range(256):
-            process.stdin.write(f"c{i} {grant('c', 60.0)} {grant('c', 60.0)}\n")
+            process.stdin.write(f"c{i} {grant(f'c{i}', 60.0)} {grant(f'c{i}', 60.0)}\n")
         process.stdin.close()
         assert all(server.accept(30.0) is not None for _ in range(256))
         assert psutil.Process().num_threads() - before < 16

@@ -29,7 +29,7 @@ def attack(server: StreamServer) -> None:
     peer = HostilePeer(server.port, server.certificate_pem)
     for number in range(PEERS):
         stranger = number % 3 == 0
-        peer.open("guess" if stranger else server.tokens.grant("mallory", 60.0))
+        peer.open("guess" if stranger else server.tokens.grant(f"mallory{number % 50}", 60.0))
         peer.send(chance.choice(rubbish))
         refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT)
         assert peer.ending()[0] in refused
