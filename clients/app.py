@@ -13,15 +13,17 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.owner.door import Door
-from clients.owner.process import in_simulation
+from clients.owner.process import in_simulation as _simulated
 from clients.owner.terms import OwnerTerms
 from clients.owner.words import about, log_whole
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
+from fedlora.link.reasons import ERROR, REASON
 
 app = ClientApp()
 
 _RECORD = "fedlora"
+_HELLO, _SESSION, _COLLECT = "flower hello", "flower session", "flower collect"
 
 
 def _answered(
@@ -33,7 +35,9 @@ def _answered(
     except Exception as error:
         log_whole(f"the {kind} message is not answered", error)
         door = Door(OwnerTerms(deployed=not simulated))
-        record = door.record(kind, door.words(error))
+        record = door.told(error)
+    if kind == _SESSION or REASON in record:
+        record[ERROR] = record.pop(REASON, "")
     return Message(RecordDict({_RECORD: ConfigRecord(record)}), reply_to=message)
 
 
@@ -41,7 +45,7 @@ def _answered(
 def hello(message: Message, context: Context) -> Message:
     """Tell who this node is, or why nobody can tell."""
     node_config = context.node_config
-    simulated = in_simulation(node_config)
+    simulated = _simulated(node_config)
 
     def answer() -> Mapping[str, Any]:
         with about("keys"):
@@ -49,16 +53,16 @@ def hello(message: Message, context: Context) -> Message:
         own = -1 if keys.partition_id is None else keys.partition_id
         door = Door(OwnerTerms(deployed=not simulated))
         told = {"client": door.public(own), "clients": door.public(keys.num_partitions)}
-        return door.record("flower hello", told)
+        return door.record(_HELLO, told)
 
-    return _answered("flower hello", message, answer, simulated=simulated)
+    return _answered(_HELLO, message, answer, simulated=simulated)
 
 
 @app.train("session")
 def session(message: Message, context: Context) -> Message:
     """Take part in a run: until its end on a device, or by handing over in a simulation."""
     node_config = context.node_config
-    simulated = in_simulation(node_config)
+    simulated = _simulated(node_config)
 
     def answer() -> Mapping[str, Any]:
         record = _record(message)
@@ -70,13 +74,13 @@ def session(message: Message, context: Context) -> Message:
 
         return take_part(record, node_config)
 
-    return _answered("flower session", message, answer, simulated=simulated)
+    return _answered(_SESSION, message, answer, simulated=simulated)
 
 
 @app.query("collect")
 def collect(message: Message, context: Context) -> Message:
     """Return what the edge host knows of a simulated client; a device tells nothing."""
-    simulated = in_simulation(context.node_config)
+    simulated = _simulated(context.node_config)
 
     def answer() -> Mapping[str, Any]:
         if not simulated:
@@ -85,7 +89,7 @@ def collect(message: Message, context: Context) -> Message:
 
         return result_of(_record(message))
 
-    return _answered("flower collect", message, answer, simulated=simulated)
+    return _answered(_COLLECT, message, answer, simulated=simulated)
 
 
 def _record(message: Message) -> dict[str, Any]:

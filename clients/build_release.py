@@ -41,7 +41,7 @@ from fedlora.privacy.plan import (
     upload_plan,
 )
 from fedlora.privacy.policy import PrivacyPolicy
-from fedlora.tasks.base import Sample
+from fedlora.tasks.base import Sample, task_class
 from fedlora.tasks.data import Record
 
 log = logging.getLogger("fedlora.edge")
@@ -254,6 +254,9 @@ def _reporting(
     if terms.reports == "unprotected":
         key = DATA if terms.simulated else REPORT
         return Reporting(door, limit=limit, key=key, ledger=ledger, records=records, plan=name)
+    if not task_class(scenario.task.kind).pooled:
+        log.warning("no held-out counts are told: their noise exists for classification alone")
+        return Reporting(door, evaluates=False)
     evaluations = min(_evaluations(scenario), terms.report_limit)
     try:
         policy = replace(scenario.privacy, uploads=0)

@@ -66,8 +66,7 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> dic
             raise
     except Exception as error:
         log_whole("this device does not take part", error)
-        door = Door(OwnerTerms(deployed=True))
-        return door.record("flower session", door.words(error))
+        return Door(OwnerTerms(deployed=True)).told(error)
     return {}
 
 

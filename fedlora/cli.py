@@ -105,11 +105,14 @@ def scenarios() -> None:
 @app.command()
 def keys(
     part: Annotated[str, typer.Argument(help="Show only keys that contain this.")] = "",
+    node: Annotated[
+        bool, typer.Option("--node", help="Keys of a device's node configuration instead.")
+    ] = False,
 ) -> None:
-    """List every scenario key with its default and its meaning."""
+    """List every scenario key with its default and its meaning, or every key of a node."""
     from fedlora.commands.keys import print_keys
 
-    print_keys(part)
+    print_keys(part, node=node)
 
 
 @app.command()

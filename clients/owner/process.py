@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 _SIMULATION_KEYS = {"partition-id", "num-partitions"}
 
 
-def in_simulation(node_config: Mapping[str, Any]) -> bool:
+def in_simulation(node_config: Mapping[str, Any] = MappingProxyType({})) -> bool:
     """Tell whether this is an actor of Flower's simulation engine, with no owner's key.
 
     Flower runs the clients of a simulation in Ray's actors and gives them two keys of its own; a

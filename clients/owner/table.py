@@ -46,7 +46,7 @@ _LENGTHS = Part("tokens of each text", ("public",))
 _ACTIVATION = Part(
     "text, as the token embedding or the client's blocks have it",
     ("allowed", "released"),
-    ("data", "text", "scenario-data"),
+    ("text", "scenario-data"),
     "one Gaussian release a record and run at privacy.activation_sigma, repeated afterwards",
 )
 _GRADIENT = Part(
@@ -105,9 +105,10 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
     m.ACTIVATION: {"activation": _ACTIVATION, "lengths": _LENGTHS},
     m.GRADIENT: {
         "weight": Part(
-            "number of records in the batch; without privacy of target tokens",
+            "number of records in the batch; without noise on gradients of target tokens",
             ("public", "released", "allowed"),
             ("data", "scenario-data"),
+            "labels: no more than was paid for the randomised labels",
         ),
         "loss": _LOSS,
         **_SPENT_FIELDS,
@@ -137,14 +138,30 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
     "flower hello": {
         "client": Part("the node configuration's partition-id", ("public",)),
         "clients": Part("the node configuration's num-partitions", ("public",)),
-        REASON: Part("a kind of a closed list", ("public",)),
-    },
-    "flower session": {
-        REASON: Part("a kind of a closed list", ("public",)),
-        **dict.fromkeys(NUMBERS, Part("place of a record in its file, or how many", ("public",))),
-    },
-    "flower collect": {
-        REASON: Part("a kind of a closed list", ("public",)),
     },
 }
-"""By message, then by field or by the name of a tensor up to its first full stop."""
+"""By message, then by field or by the name of a tensor up to its first full stop.
+
+A reply through Flower that is refused holds the parts of ``leave``, its reason as ``error``.
+"""
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """Return the table as ``docs/privacy.md`` shows it: message, part, what it depends on, how."""
+    found = []
+    for message, parts in TABLE.items():
+        same: dict[Part, list[str]] = {}
+        for name, part in parts.items():
+            same.setdefault(part, []).append(name)
+        for part, names in same.items():
+            ways = []
+            if "public" in part.ways:
+                ways.append("free")
+            if "allowed" in part.ways:
+                limit = " without `privacy-epsilon`" if "data" in part.keys else ""
+                ways.append(f"key {' or '.join(f'`{key}`' for key in part.keys)}{limit}")
+            if "released" in part.ways:
+                ways.append(f"paid: {part.cost}")
+            told = ", ".join(f"`{name}`" for name in names)
+            found.append((f"`{message}`", told, part.depends, "; or ".join(ways)))
+    return found

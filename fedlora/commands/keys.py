@@ -1,4 +1,4 @@
-"""``fedlora keys``: every scenario key, its default and what it means, from the dataclasses."""
+"""``fedlora keys``: every key of scenarios or nodes, its default and what it means."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.config import Scenario
+from fedlora.config.node import NodeKeys, dashed, shown_default
 from fedlora.errors import FedloraError
 
 
@@ -48,21 +49,36 @@ def scenario_keys(section: Any = None, prefix: str = "") -> Iterator[Key]:
             yield Key(prefix + field.name, _shown(value), meanings.get(field.name, ""))
 
 
-def print_keys(part: str) -> None:
+def node_keys() -> Iterator[Key]:
+    """Yield the keys of a device's node configuration."""
+    meanings = _attributes(NodeKeys)
+    for field in dataclasses.fields(NodeKeys):
+        yield Key(dashed(field.name), shown_default(field.name), meanings.get(field.name, ""))
+
+
+def print_keys(part: str, *, node: bool = False) -> None:
     """Print the keys whose name contains ``part``.
+
+    Parameters
+    ----------
+    part
+        Part of a name; empty for all.
+    node
+        Whether keys of the node configuration are meant, rather than those of scenarios.
 
     Raises
     ------
     FedloraError
         When there is none.
     """
-    found = [key for key in scenario_keys() if part in key.name]
+    known = list(node_keys() if node else scenario_keys())
+    found = [key for key in known if part in key.name]
     if not found:
-        names = [key.name for key in scenario_keys()]
+        names = [key.name for key in known]
         ends = {name.rpartition(".")[2]: name for name in names}
         near = difflib.get_close_matches(part, [*names, *ends], n=1)
         mend = f"did you mean {ends.get(near[0], near[0])}?" if near else "leave it out to see all"
-        raise FedloraError(f"no scenario key contains {part!r}; {mend}")
+        raise FedloraError(f"no {'node' if node else 'scenario'} key contains {part!r}; {mend}")
     table = Table("key", "default", "meaning", show_lines=True)
     for key in found:
         table.add_row(key.name, key.default, key.meaning)

@@ -17,6 +17,9 @@ from fedlora.printable import printable
 REASON: Final = "reason"
 """Field of a message that holds the kind, or in a simulation a sentence."""
 
+ERROR: Final = "error"
+"""The same in a reply through Flower; empty where all is well."""
+
 KINDS: Final[Mapping[str, str]] = {
     "keys": "it refuses to take part, as its node configuration cannot be used",
     "invitation": "it refuses the invitation, which does not hold what this release sends",
@@ -94,13 +97,16 @@ def closed_words(error: BaseException) -> Mapping[str, Any]:
     return Reason(kind, own.numbers).fields()
 
 
-def told(fields: Mapping[str, Any]) -> str:
+def told(fields: Mapping[str, Any], name: str = REASON) -> str:
     """Return a client's reason as a sentence that is fit for a log line; empty where it gave none.
 
     Parameters
     ----------
     fields
         What came over the wire.
+    name
+        Where the reason is in it.
     """
-    reason = Reason.read(fields)
-    return reason.sentence() if reason else printable(fields.get(REASON) or "")
+    given = fields.get(name)
+    reason = Reason.read({**fields, REASON: given})
+    return reason.sentence() if reason else printable(given or "")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora.link.reasons import REASON, told
+from fedlora.link.reasons import ERROR, told
 from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.server")
@@ -64,8 +64,8 @@ class Questions:
                 continue
             try:
                 record = reply.content[RECORD]
-                if REASON in record:
-                    self.tell(f"node {node} cannot take part: {told(dict(record))}")
+                if record.get(ERROR):
+                    self.tell(f"node {node} cannot take part: {told(dict(record), ERROR)}")
                     continue
                 client, clients = int(record["client"]), int(record["clients"])
                 if not 0 <= client < MOST_CLIENTS:

@@ -18,7 +18,7 @@ from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.frame import Frame
 from fedlora.link.listen import address_of
-from fedlora.link.reasons import REASON, told
+from fedlora.link.reasons import ERROR, told
 from fedlora.link.stream_link import StreamLink
 from fedlora.link.stream_server import StreamServer
 from fedlora.link.tls import create_identity
@@ -296,8 +296,8 @@ class Sessions:
             if client not in self._invited:
                 continue
             if not message.has_error():
-                answer = dict(message.content.get(RECORD, {REASON: "its answer says nothing"}))
-                reason = told(answer)
+                answer = dict(message.content.get(RECORD, {ERROR: "its answer says nothing"}))
+                reason = told(answer, ERROR)
                 if reason:
                     self._fail(client, reason, may_return=client in self._server.cohort.may_return)
             elif message.error.code == ErrorCode.NODE_UNAVAILABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, scenario
-from unsplit import Unsplit
+from federation import Federation, Handler, scenario
+from unsplit import SampleStream, Unsplit
 
-from clients.batches import BatchStream
 from clients.edge_client import EdgeClient
 from fedlora.channel.state import ChannelState
+from fedlora.link.frame import Frame
 from fedlora.ranks import ClientReport
 from fedlora.report.summary import Summary
 
@@ -117,9 +118,9 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled):
     exchanges = train.total_steps * train.accumulate
     tokens = 0
     for number, client in enumerate(federation.clients):
-        stream = BatchStream(client.door.truth(client.train), train.batch_size, config.seed, number)
-        for _ in range(exchanges):
-            tokens += tokens_of(client.door.truth(client.train)[i] for i in stream.indices())
+        own = client.door.truth(client.train)
+        stream = SampleStream(own, train.batch_size, config.seed, number)
+        tokens += sum(tokens_of(stream.next()) for _ in range(exchanges))
     rows = 3 * exchanges * train.batch_size
     vectors = rows if pooled else tokens  # what comes down and what goes back up
     head = 3 * WIDTH * FLOAT if pooled else 0
@@ -162,13 +163,18 @@ def test_air_time_is_bits_over_the_rate(tiny, records):
 
 
 def test_a_measured_link_decides_what_is_late_and_silent_clients_leave(tiny, records):
-    rates_bps = {0: 2.5 * RANK_BITS / DEADLINE_S, 1: 0.5 * RANK_BITS / DEADLINE_S, 2: None}
+    rates_bps = {"0": 2.5 * RANK_BITS / DEADLINE_S, "1": 0.5 * RANK_BITS / DEADLINE_S}
 
-    def measuring(client: EdgeClient) -> Any:
-        rate = rates_bps[int(client.name)]
-        state = rate and ChannelState(None, None, 1e6, rate, rate, derived=True)
-        client.report = lambda round_: ClientReport(channel=state).to_dict()
-        return client.handle
+    def silent(reply: Frame) -> Frame:
+        told = {name: value for name, value in reply.fields.items() if name != "channel"}
+        return dataclasses.replace(reply, fields=told)
+
+    def measuring(client: EdgeClient) -> Handler:
+        rate = rates_bps.get(client.name, 1.0)
+        client.report = lambda round_: ChannelState(None, None, 1e6, rate, rate, derived=True)
+        if client.name in rates_bps:
+            return client.handle
+        return lambda frame: silent(client.handle(frame))
 
     config = scenario(
         tiny["gpt2"],
@@ -184,13 +190,13 @@ def test_a_measured_link_decides_what_is_late_and_silent_clients_leave(tiny, rec
     record = federation.recorder.rounds[-1]
     assert {c: own["delivered"] for c, own in record["clients"].items()} == {"0": True, "1": False}
     assert record["clients"]["0"]["snr_db"] is None
-    assert record["clients"]["0"]["rate_bps"] == pytest.approx(rates_bps[0])
+    assert record["clients"]["0"]["rate_bps"] == pytest.approx(rates_bps["0"])
     assert "reports no measured link" in federation.server.cohort.lost["2"]
     # The heads' first weights travel before anything was measured, and take no time.
     first = federation.server.air.row(1, "0")
     assert first is not None
     assert first.bits["up"]["control"] > 0
-    sent_s = {way: sum(first.bits[way].values()) / rates_bps[0] for way in ("up", "down")}
+    sent_s = {way: sum(first.bits[way].values()) / rates_bps["0"] for way in ("up", "down")}
     assert first.direction_seconds("down") == pytest.approx(sent_s["down"], rel=1e-2)
 
 

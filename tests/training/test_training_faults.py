@@ -19,7 +19,6 @@ from fedlora.channel.state import ChannelState
 from fedlora.errors import ClientLost, Deserted, FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.ranks import ClientReport
 
 Change = Callable[[Frame], Frame]
 BAD = "1"
@@ -243,7 +242,7 @@ def measuring(state: ChannelState) -> Callable[[EdgeClient], Handler]:
     """Let every client report one state."""
 
     def wrap(edge: EdgeClient) -> Handler:
-        edge.report = lambda round_: ClientReport(channel=state).to_dict()
+        edge.report = lambda round_: state
         return edge.handle
 
     return wrap

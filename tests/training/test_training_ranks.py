@@ -46,7 +46,7 @@ class Ranked(Unsplit):
 
     def step(self, number: int) -> float:
         total, contributors = 0.0, dict.fromkeys(self.components, 0)
-        batch = [[b.samples[i] for i in b.indices()] for b in self.batches]
+        batch = [stream.next() for stream in self.batches]
         for client, own in enumerate(batch):
             self.show(client)
             loss, _ = self.loss([rows if k == client else [] for k, rows in enumerate(batch)])

@@ -136,14 +136,20 @@ class FastLink:
         return (up + down) / 1e6
 
 
+@pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("model", ["measured", "awgn"])
-def test_a_device_reports_its_link_and_its_text(tiny, records, model):
-    config = scenario(tiny["bert"], records, f"channel.model={model}")
-    statistics = DataStatistics(9.0, 0.5, 1.5, 12.0)
-    report = ClientReport.from_dict(device_report(config, 0, FastLink(), statistics)(1))
-    assert report.statistics == statistics
-    assert report.channel is not None
-    assert ClientReport.from_dict(device_report(config, 0, FastLink())(1)).statistics is None
+def test_a_device_reports_its_link_and_its_text_where_that_is_asked_for(
+    tiny, records, model, asked
+):
+    overrides = [f"channel.model={model}", *(ASKED if asked else ())]
+    config = scenario(tiny["bert"], records, *overrides)
+    client = Federation(config).clients[0]
+    client.report = device_report(config, 0, FastLink())
+    reply = client.handle(Frame(m.ROUND, "0", 1, {"round": 1}))
+    report = ClientReport.from_dict(reply.fields)
+    assert report.channel == client.report(1)
+    own = text_statistics(client.door.truth(client.train), load_tokenizer(tiny["bert"]))
+    assert report.statistics == (own if asked else None)
 
 
 @pytest.mark.parametrize(

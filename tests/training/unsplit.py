@@ -18,6 +18,17 @@ from fedlora.tasks.base import Sample
 PREFIXES = {"gpt2": "transformer.", "bert": ""}
 
 
+class SampleStream(BatchStream):
+    """A client's batches, as samples."""
+
+    def __init__(self, samples: list[Sample], batch_size: int, seed: int, client: int) -> None:
+        super().__init__(samples, batch_size, seed, client)
+        self._own = samples
+
+    def next(self) -> list[Sample]:
+        return [self._own[number] for number in self.indices()]
+
+
 class Unsplit:
     """Trains one undivided model on what all clients of a federation would train on.
 
@@ -66,7 +77,7 @@ class Unsplit:
             "embedding": torch.optim.AdamW(self.embeddings, weight_decay=train.weight_decay),
         }
         self.batches = [
-            BatchStream(c.door.truth(c.train), train.batch_size, config.seed, number)
+            SampleStream(c.door.truth(c.train), train.batch_size, config.seed, number)
             for number, c in enumerate(federation.clients)
         ]
 
@@ -90,7 +101,7 @@ class Unsplit:
         train = self.config.train
         total, weights = 0.0, [0] * len(self.batches)
         for _ in range(train.accumulate):
-            batch = [[b.samples[i] for i in b.indices()] for b in self.batches]
+            batch = [stream.next() for stream in self.batches]
             loss, counts = self.loss(batch)
             loss.backward()
             total += loss.item()

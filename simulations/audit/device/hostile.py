@@ -16,7 +16,7 @@ from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame, decode_frame
 
 _CLASSES = ("neg", "pos", "odd")
-_RUNS = ("0" * 16, "1" * 16, "2" * 16)
+_RUNS = ("0" * 16, "0" * 16, "1" * 16)
 MODEL = "package:simulations/quickstart/decoder"
 _WIDTH = 128
 _ODD_VALUES: Sequence[Any] = (
