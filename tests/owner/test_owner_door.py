@@ -75,7 +75,7 @@ def test_a_message_has_no_part_beside_those_of_the_table() -> None:
         door.message("gossip", "0", 1, {"reason": door.public("x")})
     with pytest.raises(TypeError, match="loss of gradient may not leave as public"):
         door.message(m.GRADIENT, "0", 1, {"loss": door.public(0.5)})
-    with pytest.raises(TypeError, match="gradient.int8 of gradient may not leave as public"):
+    with pytest.raises(TypeError, match=r"gradient\.int8 of gradient may not leave as public"):
         door.message(m.GRADIENT, "0", 1, {}, {"gradient.int8": door.public(torch.zeros(1))})
 
 

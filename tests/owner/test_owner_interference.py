@@ -106,18 +106,6 @@ def _labels_decide_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OwnRecords, "encode", encode)
 
 
-def _any_plan_pays_for_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_release, "_digest", lambda scenario: "")
-
-
-def _losses_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exact(self: PrivateRelease, value: Any) -> Any:
-        number = value._Private__value
-        return self.door.public(number) if isinstance(number, float) else None
-
-    monkeypatch.setattr(PrivateRelease, "exact", exact)
-
-
 def _a_sentence_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         OwnerTerms, "simulated", property(lambda self: self.ledger is None and self.deployed)
@@ -147,8 +135,6 @@ def _nothing_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
         _a_trained_head_leaves,
         _a_personal_head_moves_others,
         _labels_decide_who_takes_part,
-        _any_plan_pays_for_any_other,
-        _losses_leave,
         _a_sentence_leaves,
         _no_noise_is_added,
         _nothing_is_charged,
