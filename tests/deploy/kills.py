@@ -26,6 +26,7 @@ import fedlora.server.sessions
 from clients.device import take_part
 from clients.private import PrivateRelease
 from fedlora.config import scenario_from_toml, scenario_to_toml
+from fedlora.link.reasons import ERROR, REASON
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import open_run
 from fedlora.server.flower import _train
@@ -150,12 +151,14 @@ def edge(post: Post, home: Path, client: int) -> None:
         "scenario-data": "true",
         "state": str(home / "states"),
         "privacy-ledger": str(home / f"ledger-{client}"),
+        "privacy-personal-head": "true",
     }
     while True:
         for invitation in post.open(client):
             session = json.loads(invitation.read_text())
             session["certificate"] = session["certificate"].encode()
-            put(invitation.with_suffix(".answer"), {"error": take_part(session, node)})
+            told = take_part(session, node)
+            put(invitation.with_suffix(".answer"), {ERROR: told.pop(REASON, ""), **told})
         time.sleep(0.02)
 
 

@@ -122,7 +122,8 @@ def test_a_device_has_its_own_data_and_package_and_a_broken_one_is_reported(depl
     assert set(summary["lost_clients"]) == {"2"}
     log = (out / "log.txt").read_text()
     assert "client 2 does not take part" in log
-    assert "there is no such" in log
+    assert "cannot use its data" in log and "/nowhere" not in log
+    assert "there is no such" in (deployment.folder / "node2.txt").read_text()
     rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [sorted(r["clients"]) for r in rounds] == [["0", "1"], ["0", "1"]]
 

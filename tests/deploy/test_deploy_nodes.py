@@ -18,14 +18,14 @@ from fedlora.server.nodes import Node, Seats, find_nodes
 from fedlora.server.questions import Questions
 
 SAYS = {
-    1: RecordDict({"fedlora": ConfigRecord({"client": 0, "clients": 2, "simulated": False})}),
-    2: RecordDict({"fedlora": ConfigRecord({"client": 1, "clients": 2, "simulated": False})}),
-    3: RecordDict({"fedlora": ConfigRecord({"client": "zero", "clients": 2, "simulated": False})}),
+    1: RecordDict({"fedlora": ConfigRecord({"client": 0, "clients": 2})}),
+    2: RecordDict({"fedlora": ConfigRecord({"client": 1, "clients": 2})}),
+    3: RecordDict({"fedlora": ConfigRecord({"client": "zero", "clients": 2})}),
     4: RecordDict({"fedlora": ConfigRecord({"clients": 2})}),
     5: RecordDict({"fedlora": ArrayRecord()}),
     6: RecordDict(),
     8: RecordDict({"fedlora": ConfigRecord({"error": "its partition-id is 'two'"})}),
-    7: RecordDict({"fedlora": ConfigRecord({"client": 1, "clients": 2, "simulated": False})}),
+    7: RecordDict({"fedlora": ConfigRecord({"client": 1, "clients": 2})}),
 }
 
 
@@ -73,9 +73,8 @@ def scenario(**limits: Any) -> Scenario:
     return Scenario(federation=FederationConfig(**{"clients": 2} | limits))
 
 
-def says(client: int, *, clients: int = 2, simulated: bool = False) -> RecordDict:
-    told = {"client": client, "clients": clients, "simulated": simulated}
-    return RecordDict({"fedlora": ConfigRecord(told)})
+def says(client: int, *, clients: int = 2, **more: bool) -> RecordDict:
+    return RecordDict({"fedlora": ConfigRecord({"client": client, "clients": clients, **more})})
 
 
 def test_nodes_are_sorted_by_client_and_nonsense_is_left_out_with_a_sentence(tmp_path, caplog):

@@ -6,11 +6,12 @@ import dataclasses
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ from relay import Relay
 import clients.device
 import fedlora.server.questions
 import fedlora.server.sessions
-from clients.device import idle_limit_s, state_folder, take_part
+from clients.device import take_part
 from clients.keeper import Keeper
-from fedlora.config import Scenario, scenario_from_toml, with_overrides
+from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.launch import free_port
 from fedlora.link.frame import Frame
+from fedlora.link.reasons import ERROR, REASON
 from fedlora.link.stream_client import StreamClient
 from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
@@ -32,7 +35,6 @@ from fedlora.server.flower import _train
 from fedlora.server.nodes import RECORD, Node
 from fedlora.server.run import ServerRun
 from fedlora.server.sessions import Places, Sessions, session_ttl_s
-from fedlora.state import RoundStates
 
 SCENARIO = """
 [model]
@@ -79,7 +81,7 @@ class Devices:
         for message in messages:
             if message.kind == "query.hello":  # client 1 alone starts again under another number
                 names.append(f"question-{message.metadata.dst_node_id}")
-                told = {"client": 1, "clients": 2, "simulated": False}
+                told = {"client": 1, "clients": 2}
                 self._replies.append(
                     SimpleNamespace(
                         metadata=SimpleNamespace(reply_to_message_id=names[-1]),
@@ -108,16 +110,19 @@ class Devices:
             "scenario-data": "true",
             "state": str(self.states),
             "privacy-ledger": str(ledger),
+            "privacy-personal-head": "true",
         }
         session = dict(message.content[RECORD])
         if self.port:
             session["address"] = f"127.0.0.1:{self.port}"
-        error = take_part(session, node)
+        told = take_part(session, node)
         metadata = SimpleNamespace(
             reply_to_message_id=name, src_node_id=message.metadata.dst_node_id
         )
         reply = SimpleNamespace(
-            metadata=metadata, has_error=lambda: False, content={RECORD: {"error": error}}
+            metadata=metadata,
+            has_error=lambda: False,
+            content={RECORD: {ERROR: told.pop(REASON, ""), **told}},
         )
         with self._lock:
             self._replies.append(reply)
@@ -152,6 +157,7 @@ class CutOff:
         self.steps = [3]
         self.streams: dict[str, StreamClient] = {}
         self.asked: Counter[str] = Counter()
+        self.kept: defaultdict[str, list[int]] = defaultdict(list)
 
     def look(self, client: str, kind: str) -> None:
         if client in self.clients and kind == self.kind:
@@ -172,7 +178,10 @@ def cut_off(monkeypatch):
     class Unlucky(Keeper):
         def handle(self, frame):
             breaks.look(frame.client, frame.kind)
-            return super().handle(frame)
+            reply = super().handle(frame)
+            if frame.kind == "keep":
+                breaks.kept[frame.client].append(reply.fields["round"])
+            return reply
 
     monkeypatch.setattr(clients.device, "StreamClient", Noted)
     monkeypatch.setattr(clients.device, "Keeper", Unlucky)
@@ -268,9 +277,9 @@ def test_a_device_that_is_gone_is_left_out_and_rejoins(tmp_path, cut_off):
     assert devices.sent == [10, 11, 11]
     assert server.cohort.lost == {}
     assert server.cohort.times_lost["1"] == 1
+    assert cut_off.kept == {"0": [0, 1, 2, 3], "1": [0, 1, 3]}
     [run] = list((tmp_path / "states").iterdir())
-    assert RoundStates(run / "0").rounds() == [3, 2]
-    assert RoundStates(run / "1").rounds() == [3, 1]
+    assert list(run.iterdir()) == []  # the run has ended, and so have its states
 
 
 def test_a_device_that_is_lost_too_often_is_not_invited_again(tmp_path, cut_off):
@@ -376,16 +385,22 @@ def _wrong_hello(parts, client, token=""):
 
 
 REFUSALS = {
-    "leaves": (lambda ready: Frame("leave", "0", 0, {"reason": "no room"}), "no room"),
-    "another kind": (lambda ready: dataclasses.replace(ready, kind="gradient"), "'gradient' where"),
-    "no channel": (lambda ready: dataclasses.replace(ready, fields={}), "channel state"),
+    "leaves": (lambda ready: Frame("leave", "0", 0, {"reason": "no room"}), "no room", "failed"),
+    "another kind": (
+        lambda ready: dataclasses.replace(ready, kind="gradient"),
+        "'gradient' where",
+        "dropped",
+    ),
+    "no channel": (lambda ready: dataclasses.replace(ready, fields={}), "channel state", "dropped"),
 }
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_device_that_is_refused_on_joining_is_told_and_set_free(tmp_path, monkeypatch, refusal):
-    change, reason = REFUSALS[refusal]
-    told: dict[str, str] = {}
+def test_a_device_that_is_refused_on_joining_is_told_and_set_free(
+    tmp_path, monkeypatch, caplog, refusal
+):
+    change, reason, kind = REFUSALS[refusal]
+    told: dict[str, dict[str, Any]] = {}
     free = threading.Event()
 
     class Odd(Keeper):
@@ -394,12 +409,12 @@ def test_a_device_that_is_refused_on_joining_is_told_and_set_free(tmp_path, monk
             return change(reply) if frame.kind == "welcome" and frame.client == "0" else reply
 
     def noted(session, node):
-        error = clients.device.take_part(session, node)
-        told[str(session["client"])] = error
+        answer = clients.device.take_part(session, node)
+        told[str(session["client"])] = dict(answer)
         if session["client"] == 0:
             Ledger(Path(node["privacy-ledger"]), "0").close()  # nobody holds it any more
             free.set()
-        return error
+        return answer
 
     monkeypatch.setattr(clients.device, "Keeper", Odd)
     monkeypatch.setitem(globals(), "take_part", noted)
@@ -417,7 +432,9 @@ def test_a_device_that_is_refused_on_joining_is_told_and_set_free(tmp_path, monk
             sessions.open()
         assert free.wait(60.0)  # while the stream is still up
     assert reason in str(ended.value)
-    assert reason in told["0"]
+    assert told["0"] == {"reason": kind}
+    own = [record.getMessage() for record in caplog.records if record.name == "fedlora.edge"]
+    assert any("does not take part" in line and reason in line for line in own)
     assert list(server.cohort.clients) == ["1"]
 
 
@@ -429,13 +446,25 @@ def test_a_session_outlives_its_exchanges():
 
 @pytest.mark.parametrize("value", ["soon", 0, -3.0, "nan", "inf", None])
 def test_an_idle_limit_that_is_none_is_refused(value):
-    assert idle_limit_s({}) == 43_200
-    assert idle_limit_s({"idle-limit-s": "90"}) == 90
+    assert NodeKeys.read({}).idle_limit_s == 43_200
+    assert NodeKeys.read({"idle-limit-s": "90"}).idle_limit_s == 90
     with pytest.raises(FedloraError, match=r"idle-limit-s is .*; set seconds above 0"):
-        idle_limit_s({"idle-limit-s": value})
+        NodeKeys.read({"idle-limit-s": value})
 
 
 @pytest.mark.parametrize("name", ["", "../../etc", "0123456789abcdeg", "0" * 17])
-def test_a_run_name_cannot_lead_out_of_the_state_folder(tmp_path, name):
-    with pytest.raises(FedloraError, match="the run is called"):
-        state_folder({"state": str(tmp_path)}, name)
+def test_a_run_name_cannot_lead_out_of_the_state_folder(tmp_path, caplog, name):
+    session = {
+        "scenario": scenario_to_toml(tiny()),
+        "address": "127.0.0.1:1",
+        "certificate": b"",
+        "token": "",
+        "client": 0,
+        "clients": 2,
+        "run": name,
+    }
+    states = tmp_path / "states"
+    told = take_part(session, {"partition-id": 0, "scenario-data": "true", "state": str(states)})
+    assert told == {"reason": "invitation"}
+    assert "the run is called" in caplog.text
+    assert not states.exists()
