@@ -138,7 +138,10 @@ class Cohort:
         return "; ".join(f"client {c}: {why}" for c, why in list(self.lost.items())[:3])
 
     def exchange(
-        self, requests: Mapping[str, Request], waiting: Iterable[str] = ()
+        self,
+        requests: Mapping[str, Request],
+        waiting: Iterable[str] = (),
+        since_s: float = math.inf,
     ) -> dict[str, Frame]:
         """Send each client its request, then collect the answers.
 
@@ -148,6 +151,9 @@ class Cohort:
             By client; clients that are gone are passed over.
         waiting
             Others that have done their part and wait for these.
+        since_s
+            Since when, by the monotonic clock, where the server has worked for these alone before
+            it asks them: that keeps the others waiting as their answers do.
 
         Returns
         -------
@@ -156,7 +162,8 @@ class Cohort:
             wrongly is dropped and missing here; one that is late is missing. Where all are late the
             exchange waits on, until one has answered or all have missed too many deadlines.
         """
-        sent_s = time.monotonic()  # an answer may come before the last request is sent
+        # An answer may come before the last request is sent.
+        sent_s = min(time.monotonic(), since_s)
         asked = [c for c in self.clients if c in requests and self._send(c, requests[c])]
         idle = sum(1 for c in waiting if c in self and c not in requests)
         replies = self._collect(asked, idle=idle, sent_s=sent_s)

@@ -92,12 +92,13 @@ class Evaluator:
         present = self.engine.adapter() if adapters else {}
         try:
             while replies:
+                since_s = time.monotonic()
                 open_, told = _partition(replies)
                 for client, reply in told.items():
                     total = self._add(client, reply, seen.get(client, 0), counts, total)
                 batch = self._batch(open_, seen)
                 done = [client for client in asked if client not in batch]
-                replies = self._exchange(batch, ranks, adapters, present, done)
+                replies = self._exchange(batch, ranks, adapters, present, done, since_s)
                 if replies and time.monotonic() > tell_at:
                     tell_at = time.monotonic() + _TELL_EVERY_S
                     there = sum(self.cohort[c].held_out_rows for c in self.cohort.clients)
@@ -114,6 +115,7 @@ class Evaluator:
         adapters: Mapping[str, AdapterState],
         present: AdapterState,
         done: Iterable[str],
+        since_s: float,
     ) -> dict[str, Frame]:
         """Forward the clients that hold the same adapter together."""
         groups: dict[int, list[str]] = {}
@@ -129,7 +131,7 @@ class Evaluator:
             )
             for client, part in zip(members, z, strict=True):
                 requests[client] = Request(m.EVAL, {}, put("representation", part, self._down))
-        return self.cohort.exchange(requests, waiting=done)
+        return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 
     def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:
         """Read the next rows of every client; drop one that has more than it said."""
