@@ -18,7 +18,7 @@ from clients.owner.terms import OwnerTerms
 from clients.owner.words import about, log_whole
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.link.reasons import ERROR, REASON
+from fedlora.link.reasons import REASON, through_flower
 
 app = ClientApp()
 
@@ -37,7 +37,7 @@ def _answered(
         door = Door(OwnerTerms(deployed=not simulated))
         record = door.told(error)
     if kind == _SESSION or REASON in record:
-        record[ERROR] = record.pop(REASON, "")
+        record = through_flower(record)
     return Message(RecordDict({_RECORD: ConfigRecord(record)}), reply_to=message)
 
 

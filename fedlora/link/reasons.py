@@ -97,6 +97,11 @@ def closed_words(error: BaseException) -> Mapping[str, Any]:
     return Reason(kind, own.numbers).fields()
 
 
+def through_flower(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a reason's fields as a reply through Flower holds them; empty ones say all is well."""
+    return {**{k: v for k, v in fields.items() if k != REASON}, ERROR: fields.get(REASON, "")}
+
+
 def told(fields: Mapping[str, Any], name: str = REASON) -> str:
     """Return a client's reason as a sentence that is fit for a log line; empty where it gave none.
 

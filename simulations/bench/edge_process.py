@@ -24,16 +24,19 @@ def device(session: dict[str, Any], node_config: dict[str, Any]) -> dict[str, An
     from clients.device import take_part
 
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
-    error = take_part(session, node_config)
+    from fedlora.link.reasons import told
+
+    error = told(take_part(session, node_config))
     return {"error": error, "import_seconds": seconds, "import_cpu_seconds": cpu_seconds}
 
 
 def host(sessions: list[dict[str, Any]]) -> dict[str, Any]:
     """Host simulated clients, as an actor of Flower's simulation does, until the input ends."""
     from clients.edge_host import EdgeHost
+    from fedlora.link.reasons import told
 
     edge_host = EdgeHost(sessions[0])
-    errors = [edge_host.attach(session["client"], session["token"]) for session in sessions]
+    errors = [told(edge_host.attach(session["client"], session["token"])) for session in sessions]
     sys.stdin.read()
     return {"error": "; ".join(error for error in errors if error)}
 

@@ -63,15 +63,15 @@ class EdgeProcess:
             output, _ = self.process.communicate(timeout=60)
         finally:
             self.process.kill()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
         if self.process.returncode != 0 or not output:
-            self._errors.seek(0)
-            last = self._errors.read().strip().splitlines()[-1:] or ["it said nothing"]
             raise FedloraError(
-                f"a client process ended with status {self.process.returncode}: {last[0]}"
+                f"a client process ended with status {self.process.returncode}: {last}"
             )
         self.facts = json.loads(output.splitlines()[-1])
         if self.facts["error"]:
-            raise FedloraError(f"a client process failed: {self.facts['error']}")
+            raise FedloraError(f"a client process failed: {self.facts['error']} ({last})")
 
 
 class Door:

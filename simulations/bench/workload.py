@@ -122,19 +122,15 @@ class Workload:
     def batches(self, model: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the union of the clients' batches: token ids (rows, length), classes (rows,)."""
         task, tokenizer = self.task, load_tokenizer(model)
+        samples = [task.samples(own, tokenizer, self.scenario.data) for own in self._records]
         streams = [
-            BatchStream(
-                task.samples(records, tokenizer, self.scenario.data),
-                self.load.rows,
-                self.scenario.seed,
-                client,
-            )
-            for client, records in enumerate(self._records)
+            BatchStream(own, self.load.rows, self.scenario.seed, client)
+            for client, own in enumerate(samples)
         ]
         while True:
             rows: list[Sample] = []
-            for stream in streams:
-                rows += [stream.samples[index] for index in stream.indices()]
+            for own, stream in zip(samples, streams, strict=True):
+                rows += [own[index] for index in stream.indices()]
             classes = [row.target if isinstance(row.target, int) else -1 for row in rows]
             yield torch.tensor([row.ids for row in rows]), torch.tensor(classes)
 

@@ -84,9 +84,13 @@ class Unsplit:
         if head:
             groups.append({"params": head, "head": True})
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        losses = []
+        losses, own = [], [client.door.truth(client.train) for client in self.clients]
         for step in range(config.total_steps):
-            samples = [c.door.truth(c.train)[i] for c in self.clients for i in c.batches.indices()]
+            samples = [
+                records[number]
+                for records, client in zip(own, self.clients, strict=True)
+                for number in client.batches.indices()
+            ]
             total, weight = self._loss(samples)
             loss = total / weight
             optimizer.zero_grad()

@@ -36,6 +36,7 @@ import fedlora.server.questions
 import fedlora.server.sessions
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, encode_frame
+from fedlora.link.reasons import through_flower
 from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY
 from fedlora.link.stream_client import StreamClient
 from fedlora.server.flower import run_over_flower
@@ -146,7 +147,7 @@ def device(post: Post, home: Path, client: int) -> None:
 
 def answer(invitation: Path, content: Mapping[str, Any]) -> None:
     if not invitation.with_suffix(".answer").exists():
-        put(invitation.with_suffix(".answer"), content)
+        put(invitation.with_suffix(".answer"), through_flower(content))
 
 
 # Hostile devices that speak for themselves

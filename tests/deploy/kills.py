@@ -26,7 +26,7 @@ import fedlora.server.sessions
 from clients.device import take_part
 from clients.private import PrivateRelease
 from fedlora.config import scenario_from_toml, scenario_to_toml
-from fedlora.link.reasons import ERROR, REASON
+from fedlora.link.reasons import through_flower
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import open_run
 from fedlora.server.flower import _train
@@ -157,8 +157,7 @@ def edge(post: Post, home: Path, client: int) -> None:
         for invitation in post.open(client):
             session = json.loads(invitation.read_text())
             session["certificate"] = session["certificate"].encode()
-            told = take_part(session, node)
-            put(invitation.with_suffix(".answer"), {ERROR: told.pop(REASON, ""), **told})
+            put(invitation.with_suffix(".answer"), through_flower(take_part(session, node)))
         time.sleep(0.02)
 
 
