@@ -167,8 +167,9 @@ class EvaluateConfig:
     baseline
         Train the same head for the same steps on the frozen backbone first, for ``metric_before``.
     report
-        Whether clients report held-out metrics although privacy is on; epsilon does not cover them.
-        Without privacy they always do; on a device the owner has to agree too (``privacy-report``).
+        Whether clients report held-out metrics although privacy is on. Without privacy they always
+        do. In a simulation epsilon does not cover them; on a device the owner decides
+        (``privacy-report``): not at all, with noise that is paid for, or exactly.
     """
 
     every: int = 1

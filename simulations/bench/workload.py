@@ -102,6 +102,7 @@ class Workload:
         """Return the Flower node configuration of a client's device, with its own texts."""
         return {
             "partition-id": client,
+            "model": self.load.model,
             "data": str(self._texts_of(client)),
             "state": self.states,
         }

@@ -27,7 +27,7 @@ from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.launch import free_port
 from fedlora.link.frame import Frame
-from fedlora.link.reasons import ERROR, REASON
+from fedlora.link.reasons import through_flower
 from fedlora.link.stream_client import StreamClient
 from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
@@ -122,7 +122,7 @@ class Devices:
         reply = SimpleNamespace(
             metadata=metadata,
             has_error=lambda: False,
-            content={RECORD: {ERROR: told.pop(REASON, ""), **told}},
+            content={RECORD: through_flower(told)},
         )
         with self._lock:
             self._replies.append(reply)
