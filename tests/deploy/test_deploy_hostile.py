@@ -29,7 +29,6 @@ SAME_AS = {
     "claims 2^40 rows": "refuses",
     "gradient of 3.3e38": "leaves at its first step",
     "activation of 3.3e38": "leaves at its first batch",
-    "says another's number": "refuses",
     "says simulated": "honest",
     "class names in its last words": "honest",
     "escapes in its reason": "leaves at its first step",
