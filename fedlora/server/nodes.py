@@ -137,6 +137,7 @@ def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
     questions = Questions(grid)
     seats = Seats(config, questions)
     again: dict[int, float] = {}  # when a node that did not answer well is asked once more
+    pauses: dict[int, float] = {}  # longer each time for one that is silent: it may be slow
     wanted, latest = config.clients, began
     tell_at, told = began + _PATIENCE_S, -1
     while (now := time.monotonic()) < deadline and len(seats.nodes) < wanted:
@@ -147,7 +148,9 @@ def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
         online = sorted(set(grid.get_node_ids()))
         seated = {node.id for node in seats.nodes.values()}
         fresh = [n for n in online if n not in seated and again.get(n, 0.0) <= now]
-        again |= dict.fromkeys(fresh, now + _ASK_AGAIN_S)
+        for node in fresh:
+            pauses[node] = 2 * pauses[node] if node in questions.silent() else _ASK_AGAIN_S
+            again[node] = now + pauses[node]
         questions.ask(fresh)
         for node, client, clients in questions.answers():
             simulated = in_simulation()

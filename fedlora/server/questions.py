@@ -45,10 +45,9 @@ class Questions:
         self._told: set[str] = set()
 
     def ask(self, nodes: Sequence[int]) -> None:
-        """Ask nodes who they are; an earlier question to one of them counts no more."""
+        """Ask nodes who they are; a slow one may still answer an earlier question."""
         if not nodes:
             return
-        self._open = {name: node for name, node in self._open.items() if node not in nodes}
         messages = [Message(RecordDict(), dst_node_id=n, message_type=HELLO) for n in nodes]
         self._open |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
 
@@ -56,7 +55,7 @@ class Questions:
         """Return who has answered since: node, its client number, and the clients it knows of."""
         found = []
         for reply in self._grid.pull_messages(list(self._open)) if self._open else ():
-            node = self._open.pop(reply.metadata.reply_to_message_id, None)
+            node = self._answered(reply.metadata.reply_to_message_id)
             if node is None:
                 continue
             if reply.has_error():
@@ -78,6 +77,20 @@ class Questions:
                 continue
             found.append((node, client, clients))
         return found
+
+    def silent(self) -> set[int]:
+        """Return the nodes that owe an answer."""
+        return set(self._open.values())
+
+    def _answered(self, name: str) -> int | None:
+        """Return whose question has been answered; what it was asked before counts no more."""
+        node = self._open.get(name)
+        for known in list(self._open) if node is not None else ():
+            if self._open[known] == node:
+                del self._open[known]
+            if known == name:
+                break
+        return node
 
     def answers_within(self, limit_s: float) -> list[tuple[int, int, int]]:
         """Return the answers that come within so many seconds."""

@@ -28,10 +28,13 @@ class Deployment:
     ----------
     folder
         For keys, logs and Flower's home.
+    keys
+        Nodes for which keys are made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keys: int = 3) -> None:
         self.folder = folder
+        self.keys = keys
         self.port = free_port()
         self.certs = folder / "certs"
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -50,7 +53,7 @@ class Deployment:
         }
 
     def __enter__(self) -> Deployment:
-        write_certificates(self.certs, ["127.0.0.1"], 3)
+        write_certificates(self.certs, ["127.0.0.1"], self.keys)
         home = self.folder / "flwr"
         home.mkdir(parents=True)
         (home / "config.toml").write_text(
@@ -76,12 +79,14 @@ class Deployment:
     ) -> None:
         end(*self.processes)
 
-    def start(self, name: str, tool: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, tool: str, *arguments: str, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """Start one of Flower's processes; its words go to ``NAME.txt``."""
         with (self.folder / f"{name}.txt").open("ab") as log:
             process = subprocess.Popen(
                 [TOOLS / tool, *arguments],
-                env=self.environment,
+                env=self.environment | environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -96,7 +101,7 @@ class Deployment:
         done = self.flwr("supernode", "register", str(self.certs / f"node{node}.pub"), "fedlora")
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def supernode(self, node: int, config: str) -> None:
+    def supernode(self, node: int, config: str, **environment: str) -> None:
         """Start a SuperNode with its key; without data of its own it reads the scenario's."""
         if "data=" not in config:
             config += ' scenario-data="true"'
@@ -108,6 +113,7 @@ class Deployment:
             *("--auth-supernode-private-key", str(self.certs / f"node{node}")),
             *("--host", "127.0.0.1", "--port", str(free_port())),
             *("--node-config", config),
+            **environment,
         )
 
     def restart(self, node: int, config: str) -> None:

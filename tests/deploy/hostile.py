@@ -337,6 +337,22 @@ SAYS: Mapping[str, Mapping[str, Any]] = {
 FLOODS = ("hellos without end", "streams without end")
 
 
+def bound(work: Callable[[], None]) -> Callable[[], None]:
+    """Let a process end with this one, however that ends."""
+    parent = os.getpid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    def watched() -> None:
+        threading.Thread(target=watch, daemon=True).start()
+        work()
+
+    return watched
+
+
 def run(home: Path, kind: str) -> dict[str, Any]:
     """Run one federation; return its server's exit status, and what its memory came to."""
     home.mkdir()
@@ -349,12 +365,12 @@ def run(home: Path, kind: str) -> dict[str, Any]:
         KINDS[kind]()
         device(grid, home, int(BAD))
 
-    engine = fork(lambda: server(grid, home / "run"), home / "server.txt")
+    engine = fork(bound(lambda: server(grid, home / "run")), home / "server.txt")
     others = [
-        fork(lambda client=client: device(grid, home, client), home / f"device-{client}.txt")
+        fork(bound(lambda client=client: device(grid, home, client)), home / f"device-{client}.txt")
         for client in range(HONEST)
     ]
-    others.append(fork(hostile, home / "hostile.txt"))
+    others.append(fork(bound(hostile), home / "hostile.txt"))
     began, code, memory = time.monotonic(), None, []
     first: dict[Path, float] = {}
     process = psutil.Process(engine)

@@ -127,6 +127,29 @@ def test_no_node_can_make_a_deployment_a_simulation(tmp_path):
     assert nodes == [Node(1, 0, False), Node(2, 1, False), Node(9, 2, False)]
 
 
+def test_a_node_that_answers_after_it_was_asked_again_takes_part(tmp_path, quick):
+    """As one does whose ClientApp takes long to start; each question starts another."""
+    slow = Nodes(2, 1)
+    asked: list[tuple[str, float]] = []
+
+    def push(messages):
+        names = [f"{message.id}.{len(asked) + k}" for k, message in enumerate(messages)]
+        asked.extend((name, time.monotonic() + 1.2) for name in names)
+        return names
+
+    def pull(names):
+        due = {name for name, at in asked if at < time.monotonic()}
+        replies = [Nodes(2, 1).pull_messages([name.split(".")[0]])[0] for name in names]
+        for name, reply in zip(names, replies, strict=True):
+            reply.metadata.reply_to_message_id = name
+        return [r for n, r in zip(names, replies, strict=True) if n in due]
+
+    slow.push_messages, slow.pull_messages = push, pull
+    nodes = find_nodes(slow, scenario(connect_timeout_s=20.0), RunFolder.create(tmp_path))
+    assert nodes == [Node(1, 0, False), Node(2, 1, False)]
+    assert 2 < len(asked) <= 6  # asked again, at ever longer intervals
+
+
 def test_a_node_that_does_not_answer_keeps_nobody_waiting(tmp_path):
     began = time.monotonic()
     nodes = find_nodes(Nodes(99, 2, 1), scenario(), RunFolder.create(tmp_path))
