@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench e2e clean
+.PHONY: run test lint bench e2e hostile clean
 
 run: $(VENV)/.installed  ## install, then run the offline default through Flower
 	$(BIN)/fedlora run quickstart
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed-dev  ## format, style, types, import arrows
 
 e2e: $(VENV)/.installed-dev  ## whole deployments of real processes on loopback (minutes)
 	FEDLORA_E2E=1 $(BIN)/python -m pytest tests/deploy -m e2e
+
+hostile: $(VENV)/.installed-dev  ## one hostile device of each kind beside three honest ones (minutes)
+	FEDLORA_E2E=1 $(BIN)/python -m pytest tests/deploy -m hostile
 
 bench: $(VENV)/.installed-dev  ## speed and memory beside unsplit training
 	$(BIN)/fedlora bench

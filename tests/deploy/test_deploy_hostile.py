@@ -17,8 +17,8 @@ from hostile import BAD, KINDS, STEP_TIMEOUT_S
 from safetensors.torch import load_file
 
 pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`"),
+    pytest.mark.hostile,
+    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make hostile`"),
 ]
 ALLOWANCE_S = 5.0
 """For processes that start or dial again in the training of a run, on a busy machine."""

@@ -13,8 +13,8 @@ import clients
 from fedlora.launch import free_port
 
 pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`"),
+    pytest.mark.hostile,
+    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make hostile`"),
 ]
 SCENARIO = """
 name = "lies"
