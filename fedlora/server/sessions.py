@@ -92,6 +92,7 @@ class Sessions:
         self._open: dict[str, str] = {}  # client of each invitation that Flower has not answered
         self._invited: dict[str, float] = {}  # and when the invitation ends
         self._asked: set[int] = set()  # nodes that were no client's
+        self._refused: dict[str, str] = {}  # why this server did not admit a client
         self._tokens = TokenStore()
         self._questions = Questions(grid)
         self._arrivals = Arrivals()
@@ -250,7 +251,11 @@ class Sessions:
     def _admit(self, hello: Frame, grantee: str) -> dict[str, Any]:
         if hello.client != grantee:
             raise FedloraError(f"the token was granted to client {grantee}, not {hello.client}")
-        return self._server.admit(hello)
+        try:
+            return self._server.admit(hello)
+        except FedloraError as error:
+            self._refused[grantee] = printable(error)
+            raise
 
     def _wait(self, done: Callable[[], bool], limit_s: float) -> None:
         """Take in clients and note failures until all is done or time is up; look once at least."""
@@ -298,6 +303,8 @@ class Sessions:
             if not message.has_error():
                 answer = dict(message.content.get(RECORD, {ERROR: "its answer says nothing"}))
                 reason = told(answer, ERROR)
+                if answer.get(ERROR) == "dropped":  # a device does not repeat the server's words
+                    reason = self._refused.pop(client, reason)
                 if reason:
                     self._fail(client, reason, may_return=client in self._server.cohort.may_return)
             elif message.error.code == ErrorCode.NODE_UNAVAILABLE:

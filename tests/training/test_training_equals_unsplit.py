@@ -51,7 +51,7 @@ def test_losses_and_factors_equal_unsplit_training(tiny, records, family, overri
         reference, start = unsplit.factors[name].detach(), unsplit.start[name]
         # AdamW magnifies the rounding of gradients that are nearly zero, most of all those of OPT's
         # keys, and how much depends on the processor's kernels.
-        loose = 20 if family == "opt" and "k_proj" in name else 1
+        loose = 100 if family == "opt" and "k_proj" in name else 1
         assert relative(factor, reference) < 1e-4 * loose, name
         assert relative(factor - start, reference - start) < 1e-3 * loose, name
     for client, head in enumerate(unsplit.heads * 3 if unsplit.shared else unsplit.heads):
