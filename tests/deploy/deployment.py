@@ -147,7 +147,7 @@ class Deployment:
     def kill_client_app(self, node: int) -> None:
         """Kill the ClientApp that a SuperNode runs at the moment, without warning."""
         children = psutil.Process(self.nodes[node].pid).children(recursive=True)
-        apps = [p for p in children if "flwr-clientapp" in " ".join(p.cmdline())]
+        apps = [p for p in children if "flwr-clientapp" in _command(p)]
         assert apps, "no ClientApp is running"
         for app in apps:
             app.kill()
@@ -219,3 +219,11 @@ def last_event(out: Path) -> dict[str, str]:
         return {}
     lines = events[0].read_text().splitlines()
     return json.loads(lines[-1]) if lines else {}
+
+
+def _command(process: psutil.Process) -> str:
+    """Return a process's command line; empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
