@@ -49,8 +49,8 @@ def test_losses_and_factors_equal_unsplit_training(tiny, records, family, overri
     assert federation.recorder.losses() == pytest.approx(expected, rel=1e-5)
     for name, factor in federation.server.engine.adapter().items():
         reference, start = unsplit.factors[name].detach(), unsplit.start[name]
-        # AdamW magnifies the rounding of gradients that are nearly zero, most of all in OPT; how much
-        # depends on the processor's kernels. The losses above are held for all alike.
+        # AdamW magnifies the rounding of gradients that are nearly zero, most of all in OPT; by how
+        # much depends on the processor's kernels. The losses above are held for all alike.
         loose = 100 if family == "opt" else 1
         assert relative(factor, reference) < 1e-4 * loose, name
         assert relative(factor - start, reference - start) < 1e-3 * loose, name
