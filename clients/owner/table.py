@@ -56,19 +56,13 @@ _GRADIENT = Part(
     "full, row_space: a Gaussian release a record and upload; logits: one a record and run; "
     "labels: the label's epsilon, once for all runs",
 )
-_HEAD_GRADIENT = Part(
-    "labels, and what the server sent",
-    ("released", "allowed"),
-    ("data", "scenario-data"),
-    "labels: no more than was paid for the randomised labels",
-)
 _HEAD_WEIGHT = Part(
     "the server's own weights, or labels where the head trains here",
     ("public", "released", "allowed"),
     ("data", "scenario-data"),
     "labels: no more than was paid for the randomised labels",
 )
-_LOSS = Part(
+_OF_LABELS = Part(
     "labels, and what the server sent",
     ("released", "allowed"),
     ("data", "scenario-data"),
@@ -110,16 +104,16 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
             ("data", "scenario-data"),
             "labels: no more than was paid for the randomised labels",
         ),
-        "loss": _LOSS,
+        "loss": _OF_LABELS,
         **_SPENT_FIELDS,
         "gradient": _GRADIENT,
-        "head_gradient": _HEAD_GRADIENT,
+        "head_gradient": _OF_LABELS,
         "activation": _ACTIVATION,
         "lengths": _LENGTHS,
     },
     m.ROUND_REPORT: {
         "samples": _ROWS,
-        "loss": _LOSS,
+        "loss": _OF_LABELS,
         "head_weight": _HEAD_WEIGHT,
     },
     m.METRICS: {

@@ -63,6 +63,7 @@ def audit(
     if device:
         from simulations.audit.device.command import audit_devices
 
+        _check_writable(json_)
         raise typer.Exit(0 if audit_devices(messages, seed, json_) else 1)
     from fedlora.check import check_plugins
 
