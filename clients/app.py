@@ -2,6 +2,9 @@
 
 Whether this is a simulation is a fact of the process; no message says it. Nothing is raised to
 Flower, which would send the words of an exception to the server.
+
+Handlers import what they need: Flower's simulation loads this module in one thread while another
+loads the ServerApp, and two threads that import one package can find half of it.
 """
 
 from __future__ import annotations
@@ -12,11 +15,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.owner.door import Door
 from clients.owner.process import in_simulation as _simulated
-from clients.owner.terms import OwnerTerms
-from clients.owner.words import about, log_whole
-from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link.reasons import REASON, through_flower
 
@@ -30,6 +29,10 @@ def _answered(
     kind: str, message: Message, answer: Callable[[], Mapping[str, Any]], *, simulated: bool
 ) -> Message:
     """Return a handler's reply; of one that fails what the door lets out."""
+    from clients.owner.door import Door
+    from clients.owner.terms import OwnerTerms
+    from clients.owner.words import log_whole
+
     try:
         record = dict(answer())
     except Exception as error:
@@ -48,6 +51,11 @@ def hello(message: Message, context: Context) -> Message:
     simulated = _simulated(node_config)
 
     def answer() -> Mapping[str, Any]:
+        from clients.owner.door import Door
+        from clients.owner.terms import OwnerTerms
+        from clients.owner.words import about
+        from fedlora.config.node import NodeKeys
+
         with about("keys"):
             keys = NodeKeys.read(node_config)
         own = -1 if keys.partition_id is None else keys.partition_id
@@ -93,6 +101,8 @@ def collect(message: Message, context: Context) -> Message:
 
 
 def _record(message: Message) -> dict[str, Any]:
+    from clients.owner.words import about
+
     with about("invitation"):
         if _RECORD not in message.content:
             raise FedloraError(

@@ -68,3 +68,15 @@ def test_a_command_that_checks_a_scenario_imports_no_heavy_library():
     """A user who mistyped a name is told within a few seconds."""
     code = "import fedlora.cli, fedlora.check, fedlora.commands.run, fedlora.commands.resume"
     assert not {"transformers", "peft", "ray", "flwr", "accelerate"} & set(heavy_after(code))
+
+
+def test_loading_the_client_app_imports_no_package_that_a_server_app_is_importing():
+    """Flower's simulation loads both at once, in two threads, and one can find half a package."""
+    code = (
+        "import sys, clients.app; print([m for m in ('torch', 'fedlora.config', 'fedlora.ranks') "
+    )
+    code += "if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
