@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clients.build_release import Origins, build_release, origins
 from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from clients.head import ClientHead
 from clients.owner.private import Private, PrivateSamples
 from clients.owner.terms import OwnerTerms
+from clients.release.build import Origins, build_release, origins
 from clients.reports import simulated_report
 from clients.text_statistics import text_statistics
 from fedlora.config import Scenario

@@ -10,7 +10,7 @@ import torch
 from clients.edge_model import EdgeModel
 from clients.owner.door import Leaving
 from clients.owner.private import Private, PrivateSamples
-from clients.release import GradientRelease
+from clients.release.base import GradientRelease
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link.codec import create_codec, put, take

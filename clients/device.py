@@ -27,7 +27,7 @@ from clients.reports import device_report
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.config.node import NodeKeys
 from fedlora.errors import ClientLost, FedloraError
-from fedlora.link.stream_client import StreamClient
+from fedlora.link.stream.client.client import StreamClient
 
 log = logging.getLogger("fedlora.edge")
 

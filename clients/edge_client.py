@@ -21,14 +21,14 @@ from clients.head import ClientHead
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, PrivateSamples, together
 from clients.owner.terms import STATISTICS
-from clients.release import GradientRelease
+from clients.release.base import GradientRelease
 from clients.reports import Report
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.codec import take
 from fedlora.link.frame import Frame
-from fedlora.privacy.ledger import BudgetSpentError
+from fedlora.privacy.ledger.ledger import BudgetSpentError
 from fedlora.ranks.reports import DataStatistics
 from fedlora.tasks.base import Sample, TaskLoss
 

@@ -45,7 +45,7 @@ class EdgeHost:
 
         from clients.build import SimulatedData, load_parts
         from fedlora.config import scenario_from_toml
-        from fedlora.link.stream_client import StreamClient
+        from fedlora.link.stream.client.client import StreamClient
         from fedlora.registry import use_python_path
 
         torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from fedlora.config import HeadConfig, TrainConfig
 from fedlora.errors import ProtocolError
 from fedlora.link.messages import HEAD_GRADIENT as GRADIENT
 from fedlora.link.messages import HEAD_WEIGHT as WEIGHT
-from fedlora.state import load_optimizer_state, load_tensors, optimizer_state
+from fedlora.storage.state import load_optimizer_state, load_tensors, optimizer_state
 
 
 class ClientHead:

@@ -17,7 +17,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.state import RoundStates
+from fedlora.storage.state import RoundStates
 
 log = logging.getLogger("fedlora.edge")
 

@@ -12,8 +12,8 @@ from fedlora.channel.models.measured import MeasuredChannel
 from fedlora.channel.state import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ClientLost
-from fedlora.link.probe import MOST_BYTES, LinkRate, measure
-from fedlora.link.stream_client import StreamClient
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.link_rate import MOST_BYTES, LinkRate, measure
 
 log = logging.getLogger("fedlora.edge")
 

@@ -15,7 +15,8 @@ from fedlora.config import Scenario
 from fedlora.config.placement import place_blocks
 from fedlora.errors import FedloraError
 from fedlora.link.codec import create_codec
-from fedlora.link.listen import check_listens
+from fedlora.link.stream.address import check_listens
+from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets
 from fedlora.privacy.plan import check_classes, check_release, label_epsilon, upload_plan
@@ -23,8 +24,7 @@ from fedlora.ranks.guard import GuardedStrategy
 from fedlora.ranks.space import Projection, RankSpace
 from fedlora.ranks.strategy import create_strategy
 from fedlora.registry import use_python_path
-from fedlora.robust.average import create_average
-from fedlora.server.device import check_device
+from fedlora.robust.aggregation import create_average
 from fedlora.split.blocks import Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import language_head

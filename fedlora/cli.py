@@ -194,7 +194,7 @@ def doctor(
     With `--server`, run on a device: also whether the server's ports, certificate and clock serve.
     """
     from fedlora.commands.doctor import examine
-    from fedlora.commands.reach import examine_model, examine_server
+    from fedlora.commands.doctor_server import examine_model, examine_server
 
     findings = [
         *(examine_server(server, root_certificates, stream_port) if server else ()),

@@ -56,7 +56,7 @@ def heavy_after(code: str) -> list[str]:
 def test_an_edge_client_with_its_own_data_imports_no_heavy_library():
     code = (
         "import clients.device, clients.build, fedlora.tasks.classification, "
-        "fedlora.tasks.causal_lm, fedlora.link.stream_client; "
+        "fedlora.tasks.causal_lm, fedlora.link.stream.client.client; "
         "from fedlora.config import PartitionConfig; "
         "from fedlora.tasks.partition import partition; "
         "partition([{}] * 9, PartitionConfig(kind='iid'), 1, '', 0)"

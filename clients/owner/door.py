@@ -32,7 +32,7 @@ from fedlora.errors import FedloraError
 from fedlora.link.frame import Frame
 from fedlora.link.messages import LEAVE
 from fedlora.link.reasons import REASON, closed_words
-from fedlora.privacy.ledger import Ledger, Receipt
+from fedlora.privacy.ledger.ledger import Ledger, Receipt
 from fedlora.tasks.base import Sample
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedlora.errors import FedloraError
-from fedlora.files import read_object, replace_file
+from fedlora.storage.files import read_object, replace_file
 
 FORMAT = "fedlora-holdout/1"
 
@@ -28,7 +28,7 @@ def draw(path: Path, contents: Iterable[bytes], share: float) -> list[bool]:
     path
         File of the lots; it is created when there is none.
     contents
-        What makes each record itself, in order; see ``clients.build_release.content``.
+        What makes each record itself, in order; see ``clients.release.build.content``.
     share
         Probability of records that have no lot yet.
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clients.build import EdgeParts, SimulatedData
-from clients.build_release import content
 from clients.owner import holdout
+from clients.release.build import content
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError

@@ -8,7 +8,7 @@ Section 3.1). A record adds
 
     u = (right, min(loss, L) / L) / sqrt(2),   ||u|| <= 1,   L = 2 ln(classes),
 
-so that the convention of ``fedlora.privacy.policy`` holds with a clipping norm of 1.
+so that the convention of ``fedlora.config.privacy`` holds with a clipping norm of 1.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, together
 from clients.owner.terms import DATA
-from fedlora.privacy.ledger import Ledger, Receipt
-from fedlora.privacy.mechanism import release_sum
-from fedlora.privacy.noise import NoiseSource
+from fedlora.privacy.ledger.ledger import Ledger, Receipt
+from fedlora.privacy.mechanisms.gaussian import release_sum
+from fedlora.privacy.mechanisms.noise import NoiseSource
 from fedlora.tasks.metrics import NoisedCounts
 
 Told = Mapping[str, Any] | None

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.build_release import content
+from clients.release.build import content
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.privacy.book import Book
-from fedlora.privacy.ledger import record_ids
+from fedlora.privacy.ledger.ledger import record_ids
+from fedlora.privacy.ledger.records import Book
 from fedlora.tasks.data import Record
 
 log = logging.getLogger("fedlora.edge")

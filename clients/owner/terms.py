@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedlora.config.node import NodeKeys, Report
+from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.policy import ClientLimit
 
 DATA, TEXT = "data", "text"
 REPORT, STATISTICS = "privacy-report", "privacy-statistics"

@@ -14,13 +14,13 @@ from functools import lru_cache
 from typing import Any
 
 from fedlora import registry
-from fedlora.channel.config import ChannelConfig
 from fedlora.channel.estimate import estimate
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.measured import MeasuredChannel
 from fedlora.channel.rate import RateRule, Shannon, rate_rule
 from fedlora.channel.state import ChannelState
 from fedlora.channel.streams import Stream, stream
+from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
 
 _REMEMBERED_LINKS = 4096

@@ -14,11 +14,11 @@ import typer
 
 from fedlora.config import Scenario, TaskConfig, load_scenario
 from fedlora.errors import FedloraError
-from fedlora.files import replace_file
 from fedlora.lora.export import Adapter
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import head_file
-from fedlora.state import RoundStates
+from fedlora.storage.files import replace_file
+from fedlora.storage.state import RoundStates
 
 DEVICE_FILE = "fedlora.json"
 """Holds what a device must know of the task to use an exported adapter."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from fedlora.config.checks import require
+from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.policy import ClientLimit
 
 Report: TypeAlias = Literal["false", "true", "unprotected"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedlora.channel.config import ChannelConfig
+from fedlora.config.channel import ChannelConfig
 from fedlora.config.checks import require
 from fedlora.config.learning import (
     DataConfig,
@@ -16,6 +16,7 @@ from fedlora.config.learning import (
     TrainConfig,
 )
 from fedlora.config.observe import ObserveConfig
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.config.robust import RobustConfig
 from fedlora.config.system import (
     ComputeConfig,
@@ -24,7 +25,6 @@ from fedlora.config.system import (
     LinkConfig,
     RanksConfig,
 )
-from fedlora.privacy.policy import PrivacyPolicy
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutErro
 import torch
 
 from fedlora.errors import ClientLate, ClientLost, ProtocolError
+from fedlora.link.base import Link
 from fedlora.link.frame import Frame, decode_frame, encode_frame
-from fedlora.link.link import Link
 
 Handler = Callable[[Frame], Frame]
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedlora.errors import FedloraError
-from fedlora.files import json_line, replace_file
+from fedlora.storage.files import json_line, replace_file
 
 # PEFT's layout.
 PREFIX = "base_model.model."

@@ -10,9 +10,9 @@ from typing import Any
 
 from fedlora.config import Scenario
 from fedlora.observe.status import RunState
-from fedlora.observe.watch import ClientStatus
 from fedlora.report.records import RoundRecord
 from fedlora.report.run_folder import RunFolder
+from fedlora.server.exchange.watch import ClientStatus
 
 
 class Observer(ABC):  # noqa: B024 (both may be left as they are)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedlora.observe.watch import ClientStatus
 from fedlora.report.progress import PhaseProgress
 from fedlora.report.records import ClientRecord, RoundRecord, number
+from fedlora.server.exchange.watch import ClientStatus
 
 
 class RunState:

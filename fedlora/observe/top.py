@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.observe.status import RunState
-from fedlora.observe.watch import ClientStatus
 from fedlora.report.records import number
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import (
@@ -20,6 +19,7 @@ from fedlora.report.units import (
     number_text,
     seconds_text,
 )
+from fedlora.server.exchange.watch import ClientStatus
 
 _HEADER_LINES = 8
 _WHERE_TOLD = ("epsilon", "misses", "reason")  # columns that are left out where they are empty

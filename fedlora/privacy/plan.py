@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import rdp_epsilon
-from fedlora.privacy.calibration import gradient_sigma, planned_uploads
-from fedlora.privacy.filter import upload_cost
-from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.privacy.accounting.calibration import gradient_sigma, planned_uploads
+from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.accounting.rdp import rdp_epsilon
 from fedlora.privacy.statement import Exposure
 
 

@@ -1,7 +1,7 @@
 """Noise like that in the released gradients, for one more backward pass.
 
 With the forward values fixed, backpropagation is linear, so a fresh draw of the noise gives a draw
-of what it adds to every gradient behind the cut (see ``fedlora.privacy.cascade``). Nothing here is
+of what it adds to every gradient behind the cut (see ``fedlora.privacy.noise_propagation``). Nothing here is
 secret and nothing costs privacy: it needs the mechanism, which is public, and what the server has.
 
 Noise that is added to a gradient is drawn again. In the releases ``logits`` and ``labels`` the
@@ -15,10 +15,10 @@ import math
 
 import torch
 
-from fedlora.privacy.head_space import label_corners, row_space_basis
-from fedlora.privacy.labels import flip_probability
+from fedlora.config.privacy import PrivacyPolicy
+from fedlora.privacy.mechanisms.head_releases import label_corners, row_space_basis
+from fedlora.privacy.mechanisms.randomised_response import flip_probability
 from fedlora.privacy.plan import label_epsilon
-from fedlora.privacy.policy import PrivacyPolicy
 
 
 def noise_probe(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
-from fedlora.privacy.labels import label_auc
-from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.privacy.accounting.rdp import SampledAccountant, convert, exact_epsilon, rdp_epsilon
+from fedlora.privacy.mechanisms.randomised_response import label_auc
 
 Accountant = Callable[[float, float], float]
 

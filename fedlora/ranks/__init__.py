@@ -10,8 +10,8 @@ from fedlora.ranks.check import check_rank_strategy
 from fedlora.ranks.guard import Complaint, GuardedStrategy
 from fedlora.ranks.reports import ClientOutcome, ClientReport, DataStatistics, DeviceInfo
 from fedlora.ranks.space import Projection, RankDecision, RankSpace, RankVector
-from fedlora.ranks.state import pack_state, unpack_state
 from fedlora.ranks.strategy import RankStrategy, create_strategy
+from fedlora.storage.tree import pack_state, unpack_state
 
 __all__ = [
     "ChannelState",

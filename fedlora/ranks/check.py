@@ -13,8 +13,8 @@ from fedlora.errors import FedloraError
 from fedlora.ranks.calls import Caller, CallError, read_decisions
 from fedlora.ranks.reports import ClientOutcome, ClientReport, DataStatistics, DeviceInfo
 from fedlora.ranks.space import Projection, RankDecision, RankSpace
-from fedlora.ranks.state import pack_state, unpack_state
 from fedlora.ranks.strategy import RankStrategy
+from fedlora.storage.tree import pack_state, unpack_state
 
 FAILED = object()  # what a call that raised returned
 

@@ -13,8 +13,8 @@ from fedlora.errors import FedloraError
 from fedlora.ranks.calls import Caller, CallError, describe, read_decisions
 from fedlora.ranks.reports import ClientOutcome, ClientReport
 from fedlora.ranks.space import RankDecision, RankSpace
-from fedlora.ranks.state import pack_state
 from fedlora.ranks.strategy import RankStrategy
+from fedlora.storage.tree import pack_state
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from fedlora.channel.checks import number
 from fedlora.channel.state import ChannelState
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.numbers import number
 
 T = TypeVar("T")
 

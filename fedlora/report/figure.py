@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from fedlora.files import replace_file
+from fedlora.storage.files import replace_file
 
 INK = "#24292f"
 MUTED = "#6b7480"

@@ -12,7 +12,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedlora.files import replace_file
 from fedlora.report.gallery import AUDIT_GALLERY, GALLERY, Plot, write_plots
 from fedlora.report.records import DIRECTIONS, Rounds, client_ids, client_totals, number
 from fedlora.report.rows import (
@@ -26,6 +25,7 @@ from fedlora.report.rows import (
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
 from fedlora.report.units import ABSENT, bits_text, bytes_text, count_text, number_text
+from fedlora.storage.files import replace_file
 
 STATED = ("epsilon", "delta", "adjacency", "covers", "excludes", "guarantee")
 MAX_NOTICES = 20

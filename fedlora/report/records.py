@@ -53,7 +53,7 @@ class RoundRecord(TypedDict, total=False):
     """One round of training.
 
     ``rho`` and ``sigma`` are the privacy that the sample that spent most has spent so far (see
-    ``fedlora.privacy.accounting``) and the least noise of an upload; ``label_epsilon`` is what
+    ``fedlora.privacy.accounting.rdp``) and the least noise of an upload; ``label_epsilon`` is what
     randomised labels have cost beside it. ``gradient_snr`` is the signal-to-noise ratio of each
     projection's gradient under privacy, where it was probed.
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,

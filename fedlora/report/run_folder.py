@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fedlora.errors import FedloraError
-from fedlora.files import (
+from fedlora.printable import LineFormatter
+from fedlora.report.records import RoundRecord, number
+from fedlora.report.summary import Summary
+from fedlora.storage.files import (
     append_line,
     explained,
     json_line,
@@ -25,9 +28,6 @@ from fedlora.files import (
     read_object,
     replace_file,
 )
-from fedlora.printable import LineFormatter
-from fedlora.report.records import RoundRecord, number
-from fedlora.report.summary import Summary
 
 OUTPUTS = (
     "scenario.toml",

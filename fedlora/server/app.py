@@ -29,7 +29,7 @@ class RunEnded(FedloraError):
 @app.main()  # type: ignore[untyped-decorator]  # flwr is not typed for us
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run configuration names."""
-    from fedlora.server.flower import run_over_flower
+    from fedlora.server.flower.run import run_over_flower
 
     try:
         run_over_flower(grid, context.run_config, context.run_id)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
 from fedlora.errors import FedloraError
-from fedlora.files import lock_file, replace_file
 from fedlora.link import messages as m
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.member import Request
-from fedlora.state import RoundStates
+from fedlora.server.exchange.member import Request
+from fedlora.storage.files import lock_file, replace_file
+from fedlora.storage.state import RoundStates
 
 if TYPE_CHECKING:
     from fedlora.server.training import Training

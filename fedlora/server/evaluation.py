@@ -11,12 +11,12 @@ from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
-from fedlora.server.answers import read_batch
-from fedlora.server.cohort import Cohort
-from fedlora.server.engine import AdapterState, ClientRows, SplitEngine
-from fedlora.server.member import Request
+from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
+from fedlora.server.exchange.answers import read_batch
+from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.uploads import Activation
 from fedlora.server.steps import Ranks
-from fedlora.server.uploads import Activation
 from fedlora.tasks.base import Counts, Task
 
 _TELL_EVERY_S = 1.0

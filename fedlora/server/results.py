@@ -11,14 +11,14 @@ from typing import Any
 from safetensors.torch import save
 from transformers.pytorch_utils import Conv1D
 
-from fedlora.files import replace_file
 from fedlora.lora.export import Adapter
 from fedlora.report.gallery import write_holdings
 from fedlora.report.records import client_ids
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
-from fedlora.server.holdings import classes_of, holdings
+from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.run import ServerRun
+from fedlora.storage.files import replace_file
 from fedlora.tasks.base import task_class
 
 

@@ -12,7 +12,7 @@ from fedlora.ranks.space import RankDecision
 from fedlora.report.records import ClientRecord, RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.evaluation import Evaluation
-from fedlora.server.spending import Spending
+from fedlora.server.exchange.spending import Spending
 from fedlora.server.steps import StepTally
 from fedlora.tasks.base import Counts
 

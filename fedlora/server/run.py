@@ -12,14 +12,14 @@ from fedlora.channel.state import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import messages as m
+from fedlora.link.base import Link
 from fedlora.link.frame import Frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
-from fedlora.link.link import Link
-from fedlora.observe.watch import ClientStatus, Watch
 from fedlora.server.air import Air
-from fedlora.server.cohort import Cohort
-from fedlora.server.engine import SplitEngine
-from fedlora.server.member import Member, Request
+from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.member import Member, Request
+from fedlora.server.exchange.watch import ClientStatus, Watch
 from fedlora.server.ranking import Ranking, rank_space
 from fedlora.server.training import Recorder, Training
 from fedlora.split.blocks import Cut

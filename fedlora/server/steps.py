@@ -18,14 +18,14 @@ from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
-from fedlora.server.answers import Answer, Answers, read_batch
-from fedlora.server.cohort import Cohort
-from fedlora.server.engine import ClientRows, SplitEngine
-from fedlora.server.head import SharedHead
-from fedlora.server.member import Request
-from fedlora.server.spending import Spending
-from fedlora.server.spoiled import SoundSteps
-from fedlora.server.uploads import Activation
+from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute.spoiled import SoundSteps
+from fedlora.server.exchange.answers import Answer, Answers, read_batch
+from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.spending import Spending
+from fedlora.server.exchange.uploads import Activation
 
 log = logging.getLogger("fedlora.server")
 

@@ -17,15 +17,15 @@ from fedlora.ranks.reports import ClientReport
 from fedlora.ranks.space import RankDecision
 from fedlora.report.records import RoundRecord
 from fedlora.server.air import Air
-from fedlora.server.cohort import Cohort
-from fedlora.server.deliveries import Deliveries
-from fedlora.server.engine import SplitEngine
+from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.evaluation import Evaluation, Evaluator
-from fedlora.server.head import SharedHead
-from fedlora.server.head_sharing import HeadSharing
-from fedlora.server.member import Request
+from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.deliveries import Deliveries
+from fedlora.server.exchange.head_sharing import HeadSharing
+from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.reports import Reports
 from fedlora.server.ranking import Ranking, Told
-from fedlora.server.reports import Reports
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
 from fedlora.tasks.base import Task, head_trains, task_class

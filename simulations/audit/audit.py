@@ -12,11 +12,11 @@ import torch
 
 from clients.build import EdgeParts, SimulatedData
 from fedlora.config import Scenario
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import exact_epsilon
-from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.accounting.rdp import exact_epsilon
 from fedlora.privacy.plan import upload_plan
-from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.report.run_folder import RunFolder
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.resolve import model_folder
@@ -31,11 +31,11 @@ from simulations.audit.final_model import (
     stored_model,
     trained_model,
 )
+from simulations.audit.findings import findings, table_rows
 from simulations.audit.mechanism import audit_noise
 from simulations.audit.members import Pool
+from simulations.audit.recording import Observed, observe
 from simulations.audit.stages import Advance, Stages
-from simulations.audit.tap import Observed, observe
-from simulations.audit.words import findings, table_rows
 
 Result = dict[str, Any]
 

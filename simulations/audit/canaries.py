@@ -10,11 +10,11 @@ import numpy as np
 
 from clients.build import SimulatedData
 from fedlora.config import Scenario
-from fedlora.privacy.attacks.auc import auc
-from fedlora.privacy.attacks.canaries import epsilon_lower_bound
 from fedlora.tasks.base import Sample
+from simulations.audit.attacks.auc import auc
+from simulations.audit.attacks.canaries import epsilon_lower_bound
 from simulations.audit.final_model import losses, trained_model
-from simulations.audit.tap import Observed, sample_order
+from simulations.audit.recording import Observed, sample_order
 
 CANARIES = 128
 """Most canaries that are planted."""

@@ -139,8 +139,8 @@ def _check_writable(path: Path | None) -> None:
 
 def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None) -> list[str]:
     """Write figures and plots, and a run's report; return where they are."""
-    from fedlora.files import replace_file
     from fedlora.report.page import write_report
+    from fedlora.storage.files import replace_file
     from simulations.audit.plot import draw_all
 
     text = (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
@@ -158,7 +158,7 @@ def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None)
 
 def _table(result: dict[str, Any]) -> Table:
     from fedlora.report.units import seconds_text
-    from simulations.audit.words import HEADER
+    from simulations.audit.findings import HEADER
 
     title = f"audit of {result['scenario']}, {seconds_text(result['seconds'])}"
     table = Table(box=box.SIMPLE, title=title, title_justify="left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedlora.privacy.attacks.inverter import Fit
+from simulations.audit.attacks.inverter import Fit
 
 
 @dataclass(frozen=True)

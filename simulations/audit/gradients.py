@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from fedlora.privacy.attacks.gradient_inversion import AdapterGradients, invert_gradients
-from fedlora.privacy.attacks.tokens import nearest_tokens, token_accuracy
-from fedlora.privacy.head_space import head_gradients
+from fedlora.privacy.mechanisms.head_releases import head_gradients
 from fedlora.split.edge import pool_packed
 from fedlora.tasks.base import Sample
-from simulations.audit.tap import Advance, Observed, Upload
+from simulations.audit.attacks.gradient_inversion import AdapterGradients, invert_gradients
+from simulations.audit.attacks.tokens import nearest_tokens, token_accuracy
+from simulations.audit.recording import Advance, Observed, Upload
 from simulations.audit.tokens import single_tokens
 
 _LENGTH_MIN = 4

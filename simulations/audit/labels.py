@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlora.privacy.attacks.auc import auc, label_auc_bound
-from fedlora.privacy.attacks.labels import (
+from fedlora.config.privacy import PrivacyPolicy, Release
+from fedlora.privacy.mechanisms.gaussian import release
+from fedlora.privacy.mechanisms.head_releases import label_reach
+from fedlora.privacy.mechanisms.noise import SystemNoise
+from simulations.audit.attacks.auc import auc, label_auc_bound
+from simulations.audit.attacks.labels import (
     direction_scores,
     label_candidates,
     label_distances,
     norm_scores,
 )
-from fedlora.privacy.head_space import label_reach
-from fedlora.privacy.mechanism import release
-from fedlora.privacy.noise import SystemNoise
-from fedlora.privacy.policy import PrivacyPolicy, Release
-from simulations.audit.tap import Upload
+from simulations.audit.recording import Upload
 
 KNOWN = 10
 """Samples of each class whose label the direction attack knows."""

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from clients.build_release import build_release
 from clients.owner.private import Private, PrivateSamples
 from clients.owner.terms import OwnerTerms
-from clients.release import GradientRelease
+from clients.release.base import GradientRelease
+from clients.release.build import build_release
 from fedlora.config import Scenario
-from fedlora.privacy.attacks.mechanism_audit import (
+from fedlora.privacy.accounting.calibration import calibrate_sigma
+from fedlora.privacy.mechanisms.head_releases import label_corners, zero_sum_basis
+from fedlora.tasks.base import Sample
+from simulations.audit.attacks.mechanism_audit import (
     PROBE_WIDTH,
     RELEASES_MIN,
     Audit,
@@ -26,10 +29,7 @@ from fedlora.privacy.attacks.mechanism_audit import (
     audit_mechanism,
     audit_uploads,
 )
-from fedlora.privacy.calibration import calibrate_sigma
-from fedlora.privacy.head_space import label_corners, zero_sum_basis
-from fedlora.tasks.base import Sample
-from simulations.audit.tap import Advance
+from simulations.audit.recording import Advance
 
 _UPLOADS = 2 * RELEASES_MIN  # of each process; a sample is uploaded once
 _DELTA = 1e-9  # below one over the samples, whatever the scenario's delta; the noise is given
@@ -71,7 +71,7 @@ def audit_client(
     sigma
         What the accountant is told.
     build
-        Builds a client's release as ``clients.build_release`` does.
+        Builds a client's release as ``clients.release.build`` does.
     """
     policy = scenario.privacy
     config = replace(

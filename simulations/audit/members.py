@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedlora.privacy.attacks.auc import auc
-from fedlora.privacy.attacks.membership import (
+from fedlora.tasks.base import Sample
+from fedlora.tasks.data import Record as DataRecord
+from simulations.audit.attacks.auc import auc
+from simulations.audit.attacks.membership import (
     calibrated_scores,
     likelihood_ratio_scores,
     loss_scores,
 )
-from fedlora.tasks.base import Sample
-from fedlora.tasks.data import Record as DataRecord
 from simulations.audit.canaries import Canary
 from simulations.audit.final_model import Model, losses
-from simulations.audit.tap import Observed, sample_order
+from simulations.audit.recording import Observed, sample_order
 
 MEMBERS = 400
 """Most members, and most non-members, that the attack is judged on."""

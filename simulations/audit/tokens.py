@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from clients.build import EdgeParts
-from fedlora.privacy.attacks.inverter import Fit, TokenInverter, train_inverter
-from fedlora.privacy.attacks.next_tokens import next_tokens
-from fedlora.privacy.attacks.tokens import nearest_tokens, token_accuracy
-from fedlora.privacy.mechanism import release
-from fedlora.privacy.noise import SystemNoise
+from fedlora.privacy.mechanisms.gaussian import release
+from fedlora.privacy.mechanisms.noise import SystemNoise
 from fedlora.tasks.base import IGNORED
 from fedlora.tasks.causal_lm import LanguageHead
-from simulations.audit.tap import Advance, Observed
+from simulations.audit.attacks.inverter import Fit, TokenInverter, train_inverter
+from simulations.audit.attacks.next_tokens import next_tokens
+from simulations.audit.attacks.tokens import nearest_tokens, token_accuracy
+from simulations.audit.recording import Advance, Observed
 
 TOKENS = 4000
 """Most tokens that an attack is judged on."""

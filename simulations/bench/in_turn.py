@@ -7,17 +7,17 @@ import torch
 from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
-from fedlora.server.engine import ClientRows
-from fedlora.server.head import SharedHead
-from fedlora.server.member import Request
-from fedlora.server.run import ServerRun
-from fedlora.server.uploads import (
+from fedlora.server.compute.engine import ClientRows
+from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.uploads import (
     Activation,
     read_activation,
     read_gradient,
     read_named,
     read_number,
 )
+from fedlora.server.run import ServerRun
 
 
 class InTurn:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fedlora.link.base import Link
 from fedlora.link.frame import Frame
-from fedlora.link.link import Link
 from fedlora.link.local import LocalLink, edge_executor
 from fedlora.link.messages import END, STEP
 from simulations.bench.context import Context, Tick

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.link.frame import Frame
 from fedlora.link.messages import HELLO, READY
-from fedlora.link.stream_client import StreamClient
+from fedlora.link.stream.client.client import StreamClient
 
 _MAX_FRAME_BYTES = 1 << 28
 

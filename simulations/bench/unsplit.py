@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from fedlora.server.engine import SplitEngine
+from fedlora.server.compute.engine import SplitEngine
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.resolve import model_folder
 from simulations.bench.workload import Workload

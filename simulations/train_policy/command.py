@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.compare.reward import DEFAULT_PRICE
+from simulations.studies.compare.reward import DEFAULT_PRICE
 
 FIRST_SEED = 1000
 """Seeds from here on train policies; comparisons use smaller ones."""
@@ -62,9 +62,9 @@ def train_policy(
 
     from fedlora.check import check_scenario
     from fedlora.config import with_overrides
-    from fedlora.files import held_folder
     from fedlora.scenarios import find_scenario
-    from simulations.compare.strategies import parse_snrs_db
+    from fedlora.storage.files import held_folder
+    from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
     from simulations.train_policy.setting import Setting
     from simulations.train_policy.thrift import Thrift

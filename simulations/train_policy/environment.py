@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from fedlora.config import Scenario
-from simulations.compare.reward import Losses
+from simulations.studies.compare.reward import Losses
 from simulations.train_policy.episode import Episode
 from simulations.train_policy.replay import Replay
 from simulations.train_policy.teacher import ShadowPrices

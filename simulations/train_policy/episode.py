@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fedlora.config import Scenario
 from fedlora.ranks import ClientOutcome, ClientReport, RankDecision, RankSpace, RankStrategy
-from simulations.compare.reward import Losses, client_rewards, losses_by_round
 from simulations.in_process import Record, connect
+from simulations.studies.compare.reward import Losses, client_rewards, losses_by_round
 from simulations.train_policy.teacher import ShadowPrices
 from strategies.airllm.policy import Policy
 from strategies.airllm.strategy import AirLlm, Sight

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.files import replace_file
-from simulations.compare.reward import Losses
+from fedlora.storage.files import replace_file
+from simulations.studies.compare.reward import Losses
 from simulations.train_policy.setting import Setting
 
 

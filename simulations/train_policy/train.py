@@ -13,9 +13,9 @@ from stable_baselines3 import PPO
 
 from fedlora.config import Scenario
 from fedlora.ranks import RankSpace
-from simulations.compare.reward import Losses
-from simulations.compare.trial import run_reference
 from simulations.in_process import Record, connect
+from simulations.studies.compare.reward import Losses
+from simulations.studies.compare.trial import run_reference
 from simulations.train_policy.checkpoint import read_checkpoint, restore, save_checkpoint
 from simulations.train_policy.curves import draw_curves
 from simulations.train_policy.environment import FederationEnv

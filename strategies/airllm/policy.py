@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedlora.files import replace_file
 from fedlora.ranks import FedloraError
+from fedlora.storage.files import replace_file
 from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES
 from strategies.airllm.network import CHANNELS, LATENT, Actor, Denoiser
 from strategies.airllm.sampler import sample

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulations.study.tables import OURS, change, shared
+from simulations.studies.results.tables import OURS, change, shared
 from simulations.train_policy.efficiency import Curve, compare
 
 

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 from scipy.special import exp1, j0
 
-from fedlora.channel.config import ChannelConfig
 from fedlora.channel.models.fading import (
     AutoregressiveScatter,
     JakesScatter,
@@ -19,6 +18,7 @@ from fedlora.channel.models.fading import (
 )
 from fedlora.channel.rate import Shannon
 from fedlora.channel.streams import Stream
+from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
 
 DOWN, UP = Stream.DOWN_FADING, Stream.UP_FADING

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from fedlora.channel.channel import Channel, build_channel
-from fedlora.channel.config import ChannelConfig, ReportConfig, ScheduleConfig
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.rate import Shannon
 from fedlora.channel.state import ChannelState
+from fedlora.config.channel import ChannelConfig, ReportConfig, ScheduleConfig
 from fedlora.errors import FedloraError, ProtocolError
 
 AIRLLM = ChannelConfig(snr_db=(-5.0, 0.0, 5.0, 10.0, 15.0), bandwidth_hz=(5e6, 1e7))
@@ -260,7 +260,7 @@ def test_a_model_that_says_nothing_is_caught() -> None:
 
 def test_an_edge_without_sionna_does_not_import_torch_for_its_channel() -> None:
     code = (
-        "import sys, fedlora.channel.channel as c, fedlora.channel.config as f;"
+        "import sys, fedlora.channel.channel as c, fedlora.config.channel as f;"
         "c.build_channel(f.ChannelConfig(model='rayleigh'), 0).report(0, 0);"
         "assert not {'torch', 'sionna', 'matplotlib'} & set(sys.modules)"
     )

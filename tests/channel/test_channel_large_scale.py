@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedlora.channel.config import ChannelConfig
 from fedlora.channel.models.log_distance import LogDistanceChannel, ShadowMap, budget_snr_db
 from fedlora.channel.models.mobility import Linear, RandomWaypoint
+from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
 
 QUIET = {"shadowing_db": 0.0, "small_scale": "none"}

@@ -12,13 +12,13 @@ import pytest
 from scipy.optimize import brentq
 
 from fedlora.channel.channel import Channel
-from fedlora.channel.config import ChannelConfig, ScheduleConfig
 from fedlora.channel.models.fading import RayleighChannel
 from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.channel.schedule.lyapunov import LyapunovScheduler
 from fedlora.channel.schedule.simple import AllClients, RandomClients
 from fedlora.channel.state import ChannelState
+from fedlora.config.channel import ChannelConfig, ScheduleConfig
 from fedlora.errors import FedloraError
 
 COMMON = {"rounds": 100, "seed": 0}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedlora.channel.config import ChannelConfig
 from fedlora.channel.models.sionna import CdlChannel, TdlChannel, UmaChannel, UmiChannel
+from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
 
 MODELS = [TdlChannel, CdlChannel, UmiChannel, UmaChannel]

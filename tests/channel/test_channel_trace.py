@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.channel.config import ChannelConfig
 from fedlora.channel.models.trace import TraceChannel
+from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedlora.errors import FedloraError
-from simulations.compare.strategies import parse_snrs_db, parse_strategies
+from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
 
 def test_strategies_may_have_options_and_come_from_modules():

@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedlora.channel.config import ScheduleConfig
 from fedlora.config import load_scenario, with_overrides
+from fedlora.config.channel import ScheduleConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario
-from simulations.compare.plots import _step
-from simulations.compare.report import write_results
-from simulations.compare.runner import run_missing
-from simulations.compare.store import COLUMNS, CompareFolder
-from simulations.compare.strategies import parse_strategies
-from simulations.compare.trial import Result, Trial, run_reference, run_trial, trial_scenario
+from simulations.studies.compare.plots import _step
+from simulations.studies.compare.report import write_results
+from simulations.studies.compare.runner import run_missing
+from simulations.studies.compare.store import COLUMNS, CompareFolder
+from simulations.studies.compare.strategies import parse_strategies
+from simulations.studies.compare.trial import (
+    Result,
+    Trial,
+    run_reference,
+    run_trial,
+    trial_scenario,
+)
 
 STRANGER = """
 from fedlora.ranks import RankDecision, RankStrategy

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulations.compare.reward import client_rewards, losses_by_round, mean_reward
-from simulations.compare.statistics import (
+from simulations.studies.compare.reward import client_rewards, losses_by_round, mean_reward
+from simulations.studies.compare.statistics import (
     BEST_FIXED,
     holm,
     interval,

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from simulations.workers import worker_pool
+from simulations.studies.workers import worker_pool
 
 
 def test_workers_answer_and_are_gone_afterwards():

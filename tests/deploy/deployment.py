@@ -14,7 +14,7 @@ from types import TracebackType
 import psutil
 
 from fedlora.commands.certs import write_certificates
-from fedlora.launch import free_port
+from fedlora.launch.simulation import free_port
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent

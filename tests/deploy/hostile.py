@@ -32,16 +32,16 @@ from kills import Post, fork, put
 
 import clients.device
 import clients.keeper
-import fedlora.server.questions
-import fedlora.server.sessions
+import fedlora.server.flower.questions
+import fedlora.server.flower.sessions
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, encode_frame
 from fedlora.link.reasons import through_flower
-from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY
-from fedlora.link.stream_client import StreamClient
-from fedlora.server.flower import run_over_flower
-from fedlora.server.nodes import RECORD
-from fedlora.server.questions import HELLO
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
+from fedlora.server.flower.nodes import RECORD
+from fedlora.server.flower.questions import HELLO
+from fedlora.server.flower.run import run_over_flower
 
 STEP_TIMEOUT_S = 5.0
 SCENARIO = f"""
@@ -123,7 +123,7 @@ class Grid(Post):
 
 def server(grid: Grid, out: Path) -> None:
     message = lambda content, **more: SimpleNamespace(content=content, **more)  # noqa: E731
-    fedlora.server.sessions.Message = fedlora.server.questions.Message = message
+    fedlora.server.flower.sessions.Message = fedlora.server.flower.questions.Message = message
     run_over_flower(grid, {"scenario": SCENARIO, "out": str(out)}, 1)
 
 

@@ -22,18 +22,18 @@ from typing import Any
 
 import torch
 
-import fedlora.server.sessions
+import fedlora.server.flower.sessions
 from clients.device import take_part
-from clients.private import PrivateRelease
+from clients.release.private import PrivateRelease
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.link.reasons import through_flower
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import open_run
-from fedlora.server.flower import _train
-from fedlora.server.nodes import RECORD, Node
+from fedlora.server.flower.nodes import RECORD, Node
+from fedlora.server.flower.run import _train
 from fedlora.server.results import write_results
 from fedlora.server.run import ServerRun
-from fedlora.state import RoundStates
+from fedlora.storage.state import RoundStates
 
 SCENARIO = """
 [model]
@@ -127,7 +127,9 @@ def put(path: Path, value: Any) -> None:
 
 def engine(post: Post, out: Path) -> None:
     """Run from the start, or from the last checkpoint."""
-    fedlora.server.sessions.Message = lambda content, **more: SimpleNamespace(content=content)
+    fedlora.server.flower.sessions.Message = lambda content, **more: SimpleNamespace(
+        content=content
+    )
     scenario = scenario_from_toml(SCENARIO)
     summary = RunFolder(out).read_summary()
     if summary is not None and not summary.get("unfinished"):

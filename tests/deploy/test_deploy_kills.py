@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedlora.privacy.filter import upload_cost
-from fedlora.privacy.ledger import Ledger
-from fedlora.state import RoundStates
+from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.storage.state import RoundStates
 
 E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`")
 

@@ -12,9 +12,9 @@ from deployment import Deployment
 from safetensors.torch import load_file
 
 from clients.build import SimulatedData
-from fedlora.commands.reach import examine_server
+from fedlora.commands.doctor_server import examine_server
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
-from fedlora.launch import free_port
+from fedlora.launch.simulation import free_port
 from fedlora.server.results import export
 from fedlora.split.slice import slice_checkpoint
 from simulations.in_process import Record, run

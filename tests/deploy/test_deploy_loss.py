@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_deploy_sessions import letter, letters, tiny, train  # noqa: F401  # a fixture
 
-import fedlora.server.sessions
+import fedlora.server.flower.sessions
 
 LOSS = ("delay", "25ms", "5ms", "loss", "2%")
 E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes a minute; run `make e2e`")
@@ -74,7 +74,7 @@ def adapter(server):
 
 
 if __name__ == "__main__":
-    fedlora.server.sessions.Message = letter
+    fedlora.server.flower.sessions.Message = letter
     out = Path(sys.argv[1])
     _, server, _ = train(tiny(), out)
     save_file(adapter(server), out / "adapter.safetensors")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-import fedlora.server.nodes
-import fedlora.server.questions
+import fedlora.server.flower.nodes
+import fedlora.server.flower.questions
 from fedlora.config import FederationConfig, Scenario
 from fedlora.errors import FedloraError
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.nodes import Node, Seats, find_nodes
-from fedlora.server.questions import Questions
+from fedlora.server.flower.nodes import Node, Seats, find_nodes
+from fedlora.server.flower.questions import Questions
 
 SAYS = {
     1: RecordDict({"fedlora": ConfigRecord({"client": 0, "clients": 2})}),
@@ -57,7 +57,7 @@ class Nodes:
 @pytest.fixture(autouse=True)
 def question(monkeypatch):
     monkeypatch.setattr(
-        fedlora.server.questions,
+        fedlora.server.flower.questions,
         "Message",
         lambda content, *, dst_node_id, message_type: SimpleNamespace(id=dst_node_id),
     )
@@ -66,7 +66,7 @@ def question(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """A run that waits for nobody who may be a refused node."""
-    monkeypatch.setattr(fedlora.server.nodes, "_ASK_AGAIN_S", 0.5)
+    monkeypatch.setattr(fedlora.server.flower.nodes, "_ASK_AGAIN_S", 0.5)
 
 
 def scenario(**limits: Any) -> Scenario:

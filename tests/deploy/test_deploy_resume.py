@@ -17,7 +17,7 @@ from fedlora.link.local import LocalLink, edge_executor
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.run import ServerRun
-from fedlora.state import RoundStates, read_state, write_state
+from fedlora.storage.state import RoundStates, read_state, write_state
 from simulations.in_process import Record
 
 SCENARIO = """

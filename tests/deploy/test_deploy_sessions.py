@@ -18,23 +18,23 @@ import torch
 from relay import Relay
 
 import clients.device
-import fedlora.server.questions
-import fedlora.server.sessions
+import fedlora.server.flower.questions
+import fedlora.server.flower.sessions
 from clients.device import take_part
 from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.launch import free_port
+from fedlora.launch.simulation import free_port
 from fedlora.link.frame import Frame
 from fedlora.link.reasons import through_flower
-from fedlora.link.stream_client import StreamClient
-from fedlora.privacy.ledger import Ledger
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.privacy.ledger.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.flower import _train
-from fedlora.server.nodes import RECORD, Node
+from fedlora.server.flower.nodes import RECORD, Node
+from fedlora.server.flower.run import _train
+from fedlora.server.flower.sessions import Places, Sessions, session_ttl_s
 from fedlora.server.run import ServerRun
-from fedlora.server.sessions import Places, Sessions, session_ttl_s
 
 SCENARIO = """
 [model]
@@ -144,8 +144,8 @@ def question(content, *, dst_node_id, message_type):
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
-    monkeypatch.setattr(fedlora.server.sessions, "Message", letter)
-    monkeypatch.setattr(fedlora.server.questions, "Message", question)
+    monkeypatch.setattr(fedlora.server.flower.sessions, "Message", letter)
+    monkeypatch.setattr(fedlora.server.flower.questions, "Message", question)
 
 
 class CutOff:
@@ -349,7 +349,7 @@ def test_a_device_that_never_returns_ends_the_run_after_a_while(tmp_path, cut_of
         return [10]
 
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 30.0 * len(looks))
-    monkeypatch.setattr(fedlora.server.sessions, "time", clock)
+    monkeypatch.setattr(fedlora.server.flower.sessions, "time", clock)
     monkeypatch.setattr(Devices, "get_node_ids", look)
     with pytest.raises(FedloraError, match=r"1 of 2 clients are connected.*client 1: .*gone"):
         train(tiny("link.give_up_s=0"), tmp_path)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-import fedlora.server.flower
+import fedlora.server.flower.run
 from fedlora.errors import FedloraError
 from fedlora.server.app import RunEnded, main
 
@@ -25,7 +25,7 @@ def test_flower_logs_the_sentence_of_an_ended_run_without_frames(monkeypatch):
     class Context:
         run_config, run_id = {}, 1
 
-    monkeypatch.setattr(fedlora.server.flower, "run_over_flower", refuse)
+    monkeypatch.setattr(fedlora.server.flower.run, "run_over_flower", refuse)
     with pytest.raises(RunEnded) as caught, in_a_context():
         main(None, Context())
     error = caught.value

@@ -25,7 +25,7 @@ time.sleep(300)
 """
 PARENT = """
 import subprocess, sys, time
-guard = [sys.executable, "-m", "fedlora.guard", sys.argv[1], sys.executable, "-c", sys.argv[2]]
+guard = [sys.executable, "-m", "fedlora.launch.guard", sys.argv[1], sys.executable, "-c", sys.argv[2]]
 subprocess.Popen([*guard, sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
 time.sleep(300)
 """
@@ -70,7 +70,15 @@ def test_the_guard_ends_with_its_command_and_tells_its_status(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     guard = subprocess.Popen(
-        [sys.executable, "-m", "fedlora.guard", home, sys.executable, "-c", "raise SystemExit(7)"],
+        [
+            sys.executable,
+            "-m",
+            "fedlora.launch.guard",
+            home,
+            sys.executable,
+            "-c",
+            "raise SystemExit(7)",
+        ],
         stdin=subprocess.PIPE,
     )
     assert guard.wait(180) == 7

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fedlora import flower_commands, launch
 from fedlora.errors import FedloraError
-from fedlora.launch import FlowerSimulation, SimulationRequest, free_port
+from fedlora.launch import flower_commands
+from fedlora.launch import simulation as launch
+from fedlora.launch.simulation import FlowerSimulation, SimulationRequest, free_port
 
 SUPERLINK = f"""#!{sys.executable}
 import http.server, sys

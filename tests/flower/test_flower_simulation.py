@@ -23,7 +23,7 @@ from flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, s
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.launch import _simulates
+from fedlora.launch.simulation import _simulates
 from fedlora.report.run_folder import RunFolder
 from simulations.in_process import Record, run
 

@@ -10,11 +10,11 @@ from link_peers import LIMIT, HostilePeer, ask, echo, hello
 
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.stream_server import StreamServer
-from fedlora.link.tls import TlsIdentity, create_identity
-from fedlora.link.tokens import TokenStore
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.listener import StreamServer
+from fedlora.link.stream.tls import TlsIdentity, create_identity
+from fedlora.link.stream.tokens import TokenStore
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ import grpc
 
 from fedlora.link import messages as m
 from fedlora.link.frame import MAX_HEADER_BYTES, Frame, encode_frame
-from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.tls import open_channel
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.tls import open_channel
 
 LIMIT = 1 << 20  # largest frame of the test servers, in bytes
 

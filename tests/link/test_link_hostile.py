@@ -25,13 +25,13 @@ from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
 from fedlora.link.codec import Fp32Codec, take
 from fedlora.link.frame import Frame, decode_frame, encode_frame
-from fedlora.link.server_stream import MAX_REFUSALS
-from fedlora.link.stream import CLOSED, REFUSED
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.stream_places import BURST, MOST_OF_ONE, RATE, StreamPlaces
-from fedlora.link.stream_server import StreamServer
-from fedlora.link.tokens import MOST_CLAIMS, TokenStore
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.protocol import CLOSED, REFUSED
+from fedlora.link.stream.server.connection import MAX_REFUSALS
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.listener import StreamServer
+from fedlora.link.stream.server.places import BURST, MOST_OF_ONE, RATE, StreamPlaces
+from fedlora.link.stream.tokens import MOST_CLAIMS, TokenStore
 
 pytestmark = pytest.mark.usefixtures("bystander")
 

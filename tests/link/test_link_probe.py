@@ -16,11 +16,11 @@ from test_link_reconnect import admitted, wait_for
 from fedlora.errors import ClientLost
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, decode_frame, encode_frame
-from fedlora.link.probe import MOST_BYTES, LinkRate, measure
-from fedlora.link.stream import PROBE
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.stream_server import StreamServer
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.link_rate import MOST_BYTES, LinkRate, measure
+from fedlora.link.stream.protocol import PROBE
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.listener import StreamServer
 
 
 @pytest.mark.parametrize(("up_bps", "down_bps"), [(1e5, 1e6), (1e7, 4e6), (1e9, 1e10)])

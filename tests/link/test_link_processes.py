@@ -18,9 +18,9 @@ from link_peers import LIMIT, ask, start_process
 from fedlora.errors import ClientLost
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.stream_server import StreamServer
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.listener import StreamServer
 
 Process = subprocess.Popen[bytes]
 Spawn = Callable[[StreamServer, list[str]], tuple[list[Process], dict[str, StreamLink]]]
@@ -113,8 +113,8 @@ def test_stop_does_not_wait_for_a_client_that_does_not_read(
 def test_a_client_ends_when_its_server_dies(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
-        "from fedlora.link.stream_server import StreamServer\n"
-        "from fedlora.link.tokens import TokenStore\n"
+        "from fedlora.link.stream.server.listener import StreamServer\n"
+        "from fedlora.link.stream.tokens import TokenStore\n"
         "tokens = TokenStore()\n"
         "server = StreamServer('127.0.0.1', 0, identity=None, max_frame_bytes=1 << 20,\n"
         "                      admit=lambda hello, grantee: {}, tokens=tokens)\n"
@@ -179,7 +179,7 @@ def test_256_idle_streams_take_no_threads_and_little_memory(
 
 def test_an_edge_process_loads_no_heavy_library() -> None:
     script = (
-        "import sys, fedlora.link.stream_client\n"
+        "import sys, fedlora.link.stream.client.client\n"
         "heavy = {'transformers', 'peft', 'ray', 'flwr', 'datasets', 'accelerate', 'opacus'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
     )

@@ -18,10 +18,10 @@ from relay import Relay
 from fedlora.errors import ClientLate, ClientLost
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, decode_frame, encode_frame
-from fedlora.link.stream import CLOSED, REFUSED, RESUME, RESUME_KEY, RESUMED, SECRET
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.stream_server import StreamServer
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.protocol import CLOSED, REFUSED, RESUME, RESUME_KEY, RESUMED, SECRET
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.listener import StreamServer
 
 Start = Callable[..., StreamServer]
 

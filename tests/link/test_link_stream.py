@@ -13,14 +13,14 @@ from link_peers import ask, echo, hello, in_thread
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link import stream_server
 from fedlora.link.frame import Frame, encode_frame
-from fedlora.link.stream import CLOSED
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_link import StreamLink
-from fedlora.link.stream_server import StreamServer
-from fedlora.link.tls import create_identity
-from fedlora.link.tokens import TokenStore
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.protocol import CLOSED
+from fedlora.link.stream.server import listener as stream_server
+from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.listener import StreamServer
+from fedlora.link.stream.tls import create_identity
+from fedlora.link.stream.tokens import TokenStore
 
 Start = Callable[..., StreamServer]
 Connect = Callable[..., StreamClient]

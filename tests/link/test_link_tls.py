@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlora.errors import FedloraError
-from fedlora.link.tls import SERVER_NAME, create_identity, is_loopback, open_channel
+from fedlora.link.stream.tls import SERVER_NAME, create_identity, is_loopback, open_channel
 
 
 def test_certificate_is_p256_starts_a_day_back_and_names_its_hosts() -> None:

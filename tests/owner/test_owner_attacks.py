@@ -13,7 +13,7 @@ from fedlora.config import Scenario
 from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
-from fedlora.privacy.filter import upload_cost
+from fedlora.privacy.accounting.charges import upload_cost
 from fedlora.privacy.plan import upload_plan
 
 HEAD = "head_weight.weight"
@@ -149,7 +149,7 @@ def test_a_kept_message_is_paid_before_it_leaves_whatever_came_between(
     child = os.fork()
     if child == 0:  # dies with the message on disk and nothing booked
         try:
-            from fedlora.privacy.ledger_file import LedgerFile
+            from fedlora.privacy.ledger.store import LedgerFile
 
             LedgerFile.append = lambda self, cost: os._exit(9)  # type: ignore[method-assign]
             attack(device, monkeypatch, dear, serve)

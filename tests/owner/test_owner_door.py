@@ -23,7 +23,7 @@ from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.reasons import KINDS
-from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.ledger.ledger import Ledger
 from fedlora.tasks.base import Sample
 
 ROOT = Path(__file__).parents[2]

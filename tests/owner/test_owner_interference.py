@@ -12,13 +12,13 @@ from dp_accounting import GaussianDpEvent
 from dp_accounting.rdp import RdpAccountant
 
 import clients.device
-from clients import build_release
 from clients.head import ClientHead
 from clients.owner.door import Door, Leaving
 from clients.owner.records import OwnRecords
 from clients.owner.terms import OwnerTerms
-from clients.private import PrivateRelease
-from fedlora.privacy.calibration import epsilon_of
+from clients.release import build as build_release
+from clients.release.private import PrivateRelease
+from fedlora.privacy.accounting.calibration import epsilon_of
 from fedlora.tasks.metrics import ClassificationCounts
 from simulations.audit.device.interference import DeviceAudit, audit_device
 from simulations.audit.device.spending import Left

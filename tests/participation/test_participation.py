@@ -10,9 +10,9 @@ import pytest
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from simulations.participation.command import _numbers
-from simulations.participation.study import Setting, run_setting, scenario_of
-from simulations.participation.trend import Trend, draw_variance, explained, fit_trend
+from simulations.studies.participation.command import _numbers
+from simulations.studies.participation.study import Setting, run_setting, scenario_of
+from simulations.studies.participation.trend import Trend, draw_variance, explained, fit_trend
 
 
 @pytest.mark.parametrize("participants", [1, 2, 4, 6])

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import (
+from fedlora.privacy.accounting.rdp import (
     ORDERS,
     SampledAccountant,
     conversion,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fedlora.privacy.analog import AirNoise, AnalogNoise, receiver_noise, top_up
-from fedlora.privacy.noise import InsecureNoise
+from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
+from fedlora.privacy.mechanisms.noise import InsecureNoise
 
 C = 0.05
 

@@ -9,15 +9,15 @@ import torch
 from scipy.stats import norm
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.attacks.mechanism_audit import (
+from fedlora.privacy.accounting.calibration import calibrate_sigma
+from fedlora.privacy.mechanisms.gaussian import clip_rows, release
+from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
+from simulations.audit.attacks.mechanism_audit import (
     RELEASES_MIN,
     Mechanism,
     audit_mechanism,
     mu_lower_bound,
 )
-from fedlora.privacy.calibration import calibrate_sigma
-from fedlora.privacy.mechanism import clip_rows, release
-from fedlora.privacy.noise import InsecureNoise, NoiseSource, SystemNoise
 
 C, DELTA = 0.05, 1e-5
 

@@ -5,16 +5,16 @@ import math
 import pytest
 from opacus.accountants.utils import get_noise_multiplier
 
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import rho
-from fedlora.privacy.calibration import (
+from fedlora.privacy.accounting.calibration import (
     calibrate_sigma,
     epsilon_of,
     gradient_sigma,
     planned_uploads,
     rho_budget,
 )
-from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.privacy.accounting.rdp import rho
 
 DELTA = 1e-5
 

@@ -9,14 +9,14 @@ import transformers
 from torch import nn
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.cascade import (
+from fedlora.privacy.mechanisms.gaussian import clip_rows, release
+from fedlora.privacy.mechanisms.noise import InsecureNoise
+from fedlora.privacy.noise_propagation import (
     cut_projection_noise_energy,
     predict_noise_energy,
     signal_to_noise,
     total,
 )
-from fedlora.privacy.mechanism import clip_rows, release
-from fedlora.privacy.noise import InsecureNoise
 
 SIGMA, C = 1.3, 0.05
 

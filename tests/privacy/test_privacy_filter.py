@@ -6,12 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import rdp_epsilon
-from fedlora.privacy.calibration import calibrate_sigma, rho_budget
-from fedlora.privacy.filter import add_up, upload_cost
-from fedlora.privacy.owner import OwnerBudget
-from fedlora.privacy.policy import ClientLimit
+from fedlora.privacy.accounting.calibration import calibrate_sigma, rho_budget
+from fedlora.privacy.accounting.charges import add_up, upload_cost
+from fedlora.privacy.accounting.rdp import rdp_epsilon
+from fedlora.privacy.ledger.budget import OwnerBudget
 
 EPSILON, DELTA = 8.0, 1e-5
 

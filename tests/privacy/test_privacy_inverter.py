@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fedlora.privacy.attacks.inverter import Fit, TokenInverter, train_inverter
-from fedlora.privacy.attacks.tokens import nearest_tokens, token_accuracy
-from fedlora.privacy.mechanism import release
-from fedlora.privacy.noise import InsecureNoise
+from fedlora.privacy.mechanisms.gaussian import release
+from fedlora.privacy.mechanisms.noise import InsecureNoise
+from simulations.audit.attacks.inverter import Fit, TokenInverter, train_inverter
+from simulations.audit.attacks.tokens import nearest_tokens, token_accuracy
 
 VOCABULARY, WIDTH, LENGTH = 200, 24, 8
 

@@ -7,13 +7,13 @@ import pytest
 from scipy.stats import binomtest
 
 from fedlora.errors import FedloraError
-from fedlora.privacy import journal
-from fedlora.privacy.labels import (
+from fedlora.privacy.mechanisms.randomised_response import (
     RandomisedLabels,
     flip_probability,
     label_auc,
     randomise,
 )
+from fedlora.storage import journal
 
 NAMES = ["maybe", "off", "on"]
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy import journal
-from fedlora.privacy import ledger_file as module
-from fedlora.privacy.accounting import rho
-from fedlora.privacy.book import RUNS_KEPT
-from fedlora.privacy.calibration import calibrate_sigma
-from fedlora.privacy.filter import upload_cost
-from fedlora.privacy.ledger import BudgetSpentError, Ledger
-from fedlora.privacy.policy import ClientLimit
+from fedlora.privacy.accounting.calibration import calibrate_sigma
+from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.ledger import store as module
+from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.ledger.records import RUNS_KEPT
+from fedlora.storage import journal
 
 LIMIT = ClientLimit(epsilon=8.0)
 

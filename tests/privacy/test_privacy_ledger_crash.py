@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.privacy import journal
-from fedlora.privacy import ledger_file as module
-from fedlora.privacy.accounting import rho
-from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.ledger import store as module
+from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.storage import journal
 
 SIGMA = 2.0
 

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanism import clip_rows, release, rounding_step
-from fedlora.privacy.noise import InsecureNoise, SystemNoise
+from fedlora.privacy.mechanisms.gaussian import clip_rows, release, rounding_step
+from fedlora.privacy.mechanisms.noise import InsecureNoise, SystemNoise
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 C = 0.05

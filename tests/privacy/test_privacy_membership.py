@@ -9,9 +9,9 @@ from scipy.special import ndtr
 from scipy.stats import binom
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.attacks.auc import auc
-from fedlora.privacy.attacks.canaries import epsilon_lower_bound
-from fedlora.privacy.attacks.membership import (
+from simulations.audit.attacks.auc import auc
+from simulations.audit.attacks.canaries import epsilon_lower_bound
+from simulations.audit.attacks.membership import (
     calibrated_scores,
     likelihood_ratio_scores,
     loss_scores,

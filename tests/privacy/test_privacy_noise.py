@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fedlora.privacy import noise as module
-from fedlora.privacy.noise import KeyStreamNoise, SystemNoise
+from fedlora.privacy.mechanisms import noise as module
+from fedlora.privacy.mechanisms.noise import KeyStreamNoise, SystemNoise
 
 
 class FixedKey(KeyStreamNoise):

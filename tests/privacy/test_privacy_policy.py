@@ -6,8 +6,8 @@ import pytest
 
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.config.node import NodeKeys
+from fedlora.config.privacy import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.policy import ClientLimit, PrivacyPolicy
 
 
 def test_privacy_is_off_unless_epsilon_or_sigma_is_set() -> None:

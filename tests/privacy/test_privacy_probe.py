@@ -7,16 +7,20 @@ import torch
 import torch.nn.functional as F
 
 from fedlora.config import with_overrides
-from fedlora.privacy.cascade import SNR_MAX, SnrMeter
-from fedlora.privacy.head_space import head_gradients, label_corners, row_space_coordinates
-from fedlora.privacy.labels import RandomisedLabels
-from fedlora.privacy.mechanism import release
-from fedlora.privacy.noise import SystemNoise
+from fedlora.config.privacy import PrivacyPolicy
+from fedlora.privacy.mechanisms.gaussian import release
+from fedlora.privacy.mechanisms.head_releases import (
+    head_gradients,
+    label_corners,
+    row_space_coordinates,
+)
+from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
+from fedlora.privacy.noise_propagation import SNR_MAX, SnrMeter
 from fedlora.privacy.plan import label_epsilon
-from fedlora.privacy.policy import PrivacyPolicy
 from fedlora.privacy.probe import noise_probe
 from fedlora.scenarios import find_scenario
-from simulations.cascade.energy import compare
+from simulations.studies.cascade.energy import compare
 
 ROWS, WIDTH, CLASSES, DRAWS = 6, 16, 4, 3000
 SIGMA, C = 1.5, 0.05

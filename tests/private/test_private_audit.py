@@ -11,30 +11,30 @@ import pytest
 import torch
 from private_federation import scenario, write_records
 
-from clients.build_release import build_release
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private
 from clients.owner.reporting import Reporting
 from clients.owner.terms import OwnerTerms
-from clients.release import PlainRelease
+from clients.release.base import PlainRelease
+from clients.release.build import build_release
 from fedlora.config import Scenario
-from fedlora.privacy.attacks.auc import label_auc_bound
-from fedlora.privacy.attacks.gradient_inversion import AdapterGradients
-from fedlora.privacy.attacks.inverter import Fit
-from fedlora.privacy.mechanism import release as noised
-from fedlora.privacy.noise import SystemNoise
-from fedlora.privacy.policy import PrivacyPolicy
+from fedlora.config.privacy import PrivacyPolicy
+from fedlora.privacy.mechanisms.gaussian import release as noised
+from fedlora.privacy.mechanisms.noise import SystemNoise
 from fedlora.report.gallery import AUDIT_GALLERY
 from fedlora.report.page import render
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.engine import ClientRows
+from fedlora.server.compute.engine import ClientRows
 from simulations.audit import gradients, labels, members, tokens
+from simulations.audit.attacks.auc import label_auc_bound
+from simulations.audit.attacks.gradient_inversion import AdapterGradients
+from simulations.audit.attacks.inverter import Fit
 from simulations.audit.audit import audit_scenario, noise_of_the_whole_run
 from simulations.audit.canaries import plant, planted
 from simulations.audit.effort import Effort
 from simulations.audit.mechanism import audit_client
 from simulations.audit.plot import draw_all
-from simulations.audit.tap import Observed, observe
+from simulations.audit.recording import Observed, observe
 
 PLAIN = PrivacyPolicy()
 FIT = Fit(steps=5, rows=4)

@@ -10,19 +10,19 @@ import torch
 from private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
-from clients.build_release import origins
 from clients.edge_client import EdgeClient
 from clients.owner.private import Private
 from clients.owner.scenario import local_scenario
 from clients.owner.terms import OwnerTerms, own_number
+from clients.release.build import origins
 from fedlora.config import Scenario, with_overrides
 from fedlora.config.node import NodeKeys
+from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.privacy.accounting import rdp_epsilon, rho
-from fedlora.privacy.ledger import BudgetSpentError, Ledger
-from fedlora.privacy.policy import ClientLimit
+from fedlora.privacy.accounting.rdp import rdp_epsilon, rho
+from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
 from fedlora.tasks.base import Sample
 from fedlora.tasks.data import load_records
 

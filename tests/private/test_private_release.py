@@ -9,21 +9,21 @@ import pytest
 import torch
 from private_federation import Recorder, scenario
 
-from clients import private
 from clients.build import SimulatedData, load_parts
-from clients.build_release import content
 from clients.device import take_part
 from clients.edge_client import EdgeClient
 from clients.owner.private import Private
 from clients.owner.terms import OwnerTerms
+from clients.release import private
+from clients.release.build import content
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.config.node import NodeKeys
+from fedlora.config.privacy import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.privacy.ledger import BudgetSpentError, Ledger
-from fedlora.privacy.mechanism import clip_rows
-from fedlora.privacy.policy import ClientLimit, PrivacyPolicy
+from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.mechanisms.gaussian import clip_rows
 from fedlora.server.run import ServerRun
 
 

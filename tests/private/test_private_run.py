@@ -17,17 +17,17 @@ from private_federation import Federation, scenario
 from clients.edge_host import EdgeHost
 from clients.owner.terms import OwnerTerms
 from fedlora.config import scenario_from_toml, scenario_to_toml
+from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.lora.export import Adapter
-from fedlora.privacy.accounting import ORDERS
-from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.policy import ClientLimit
+from fedlora.privacy.accounting.rdp import ORDERS
+from fedlora.privacy.ledger.ledger import Ledger
 from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.partial import summarise_rounds
 from fedlora.server.results import export, write_results
 from fedlora.server.run import ServerRun
+from fedlora.server.unfinished import summarise_rounds
 
 CLIP_NORM, DELTA = 0.05, 1e-5
 

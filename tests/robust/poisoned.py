@@ -8,7 +8,7 @@ import torch
 
 from fedlora.config import Scenario, with_overrides
 from simulations.in_process import Record, connect
-from simulations.poison.attackers import POISONS, poisoner
+from simulations.studies.poison.attackers import POISONS, poisoner
 
 HOSTILE = "0"
 SHORT = (

@@ -7,7 +7,7 @@ import torch
 
 from fedlora.config import RobustConfig
 from fedlora.errors import FedloraError
-from fedlora.robust.average import Block, create_average, robust_mean
+from fedlora.robust.aggregation import Block, create_average, robust_mean
 from fedlora.robust.momentum import ClientMomentum
 
 CLIENTS, COMPONENTS, WIDTH = 7, 3, 40

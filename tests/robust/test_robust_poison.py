@@ -7,8 +7,8 @@ import json
 
 from poisoned import SHORT
 
-from simulations.poison import trial
-from simulations.poison.command import poison
+from simulations.studies.poison import trial
+from simulations.studies.poison.command import poison
 
 
 def test_a_file_whose_last_line_a_crash_tore_is_gone_on_with(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from fedlora.errors import FedloraError
 from fedlora.ranks import check_rank_strategy, create_strategy
 from fedlora.registry import use_python_path
 from fedlora.scaffold.write import AppNames, write_app
-from simulations.compare.strategies import parse_strategies
-from simulations.compare.trial import Trial, run_reference, run_trial
+from simulations.studies.compare.strategies import parse_strategies
+from simulations.studies.compare.trial import Trial, run_reference, run_trial
 
 SMALL = ("train.rounds=1", "train.steps=1", "federation.clients=2", "data.max_rows=80")
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel
 
 from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
-from fedlora.server.engine import ClientRows, SplitEngine
+from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.split.blocks import Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import Back, Front

@@ -7,8 +7,8 @@ import torch
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.server.engine import ClientRows, SplitEngine
-from fedlora.server.placement import AwayWeights
+from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute.placement import AwayWeights
 from fedlora.split.blocks import Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import Front

@@ -10,10 +10,10 @@ from federation import Recorder
 
 from clients.build import SimulatedData, hello, load_parts
 from fedlora.config import Scenario
-from fedlora.link.stream_client import StreamClient
-from fedlora.link.stream_server import StreamServer
-from fedlora.link.tls import create_identity
-from fedlora.link.tokens import TokenStore
+from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.server.listener import StreamServer
+from fedlora.link.stream.tls import create_identity
+from fedlora.link.stream.tokens import TokenStore
 from fedlora.server.run import ServerRun
 
 

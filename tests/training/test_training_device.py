@@ -18,7 +18,7 @@ from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import Checkpoints
-from fedlora.server.engine import ClientRows
+from fedlora.server.compute.engine import ClientRows
 from fedlora.server.results import write_results
 from fedlora.tasks.tokenizer import load_tokenizer
 

@@ -20,7 +20,7 @@ from fedlora.commands.export import export_run
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.engine import ClientRows
+from fedlora.server.compute.engine import ClientRows
 from fedlora.server.results import export
 from fedlora.tasks.base import Sample
 

@@ -13,7 +13,7 @@ from streams import run_over_stream
 
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, encode_frame
-from fedlora.link.stream_server import StreamServer
+from fedlora.link.stream.server.listener import StreamServer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
 from link_peers import MALFORMED, HostilePeer

@@ -10,7 +10,7 @@ from federation import Federation, scenario
 from safetensors import safe_open
 
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.holdings import classes_of, holdings
+from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.results import head_file, write_results
 
 NONSENSE: list[Any] = [None, 7, "abc", [1, 2], [], [["a"]], {"a": 1}, b"x"]

@@ -8,7 +8,7 @@ from federation import scenario
 
 from fedlora.config import TaskConfig
 from fedlora.errors import FedloraError
-from fedlora.server.engine import ClientRows, SplitEngine
+from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.tasks.base import check_length
 

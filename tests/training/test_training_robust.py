@@ -13,9 +13,9 @@ from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLost
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.server.head import most_common
-from fedlora.server.uploads import clip_rows
-from simulations.poison.attackers import POISONS, poisoner
+from fedlora.server.compute.shared_head import most_common
+from fedlora.server.exchange.uploads import clip_rows
+from simulations.studies.poison.attackers import POISONS, poisoner
 
 EIGHT = ["federation.clients=8", "partition.min_rows=2", "train.rounds=1"]
 

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.channel.config import ChannelConfig
 from fedlora.channel.streams import Stream, stream
+from fedlora.config.channel import ChannelConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedlora import registry
 from fedlora.channel.channel import check_options
-from fedlora.channel.config import ScheduleConfig
 from fedlora.channel.state import ChannelState
+from fedlora.config.channel import ScheduleConfig
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedlora.channel.checks import number, positive
 from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
 from fedlora.channel.schedule.base import ClientLoad, Scheduler
 from fedlora.channel.state import ChannelState
+from fedlora.numbers import number, positive
 
 
 class LyapunovScheduler(Scheduler):

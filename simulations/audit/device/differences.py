@@ -7,7 +7,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame
-from fedlora.privacy.mechanism import rounding_step
+from fedlora.privacy.mechanisms.gaussian import rounding_step
 
 _OF_LABELS = {"gradient", "head_gradient", "head_weight", "loss"}
 

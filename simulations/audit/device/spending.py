@@ -11,10 +11,10 @@ from unittest import mock
 
 import torch
 
-from clients.activations import NoisyActivations
 from clients.owner.door import Leaving
 from clients.owner.reporting import Reporting
-from clients.private import PrivateRelease
+from clients.release.activations import NoisyActivations
+from clients.release.private import PrivateRelease
 from simulations.audit.device.world import World
 
 

@@ -1,0 +1,338 @@
+"""What of a client's data may leave, from the scenario and the owner's terms.
+
+The scenario, which comes from the server, says how much noise a run has. The owner's own terms
+(``clients.owner.terms``) are in the node configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from torch import nn
+
+from clients.owner.door import Door
+from clients.owner.private import PrivateSamples
+from clients.owner.reporting import Reporting
+from clients.owner.terms import DATA, REPORT, OwnerTerms
+from clients.owner.words import about
+from clients.release.base import GradientRelease, PlainRelease
+from clients.release.private import PrivateRelease
+from clients.release.randomised import RandomisedRelease
+from clients.release.upload_noise import UploadNoise
+from fedlora.config import Scenario
+from fedlora.config.privacy import PrivacyPolicy
+from fedlora.errors import FedloraError
+from fedlora.privacy.accounting.calibration import gradient_sigma
+from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
+from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
+from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
+from fedlora.privacy.plan import (
+    check_classes,
+    check_release,
+    label_epsilon,
+    still_needed,
+    upload_plan,
+)
+from fedlora.tasks.base import Sample, task_class
+from fedlora.tasks.data import Record
+
+log = logging.getLogger("fedlora.edge")
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The records that a client's samples come from, by which its ledger knows them.
+
+    Attributes
+    ----------
+    contents
+        What makes each of the client's records itself; see ``content``.
+    sources
+        Place in it of each sample's record, training samples first, then held-out ones.
+    """
+
+    contents: Sequence[bytes] = ()
+    sources: Sequence[int] = ()
+
+    def ids(self, ledger: Ledger) -> list[int]:
+        """Return each sample's identifier; samples of one record share what it may spend."""
+        records = ledger.sample_ids(self.contents)
+        return [records[source] for source in self.sources]
+
+
+def origins(rows: Sequence[Sequence[Record]], samples: Sequence[Sequence[Sample]]) -> Origins:
+    """Return where samples come from.
+
+    Parameters
+    ----------
+    rows, samples
+        Training and held-out records, and the samples made of them.
+
+    Raises
+    ------
+    FedloraError
+        When a sample does not name its record.
+    """
+    sources, start = list[int](), 0
+    for records, made in zip(rows, samples, strict=True):
+        for sample in made:
+            if not 0 <= sample.source < len(records):
+                raise FedloraError(
+                    f"a sample has source {sample.source} of {len(records)} records, so its "
+                    "owner's budget cannot be found; let the task's samples() set it"
+                )
+            sources.append(start + sample.source)
+        start += len(records)
+    return Origins([content(record) for part in rows for record in part], sources)
+
+
+def build_release(
+    scenario: Scenario,
+    number: int,
+    terms: OwnerTerms,
+    *,
+    samples: PrivateSamples,
+    held_out: int = 0,
+    head: nn.Module,
+    trains_head: bool,
+    pools: bool,
+    classes: int,
+    origins: Origins | None = None,
+    run: str = "",
+) -> GradientRelease:
+    """Return a client's release, after the owner's limit has agreed to the plan.
+
+    Parameters
+    ----------
+    scenario, number
+        The run, and the client's number.
+    terms
+        The owner's.
+    samples, held_out
+        Training samples, and how many held-out ones there are.
+    head, trains_head
+        The client's head, and whether heads train.
+    pools
+        Whether the server pools.
+    classes
+        Number of classes.
+    origins
+        The records of training and held-out samples; needed where the owner keeps a ledger.
+    run
+        Name of the run, by which its plan goes on after a restart; empty where it has none.
+
+    Raises
+    ------
+    FedloraError
+        When the run asks for more than the owner allows, or there is one class only.
+    """
+    policy = scenario.privacy
+    if not policy.enabled:
+        if terms.limit is not None:
+            raise FedloraError(
+                f"client {number} has privacy-epsilon {terms.limit.epsilon:g} but the run has no "
+                "noise; set privacy.epsilon in its scenario"
+            )
+        door = Door(terms)
+        return PlainRelease(door, Reporting(door))
+    check_release(scenario, pools=pools, trains_head=trains_head)
+    check_classes(classes)
+    _check_head(scenario, terms, trains_head=trains_head)
+    noise, receiver = _sources(policy, number, deployed=terms.deployed)
+    policy.check_samples(len(samples))
+    ledger, ids = None, list[int]()
+    try:
+        if terms.ledger is not None:
+            with about("ledger"):
+                ledger = Ledger(terms.ledger, str(number), terms.limit)
+                ids = (origins or Origins()).ids(ledger)
+        door = Door(terms, ledger)
+        plan_name = f"{run}/{_digest(scenario)}" if run else ""
+        reporting = _reporting(
+            scenario, terms, door, ids[len(samples) :], held_out, plan_name, noise
+        )
+        if policy.release == "labels":
+            labels = _labels(scenario, number, terms)
+            return RandomisedRelease(
+                policy,
+                labels,
+                door=door,
+                reporting=reporting,
+                noise=noise,
+                ledger=ledger,
+                ids=ids,
+            )
+        plan = upload_plan(scenario, len(samples))
+        upload_noise = UploadNoise(
+            policy,
+            plan,
+            str(number),
+            r_max=scenario.lora.r_max,
+            sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
+            source=noise,
+            receiver=receiver,
+            done={s: ledger.done(plan_name, i) for s, i in enumerate(ids)} if ledger else None,
+        )
+        if ledger is not None:
+            ledger.check_floor(plan.sigma)
+            needed = still_needed(policy, ids, len(samples), upload_noise.needed)
+            ledger.check_plan(needed)
+        return PrivateRelease(
+            scenario,
+            plan,
+            door=door,
+            reporting=reporting,
+            samples=samples,
+            head=head,
+            classes=classes,
+            noise=noise,
+            upload_noise=upload_noise,
+            ledger=ledger,
+            ids=ids,
+            run=plan_name,
+            noised=_noised(scenario, terms, plan_name),
+        )
+    except BaseException:
+        if ledger is not None:
+            ledger.close()
+        raise
+
+
+def _check_head(scenario: Scenario, terms: OwnerTerms, *, trains_head: bool) -> None:
+    """Refuse a head that learns from labels as they are beside noised gradients."""
+    personal = trains_head and scenario.head.share == "personal"
+    if personal and scenario.privacy.noises_gradients and not terms.personal_head:
+        raise FedloraError(
+            "head.share is personal: the head would learn from labels as they are, and each label "
+            "leave traces in other records' uploads that no noise is counted for; run with "
+            'head.share step, or allow it with privacy-personal-head="true"'
+        )
+
+
+def _digest(scenario: Scenario) -> str:
+    """Return a name for what is paid for: the mechanism, and what labels mean.
+
+    A plan's charges count for that alone, or a cheap run of another mechanism under the same name
+    would pay for a dear one.
+    """
+    task, data, train = scenario.task, scenario.data, scenario.train
+    setting = {
+        "privacy": asdict(scenario.privacy),
+        "task": [task.kind, task.max_length, sorted(task.labels)],
+        "data": [data.text, data.label, data.prompt_separator],
+        "share": scenario.head.share,
+        "train": [train.total_steps, train.accumulate, train.batch_size],
+        "evaluate": [scenario.evaluate.every, scenario.evaluate.baseline],
+    }
+    text = json.dumps(setting, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _reporting(
+    scenario: Scenario,
+    terms: OwnerTerms,
+    door: Door,
+    records: Sequence[int],
+    held_out: int,
+    plan: str,
+    noise: NoiseSource,
+) -> Reporting:
+    """Return how held-out counts leave in a run with privacy."""
+    if not scenario.evaluate.report or terms.reports == "false" or not held_out:
+        return Reporting(door, evaluates=False)
+    ledger, name = door.ledger, f"{plan}/reports"
+    done = max((ledger.done(name, i)[0] for i in records), default=0) if ledger else 0
+    limit = None if terms.simulated else max(0, terms.report_limit - done)
+    if terms.reports == "unprotected":
+        key = DATA if terms.simulated else REPORT
+        return Reporting(door, limit=limit, key=key, ledger=ledger, records=records, plan=name)
+    if not task_class(scenario.task.kind).pooled:
+        log.warning("no held-out counts are told: their noise exists for classification alone")
+        return Reporting(door, evaluates=False)
+    evaluations = min(_evaluations(scenario), terms.report_limit)
+    try:
+        policy = replace(scenario.privacy, uploads=0)
+        sigma = gradient_sigma(policy, evaluations, activation_uploads=1)
+        if ledger is not None:
+            cost = max(0, evaluations - done) * upload_cost(sigma)
+            if policy.activation_sigma is not None:
+                cost += upload_cost(policy.activation_sigma)
+            ledger.check_floor(sigma)
+            ledger.check_plan(dict.fromkeys(records, cost * (1 + 2.0**-50)))
+    except FedloraError as error:
+        log.warning("no held-out counts are told: %s", error)
+        return Reporting(door, evaluates=False)
+    return Reporting(
+        door,
+        limit=max(0, evaluations - done),
+        sigma=sigma,
+        noise=noise,
+        ledger=ledger,
+        records=records or range(held_out),
+        plan=name,
+    )
+
+
+def _evaluations(scenario: Scenario) -> int:
+    """Return how many evaluations a scenario comes to: the baseline's, and those of its rounds."""
+    rounds, every = scenario.train.rounds, scenario.evaluate.every
+    return int(scenario.evaluate.baseline) + -(-rounds // every)
+
+
+def _noised(scenario: Scenario, terms: OwnerTerms, plan: str) -> NoisedLabels | None:
+    """Return the labels that were noised before a restart, beside the owner's ledger."""
+    if terms.ledger is None or not plan or scenario.privacy.release != "logits":
+        return None
+    path = terms.ledger.with_name(terms.ledger.name + ".noised")
+    return NoisedLabels(path, {"plan": plan, "labels": list(scenario.task.labels)})
+
+
+def _labels(scenario: Scenario, number: int, terms: OwnerTerms) -> RandomisedLabels:
+    """Return a client's randomised labels."""
+    policy = scenario.privacy
+    below: Callable[[int], int] = secrets.randbelow
+    if policy.insecure_noise_seed is not None:
+        below = random.Random(f"{policy.insecure_noise_seed}/{number}").randrange
+    path = terms.ledger and terms.ledger.with_name(terms.ledger.name + ".labels")
+    return RandomisedLabels(
+        path, scenario.task.labels, label_epsilon(policy), below, column=scenario.data.label
+    )
+
+
+def _sources(
+    policy: PrivacyPolicy, number: int, *, deployed: bool
+) -> tuple[NoiseSource, NoiseSource]:
+    """Return the sources of the client's noise and, in a simulation, of the receiver's.
+
+    Raises
+    ------
+    FedloraError
+        When a device is asked for noise that the server knows, or that nobody adds.
+    """
+    seed = policy.insecure_noise_seed
+    if deployed and seed is not None:
+        raise FedloraError(
+            f"privacy.insecure_noise_seed is {seed}, so the server could remove the noise; a "
+            "device takes part only without it"
+        )
+    if deployed and policy.uplink == "analog":
+        raise FedloraError(
+            "privacy.uplink is analog, which counts a receiver's noise that this link does not "
+            "have; a device takes part only with privacy.uplink coded"
+        )
+    if seed is None:
+        return SystemNoise(), SystemNoise()
+    return InsecureNoise(seed, str(number)), InsecureNoise(seed, f"{number}/receiver")
+
+
+def content(record: Record) -> bytes:
+    """Return what makes a record itself: its values, whatever a scenario calls its columns."""
+    return json.dumps(list(record.values()), ensure_ascii=False).encode()

@@ -1,0 +1,163 @@
+"""The scenario's ``[channel]`` section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fedlora.errors import FedloraError
+from fedlora.numbers import bandwidth, number, positive
+
+SNR_LIMIT_DB = 200.0
+ROUND_MAX_S = 1e9
+BLOCKS_MAX = 1_000_000
+"""Fading blocks of a round: more are no more exact, and take the time that they model."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How far the channel that clients report is from the true one.
+
+    Attributes
+    ----------
+    error_db
+        Standard deviation of the estimation error that is added to each SNR, in dB.
+    delay_rounds, delay_s
+        How old the reported channel is when a round starts; the two add up. Before the run is that
+        old, the report describes the channel at its start.
+    """
+
+    error_db: float = 0.0
+    delay_rounds: int = 0
+    delay_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("channel.report.error_db", self.error_db, low=0.0)
+        number("channel.report.delay_rounds", self.delay_rounds, low=0)
+        number("channel.report.delay_s", self.delay_s, low=0.0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Who takes part in a round, and with which share of the bandwidth.
+
+    Attributes
+    ----------
+    scheduler
+        Name of a registered scheduler (``all``, ``random_k``, ``lyapunov``) or ``module:Class``.
+    total_bandwidth_hz
+        Bandwidth that the scheduler divides in each direction, in Hz; 0 means the sum of what the
+        clients report, of which ``all`` and ``random_k`` leave each client its own.
+    options
+        Keyword arguments of the scheduler.
+    """
+
+    scheduler: str = "all"
+    total_bandwidth_hz: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if number("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz):
+            bandwidth("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz)
+
+
+@dataclass(frozen=True)
+class ChannelConfig:
+    """The air between the clients and the server.
+
+    Attributes
+    ----------
+    model
+        Name of a registered channel model (``awgn``, ``rayleigh``, ``rician``, ``log_distance``,
+        ``trace``, ``tdl``, ``cdl``, ``umi``, ``uma``, ``measured``) or ``module:Class``.
+    options
+        Keyword arguments of the model, such as ``k_factor_db`` of ``rician``.
+    snr_db
+        Mean downlink SNR over ``bandwidth_hz``, in dB; models with a link budget of their own
+        (``log_distance``, ``umi``, ``uma``) compute it instead, ``trace`` and ``measured`` read it.
+    up_snr_offset_db
+        Uplink SNR minus downlink SNR, in dB.
+    bandwidth_hz
+        Bandwidth of a client's own share, in Hz.
+    draw
+        What ``snr_db`` and ``bandwidth_hz`` with several entries mean. ``round``: each client draws
+        one anew each round (as AirLLM does for each step). ``client``: the entries are dealt to the
+        clients in turn and stay.
+    round_s
+        Time of the channel from the start of one round to the start of the next, in seconds. It is
+        a setting, not the air time that a round took, so that every strategy meets the same fading.
+    coherence_s
+        How long a fading block lasts, in seconds; 0 means as long as the round, however long that
+        is. It divides ``round_s``.
+    rate
+        ``shannon``: capacity with a gap; ``nr_64qam``, ``nr_256qam``: 5G NR modulation and coding.
+    gap_db
+        SNR gap to capacity, in dB.
+    up_power_w, down_power_w
+        Transmit power of a client, and of the server for one client, in watts.
+    deadline_s
+        Latency budget of an adapter's delivery, in seconds: what comes later is not delivered.
+    deliver_every
+        Deliver adapters every so many rounds; 0 means never.
+    bits_per_parameter
+        Bits of one adapter parameter on the air.
+    report, schedule
+        See ``ReportConfig`` and ``ScheduleConfig``.
+    """
+
+    model: str = "awgn"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    snr_db: tuple[float, ...] = (10.0,)
+    up_snr_offset_db: float = 0.0
+    bandwidth_hz: tuple[float, ...] = (1e6,)
+    draw: Literal["round", "client"] = "round"
+    round_s: float = 10.0
+    coherence_s: float = 0.0
+    rate: Literal["shannon", "nr_64qam", "nr_256qam"] = "shannon"
+    gap_db: float = 0.0
+    up_power_w: float = 0.2
+    down_power_w: float = 1.0
+    deadline_s: float = 1.0
+    deliver_every: int = 0
+    bits_per_parameter: int = 32
+    report: ReportConfig = field(default_factory=ReportConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("snr_db", "bandwidth_hz"):
+            if not getattr(self, name):
+                raise FedloraError(f"channel.{name} is empty; list at least one value")
+        for value in (*self.snr_db, self.up_snr_offset_db):
+            number("an SNR of channel.snr_db", value, -SNR_LIMIT_DB, SNR_LIMIT_DB)
+        for value in self.bandwidth_hz:
+            bandwidth("a bandwidth of channel.bandwidth_hz", value)
+        for name in ("round_s", "up_power_w", "down_power_w", "deadline_s"):
+            positive(f"channel.{name}", getattr(self, name))
+        number("channel.gap_db", self.gap_db, low=0.0)
+        number("channel.deliver_every", self.deliver_every, low=0)
+        number("channel.bits_per_parameter", self.bits_per_parameter, low=1, high=64)
+        number("channel.round_s", self.round_s, high=ROUND_MAX_S)
+        number("channel.coherence_s", self.coherence_s, low=0.0)
+        blocks = self.round_s / self.coherence_s if self.coherence_s else 1.0
+        if blocks > BLOCKS_MAX:
+            raise FedloraError(
+                f"channel.coherence_s is {self.coherence_s}, which cuts channel.round_s "
+                f"{self.round_s} into {blocks:.3g} fading blocks; set "
+                f"{self.round_s / BLOCKS_MAX:g} or more, or 0 for one block a round"
+            )
+        if round(blocks) < 1 or abs(blocks - round(blocks)) > 1e-6 * blocks:
+            raise FedloraError(
+                f"channel.coherence_s is {self.coherence_s} and does not divide channel.round_s "
+                f"{self.round_s}; set an integer fraction of it, or 0 for one fading block a round"
+            )
+
+    @property
+    def blocks_per_round(self) -> int:
+        """Number of fading blocks from the start of one round to the start of the next."""
+        return round(self.round_s / self.coherence_s) if self.coherence_s else 1
+
+    @property
+    def block_s(self) -> float:
+        """Duration of a fading block, in seconds."""
+        return self.round_s / self.blocks_per_round

@@ -1,0 +1,235 @@
+"""What a scenario asks for in privacy, and what a client's owner allows.
+
+Convention of the whole package: ``sigma`` is the standard deviation of the noise over the clipping
+norm C. Two neighbouring samples' clipped gradients differ by at most 2C under replace-one and by C
+under zero-out, so the noise multiplier of the literature is sigma / 2 and sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fedlora.errors import FedloraError
+
+Unit = Literal["sample", "token"]
+Release = Literal["full", "row_space", "logits", "labels"]
+Spread = Literal["even", "channel"]
+Uplink = Literal["coded", "analog"]
+
+SNR_MAX_DB = 200.0
+
+EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
+SIGMA_MIN, SIGMA_MAX = 1e-6, 1e6
+UPLOADS_MAX = 10**9
+
+
+@dataclass(frozen=True)
+class PrivacyPolicy:
+    """The scenario's ``[privacy]`` section; neither ``epsilon`` nor ``sigma`` means no noise.
+
+    Either is unset with ``none``.
+
+    Attributes
+    ----------
+    epsilon
+        Budget of each sample over the whole run, local and replace-one; sigma follows from it and
+        from the planned uploads.
+    sigma
+        Standard deviation of the noise on an uploaded gradient, over ``clip_norm``; instead of
+        ``epsilon``.
+    delta
+        The delta that epsilon is stated at; below one over the number of samples.
+    clip_norm
+        Largest Frobenius norm C of a sample's gradient (of a token's, with ``unit = "token"``).
+    unit
+        What is protected: a whole ``sample``, or the gradient of a single ``token``.
+    release
+        What is noised, see ``fedlora.privacy.mechanisms.head_releases``: the ``full`` gradient at the cut, its
+        coordinates in the ``row_space`` of a shared head, or its private part in the space of the
+        head's ``logits``, once for each sample. ``labels``: gradients are exact and computed from
+        randomised labels, see ``fedlora.privacy.mechanisms.randomised_response``.
+    uploads
+        How often a sample is uploaded in the run; 0: what rounds, steps and batch size come to.
+    spread
+        How a sample's budget is divided over its uploads: ``even``, or more where the client's
+        own ``channel`` and the rank it was told are good; see ``fedlora.privacy.accounting.budget_schedule``.
+    uplink
+        ``coded``: the link corrects its errors, so only artificial noise counts. ``analog``, in
+        simulation alone: gradients are sent uncoded, and the receiver's noise counts too; see
+        ``fedlora.privacy.mechanisms.analog``.
+    analog_snr_db
+        Largest SNR with which an analog uplink is received, in dB; a client with a better channel
+        lowers its power to it.
+    tight
+        Calibrate to the exact epsilon of Gaussian noise instead of its Rényi bound; the same
+        (epsilon, delta) then needs some 7% less noise.
+    activation_sigma, activation_clip_norm
+        Noise on the forward activations over their clipping norm, and that norm; without
+        ``activation_sigma`` activations leave as they are and epsilon does not cover them.
+    probe_every
+        Estimate the signal-to-noise ratio of each projection's gradient at every so many-th step,
+        by one more backward pass; 0: never.
+    insecure_noise_seed
+        Draw the noise from this seed, in a simulation that has to repeat bit for bit; the run then
+        has no guarantee.
+    """
+
+    epsilon: float | None = None
+    sigma: float | None = None
+    delta: float = 1e-5
+    clip_norm: float = 0.05
+    unit: Unit = "sample"
+    release: Release = "full"
+    uploads: int = 0
+    spread: Spread = "even"
+    uplink: Uplink = "coded"
+    analog_snr_db: float = 10.0
+    tight: bool = False
+    activation_sigma: float | None = None
+    activation_clip_norm: float = 1.0
+    probe_every: int = 0
+    insecure_noise_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and self.sigma is not None:
+            raise FedloraError(
+                f"privacy.epsilon is {self.epsilon} and privacy.sigma is {self.sigma}; set one to "
+                "none, it follows from the other"
+            )
+        if self.epsilon is not None:
+            check_epsilon("privacy.epsilon", self.epsilon)
+        for name in ("sigma", "activation_sigma"):
+            if getattr(self, name) is not None:
+                _check_noise(f"privacy.{name}", getattr(self, name))
+        for name in ("clip_norm", "activation_clip_norm"):
+            check_positive(f"privacy.{name}", getattr(self, name))
+        check_delta("privacy.delta", self.delta)
+        if self.unit not in ("sample", "token"):
+            raise FedloraError(f"privacy.unit is {self.unit!r}; set sample or token")
+        if self.release not in ("full", "row_space", "logits", "labels"):
+            raise FedloraError(
+                f"privacy.release is {self.release!r}; set full, row_space, logits or labels"
+            )
+        if self.release == "labels":
+            self._check_labels()
+        if self.spread not in ("even", "channel"):
+            raise FedloraError(f"privacy.spread is {self.spread!r}; set even or channel")
+        if self.uplink not in ("coded", "analog"):
+            raise FedloraError(f"privacy.uplink is {self.uplink!r}; set coded or analog")
+        if not -SNR_MAX_DB <= self.analog_snr_db <= SNR_MAX_DB:
+            raise FedloraError(
+                f"privacy.analog_snr_db is {self.analog_snr_db}; set -{SNR_MAX_DB:g} to "
+                f"{SNR_MAX_DB:g} dB"
+            )
+        if not 0 <= self.uploads <= UPLOADS_MAX:
+            raise FedloraError(
+                f"privacy.uploads is {self.uploads!r:.80}; set 0 to derive it, or a number up to "
+                f"{UPLOADS_MAX}"
+            )
+        if self.probe_every < 0:
+            raise FedloraError(f"privacy.probe_every is {self.probe_every}; set 0 for never")
+        if self.activation_sigma is not None and not self.enabled:
+            raise FedloraError(
+                f"privacy.activation_sigma is {self.activation_sigma} but gradients leave without "
+                "noise; set privacy.epsilon or privacy.sigma too"
+            )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether what depends on a label is noised before it leaves."""
+        return self.epsilon is not None or self.sigma is not None
+
+    @property
+    def noises_gradients(self) -> bool:
+        """Whether gradients are clipped and noised, and a shared head is computed from that."""
+        return self.enabled and self.release != "labels"
+
+    def _check_labels(self) -> None:
+        if self.sigma is not None:
+            raise FedloraError(
+                f"privacy.sigma is {self.sigma}, but privacy.release labels adds no noise to "
+                "gradients; set privacy.epsilon instead"
+            )
+        for name, plain in (("spread", "even"), ("uplink", "coded")):
+            if getattr(self, name) != plain:
+                raise FedloraError(
+                    f"privacy.{name} is {getattr(self, name)}, but privacy.release labels adds no "
+                    f"noise to gradients; set privacy.{name} to {plain}"
+                )
+
+    def check_samples(self, samples: int) -> None:
+        """Refuse a delta that would let one of a client's samples leak whole.
+
+        Raises
+        ------
+        FedloraError
+            When delta is not below 1 / samples.
+        """
+        if self.enabled and self.delta * samples >= 1:
+            raise FedloraError(
+                f"privacy.delta is {self.delta:g} with {samples} samples; set it below "
+                f"{1 / samples:g}"
+            )
+
+
+@dataclass(frozen=True)
+class ClientLimit:
+    """What a data owner allows, whatever the server asks for.
+
+    It is read from the node's own configuration and never from the run's.
+
+    Attributes
+    ----------
+    epsilon, delta
+        Most that any sample may spend, over all runs, replace-one.
+    min_sigma
+        Least noise that an upload may carry, over the clipping norm.
+    tight
+        Hold the exact epsilon of Gaussian noise to the limit instead of its Rényi bound.
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    min_sigma: float = 0.0
+    tight: bool = False
+
+    def __post_init__(self) -> None:
+        check_epsilon("privacy-epsilon", self.epsilon)
+        check_delta("privacy-delta", self.delta)
+        if not (math.isfinite(self.min_sigma) and self.min_sigma >= 0):
+            raise FedloraError(
+                f"privacy-min-sigma is {self.min_sigma}; set 0 for no floor, or more"
+            )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise FedloraError(f"{name} is {value}; set a finite number above 0")
+
+
+def _check_noise(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is a noise multiplier whose square can be reckoned."""
+    check_positive(name, value)
+    if not SIGMA_MIN <= value <= SIGMA_MAX:
+        raise FedloraError(
+            f"{name} is {value:g}; set a multiple of the clipping norm from {SIGMA_MIN:g} to "
+            f"{SIGMA_MAX:g}"
+        )
+
+
+def check_epsilon(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is an epsilon that promises something."""
+    check_positive(name, value)
+    if value > EPSILON_MAX:
+        raise FedloraError(
+            f"{name} is {value:g}, which promises nothing; set at most {EPSILON_MAX:g}"
+        )
+
+
+def check_delta(name: str, value: float) -> None:
+    """Raise a FedloraError unless the value is a probability above 0 and below 1."""
+    if not 0 < value < 1:
+        raise FedloraError(f"{name} is {value}; set a probability above 0 and below 1")

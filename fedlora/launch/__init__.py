@@ -1,0 +1,1 @@
+"""Starting Flower for a run, and ending all that was started."""

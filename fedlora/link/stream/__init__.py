@@ -1,0 +1,1 @@
+"""The gRPC stream between a device and the server, over TLS."""

@@ -1,0 +1,1 @@
+"""What each record has spent, on the disk of its owner."""

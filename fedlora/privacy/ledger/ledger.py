@@ -1,0 +1,299 @@
+"""The budget that a client keeps on its own disk, whatever the server asks for.
+
+For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up, and
+the pure epsilon of its randomised labels (``fedlora.privacy.mechanisms.randomised_response``), which adds to theirs. It is
+on disk before the upload may leave, see ``fedlora.privacy.ledger.store``.
+
+Samples are known by salted hashes of their records, so a ledger tells nothing about them and
+reordering a data file changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedlora.config.privacy import ClientLimit
+from fedlora.errors import FedloraError
+from fedlora.privacy.accounting.calibration import epsilon_of
+from fedlora.privacy.accounting.charges import add_up, upload_cost
+from fedlora.privacy.ledger.budget import OwnerBudget
+from fedlora.privacy.ledger.records import FORMAT, OLD_FORMAT
+from fedlora.privacy.ledger.store import LedgerFile
+
+
+class BudgetSpentError(FedloraError):
+    """The client's own limit does not pay for another upload of some sample."""
+
+    kind = "budget"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An entry of a ledger that is on disk.
+
+    Attributes
+    ----------
+    ledger
+        Whose entry it is.
+    records
+        Identifiers of the records that it covers.
+    """
+
+    ledger: Ledger
+    records: frozenset[int]
+
+
+class Ledger:
+    """A client's record of what each of its samples has spent; a context manager.
+
+    Use one ledger for a data set, over all runs. Charges come from one thread at a time; any
+    thread may close it, which waits for a charge that is being written.
+
+    Parameters
+    ----------
+    path
+        Journal file; it is created when there is none, two more are kept beside it.
+    client
+        Whose ledger it is.
+    limit
+        The owner's limit; without one nothing is refused, only counted.
+    clock
+        Seconds since the epoch.
+
+    Raises
+    ------
+    FedloraError
+        When the ledger is in use, damaged, another client's, rolled back, or from the future.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        client: str,
+        limit: ClientLimit | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.client = client
+        self._budget = OwnerBudget(client, limit)
+        self._file = LedgerFile(path, client, clock)
+        self._book = self._file.book
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process use the ledger, which takes no charge more; twice does no harm."""
+        self._file.close()
+
+    def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
+        """Return the identifiers of records, in order.
+
+        Parameters
+        ----------
+        contents
+            What makes each record itself: all of it, the label included. Only a run says which
+            column is the label, so an identifier that left it out would change at the server's
+            word; as it is, a label that the owner mends makes another record. Equal records in
+            one call get different identifiers, so pass a client's whole data set at once.
+
+        Raises
+        ------
+        FedloraError
+            When an earlier release wrote the ledger and may have counted these records by other
+            identifiers.
+        """
+        ids = record_ids(self._book.salt, contents)
+        if self._book.format == OLD_FORMAT:
+            self._adopt(ids)
+        return ids
+
+    def _adopt(self, ids: Sequence[int]) -> None:
+        """Take over an earlier release's ledger, where nothing in it goes by other identifiers."""
+        strange = (self._book.spent.keys() | self._book.labels.keys()) - set(ids)
+        if strange:
+            raise FedloraError(
+                f"ledger {self._file.path} is of an earlier release and holds {len(strange)} "
+                "samples that are not among these records, or are but go by their tokens; give it "
+                "the data that it was kept for, or set another privacy-ledger for records never "
+                "used"
+            )
+        self._book.format = FORMAT
+        self._file.merge()
+
+    def charge(self, sample_ids: Sequence[int], sigma: float, run: str = "") -> Receipt:
+        """Book one upload of each sample and sync it to disk; only then may the upload leave.
+
+        Parameters
+        ----------
+        sample_ids
+            Samples of the upload, from ``sample_ids``; one that occurs twice pays twice.
+        sigma
+            Noise of the upload over the clipping norm.
+        run
+            Name of the plan that counts the upload; empty where none does.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the limit does not pay for it; nothing is booked.
+        FedloraError
+            When sigma is below the owner's floor, the clock went back, or the disk failed; after
+            a failure of the disk the ledger must be opened anew.
+        """
+        self._budget.check_floor(sigma)
+        ids, cost = [int(i) for i in sample_ids], upload_cost(sigma)
+        if not self._budget.pays(self._book.after(ids, cost), self._book.labels):
+            raise BudgetSpentError(
+                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} of its "
+                f"privacy-epsilon {self._budget.epsilon:.3g}, which does not pay for another "
+                f"upload at sigma {sigma:g}; it leaves the run"
+            )
+        self._file.append({"rho": cost, "ids": ids} | ({"run": run} if run else {}))
+        return Receipt(self, frozenset(ids))
+
+    def note(self, sample_ids: Sequence[int], run: str) -> None:
+        """Count in a plan, at no cost, that samples were used; raises ``FedloraError``."""
+        if sample_ids:
+            self._file.append({"rho": 0.0, "ids": [int(i) for i in sample_ids], "run": run})
+
+    def done(self, run: str, sample_id: int) -> tuple[int, float]:
+        """Return number and rho of a sample's uploads in a plan, as ``charge`` was told of them.
+
+        A plan that has no name, or is not among the latest, has none, so that it begins anew.
+        """
+        return self._book.runs.get(run, {}).get(sample_id, (0, 0.0))
+
+    def paid(self, run: str, sample_ids: Iterable[int]) -> Receipt:
+        """Return the receipt of those samples that have been charged in a plan."""
+        done = self._book.runs.get(run, {})
+        return Receipt(self, frozenset(i for i in sample_ids if done.get(i, (0, 0.0))[1] > 0))
+
+    def paid_labels(self, sample_ids: Iterable[int], epsilon: float) -> Receipt:
+        """Return the receipt of those samples whose labels have cost at least so much."""
+        labels = self._book.labels
+        return Receipt(self, frozenset(i for i in sample_ids if labels.get(i, 0.0) >= epsilon))
+
+    def charge_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
+        """Book that a randomised label was drawn for each sample, and sync it to disk.
+
+        Parameters
+        ----------
+        sample_ids
+            Samples that got a label, from ``sample_ids``.
+        epsilon
+            Pure epsilon of each label (delta 0); it adds to the epsilon of noised uploads.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the limit does not pay for it; nothing is booked.
+        FedloraError
+            As ``charge``.
+        """
+        self._budget.check_floor(0.0)  # what leaves under randomised labels has no noise of its own
+        ids = [int(i) for i in sample_ids]
+        after = self._book.labels_after(ids, epsilon)
+        if not self._budget.pays({i: self._book.spent.get(i, 0.0) for i in ids}, after):
+            raise BudgetSpentError(
+                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} on uploads "
+                f"and {self.label_epsilon:.3g} on labels, and its privacy-epsilon "
+                f"{self._budget.epsilon:g} does not pay for labels at epsilon {epsilon:g}; set a "
+                "smaller privacy.epsilon"
+            )
+        if ids:
+            self._file.append({"epsilon": epsilon, "ids": ids})
+
+    def label_epsilon_of(self, sample_id: int) -> float:
+        """Return the pure epsilon that a sample's randomised labels have cost."""
+        return self._book.labels.get(sample_id, 0.0)
+
+    @property
+    def label_epsilon(self) -> float:
+        """The largest pure epsilon that any sample's randomised labels have cost."""
+        return max(self._book.labels.values(), default=0.0)
+
+    def check_floor(self, sigma: float) -> None:
+        """Refuse noise below the owner's floor; raises ``FedloraError``."""
+        self._budget.check_floor(sigma)
+
+    def check_plan(
+        self, needed: Mapping[int, float], label_epsilon: Mapping[int, float] | None = None
+    ) -> None:
+        """Refuse a run whose planned uploads the limit does not pay for; book nothing.
+
+        Parameters
+        ----------
+        needed
+            Sum of ``filter.upload_cost`` over all that each sample, by its identifier, is still
+            to upload.
+        label_epsilon
+            Pure epsilon of the labels that are still to be drawn for it.
+
+        Raises
+        ------
+        FedloraError
+            When that is beyond the limit for any sample.
+        """
+        after, due = self._after(needed), label_epsilon or {}
+        labels = {i: self.label_epsilon_of(i) + due.get(i, 0.0) for i in after}
+        if self._budget.pays(after, labels):
+            return
+        worst = max(after, key=lambda i: self._budget.in_epsilon(after[i]) + labels[i])
+        before = self._budget.in_epsilon(self._book.spent.get(worst, 0.0))
+        planned = self._budget.in_epsilon(after[worst]) + labels[worst]
+        raise FedloraError(
+            f"what this run still needs would bring client {self.client} from epsilon "
+            f"{before + self.label_epsilon_of(worst):.3g} to {planned:.3g}, beyond its "
+            f"privacy-epsilon {self._budget.epsilon:.3g}; plan fewer rounds or more noise"
+        )
+
+    def planned(self, needed: Mapping[int, float]) -> float:
+        """Return the largest rho of any sample once all of ``check_plan``'s ``needed`` is spent."""
+        return max([self.rho, *self._after(needed).values()])
+
+    def spent(self) -> dict[int, float]:
+        """Return the sum of rho of each sample, by its identifier."""
+        return dict(self._book.spent)
+
+    def _after(self, needed: Mapping[int, float]) -> dict[int, float]:
+        spent = {i: self._book.spent.get(i, 0.0) for i in needed}
+        return {i: add_up(spent[i], cost) if cost else spent[i] for i, cost in needed.items()}
+
+    @property
+    def rho(self) -> float:
+        """The largest sum of rho that any sample has spent, replace-one."""
+        return self._book.largest
+
+    def epsilon(self, delta: float, *, tight: bool = False) -> float:
+        """Return the epsilon of the sample that has spent most, replace-one."""
+        return epsilon_of(self.rho, delta, tight=tight) + self.label_epsilon
+
+    def _in_epsilon(self, rho: float) -> str:
+        return f"{self._budget.in_epsilon(rho):.3g}"
+
+
+def record_ids(salt: bytes, contents: Iterable[bytes]) -> list[int]:
+    """Return records' identifiers under a ledger's salt; see ``Ledger.sample_ids``."""
+    seen: Counter[bytes] = Counter()
+    ids = []
+    for content in contents:
+        key = salt + seen[content].to_bytes(8, "big")
+        seen[content] += 1
+        digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
+        ids.append(int.from_bytes(digest, "big"))
+    return ids

@@ -1,0 +1,1 @@
+"""How noise is drawn and added, and how labels are randomised."""

@@ -1,0 +1,284 @@
+"""The compute of a step on the server: all clients' rows in one forward and one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.lora.device import check_device
+from fedlora.lora.layers import add_lora, set_adapter_dropout
+from fedlora.lora.masks import RankMasks
+from fedlora.lora.start import start_from
+from fedlora.privacy.noise_propagation import SnrMeter
+from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
+from fedlora.server.compute.placement import Placement
+from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
+from fedlora.split.checkpoint import DTYPES, Checkpoint
+from fedlora.split.edge import pool_packed
+
+AdapterState = Mapping[str, torch.Tensor]
+
+
+class SpoiledError(FedloraError):
+    """The gradients of a batch overflow, so it was not added up."""
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """What one client uploaded for a step.
+
+    Attributes
+    ----------
+    activation
+        Packed token representations, shape (sum of lengths, width).
+    lengths
+        Tokens of each row.
+    ranks
+        Rank at each projection.
+    client
+        Whose they are; needed where gradients are kept apart by client.
+    """
+
+    activation: torch.Tensor
+    lengths: Sequence[int]
+    ranks: Sequence[int]
+    client: str = ""
+
+
+class SplitEngine:
+    """Frozen blocks with LoRA; one batch forward, and one backward.
+
+    Parameters
+    ----------
+    checkpoint
+        Where the weights are.
+    scenario
+        Model, LoRA, task and training sections are used.
+    pools
+        Whether rows are pooled here before they go down.
+
+    Attributes
+    ----------
+    update
+        Makes the next adapter of the gradients that ``backward`` adds up.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, scenario: Scenario, *, pools: bool) -> None:
+        cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
+        self.scenario = scenario
+        self.pool = scenario.task.pool if pools else None
+        check_device(scenario.compute.device)
+        self.device = torch.device(scenario.compute.device)
+        self.input_width, self.output_width = cut_widths(checkpoint, cut, final=pools)
+        self.blocks = Blocks(
+            checkpoint, cut.start, cut.stop, final=pools, dtype=self.dtype, load=False
+        )
+        self.placement = Placement(self.blocks, scenario.compute)
+        self.placement.load()
+        self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
+        if scenario.lora.start:
+            start_from(self.projections, scenario.lora)
+        self.placement.attach(self.projections)
+        self.r_max = scenario.lora.r_max
+        self.masks = RankMasks(self.projections, self.r_max)
+        self.update = AdapterUpdate(self.projections, scenario)
+        self._rows: Sequence[ClientRows] = ()
+        self._input: torch.Tensor | None = None
+        self._output: torch.Tensor | None = None
+        self._snr = SnrMeter(len(self.projections))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen blocks."""
+        return DTYPES[self.scenario.model.dtype]
+
+    def forward(
+        self, rows: Sequence[ClientRows], *, train: bool, exchange: int = 0
+    ) -> list[torch.Tensor]:
+        """Run one batch of all clients.
+
+        Parameters
+        ----------
+        rows
+            The clients' uploads, in the order of their identifiers.
+        train
+            Whether ``backward`` follows.
+        exchange
+            Number of the training exchange in the run, from which dropout masks follow.
+
+        Returns
+        -------
+        list of torch.Tensor
+            For each client what goes down: (rows, width) if pooled, else packed (tokens, width).
+        """
+        packed = torch.cat([r.activation for r in rows]).to(self.device, self.dtype)
+        lengths = [length for r in rows for length in r.lengths]
+        packed.requires_grad_(train and self.scenario.train.embedding)
+        padded, mask, places = pad_rows(packed, lengths)
+        self.masks.set([r.ranks for r in rows], [len(r.lengths) for r in rows], self.device)
+        set_adapter_dropout(self.projections, train)
+        drops = train and self.scenario.lora.dropout > 0
+        with torch.set_grad_enabled(train), torch.random.fork_rng(enabled=drops):
+            if drops:
+                torch.manual_seed((self.scenario.seed << 32 | exchange) % 2**63)
+            states = self.blocks(padded, mask)
+            output = states.reshape(-1, states.shape[-1])[places]
+            if self.pool:
+                output = pool_packed(output, lengths, self.pool)
+        if train:
+            self._rows, self._input, self._output = rows, packed, output
+            self.update.begin_batch(
+                [r.client for r in rows], [len(r.lengths) for r in rows], [r.ranks for r in rows]
+            )
+        sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
+        return list(torch.split(output.detach().float(), sizes))
+
+    def backward(
+        self,
+        gradients: Sequence[torch.Tensor | None],
+        weights: Sequence[float],
+        noise: Sequence[torch.Tensor | None] = (),
+    ) -> list[torch.Tensor] | None:
+        """Back-propagate the clients' gradients of their unreduced losses, and add them up.
+
+        Parameters
+        ----------
+        gradients
+            In the order of ``forward``'s rows and the shape of what it returned; None where a
+            client gave none, whose rows then count for nothing.
+        weights
+            Samples or target tokens of each client.
+        noise
+            A draw of the noise in each gradient, to tell signal from noise in each projection by;
+            empty: not now.
+
+        Returns
+        -------
+        list of torch.Tensor or None
+            Where the embedding trains: gradient at each client's activation, packed.
+
+        Raises
+        ------
+        SpoiledError
+            When the gradients overflow; what earlier batches of the step added up is kept.
+        """
+        assert self._output is not None and self._input is not None
+        noise_energy = self.energies(noise) if noise else []
+        before = []
+        if noise:
+            before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
+        kept = self.update.kept()
+        torch.autograd.backward(self._output, self._cotangent(gradients))
+        given = [None if g is None else w for g, w in zip(gradients, weights, strict=True)]
+        if not self.update.is_sound(given):
+            self.update.put_back(kept)
+            self._output = None
+            raise SpoiledError("a batch's gradients are beyond what floats hold")
+        if noise:
+            now = [f.grad for f in self._factors() if f.grad is not None]
+            measured = _energies([a - b for a, b in zip(now, before, strict=True)])
+            self._snr.add(measured, noise_energy)
+        self.update.end_batch(given)
+        self._output = None
+        if self._input.grad is None:
+            return None
+        tokens = [sum(r.lengths) for r in self._rows]
+        return list(torch.split(self._input.grad.float(), tokens))
+
+    def size(self, gradients: Sequence[torch.Tensor | None], weights: Sequence[float]) -> float:
+        """Return the size of a batch's gradients, in place of ``backward``; nothing is added up."""
+        assert self._output is not None
+        found = torch.autograd.grad(self._output, self._factors(), self._cotangent(gradients))
+        self._output = None
+        return gradient_size(found, weights)
+
+    def energies(self, gradients: Sequence[torch.Tensor | None]) -> list[float]:
+        """Return the energy that gradients at the cut bring to each projection's A and B together.
+
+        Parameters
+        ----------
+        gradients
+            As for ``backward``, which may still follow: nothing is added up.
+        """
+        assert self._output is not None
+        by_client = self.update.by_client
+        with by_client.pause() if by_client else nullcontext():
+            found = torch.autograd.grad(
+                self._output, self._factors(), self._cotangent(gradients), retain_graph=True
+            )
+        return _energies(found)
+
+    def _factors(self) -> list[torch.nn.Parameter]:
+        return [factor for p in self.projections for factor in (p.A, p.B)]
+
+    def _cotangent(self, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Put the clients' gradients together, zeros where a client gave none."""
+        assert self._output is not None
+        sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in self._rows]
+        width = self._output.shape[-1]
+        cotangent = torch.cat(
+            [torch.zeros(n, width) if g is None else g for g, n in zip(parts, sizes, strict=True)]
+        )
+        return cotangent.to(self.device, self._output.dtype)
+
+    def round_snr(self) -> list[float] | None:
+        """Return each projection's gradient signal-to-noise ratio since the last call.
+
+        From the steps that were given a draw of the noise; None when there was none. The ratio is
+        one of energies, of A and B together; see ``fedlora.privacy.noise_propagation``.
+        """
+        return self._snr.take()
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """Return a copy of all factors, as ``NAME.A`` and ``NAME.B``."""
+        state = {}
+        for projection in self.projections:
+            state[f"{projection.name}.A"] = projection.A.detach().clone()
+            state[f"{projection.name}.B"] = projection.B.detach().clone()
+        return state
+
+    @torch.no_grad()
+    def load_adapter(self, state: AdapterState) -> None:
+        """Set all factors from what ``adapter`` returned."""
+        for projection in self.projections:
+            projection.A.copy_(state[f"{projection.name}.A"])
+            projection.B.copy_(state[f"{projection.name}.B"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return factors, optimiser and clients' momentum, for a checkpoint between rounds.
+
+        Nothing else changes: what is random follows from the seed and the number of the exchange.
+        """
+        return {"adapter": self.adapter(), **self.update.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave, and forget a step or round that was not finished.
+
+        Raises
+        ------
+        FedloraError
+            For another model's state.
+        """
+        self.update.load_state_dict(state)
+        self._snr.take()
+        self.load_adapter(state["adapter"])
+
+    def full_ranks(self) -> list[int]:
+        """Return the vector that uses every component."""
+        return [self.r_max] * len(self.projections)
+
+    def zero_ranks(self) -> list[int]:
+        """Return the vector that leaves the backbone as it is."""
+        return [0] * len(self.projections)
+
+
+def _energies(gradients: Sequence[torch.Tensor]) -> list[float]:
+    """Return the squared norm of each projection's two gradients together."""
+    squares = [float(g.detach().double().square().sum()) for g in gradients]
+    return [a + b for a, b in zip(squares[::2], squares[1::2], strict=True)]

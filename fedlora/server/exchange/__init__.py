@@ -1,0 +1,1 @@
+"""What goes to the clients and comes back, and who takes part in it."""

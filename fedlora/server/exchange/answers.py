@@ -1,0 +1,216 @@
+"""What clients answer to a step: read, checked against what they may say, and clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import ProtocolError
+from fedlora.link import messages as m
+from fedlora.link.codec import Codec, create_codec
+from fedlora.link.frame import Frame
+from fedlora.privacy.mechanisms.head_releases import head_gradients, release_width
+from fedlora.privacy.probe import noise_probe
+from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
+from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.spending import Spending
+from fedlora.server.exchange.uploads import (
+    Activation,
+    clip_rows,
+    read_activation,
+    read_gradient,
+    read_named,
+    read_number,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client answers to a step.
+
+    Attributes
+    ----------
+    gradient
+        At the cut; None where there is none.
+    weight
+        Samples or target tokens.
+    loss
+        Unreduced; None where the client does not tell it.
+    head
+        Gradient of the shared head; empty where there is none.
+    """
+
+    gradient: torch.Tensor | None
+    weight: float
+    loss: float | None
+    head: Mapping[str, torch.Tensor]
+
+
+_LOSS_MAX = 1e30  # far beyond any sum of cross-entropies; those of all clients add up
+
+
+class Answers:
+    """Reads the gradients of a step.
+
+    Parameters
+    ----------
+    scenario, engine, cohort
+        As for ``StepLoop``.
+    spending
+        Told what the clients' privacy has cost.
+    """
+
+    def __init__(
+        self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, spending: Spending
+    ) -> None:
+        self.scenario = scenario
+        self.engine = engine
+        self.cohort = cohort
+        self.spending = spending
+        self._back = create_codec(scenario.link.gradient)
+
+    def read(
+        self,
+        replies: Mapping[str, Frame],
+        z: Mapping[str, torch.Tensor],
+        head: SharedHead | None,
+        batch: Mapping[str, Activation],
+        *,
+        train: bool,
+    ) -> dict[str, Answer]:
+        """Read gradient, weight and loss from the answers; drop who answers wrongly.
+
+        Parameters
+        ----------
+        replies
+            By client.
+        z
+            The representation that each was sent, shape (tokens or rows, width).
+        head
+            The head that is shared every step, if there is one.
+        batch
+            What each client had uploaded.
+        train
+            Whether there is a gradient at the cut, which otherwise is None.
+        """
+        limit = self.scenario.robust.row_clip
+        read = {}
+        for client, reply in replies.items():
+            try:
+                self.cohort.expect(client, reply, m.GRADIENT)
+                weight = read_number(reply, "weight", low=1e-9, high=float(len(z[client])))
+                known = reply.fields.get("loss") is not None
+                loss = read_number(reply, "loss", high=_LOSS_MAX) if known else None
+                if self.scenario.privacy.enabled:
+                    self.spending.note(client, reply)
+                read_tensors = self._read_exact
+                if head is not None and self.scenario.privacy.noises_gradients:
+                    read_tensors = self._read_released
+                gradient, own = read_tensors(client, reply, z[client], head, train=train)
+                self._check_head(own, weight)
+                if gradient is not None and limit > 0:
+                    lengths = None if self.engine.pool else batch[client].lengths
+                    gradient = clip_rows(gradient, lengths, limit)
+                read[client] = Answer(gradient, weight, loss, own)
+            except ProtocolError as error:
+                self.cohort.drop(client, str(error))
+        return read
+
+    def _read_exact(
+        self,
+        client: str,
+        reply: Frame,
+        z: torch.Tensor,
+        head: SharedHead | None,
+        *,
+        train: bool,
+    ) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
+        """Read the gradient at the cut, and that of a shared head."""
+        shape = (z.shape[0], z.shape[1])
+        gradient = read_gradient(reply, self._back, shape) if train else None
+        own = read_named(reply, m.HEAD_GRADIENT, head.shapes) if head is not None else {}
+        return gradient, own
+
+    def _read_released(
+        self,
+        client: str,
+        reply: Frame,
+        z: torch.Tensor,
+        head: SharedHead | None,
+        *,
+        train: bool,
+    ) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
+        """Compute both gradients from what a client released under privacy."""
+        assert head is not None
+        policy, matrix = self.scenario.privacy, head.linear_weight()
+        width = release_width(policy.release, *matrix.shape)
+        found = head_gradients(
+            policy.release,
+            read_gradient(reply, self._back, (len(z), width)),
+            z.cpu(),
+            matrix,
+            clip_norm=policy.clip_norm,
+            sigma=self.spending.sigma(client),
+        )
+        if not all(bool(part.isfinite().all()) for part in (found.cut, found.head)):
+            raise ProtocolError(
+                "its gradient leads beyond what floats hold; no mechanism gives that"
+            )
+        return (found.cut if train else None), {"weight": found.head}
+
+    def _check_head(self, own: Mapping[str, torch.Tensor], weight: float) -> None:
+        """Refuse a gradient of a shared head that would overflow in the mean or its square."""
+        if not gradient_size(list(own.values()), [weight]) <= MOST_NORM:
+            raise ProtocolError(
+                f"its gradient of the head is longer than {MOST_NORM:g}, which no training gives"
+            )
+
+    def probe(
+        self,
+        exchange: int,
+        clients: Iterable[str],
+        z: Mapping[str, torch.Tensor],
+        head: SharedHead | None,
+    ) -> dict[str, torch.Tensor]:
+        """Draw noise like that in the gradients, by client, where this exchange is probed."""
+        policy = self.scenario.privacy
+        if not (policy.enabled and policy.probe_every) or exchange % policy.probe_every:
+            return {}
+        weight = head.linear_weight() if head is not None else None
+        generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)
+        drawn = {}
+        for client in clients:
+            sigma = self.spending.sigma(client) if policy.noises_gradients else 0.0
+            probe = noise_probe(policy, z[client].cpu(), weight, sigma, generator)
+            if probe is not None:
+                drawn[client] = probe
+        return drawn
+
+
+def read_batch(
+    scenario: Scenario,
+    engine: SplitEngine,
+    cohort: Cohort,
+    codec: Codec,
+    replies: Mapping[str, Frame],
+    max_rows: int,
+) -> dict[str, Activation]:
+    """Read the activations in a round of answers; a client that answers wrongly is dropped."""
+    batch = {}
+    for client, reply in replies.items():
+        try:
+            batch[client] = read_activation(
+                reply,
+                codec,
+                width=engine.input_width,
+                max_rows=max_rows,
+                max_length=scenario.task.max_length,
+            )
+        except ProtocolError as error:
+            cohort.drop(client, str(error))
+    return batch

@@ -1,0 +1,50 @@
+"""One connected client, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fedlora.link.base import Link
+
+Book = Callable[[str, str, Mapping[str, torch.Tensor], int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one client is asked: a message kind with its fields and tensors."""
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Member:
+    """One connected client.
+
+    Attributes
+    ----------
+    link
+        The connection.
+    rows, held_out_rows
+        Training and evaluation rows, as the client told.
+    seq
+        Number of the last request.
+    asked
+        Its kind.
+    """
+
+    link: Link
+    rows: int
+    held_out_rows: int
+    seq: int = 0
+    asked: str = ""
+
+
+def natural(name: str) -> tuple[int, int, str]:
+    """Return a key that sorts numeric names by value, before all others."""
+    return (0, int(name), "") if name.isdecimal() else (1, 0, name)

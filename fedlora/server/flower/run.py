@@ -1,0 +1,235 @@
+"""A run over Flower: find the nodes, open their sessions, train, collect, end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedlora.check import check_plugins
+from fedlora.config import Scenario, scenario_to_toml, with_overrides
+from fedlora.errors import Deserted, FedloraError
+from fedlora.observe.json_log import JsonFormatter
+from fedlora.observe.recorder import observed
+from fedlora.report.notices import NoticeHandler
+from fedlora.report.page import write_report
+from fedlora.report.run_folder import RunFolder
+from fedlora.scenarios import find_scenario
+from fedlora.server.checkpoint import Checkpoints, open_run
+from fedlora.server.flower.console import narrated
+from fedlora.server.flower.nodes import RECORD, Node, find_nodes
+from fedlora.server.flower.sessions import Places, Sessions
+from fedlora.server.results import export, write_results
+from fedlora.server.run import ServerRun
+
+log = logging.getLogger("fedlora.server")
+
+COLLECT = "query.collect"
+HOST_NAMESPACE = "fedlora"
+
+
+def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
+    """Run the scenario of a Flower run configuration.
+
+    Parameters
+    ----------
+    grid
+        Flower's way to the nodes.
+    config
+        ``scenario`` (name, TOML text or path; a relative one is looked up in the app's folder
+        first), ``set`` (overrides, separated by blanks), ``out``
+        (run folder), ``prepared`` (whether the caller has made the folder), and ``resume`` (folder
+        of a run to go on with, in place of all these). Where the folder holds a checkpoint, the run
+        goes on from it.
+    run_id
+        Flower's number of the run.
+    """
+    scenario = find_scenario(_in_bundle(str(config.get("scenario") or "quickstart")))
+    scenario = with_overrides(scenario, str(config.get("set") or "").split())
+    out = str(config.get("out") or "") or f"runs/{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    prepared = bool(config.get("prepared", False))
+    if config.get("resume"):
+        scenario, folder = open_run(Path(str(config["resume"])))
+    else:
+        folder = RunFolder(Path(out)) if prepared else RunFolder.create(Path(out))
+    # Whoever made the folder follows the run and reports on it.
+    with nullcontext() if prepared else narrated(folder):
+        with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):
+            _run(grid, scenario, folder, run_id)
+        if not prepared:
+            write_report(folder)
+
+
+def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None:
+    check_plugins(scenario)
+    nodes = find_nodes(grid, scenario, folder)
+    scenario = _sized(scenario, len(nodes))
+    folder.write_scenario(scenario_to_toml(scenario))
+    hosts = _edge_hosts(scenario, nodes, run_id)
+    with observed(folder, scenario) as recorder:
+        server = ServerRun(scenario, recorder)
+        recorder.clients = server.clients
+        try:
+            results = _train(grid, server, nodes, hosts, folder)
+        finally:
+            _end_hosts(sorted(set(hosts.values())))
+    write_results(folder, server, results)
+
+
+def _in_bundle(scenario: str) -> str:
+    """Return the path of a scenario file in the app's bundle, which Flower puts on the path."""
+    for folder in map(Path, sys.path) if scenario.endswith(".toml") else ():
+        if (folder / "pyproject.toml").is_file() and (folder / scenario).is_file():
+            return str(folder / scenario)
+    return scenario
+
+
+def _train(
+    grid: Grid,
+    server: ServerRun,
+    nodes: Sequence[Node],
+    hosts: Mapping[int, str],
+    folder: RunFolder,
+) -> dict[str, dict[str, Any]]:
+    """Train from the start or the last checkpoint; return what clients' hosts tell."""
+    training, checkpoints = server.training, Checkpoints(folder.checkpoint)
+    checkpoints.hold()
+    private = server.scenario.privacy.enabled
+    places = Places(
+        run=checkpoints.name(),
+        hosts=hosts,
+        states=checkpoints.clients.resolve(),
+        ledgers=(folder.path / "ledgers").resolve() if private else None,
+    )
+    with Sessions(grid, server, nodes, places) as sessions:
+
+        def keep() -> None:
+            export(server).save(folder.adapter)
+            checkpoints.save(training)
+
+        def after_round() -> None:
+            keep()
+            if training.done < server.scenario.train.rounds:
+                checkpoints.restore_clients(training, sessions.readmit())
+
+        def latest() -> dict[str, Any] | None:
+            state = checkpoints.latest()
+            if state is not None:
+                folder.forget_rounds_after(int(state["round"]))
+            return state
+
+        sessions.open()
+        training.before_rounds = keep
+        training.after_round = after_round
+        state = latest()
+        while True:
+            try:
+                training.run(partial(checkpoints.restore, training, state) if state else None)
+                break
+            except Deserted:
+                if not server.cohort.deployed:
+                    raise
+                state = latest()
+                log.warning(
+                    "the round is begun again when devices are back (%s)", server.cohort.reasons()
+                )
+                sessions.readmit()
+        server.end()
+        limit_s = server.scenario.federation.connect_timeout_s
+        return _collect(grid, nodes, hosts, limit_s)
+
+
+def _sized(scenario: Scenario, clients: int) -> Scenario:
+    """Return the scenario for the number of nodes that there are."""
+    federation = scenario.federation
+    if clients == federation.clients:
+        return scenario
+    drawn = federation.clients_per_round if federation.clients_per_round < clients else 0
+    return dataclasses.replace(
+        scenario,
+        federation=dataclasses.replace(federation, clients=clients, clients_per_round=drawn),
+    )
+
+
+def _edge_hosts(scenario: Scenario, nodes: Sequence[Node], run_id: int) -> dict[int, str]:
+    """Deal the simulated clients to edge hosts; return each client's host."""
+    simulated = [node.client for node in nodes if node.simulated]
+    hosts = scenario.compute.edge_hosts or os.cpu_count() or 1
+    return {client: f"edge-{run_id}-{place % hosts}" for place, client in enumerate(simulated)}
+
+
+def _collect(
+    grid: Grid, nodes: Sequence[Node], hosts: Mapping[int, str], limit_s: float
+) -> dict[str, dict[str, Any]]:
+    """In a simulation, fetch what each client's host knows of it, within so many seconds."""
+    clients = {node.id: node.client for node in nodes if node.client in hosts}
+    messages = [
+        Message(
+            RecordDict({RECORD: ConfigRecord({"client": client, "host": hosts[client]})}),
+            dst_node_id=node,
+            message_type=COLLECT,
+        )
+        for node, client in clients.items()
+    ]
+    replies = grid.send_and_receive(messages, timeout=limit_s) if messages else ()
+    return {
+        str(clients[reply.metadata.src_node_id]): dict(reply.content[RECORD])
+        for reply in replies
+        if not reply.has_error()
+    }
+
+
+def _end_hosts(names: Sequence[str]) -> None:
+    """End the detached Ray actors that host simulated clients."""
+    if not names:
+        return
+    import ray
+
+    for name in names:
+        try:
+            ray.kill(ray.get_actor(name, namespace=HOST_NAMESPACE))
+        except ValueError:
+            log.debug("edge host %s had not started", name)
+
+
+@contextmanager
+def _logging_to(folder: RunFolder, *, json_lines: bool) -> Iterator[None]:
+    logger = logging.getLogger("fedlora")
+    handlers = [folder.log_handler(), NoticeHandler(folder)]
+    if json_lines:
+        handlers.append(folder.log_handler(formatter=JsonFormatter()))
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _outcome_in(folder: RunFolder) -> Iterator[None]:
+    """Note how the run ended, so that whoever follows its events is told."""
+    try:
+        yield
+    except FedloraError as error:
+        log.error("%s", error)
+        folder.append_event("done", status="failed", text=str(error))
+        raise
+    except BaseException as error:
+        log.exception("the run failed")
+        folder.append_event("done", status="failed", text=f"{type(error).__name__}: {error}")
+        raise
+    folder.append_event("done", status="finished", text="")

@@ -1,0 +1,31 @@
+"""A summary of a run that ended before its last round."""
+
+from __future__ import annotations
+
+import math
+
+from fedlora.config import load_scenario
+from fedlora.lora.export import Adapter
+from fedlora.report.records import client_ids
+from fedlora.report.run_folder import RunFolder
+from fedlora.report.summary import Summary
+from fedlora.server.exchange.spending import statement_of_rounds
+
+
+def summarise_rounds(folder: RunFolder) -> None:
+    """Write ``summary.json`` from the rounds that were finished and the adapter after the last."""
+    rounds = folder.read_metrics()
+    scenario = load_scenario(folder.scenario)
+    factors = Adapter.load(folder.adapter).factors.values()
+    folder.write_summary(
+        Summary.from_rounds(
+            rounds,
+            metric_name=rounds[-1].get("metric_name", ""),
+            higher_is_better=rounds[-1].get("higher_is_better", True),
+            clients=len(client_ids(rounds)),
+            seed=scenario.seed,
+            trainable_parameters=sum(math.prod(f.shape) for pair in factors for f in pair),
+            privacy=statement_of_rounds(scenario, rounds, folder.read_events()[0]),
+            extra={"task": scenario.task.kind, "unfinished": True},
+        )
+    )

@@ -1,0 +1,1 @@
+"""Files, states and journals that a crash leaves whole."""

@@ -1,0 +1,109 @@
+"""Predicted and measured noise energy in every projection of a scenario's model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from clients.edge_client import EdgeClient
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.link import messages as m
+from fedlora.link.frame import Frame
+from fedlora.privacy.mechanisms.gaussian import release
+from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.privacy.probe import noise_probe
+from fedlora.server.compute.engine import ClientRows, SplitEngine
+from simulations.in_process import Handler, Record, connect
+
+
+@dataclass(frozen=True)
+class Energy:
+    """One projection.
+
+    Attributes
+    ----------
+    layer, name
+        Which it is.
+    predicted
+        Expected energy of the noise in the gradients of A and B together, from probes.
+    measured
+        The mean over draws of the mechanism itself.
+    """
+
+    layer: int
+    name: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative difference of the prediction."""
+        return self.predicted / self.measured - 1.0
+
+
+def compare(scenario: Scenario, draws: int) -> list[Energy]:
+    """Train a scenario, then send noise back through its model, by prediction and in truth.
+
+    Parameters
+    ----------
+    scenario
+        Under privacy, with the release ``full``.
+    draws
+        Backward passes of each kind.
+    """
+    if scenario.privacy.release != "full":
+        raise FedloraError(
+            f"privacy.release is {scenario.privacy.release}; set full, whose noise is added to the "
+            "gradient itself"
+        )
+    clients: list[EdgeClient] = []
+
+    def keep(client: EdgeClient) -> Handler:
+        clients.append(client)
+        return client.handle
+
+    server = connect(scenario, Record(), workers=1, wrap=keep)
+    server.training.run()
+    engine, space = server.engine, server.training.ranking.space
+    rows = [_batch(client.handle, engine) for client in clients]
+    z = engine.forward(rows, train=True)
+    sigmas = [client.release.spent()["sigma"] for client in clients]
+    policy, noise = scenario.privacy, SystemNoise()
+
+    def predicted() -> list[torch.Tensor | None]:
+        return [noise_probe(policy, part, None, s) for part, s in zip(z, sigmas, strict=True)]
+
+    def real() -> list[torch.Tensor | None]:
+        return [
+            release(
+                torch.zeros_like(part),
+                [1] * len(part),
+                clip_norm=policy.clip_norm,
+                sigma=sigma,
+                noise=noise,
+            ).values
+            for part, sigma in zip(z, sigmas, strict=True)
+        ]
+
+    found = [_mean_energy(engine, draw, draws) for draw in (predicted, real)]
+    return [
+        Energy(p.layer, p.name, a, b) for p, a, b in zip(space.projections, *found, strict=True)
+    ]
+
+
+def _batch(handle: Callable[[Frame], Frame], engine: SplitEngine) -> ClientRows:
+    tensors = handle(Frame(m.BATCH)).tensors
+    return ClientRows(tensors["activation"], tensors["lengths"].tolist(), engine.full_ranks())
+
+
+def _mean_energy(
+    engine: SplitEngine, draw: Callable[[], Sequence[torch.Tensor | None]], draws: int
+) -> list[float]:
+    totals = [0.0] * len(engine.projections)
+    for _ in range(draws):
+        energies = engine.energies(draw())
+        totals = [a + b for a, b in zip(totals, energies, strict=True)]
+    return [total / draws for total in totals]

@@ -1,0 +1,104 @@
+"""``fedlora compare``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedlora.errors import FedloraError
+from simulations.studies.compare.reward import DEFAULT_PRICE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedlora.config import Scenario
+    from simulations.studies.compare.trial import Trial
+
+
+def compare(
+    scenario: Annotated[
+        str, typer.Argument(help="A shipped scenario, or the path of a TOML file.")
+    ],
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: names, `module:Class`, or either with options as in "
+            "`uniform(r=4)`; `uniform(r=1..16)` is one for each rank."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; finished trials are kept.")],
+    snr: Annotated[str, typer.Option(help="Mean SNRs in dB.")] = "-5,0,5,10,15",
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds, counted up from the scenario's.")
+    ] = 5,
+    price: Annotated[
+        float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
+    ] = DEFAULT_PRICE,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
+    ] = None,
+) -> None:
+    """Compare rank strategies over SNRs and seeds, with confidence intervals.
+
+    All strategies get the same seeds, data and fading. Writes `compare.csv`,
+    `winners.csv` and plots.
+    """
+    from fedlora.check import check_scenario
+    from fedlora.config import with_overrides
+    from fedlora.scenarios import find_scenario
+    from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
+
+    if not math.isfinite(price):
+        raise FedloraError(f"--price is {price}; write a finite number of nats, 0 or more")
+    contenders, snrs_db = parse_strategies(strategies), parse_snrs_db(snr)
+    base = with_overrides(find_scenario(scenario), set_ or [])
+    if base.channel.deliver_every == 0:
+        raise FedloraError(
+            "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "
+            "compare strategies over the air"
+        )
+    check_scenario(base)
+
+    from rich.console import Console
+
+    from simulations.studies.compare.report import write_results
+    from simulations.studies.compare.runner import run_missing
+    from simulations.studies.compare.store import CompareFolder
+    from simulations.studies.compare.trial import Trial
+
+    trials = [
+        Trial(contender, snr_db, base.seed + offset)
+        for contender in contenders
+        for snr_db in snrs_db
+        for offset in range(seeds)
+    ]
+    _check(base, trials)
+    folder = CompareFolder(out, base, price)
+    with folder.held():
+        run_missing(folder, base, trials, price, workers)
+        write_results(folder, base, Console())
+
+
+def _check(base: Scenario, trials: Sequence[Trial]) -> None:
+    """Refuse contenders that cannot be made, and SNRs that make no difference."""
+    from fedlora.channel.channel import build_channel
+    from fedlora.ranks import create_strategy
+    from fedlora.server.run import ServerRun
+    from simulations.in_process import Record
+    from simulations.studies.compare.trial import trial_scenario
+
+    space = ServerRun(base, Record()).training.ranking.space
+    for trial in trials:
+        create_strategy(trial_scenario(base, trial).ranks, trial.seed).prepare(space)
+    first = {trial.snr_db: trial_scenario(base, trial).channel for trial in reversed(trials)}
+    found = {build_channel(own, base.seed).truth(0, 0).down_snr_db for own in first.values()}
+    if len(first) > 1 and len(found) == 1:
+        raise FedloraError(
+            f"channel.model {base.channel.model} has SNRs of its own, so that --snr changes "
+            "nothing; give one --snr, or choose a model around a mean SNR, such as rayleigh"
+        )

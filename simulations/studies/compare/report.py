@@ -1,0 +1,108 @@
+"""What a comparison leaves: tables, plots, and the figures on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.config import Scenario
+from fedlora.tasks.base import task_class
+from simulations.studies.compare.plots import draw_all
+from simulations.studies.compare.statistics import (
+    WINNER_COLUMNS,
+    by_strategy,
+    interval,
+    snrs_db,
+    winners,
+    with_best_fixed,
+)
+from simulations.studies.compare.store import CompareFolder, write_table
+from simulations.studies.compare.trial import Result
+
+_NAME_WIDTH = 14
+
+
+def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -> None:
+    """Write tables and plots of all finished trials, and print the figures.
+
+    Parameters
+    ----------
+    folder
+        The comparison.
+    scenario
+        What is compared; names the metric.
+    console
+        Where the tables are printed.
+    """
+    folder.write_csv()
+    rows = with_best_fixed([result.row for result in folder.results])
+    best = winners(rows)
+    write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
+    name = "perplexity" if not task_class(scenario.task.kind).pooled else "accuracy"
+    draw_all(folder.path / "plots", folder.results, name, log_metric=name == "perplexity")
+    console.print(_means(rows, name))
+    if best:
+        console.print(_winners(best))
+    for text in _faults(folder.results):
+        console.print(text, style="yellow", markup=False, highlight=False)
+    console.print(f"tables and plots: {folder.path}")
+
+
+def _faults(results: Sequence[Result]) -> list[str]:
+    """Say of each strategy that erred how often, what first, and what its figures are worth."""
+    texts = []
+    for name in sorted({result.row["strategy"] for result in results if result.complaints}):
+        own = [result for result in results if result.row["strategy"] == name]
+        erred = [result for result in own if result.complaints]
+        row = erred[0].row
+        texts.append(
+            f"{name} erred in {len(erred)} of {len(own)} runs, and its last valid ranks, or the "
+            f"smallest, were used: its figures are not those of the strategy. First at "
+            f"{row['snr_db']:g} dB, seed {row['seed']}: {erred[0].complaints[0]}"
+        )
+    return texts
+
+
+def _means(rows: Sequence[Any], metric: str) -> Table:
+    table = Table(title="Mean over seeds, with half of the 95% confidence interval")
+    for heading in ("SNR", "strategy", "seeds", "reward", metric, "Mbit", "late", "mean rank"):
+        if heading == "strategy":  # folded rather than cut: options tell strategies apart
+            table.add_column(heading, overflow="fold", min_width=_NAME_WIDTH)
+        else:
+            table.add_column(heading, justify="right", overflow="fold")
+    for snr_db in snrs_db(rows):
+        here = by_strategy([row for row in rows if row["snr_db"] == snr_db])
+        for name, own in here.items():
+            chosen = own[0].get("chosen")
+            cells = [f"{snr_db:g}", f"{name}: {chosen}" if chosen else name, str(len(own))]
+            for column, scale in (("reward", 1), ("metric", 1), ("adapter_bits", 1e-6)):
+                mean = interval([scale * row[column] for row in own])
+                half = mean.high - mean.mean
+                cells.append(f"{mean.mean:.3f}" + (f" ± {half:.3f}" if len(own) > 1 else ""))
+            cells += [f"{sum(r['late'] for r in own) / len(own):.1f}"]
+            cells += [f"{sum(r['mean_rank'] for r in own) / len(own):.2f}"]
+            table.add_row(*cells)
+        table.add_section()
+    return table
+
+
+def _winners(best: Sequence[Any]) -> Table:
+    table = Table(title="Highest mean reward at each SNR; difference paired by seed")
+    for heading in ("SNR", "winner", "second", "difference", "95% interval", "p (Holm)"):
+        if heading in ("winner", "second"):
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", overflow="fold")
+    for row in best:
+        table.add_row(
+            f"{row['snr_db']:g}",
+            row["winner"],
+            row["second"],
+            f"{row['difference']:+.4f}",
+            f"{row['low']:+.4f} to {row['high']:+.4f}",
+            f"{row['p_holm']:.2g}",
+        )
+    return table

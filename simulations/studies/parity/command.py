@@ -1,0 +1,97 @@
+"""``fedlora parity``: train a scenario split and unsplit, and compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fedlora.config import with_overrides
+from fedlora.errors import FedloraError
+from fedlora.scenarios import find_scenario
+from simulations.in_process import Record, connect
+from simulations.studies.parity.unsplit import Unsplit
+
+_FIRST_STEPS = 20
+
+
+class _Losses(Record):
+    """Keeps the training loss of every step too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def append_event(self, event: str, /, **fields: Any) -> None:
+        """See ``Recorder``."""
+        if event == "step" and fields.get("phase") == "train":
+            self.losses.append(fields["loss"])
+
+
+def parity(
+    scenario: Annotated[str, typer.Argument(help="Scenario with all clients in every round.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs, with seeds from 0.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
+    base = with_overrides(find_scenario(scenario), set_ or [])
+    trains_head = base.task.kind == "classification" and base.head.share != "step"
+    if trains_head or base.federation.clients_per_round or base.train.accumulate > 1:
+        raise FedloraError(
+            f"scenario {base.name} shares heads by {base.head.share}, draws "
+            f"{base.federation.clients_per_round or 'all'} clients and accumulates "
+            f"{base.train.accumulate}; parity needs head.share=step, all clients, accumulate 1"
+        )
+    rows = [
+        _compare(dataclasses.replace(base, seed=seed))
+        for seed in track(range(seeds), "runs, split and unsplit", console=Console(stderr=True))
+    ]
+    _print(base.name, rows)
+    if json_ is not None:
+        json_.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _compare(scenario: Any) -> dict[str, Any]:
+    record = _Losses()
+    server = connect(scenario, record)
+    unsplit = Unsplit(scenario, server.engine.adapter())
+    server.training.run()
+    server.end()
+    result = unsplit.train()
+    last = record.rounds[-1]
+    first = zip(record.losses[:_FIRST_STEPS], result.losses, strict=False)
+    return {
+        "seed": scenario.seed,
+        "metric_before": server.training.outcome.before,
+        "split": last["metric"],
+        "unsplit": result.accuracy if result.accuracy is not None else math.exp(result.loss),
+        "split_loss": last["loss"],
+        "unsplit_loss": result.loss,
+        "largest_loss_difference_first_20_steps": max(abs(a - b) for a, b in first),
+    }
+
+
+def _print(name: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{name}: split and unsplit on the same batches")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right", min_width=7)
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    averages = [
+        f"{mean(row[c] for row in rows):.4g}" if rows[0][c] is not None else ""
+        for c in list(rows[0])[1:]
+    ]
+    table.add_section()
+    table.add_row("mean", *averages)
+    Console().print(table)

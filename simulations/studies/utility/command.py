@@ -1,0 +1,102 @@
+"""``fedlora utility``: what a scenario's accuracy is over epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.errors import FedloraError
+from simulations.studies.utility.trial import (
+    NO_NOISE,
+    Mechanism,
+    Row,
+    UtilityFolder,
+    plan,
+    run_trial,
+)
+
+
+def utility(
+    scenario: Annotated[str, typer.Argument(help="Scenario under privacy.")] = "quickstart-private",
+    epsilon: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "1,2,4,8,16",
+    mechanism: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A release (logits, row_space, full), or NAME:key=value;key=value; repeat it."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs each, from the scenario's seed.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder; a study that is there is taken up.")] = Path(
+        "utility"
+    ),
+    limit: Annotated[int, typer.Option(min=0, help="Run so many trials, then stop; 0: all.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
+    ] = None,
+) -> None:
+    """Train over epsilon with each mechanism and without noise, several seeds each.
+
+    Writes `utility.csv` and `utility.png`, and prints means and standard
+    deviations. The noise is drawn from the operating system, so a repetition
+    differs within these.
+    """
+    from rich.progress import track
+
+    from fedlora.check import check_scenario
+    from fedlora.config import with_overrides
+    from fedlora.scenarios import find_scenario
+    from simulations.studies.utility.plot import draw
+
+    base = with_overrides(find_scenario(scenario), set_ or [])
+    if not base.privacy.enabled:
+        raise FedloraError(
+            f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
+        )
+    mechanisms = [Mechanism.parse(text) for text in mechanism or ["logits"]]
+    trials = plan(mechanisms, _numbers(epsilon), range(base.seed, base.seed + seeds))
+    for trial in trials:
+        trial.scenario(base)
+    check_scenario(base)
+    folder = UtilityFolder(out, base)
+    missing = folder.missing(trials)[: limit or None]
+    for trial in track(missing, "trials", console=Console(stderr=True)):
+        folder.add(run_trial(base, trial))
+    wanted = {trial.key for trial in trials}
+    rows = [row for row in folder.rows if row.key in wanted]
+    if rows:
+        draw(rows, out / "utility.png", base.name)
+        _print(base.name, rows)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise FedloraError(f"--epsilon is {text!r}; list numbers such as 1,4,8") from None
+
+
+def _print(name: str, rows: Sequence[Row]) -> None:
+    groups: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row.mechanism, row.epsilon), []).append(row.metric)
+    clean = groups.get((NO_NOISE, float("inf")), [])
+    table = Table(title=f"{name}: metric over epsilon")
+    for column in ("mechanism", "epsilon", "runs", "mean", "std", "below no noise"):
+        table.add_column(column, justify="left" if column == "mechanism" else "right")
+    for (mechanism, epsilon), metrics in sorted(groups.items()):
+        table.add_row(
+            mechanism,
+            "" if mechanism == NO_NOISE else f"{epsilon:g}",
+            str(len(metrics)),
+            f"{mean(metrics):.3f}",
+            f"{stdev(metrics):.3f}" if len(metrics) > 1 else "",
+            f"{mean(clean) - mean(metrics):+.3f}" if clean else "",
+        )
+    Console().print(table)
