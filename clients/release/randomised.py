@@ -1,6 +1,7 @@
 """Privacy by randomised labels: what leaves is exact, but computed from labels that may be wrong.
 
-A label is drawn and paid once, and kept on the client's disk; see ``fedlora.privacy.mechanisms.randomised_response``.
+A label is drawn and paid once, and kept on the client's disk; see
+``fedlora.privacy.mechanisms.randomised_response``.
 """
 
 from __future__ import annotations

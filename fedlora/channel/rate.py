@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedlora.numbers import choice
+from fedlora.checks import choice
 
 TARGET_BLOCK_ERROR_RATE = 0.1
 _DB_PER_OCTAVE = 10 * math.log10(2)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedlora.checks import bandwidth, number
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.numbers import bandwidth, number
 
 SNR_LIMIT_DB = 1e3
 DERIVED_SNR_LIMIT_DB = 1e6  # a fast wire on a scenario's narrow band would take as much

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
+from fedlora.checks import number
 from fedlora.errors import FedloraError
 from fedlora.observe.top import RunView
 from fedlora.report.run_folder import RunFolder
@@ -23,8 +23,7 @@ def show_run(path: Path, *, once: bool, interval_s: float) -> None:
     FedloraError
         When the folder holds no run, or the interval is no number.
     """
-    if not math.isfinite(interval_s):
-        raise FedloraError(f"--interval is {interval_s}; write a finite number of seconds")
+    number("--interval", interval_s)
     folder = RunFolder(path)
     if not folder.events.is_file():
         raise FedloraError(f"{path} holds no run; name a run folder, such as runs/NAME-TIME")

@@ -5,7 +5,7 @@ applies ``--set section.key=value``, ``scenario_to_toml`` writes it back as it w
 value is checked when it is read; an error quotes the value and the mend.
 """
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 from fedlora.config.learning import (
     DataConfig,
     HeadConfig,

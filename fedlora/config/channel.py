@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fedlora.checks import bandwidth, number, positive
 from fedlora.errors import FedloraError
-from fedlora.numbers import bandwidth, number, positive
 
 SNR_LIMIT_DB = 200.0
 ROUND_MAX_S = 1e9

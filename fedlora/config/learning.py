@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 

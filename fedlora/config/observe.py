@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ under zero-out, so the noise multiplier of the literature is sigma / 2 and sigma
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fedlora.checks import number, positive
 from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
@@ -46,15 +46,16 @@ class PrivacyPolicy:
     unit
         What is protected: a whole ``sample``, or the gradient of a single ``token``.
     release
-        What is noised, see ``fedlora.privacy.mechanisms.head_releases``: the ``full`` gradient at the cut, its
-        coordinates in the ``row_space`` of a shared head, or its private part in the space of the
-        head's ``logits``, once for each sample. ``labels``: gradients are exact and computed from
-        randomised labels, see ``fedlora.privacy.mechanisms.randomised_response``.
+        What is noised, see ``fedlora.privacy.mechanisms.head_releases``: the ``full`` gradient at
+        the cut, its coordinates in the ``row_space`` of a shared head, or its private part in the
+        space of the head's ``logits``, once for each sample. ``labels``: gradients are exact and
+        computed from randomised labels, see ``fedlora.privacy.mechanisms.randomised_response``.
     uploads
         How often a sample is uploaded in the run; 0: what rounds, steps and batch size come to.
     spread
         How a sample's budget is divided over its uploads: ``even``, or more where the client's
-        own ``channel`` and the rank it was told are good; see ``fedlora.privacy.accounting.budget_schedule``.
+        own ``channel`` and the rank it was told are good; see
+        ``fedlora.privacy.accounting.budget_schedule``.
     uplink
         ``coded``: the link corrects its errors, so only artificial noise counts. ``analog``, in
         simulation alone: gradients are sent uncoded, and the receiver's noise counts too; see
@@ -104,7 +105,7 @@ class PrivacyPolicy:
             if getattr(self, name) is not None:
                 _check_noise(f"privacy.{name}", getattr(self, name))
         for name in ("clip_norm", "activation_clip_norm"):
-            check_positive(f"privacy.{name}", getattr(self, name))
+            positive(f"privacy.{name}", getattr(self, name))
         check_delta("privacy.delta", self.delta)
         if self.unit not in ("sample", "token"):
             raise FedloraError(f"privacy.unit is {self.unit!r}; set sample or token")
@@ -198,21 +199,12 @@ class ClientLimit:
     def __post_init__(self) -> None:
         check_epsilon("privacy-epsilon", self.epsilon)
         check_delta("privacy-delta", self.delta)
-        if not (math.isfinite(self.min_sigma) and self.min_sigma >= 0):
-            raise FedloraError(
-                f"privacy-min-sigma is {self.min_sigma}; set 0 for no floor, or more"
-            )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise a FedloraError unless the value is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise FedloraError(f"{name} is {value}; set a finite number above 0")
+        number("privacy-min-sigma", self.min_sigma, 0.0)
 
 
 def _check_noise(name: str, value: float) -> None:
     """Raise a FedloraError unless the value is a noise multiplier whose square can be reckoned."""
-    check_positive(name, value)
+    positive(name, value)
     if not SIGMA_MIN <= value <= SIGMA_MAX:
         raise FedloraError(
             f"{name} is {value:g}; set a multiple of the clipping norm from {SIGMA_MIN:g} to "
@@ -222,7 +214,7 @@ def _check_noise(name: str, value: float) -> None:
 
 def check_epsilon(name: str, value: float) -> None:
     """Raise a FedloraError unless the value is an epsilon that promises something."""
-    check_positive(name, value)
+    positive(name, value)
     if value > EPSILON_MAX:
         raise FedloraError(
             f"{name} is {value:g}, which promises nothing; set at most {EPSILON_MAX:g}"

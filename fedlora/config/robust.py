@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedlora.checks import require
 from fedlora.config.channel import ChannelConfig
-from fedlora.config.checks import require
 from fedlora.config.learning import (
     DataConfig,
     HeadConfig,

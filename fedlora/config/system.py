@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 from fedlora.config.placement import is_away, parse_blocks
 
 _MOST_CLIENTS = 100_000

@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fedlora.config.checks import require
+from fedlora.checks import require
 from fedlora.config.scenario import Scenario
 from fedlora.errors import FedloraError
 from fedlora.unicode import require_unicode

@@ -4,7 +4,8 @@ However it ends: ``kill -9`` gives nobody a last word, but it closes the pipe th
 On Linux, processes that lose their parent become the guard's children, so it finds them all; where
 that is not to be had, it finds the descendants that still hang together.
 
-It is started as ``python -m fedlora.launch.guard HOME COMMAND...`` with the pipe as its standard input.
+It is started as ``python -m fedlora.launch.guard HOME COMMAND...`` with the pipe as its standard
+input.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedlora import __version__
+from fedlora.checks import finite
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.observe.recorder import Observer
 from fedlora.observe.status import RunState
-from fedlora.report.records import RoundRecord, number
+from fedlora.report.records import RoundRecord
 
 _MISSING = (
     "observe.prometheus_port is set and prometheus_client is not installed; install "
@@ -108,7 +109,7 @@ class PrometheusObserver(Observer):
                 name, meaning, [({"client": c}, s.get(key)) for c, s in state.clients.items()]
             )
         wire: list[Sample] = [
-            ({"client": c, "direction": way}, number(s.get(f"wire_{way}")))
+            ({"client": c, "direction": way}, finite(s.get(f"wire_{way}")))
             for c, s in state.clients.items()
             for way in ("up", "down")
         ]
@@ -140,7 +141,7 @@ def _family(
     kind: Any, name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], object]]
 ) -> Any:
     """Build a metric family; values that are unknown are left out."""
-    known = [(labels, value) for labels, raw in samples if (value := number(raw)) is not None]
+    known = [(labels, value) for labels, raw in samples if (value := finite(raw)) is not None]
     names = list(known[0][0]) if known else []
     family = kind(f"fedlora_{name}", meaning, labels=names)
     for labels, value in known:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedlora.checks import finite
 from fedlora.report.progress import PhaseProgress
-from fedlora.report.records import ClientRecord, RoundRecord, number
+from fedlora.report.records import ClientRecord, RoundRecord
 from fedlora.server.exchange.watch import ClientStatus
 
 
@@ -48,8 +49,8 @@ class RunState:
         """Take in a finished round."""
         self.rounds += 1
         self.last = record
-        self.totals["air_seconds"] += number(record.get("air_seconds")) or 0.0
-        self.totals["late_deliveries"] += number(record.get("late_deliveries")) or 0.0
+        self.totals["air_seconds"] += finite(record.get("air_seconds")) or 0.0
+        self.totals["late_deliveries"] += finite(record.get("late_deliveries")) or 0.0
 
     def client_record(self, client: str) -> ClientRecord:
         """Return a client's part of the last round; empty when it had none."""
@@ -58,5 +59,5 @@ class RunState:
     @property
     def epsilon(self) -> float | None:
         """The largest epsilon that a client of the last round has spent; None without privacy."""
-        found = [number(c.get("epsilon")) for c in (self.last.get("clients") or {}).values()]
+        found = [finite(c.get("epsilon")) for c in (self.last.get("clients") or {}).values()]
         return max((e for e in found if e is not None), default=None)

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedlora.checks import finite
 from fedlora.errors import FedloraError
 from fedlora.observe.recorder import Observer
 from fedlora.observe.status import RunState
-from fedlora.report.records import RoundRecord, number
+from fedlora.report.records import RoundRecord
 
 
 class TensorBoard(Observer):
@@ -59,7 +60,7 @@ class TensorBoard(Observer):
         self, prefix: str, step: int, values: Mapping[str, Any], names: Mapping[str, str]
     ) -> None:
         for name, key in names.items():
-            value = number(values.get(key))
+            value = finite(values.get(key))
             if value is not None:
                 self._writer.add_scalar(prefix + name, value, step)
 

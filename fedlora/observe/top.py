@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.checks import finite
 from fedlora.observe.status import RunState
-from fedlora.report.records import number
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import (
     ABSENT,
@@ -105,7 +105,7 @@ class RunView:
                 (
                     f"loss {number_text(phase.loss)}, "
                     f"{phase.metric_name or 'metric'} {number_text(phase.metric)}, "
-                    f"mean rank {number_text(number(state.last.get('mean_rank')))}, "
+                    f"mean rank {number_text(finite(state.last.get('mean_rank')))}, "
                     f"epsilon {number_text(state.epsilon)}"
                 ),
                 (
@@ -151,8 +151,8 @@ class RunView:
     def _row(self, client: str, status: ClientStatus, now: float) -> dict[str, str]:
         """Return a client's cells by heading; units are in the headings, so 80 columns suffice."""
         record = self.state.client_record(client)
-        seen = number(status.get("last_seen"))
-        epsilon, misses = number(record.get("epsilon")), number(status.get("misses"))
+        seen = finite(status.get("last_seen"))
+        epsilon, misses = finite(record.get("epsilon")), finite(status.get("misses"))
         return {
             "client": client,
             "state": str(status.get("state") or ABSENT),
@@ -161,8 +161,8 @@ class RunView:
             "Mbit/s": _scaled(record.get("rate_bps"), 1e-6),
             "up MB": _scaled(status.get("wire_up"), 1e-6),
             "down MB": _scaled(status.get("wire_down"), 1e-6),
-            "rank": number_text(number(record.get("mean_rank"))),
-            "metric": number_text(number(record.get("metric"))),
+            "rank": number_text(finite(record.get("mean_rank"))),
+            "metric": number_text(finite(record.get("metric"))),
             "epsilon": "" if epsilon is None else number_text(epsilon),
             "misses": count_text(misses) if misses else "",
             "reason": str(status.get("reason") or ""),
@@ -170,7 +170,7 @@ class RunView:
 
 
 def _scaled(value: object, factor: float) -> str:
-    found = number(value)
+    found = finite(value)
     if found is None:
         return ABSENT
     return f"{found * factor:.3g}" if found * factor < 1000 else f"{found * factor:,.0f}"

@@ -1,8 +1,9 @@
 """Noise like that in the released gradients, for one more backward pass.
 
 With the forward values fixed, backpropagation is linear, so a fresh draw of the noise gives a draw
-of what it adds to every gradient behind the cut (see ``fedlora.privacy.noise_propagation``). Nothing here is
-secret and nothing costs privacy: it needs the mechanism, which is public, and what the server has.
+of what it adds to every gradient behind the cut (see ``fedlora.privacy.noise_propagation``).
+Nothing here is secret and nothing costs privacy: it needs the mechanism, which is public, and what
+the server has.
 
 Noise that is added to a gradient is drawn again. In the releases ``logits`` and ``labels`` the
 gradient is a function of a noised label instead: of two messages about one label, drawn by the

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
+from fedlora.checks import finite
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import SampledAccountant, convert, exact_epsilon, rdp_epsilon
@@ -123,7 +124,7 @@ def privacy_statement(
         raise FedloraError(f"rho {rho} and sigma {sigma} state nothing; pass what was spent")
 
     def total(rho: float, accountant: Accountant) -> float | None:
-        return _finite(label_epsilon + accountant(rho, policy.delta)) if secret else None
+        return finite(label_epsilon + accountant(rho, policy.delta)) if secret else None
 
     zero_out = convert(rho, "zero_out")
     if policy.release == "logits":
@@ -145,7 +146,7 @@ def privacy_statement(
             "epsilon_exact": total(zero_out, exact_epsilon),
         },
         "label_auc_bound": _label_auc(rho, label_epsilon, classes) if secret else None,
-        "rho": _finite(rho),
+        "rho": finite(rho),
         "sigma": sigma,
         "clip_norm": policy.clip_norm,
         "covers": _covers(policy),
@@ -252,8 +253,8 @@ def _sampled(policy: PrivacyPolicy, sigma: float, sampling: Sampling) -> dict[st
     accountant = SampledAccountant()
     accountant.step(sigma, sampling.rate, sampling.steps)
     return {
-        "epsilon_sampled": _finite(accountant.rdp_epsilon(policy.delta)),
-        "epsilon_sampled_prv": _finite(accountant.prv_epsilon(policy.delta)),
+        "epsilon_sampled": finite(accountant.rdp_epsilon(policy.delta)),
+        "epsilon_sampled_prv": finite(accountant.prv_epsilon(policy.delta)),
         "sample_rate": sampling.rate,
         "sampled_meaning": (
             "What DP-SGD's accountant says of these steps under zero-out adjacency, of labels "
@@ -262,7 +263,3 @@ def _sampled(policy: PrivacyPolicy, sigma: float, sampling: Sampling) -> dict[st
             "in steps without the sample; it is no guarantee of this run."
         ),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

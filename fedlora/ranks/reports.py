@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from fedlora.channel.state import ChannelState
+from fedlora.checks import number
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.numbers import number
 
 T = TypeVar("T")
 

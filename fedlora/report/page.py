@@ -12,8 +12,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedlora.checks import finite
 from fedlora.report.gallery import AUDIT_GALLERY, GALLERY, Plot, write_plots
-from fedlora.report.records import DIRECTIONS, Rounds, client_ids, client_totals, number
+from fedlora.report.records import DIRECTIONS, Rounds, client_ids, client_totals
 from fedlora.report.rows import (
     NO_PRIVACY,
     adjacency_text,
@@ -123,7 +124,7 @@ def _status(events: list[dict[str, Any]]) -> str:
 
 
 def _started(events: list[dict[str, Any]]) -> str:
-    times = [time for event in events if (time := number(event.get("time"))) is not None]
+    times = [time for event in events if (time := finite(event.get("time"))) is not None]
     if not times:
         return ""
     start = datetime.datetime.fromtimestamp(times[0], tz=datetime.UTC)
@@ -131,22 +132,22 @@ def _started(events: list[dict[str, Any]]) -> str:
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    metric, before = number(summary.get("metric")), number(summary.get("metric_before"))
+    metric, before = finite(summary.get("metric")), finite(summary.get("metric_before"))
     privacy = summary.get("privacy") or {}
     bits = summary.get("bits") or {}
     sent = {
-        way: sum(number((bits.get(way) or {}).get(kind)) or 0.0 for kind in kinds)
+        way: sum(finite((bits.get(way) or {}).get(kind)) or 0.0 for kind in kinds)
         for way, kinds in DIRECTIONS.items()
     }
     gain = "" if metric is None or before is None else f"{metric - before:+.3f} on the head alone"
-    rank = number(summary.get("mean_rank"))
+    rank = finite(summary.get("mean_rank"))
     tiles = [
         (str(summary.get("metric_name") or "metric"), number_text(metric), gain),
         ("epsilon", *(privacy_text(privacy) if privacy else ("none", NO_PRIVACY))),
         ("mean rank", ABSENT if rank is None else f"{rank:.2f}", "of each projection"),
         ("uplink", bits_text(sent["up"]), "payload, all clients"),
         ("downlink", bits_text(sent["down"]), "payload, all clients"),
-        ("speed", count_text(number(summary.get("tokens_per_second"))), "tokens/s"),
+        ("speed", count_text(finite(summary.get("tokens_per_second"))), "tokens/s"),
     ]
     return [tile for tile in tiles if tile[1] != ABSENT]
 
@@ -158,7 +159,7 @@ def _audit(folder: RunFolder) -> dict[str, Any] | None:
     rows = [row for row in found.get("rows") or () if isinstance(row, list)]
     return {
         "passed": bool(found.get("passed")),
-        "steps": count_text(number(found.get("steps"))),
+        "steps": count_text(finite(found.get("steps"))),
         "rows": [[str(cell) for cell in row] for row in rows],
         "findings": _as_list(found.get("findings")),
         "plots": _plots(folder, AUDIT_GALLERY),
@@ -179,7 +180,7 @@ def _privacy(privacy: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not privacy:
         return None
     figure, terms = privacy_text(privacy)
-    epsilon = number(privacy.get("epsilon"))
+    epsilon = finite(privacy.get("epsilon"))
     if epsilon is None or privacy.get("guarantee") is False:
         meaning = "The noise of this run can be repeated or was not accounted: it protects nobody."
     else:
@@ -220,7 +221,7 @@ def _notices(events: list[dict[str, Any]]) -> list[str]:
 
 
 def _limits(summary: Mapping[str, Any]) -> list[str]:
-    seed = number(summary.get("seed"))
+    seed = finite(summary.get("seed"))
     limits = [
         "One run"
         + ("" if seed is None else f" with seed {seed:.0f}")
@@ -229,7 +230,7 @@ def _limits(summary: Mapping[str, Any]) -> list[str]:
     ]
     wire = summary.get("wire_bytes") or {}
     if any(wire.values()):
-        up, down = (bytes_text(number(wire.get(way))) for way in ("up", "down"))
+        up, down = (bytes_text(finite(wire.get(way))) for way in ("up", "down"))
         limits.append(
             f"Bits count payload; with framing {up} went up and {down} came down on the stream."
         )
@@ -249,7 +250,7 @@ def _as_list(value: object) -> list[str]:
 
 
 def _value(value: object) -> str:
-    amount = number(value)
+    amount = finite(value)
     if amount is not None:
         return f"{amount:g}"
     return (

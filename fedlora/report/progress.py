@@ -35,8 +35,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from fedlora.checks import finite
 from fedlora.printable import printable
-from fedlora.report.records import number
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import bits_text, count_text, number_text, seconds_text
 
@@ -56,9 +56,9 @@ class PhaseProgress:
 
     def __init__(self, event: Mapping[str, Any]) -> None:
         self.name = str(event.get("name", "train"))
-        self.rounds = int(number(event.get("rounds")) or 1)
-        self.steps_per_round = int(number(event.get("steps")) or 1)
-        self.started = number(event.get("time")) or 0.0
+        self.rounds = int(finite(event.get("rounds")) or 1)
+        self.steps_per_round = int(finite(event.get("steps")) or 1)
+        self.started = finite(event.get("time")) or 0.0
         self.latest = self.started
         self.first_step: int | None = None
         self.round = 0
@@ -97,25 +97,25 @@ class PhaseProgress:
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in a ``step``, ``evaluation`` or ``round`` event."""
-        self.latest = number(event.get("time")) or self.latest
-        self.round = int(number(event.get("round")) or self.round)
-        self.step = int(number(event.get("step")) or self.step)
+        self.latest = finite(event.get("time")) or self.latest
+        self.round = int(finite(event.get("round")) or self.round)
+        self.step = int(finite(event.get("step")) or self.step)
         self.evaluated = ""
         if event["event"] == "evaluation":
-            rows, total = number(event.get("rows")), number(event.get("total"))
+            rows, total = finite(event.get("rows")), finite(event.get("total"))
             self.evaluated = f"evaluated {count_text(rows)} of {count_text(total)} rows"
         elif event["event"] == "step":
             if self.first_step is None:  # above 1 in a run that was resumed
                 self.first_step = self.step
-            self.loss = number(event.get("loss"))
-            self.bits_up = number(event.get("bits_up")) or self.bits_up
-            self.bits_down = number(event.get("bits_down")) or self.bits_down
+            self.loss = finite(event.get("loss"))
+            self.bits_up = finite(event.get("bits_up")) or self.bits_up
+            self.bits_down = finite(event.get("bits_down")) or self.bits_down
             self._steps.append((self.latest, self.step))
-            tokens = number(event.get("tokens"))
+            tokens = finite(event.get("tokens"))
             if tokens is not None:
                 self._tokens.append((self.latest, tokens))
         else:
-            self.metric = number(event.get("metric"))
+            self.metric = finite(event.get("metric"))
             self.metric_name = str(event.get("metric_name") or self.metric_name)
 
     def figures(self) -> list[str]:
@@ -239,7 +239,7 @@ class ProgressView:
                 remaining="",
             )
         else:
-            clients = number(event.get("clients"))
+            clients = finite(event.get("clients"))
             self.console.print(
                 Text(
                     f"{self._phase.name}: {self._phase.rounds} rounds of "

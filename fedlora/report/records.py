@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TypedDict
+
+from fedlora.checks import finite
 
 DIRECTIONS: Mapping[str, tuple[str, ...]] = {
     "up": ("activation", "gradient", "control"),
@@ -91,20 +92,12 @@ class RoundRecord(TypedDict, total=False):
 Rounds = Sequence[RoundRecord]
 
 
-def number(value: object) -> float | None:
-    """Return a finite number, or None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return None
-    result = float(value)
-    return result if math.isfinite(result) else None
-
-
 def series(rounds: Rounds, key: str) -> tuple[list[int], list[float]]:
     """Return the rounds that have a number under ``key``, and the numbers."""
     pairs = [
         (record.get("round", index), value)
         for index, record in enumerate(rounds, start=1)
-        if (value := number(record.get(key))) is not None
+        if (value := finite(record.get(key))) is not None
     ]
     return [r for r, _ in pairs], [v for _, v in pairs]
 
@@ -121,7 +114,7 @@ def client_series(rounds: Rounds, client: str, key: str) -> tuple[list[int], lis
     pairs = [
         (record.get("round", index), value)
         for index, record in enumerate(rounds, start=1)
-        if (value := number((record.get("clients") or {}).get(client, {}).get(key))) is not None
+        if (value := finite((record.get("clients") or {}).get(client, {}).get(key))) is not None
     ]
     return [r for r, _ in pairs], [v for _, v in pairs]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.report.records import DIRECTIONS, ClientTotals, number
+from fedlora.checks import finite
+from fedlora.report.records import DIRECTIONS, ClientTotals
 from fedlora.report.units import (
     ABSENT,
     bits_scale,
@@ -36,7 +37,7 @@ NO_PRIVACY = "no differential privacy"
 def headline(summary: Mapping[str, Any]) -> str:
     """Say in one sentence what the run came to."""
     name = str(summary.get("metric_name") or "metric")
-    metric, before = number(summary.get("metric")), number(summary.get("metric_before"))
+    metric, before = finite(summary.get("metric")), finite(summary.get("metric_before"))
     done = f"after {_plural(summary.get('rounds'), 'round')}"
     done += f" with {_plural(summary.get('clients'), 'client')}"
     lost = summary.get("lost_clients") or ()
@@ -96,7 +97,7 @@ def client_table(
 
 def _result(summary: Mapping[str, Any]) -> list[Row]:
     higher = bool(summary.get("higher_is_better", True))
-    metric, before = number(summary.get("metric")), number(summary.get("metric_before"))
+    metric, before = finite(summary.get("metric")), finite(summary.get("metric_before"))
     value = number_text(metric)
     if before is not None:
         value = f"{number_text(before)} → {value}"
@@ -104,38 +105,38 @@ def _result(summary: Mapping[str, Any]) -> list[Row]:
     if metric is not None and before is not None:
         remark = f"{metric - before:+.3f}, {remark}"
     name = str(summary.get("metric_name") or "metric")
-    return [(name, value, remark), ("loss", number_text(number(summary.get("loss"))), "held out")]
+    return [(name, value, remark), ("loss", number_text(finite(summary.get("loss"))), "held out")]
 
 
 def _work(summary: Mapping[str, Any]) -> list[Row]:
     def pace(key: str, unit: str) -> str:
-        value = number(summary.get(key))
+        value = finite(summary.get(key))
         if value is None:
             return ""
         return f"{number_text(value) if value < 100 else count_text(value)} {unit}"
 
     rows: list[Row] = [
-        ("rounds", count_text(number(summary.get("rounds"))), ""),
+        ("rounds", count_text(finite(summary.get("rounds"))), ""),
         (
             "steps",
-            count_text(number(summary.get("steps"))),
+            count_text(finite(summary.get("steps"))),
             pace("steps_per_second", "steps/s"),
         ),
-        ("clients", count_text(number(summary.get("clients"))), _lost(summary)),
+        ("clients", count_text(finite(summary.get("clients"))), _lost(summary)),
         (
             "tokens",
-            count_text(number(summary.get("tokens"))),
+            count_text(finite(summary.get("tokens"))),
             pace("tokens_per_second", "tokens/s"),
         ),
-        ("time", seconds_text(number(summary.get("seconds"))), "rounds with evaluation"),
+        ("time", seconds_text(finite(summary.get("seconds"))), "rounds with evaluation"),
         (
             "trainable parameters",
-            count_text(number(summary.get("trainable_parameters"))),
+            count_text(finite(summary.get("trainable_parameters"))),
             "adapters on the server",
         ),
     ]
     for name, key in (("server", "peak_rss_server_bytes"), ("edge", "peak_rss_edge_bytes")):
-        size = number(summary.get(key))
+        size = finite(summary.get(key))
         if size is not None:
             rows.append((f"{name} memory", bytes_text(size), "peak resident"))
     return rows
@@ -152,7 +153,7 @@ def _traffic(summary: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     bits = summary.get("bits") or {}
     for way, training in DIRECTIONS.items():
-        kinds = {kind: number(value) or 0.0 for kind, value in (bits.get(way) or {}).items()}
+        kinds = {kind: finite(value) or 0.0 for kind, value in (bits.get(way) or {}).items()}
         total = sum(kinds.get(kind, 0.0) for kind in training)
         rows.append((f"bits {way}", bits_text(total), "payload of training, without framing"))
         for kind, value in kinds.items():
@@ -163,24 +164,24 @@ def _traffic(summary: Mapping[str, Any]) -> list[Row]:
 
 
 def _ranks_and_air(summary: Mapping[str, Any]) -> list[Row]:
-    rank, air_seconds = number(summary.get("mean_rank")), number(summary.get("air_seconds"))
+    rank, air_seconds = finite(summary.get("mean_rank")), finite(summary.get("air_seconds"))
     rows: list[Row] = [
         ("mean rank", _optional(rank, "{:.2f}"), "over rounds, clients, projections"),
     ]
     if not air_seconds:
         return [*rows, ("air time", "none", "no channel modelled")]
-    late = count_text(number(summary.get("late_deliveries")))
+    late = count_text(finite(summary.get("late_deliveries")))
     return [
         *rows,
         ("air time", seconds_text(air_seconds), "modelled; slowest client, every round"),
-        ("energy", energy_text(number(summary.get("energy_joules"))), "on the air, both ends"),
+        ("energy", energy_text(finite(summary.get("energy_joules"))), "on the air, both ends"),
         ("late deliveries", late, "adapters past their deadline"),
     ]
 
 
 def privacy_text(privacy: Mapping[str, Any]) -> tuple[str, str]:
     """Return epsilon, and delta with the adjacency that it holds for."""
-    epsilon, delta = number(privacy.get("epsilon")), number(privacy.get("delta")) or 0.0
+    epsilon, delta = finite(privacy.get("epsilon")), finite(privacy.get("delta")) or 0.0
     if epsilon is None or privacy.get("guarantee") is False:
         return _optional(epsilon, "{:.2f}"), "without guarantee"
     return f"{epsilon:.2f}", f"at delta {delta:g}, {adjacency_text(privacy)}"
@@ -211,7 +212,7 @@ def _energy_column(values: Sequence[float | None]) -> tuple[str, list[str]]:
 def _statistics_column(
     totals: Sequence[ClientTotals], header: str, name: str, form: str
 ) -> tuple[str, list[str]]:
-    return header, [_optional(number(item.statistics.get(name)), form) for item in totals]
+    return header, [_optional(finite(item.statistics.get(name)), form) for item in totals]
 
 
 def _delivered(item: ClientTotals) -> str:
@@ -223,5 +224,5 @@ def _optional(value: float | None, form: str) -> str:
 
 
 def _plural(count: object, noun: str) -> str:
-    value = number(count)
+    value = finite(count)
     return f"{count_text(value)} {noun}" if value == 1 else f"{count_text(value)} {noun}s"

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from fedlora.checks import finite
 from fedlora.errors import FedloraError
 from fedlora.printable import LineFormatter
-from fedlora.report.records import RoundRecord, number
+from fedlora.report.records import RoundRecord
 from fedlora.report.summary import Summary
 from fedlora.storage.files import (
     append_line,
@@ -187,7 +188,7 @@ class RunFolder:
             When the file cannot be written; it stays as it was.
         """
         records = self.read_metrics()
-        kept = [record for record in records if (number(record.get("round")) or 0) <= round_]
+        kept = [record for record in records if (finite(record.get("round")) or 0) <= round_]
         if len(kept) < len(records):
             replace_file(self.metrics, b"".join(map(json_line, kept)))
 
@@ -216,7 +217,7 @@ class RunFolder:
         lines, _ = read_lines(self.metrics, 0)
         rounds: dict[float, RoundRecord] = {}
         for index, record in enumerate(filter(_is_round, lines), start=1):
-            rounds[number(record.get("round")) or index] = cast(RoundRecord, record)
+            rounds[finite(record.get("round")) or index] = cast(RoundRecord, record)
         return [rounds[key] for key in sorted(rounds)]
 
     def read_events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -12,9 +12,9 @@ from fedlora.channel.channel import build_channel
 from fedlora.channel.ledger import AirLedger, AirRow
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.channel.state import ChannelState
+from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.numbers import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.ranks.reports import ClientReport, DataStatistics
 from fedlora.report.records import ClientRecord, RoundRecord
 

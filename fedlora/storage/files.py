@@ -12,8 +12,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedlora.checks import finite
 from fedlora.errors import FedloraError
-from fedlora.report.records import number
 
 
 def replace_file(path: Path, data: bytes, *, sync: bool = True, private: bool = False) -> None:
@@ -186,7 +186,7 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
         return [_plain(item) for item in value]
-    return number(value)
+    return finite(value)
 
 
 def _sync_folder(path: Path) -> None:

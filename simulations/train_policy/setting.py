@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedlora.channel.channel import build_channel
+from fedlora.checks import number
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from simulations.train_policy.command import FIRST_SEED
@@ -56,8 +56,7 @@ class Setting:
                 "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more"
             )
         for name, value in (("price", self.price), ("margin", self.thrift.margin)):
-            if not math.isfinite(value):
-                raise FedloraError(f"--{name} is {value}; write a finite number, 0 or more")
+            number(f"--{name}", value)
         if len(set(self.channels)) < len(self.channels):
             raise FedloraError(
                 f"--channels is {','.join(self.channels)}; name each channel model once"

@@ -249,8 +249,8 @@ def test_a_scenario_with_a_training_seed_is_refused():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"price": float("nan")}, "--price is nan; write a finite number"),
-        ({"thrift": Thrift(margin=float("nan"))}, "--margin is nan; write a finite number"),
+        ({"price": float("nan")}, "--price is nan; set a finite number"),
+        ({"thrift": Thrift(margin=float("nan"))}, "--margin is nan; set a finite number"),
         ({"channels": ("awgn", "raileigh")}, "did you mean rayleigh?"),
         ({"channels": ("awgn", "awgn")}, "--channels is awgn,awgn; name each channel model once"),
         ({"channels": ("measured",)}, "which is what devices measure; choose simulated"),

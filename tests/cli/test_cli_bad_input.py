@@ -280,7 +280,7 @@ def test_a_file_in_place_of_a_folder_is_named(fedlora, scenario, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--price", "nan"], "--price is nan; write a finite number"),
+        (["--price", "nan"], "--price is nan; set a finite number"),
         (["--snr", "5;10"], "SNR '5;10' in --snr '5;10' is no number of dB"),
         (["--set", "channel.model=log_distance"], "has SNRs of its own, so that --snr changes"),
         (["--strategies", "uniform(r=9)"], "rank 9"),

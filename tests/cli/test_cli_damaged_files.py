@@ -128,7 +128,7 @@ def test_a_backbone_that_the_adapter_does_not_fit_is_named(fedlora, finished, mo
         (["resume", "FILE"], "holds no run"),
         (["resume", "RUN"], "is finished; start another"),
         (["top", "FILE"], "holds no run"),
-        (["top", "RUN", "--interval", "nan"], "--interval is nan; write a finite number"),
+        (["top", "RUN", "--interval", "nan"], "--interval is nan; set a finite number"),
         (["certs", "--out", "FILE", "--host", "a", "--nodes", "1"], "File exists"),
         (["slice", "FILE", "--out", "OUT"], "which is a file; name its folder"),
         (["compare", "FILE", "--strategies", "greedy", "--out", "OUT"], "is not valid TOML"),

@@ -25,7 +25,8 @@ time.sleep(300)
 """
 PARENT = """
 import subprocess, sys, time
-guard = [sys.executable, "-m", "fedlora.launch.guard", sys.argv[1], sys.executable, "-c", sys.argv[2]]
+home, code = sys.argv[1:]
+guard = [sys.executable, "-m", "fedlora.launch.guard", home, sys.executable, "-c", code]
 subprocess.Popen([*guard, sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
 time.sleep(300)
 """

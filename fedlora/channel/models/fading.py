@@ -11,9 +11,9 @@ from scipy.special import j0
 
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.streams import Stream, stream
+from fedlora.checks import choice, number, positive
 from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
-from fedlora.numbers import choice, number, positive
 
 Scatter = Callable[[Stream, int, int], complex]
 """Complex gain of unit mean power, by random stream, client and fading block."""

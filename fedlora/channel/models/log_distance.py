@@ -10,8 +10,8 @@ from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.fading import SmallScaleFading
 from fedlora.channel.models.mobility import Linear, Mobility, RandomWaypoint
 from fedlora.channel.streams import Stream, stream
+from fedlora.checks import choice, number, positive
 from fedlora.config.channel import ChannelConfig
-from fedlora.numbers import choice, number, positive
 
 SPEED_OF_LIGHT_MPS = 299_792_458.0
 THERMAL_NOISE_DBM_PER_HZ = -174.0

@@ -20,9 +20,9 @@ from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.log_distance import budget_snr_db
 from fedlora.channel.rate import Shannon
 from fedlora.channel.streams import Stream, stream
+from fedlora.checks import choice, number, positive
 from fedlora.config.channel import ChannelConfig
 from fedlora.errors import FedloraError
-from fedlora.numbers import choice, number, positive
 
 _SUBCARRIERS = 64
 _BASE_STATION_HEIGHT_M = {"UMi": 10.0, "UMa": 25.0}  # TR 38.901 Table 7.2-1

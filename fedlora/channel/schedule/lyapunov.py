@@ -9,7 +9,7 @@ from typing import Any
 from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
 from fedlora.channel.schedule.base import ClientLoad, Scheduler
 from fedlora.channel.state import ChannelState
-from fedlora.numbers import number, positive
+from fedlora.checks import number, positive
 
 
 class LyapunovScheduler(Scheduler):

@@ -9,7 +9,8 @@ so that a round with twice the weight spends about twice as much and the last up
 rest. With equal weights it is the even split. The weight depends on the client's own channel and on
 the rank that it was told, never on its data or loss. A server that has seen earlier releases may
 choose the rank: the totals are fixed at every order, and ``rho_t`` never passes what is left, so
-this is a Rényi filter (Feldman and Zrnic 2021, Theorem 4.3; see ``fedlora.privacy.accounting.charges``).
+this is a Rényi filter (Feldman and Zrnic 2021, Theorem 4.3; see
+``fedlora.privacy.accounting.charges``).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from fedlora.config.privacy import check_positive
+from fedlora.checks import positive
 from fedlora.privacy.accounting.rdp import rho
 
 _UP = 1 + 2.0**-50  # more than the rounding of 2 / sigma^2
@@ -25,7 +25,7 @@ def upload_cost(sigma: float) -> float:
     FedloraError
         When sigma is not positive.
     """
-    check_positive("sigma", sigma)
+    positive("sigma", sigma)
     return rho(sigma) * _UP
 
 

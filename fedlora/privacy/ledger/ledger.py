@@ -1,8 +1,9 @@
 """The budget that a client keeps on its own disk, whatever the server asks for.
 
 For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up, and
-the pure epsilon of its randomised labels (``fedlora.privacy.mechanisms.randomised_response``), which adds to theirs. It is
-on disk before the upload may leave, see ``fedlora.privacy.ledger.store``.
+the pure epsilon of its randomised labels (``fedlora.privacy.mechanisms.randomised_response``),
+which adds to theirs. It is on disk before the upload may leave, see
+``fedlora.privacy.ledger.store``.
 
 Samples are known by salted hashes of their records, so a ledger tells nothing about them and
 reordering a data file changes nothing.

@@ -4,8 +4,8 @@ A charge is appended and synced to disk before the upload may leave, so that a c
 the book count an upload that never left. Three files belong together:
 
 ``NAME``
-    Journal of the charges, see ``fedlora.privacy.ledger.records`` and ``fedlora.storage.journal``. When the
-    charges outgrow the sums they are merged into them.
+    Journal of the charges, see ``fedlora.privacy.ledger.records`` and ``fedlora.storage.journal``.
+    When the charges outgrow the sums they are merged into them.
 ``NAME.mark``
     Number of the last charge that was on disk; it gives away a journal that lost charges.
 ``NAME.lock``

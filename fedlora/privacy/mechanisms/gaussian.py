@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.config.privacy import Unit, check_positive
+from fedlora.checks import positive
+from fedlora.config.privacy import Unit
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms.noise import NoiseSource
 
@@ -96,7 +97,7 @@ def clip_rows(
     FedloraError
         When the lengths do not match the gradient or ``clip_norm`` is not positive.
     """
-    check_positive("clip_norm", clip_norm)
+    positive("clip_norm", clip_norm)
     if gradient.dim() != 2 or any(n < 1 for n in lengths) or sum(lengths) != len(gradient):
         raise FedloraError(
             f"a gradient of shape {tuple(gradient.shape)} does not hold samples of "
@@ -149,7 +150,7 @@ def release(
     FedloraError
         As ``clip_rows``, and when sigma is not positive.
     """
-    check_positive("sigma", sigma)
+    positive("sigma", sigma)
     clipped = clip_rows(gradient, lengths, clip_norm, unit)
     step = rounding_step(sigma, clip_norm)
     values = noise.standard_normal(clipped.values.shape).mul_(sigma * clip_norm)
@@ -180,7 +181,7 @@ def release_sum(
     torch.Tensor
         Shape (numbers,), float64, in multiples of ``rounding_step(sigma, clip_norm)``.
     """
-    check_positive("sigma", sigma)
+    positive("sigma", sigma)
     total = clip_rows(rows, [1] * len(rows), clip_norm).values.sum(0)
     step = rounding_step(sigma, clip_norm)
     drawn = noise.standard_normal(total.shape).mul_(sigma * clip_norm)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedlora.checks import finite
 from fedlora.config import Scenario
 from fedlora.link.frame import Frame
 from fedlora.privacy.accounting.rdp import rdp_epsilon
 from fedlora.privacy.plan import exposure
 from fedlora.privacy.statement import Sampling, privacy_statement
-from fedlora.report.records import RoundRecord, Rounds, number
+from fedlora.report.records import RoundRecord, Rounds
 from fedlora.server.exchange.uploads import read_number
 from fedlora.tasks.base import head_trains, task_class
 
@@ -161,7 +162,7 @@ def statement_of_rounds(
         return _statement(scenario, figures, None)
     budgets = [event for event in events if event.get("event") == "budget"]
     for key in ("rho", "label_epsilon"):
-        told = (number(source.get(key)) for source in (figures, *budgets))
+        told = (finite(source.get(key)) for source in (figures, *budgets))
         figures[key] = max((value for value in told if value is not None), default=0.0)
     block = _statement(scenario, figures, None)
     if block is not None and budgets:
@@ -177,14 +178,14 @@ def statement_of_rounds(
 def _statement(
     scenario: Scenario, figures: RoundRecord, sampling: Sampling | None
 ) -> dict[str, Any] | None:
-    rho, sigma = number(figures.get("rho")), number(figures.get("sigma"))
+    rho, sigma = finite(figures.get("rho")), finite(figures.get("sigma"))
     if not scenario.privacy.enabled or rho is None:
         return None
     if sigma is None and scenario.privacy.noises_gradients:
         return None
     trains = head_trains(scenario.head, task_class(scenario.task.kind))
     told = exposure(scenario, trains_head=trains)
-    labels = number(figures.get("label_epsilon")) or 0.0
+    labels = finite(figures.get("label_epsilon")) or 0.0
     classes = len(scenario.task.labels)
     return privacy_statement(
         scenario.privacy, rho, sigma, told, sampling, label_epsilon=labels, classes=classes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,12 +48,12 @@ def compare(
     `winners.csv` and plots.
     """
     from fedlora.check import check_scenario
+    from fedlora.checks import number
     from fedlora.config import with_overrides
     from fedlora.scenarios import find_scenario
     from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
-    if not math.isfinite(price):
-        raise FedloraError(f"--price is {price}; write a finite number of nats, 0 or more")
+    number("--price", price)
     contenders, snrs_db = parse_strategies(strategies), parse_snrs_db(snr)
     base = with_overrides(find_scenario(scenario), set_ or [])
     if base.channel.deliver_every == 0:

@@ -1,6 +1,7 @@
 """The tables of ``docs/results.md``, written from the rows in this folder.
 
-``python -m simulations.studies.results.tables docs/results.md`` replaces what is between the page's markers.
+``python -m simulations.studies.results.tables docs/results.md`` replaces what is between the page's
+markers.
 """
 
 from __future__ import annotations

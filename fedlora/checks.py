@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from numbers import Real
 from typing import Any
 
 from fedlora.errors import FedloraError
 
 BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ = 1.0, 1e13
 """No radio link has less or more; within them no reckoning of rates overflows."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``FedloraError(message)`` unless the condition holds."""
+    if not condition:
+        raise FedloraError(message)
+
+
+def finite(value: object) -> float | None:
+    """Return a finite number, or None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    result = float(value)
+    return result if math.isfinite(result) else None
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
@@ -41,7 +56,7 @@ def positive(name: str, value: Any) -> float:
         When the value is not one.
     """
     if number(name, value) <= 0:
-        raise FedloraError(f"{name} is {value}; set a number above 0")
+        raise FedloraError(f"{name} is {value}; set a finite number above 0")
     return float(value)
 
 
