@@ -11,9 +11,10 @@ from typing import Any
 from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from clients.head import ClientHead
+from clients.owner.origins import Origins, origins
 from clients.owner.private import Private, PrivateSamples
 from clients.owner.terms import OwnerTerms
-from clients.release.build import Origins, build_release, origins
+from clients.release.build import build_release
 from clients.reports import simulated_report
 from clients.text_statistics import text_statistics
 from fedlora.config import Scenario

@@ -16,8 +16,8 @@ import torch
 from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.keeper import Keeper, binding, forget_ended
+from clients.own_records import OwnRecords
 from clients.owner.door import Door
-from clients.owner.records import OwnRecords
 from clients.owner.scenario import local_scenario
 from clients.owner.siblings import warn_of_other_ledgers
 from clients.owner.terms import OwnerTerms, own_number

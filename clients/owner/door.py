@@ -20,11 +20,10 @@ owns everything, and the door lets everything through as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 
-from clients.head import ClientHead
 from clients.owner.private import Private, PrivateSamples, open_private
 from clients.owner.table import TABLE, How
 from clients.owner.terms import OwnerTerms
@@ -66,6 +65,21 @@ class Leaving(Generic[T]):
         """Return the tensors that a codec makes of it; what follows from it may leave as it may."""
         parts = function(self.value)
         return {name: Leaving(_MADE, part, self.how, self.key) for name, part in parts.items()}
+
+
+class Trainable(Protocol):
+    """A head, as the door sees it: ``clients.head.ClientHead``.
+
+    Attributes
+    ----------
+    trained
+        Whether its weights have learnt from labels here.
+    """
+
+    trained: bool
+
+    def weights(self) -> Private[dict[str, torch.Tensor]]:
+        """Return its weights."""
 
 
 class Door:
@@ -131,7 +145,7 @@ class Door:
             )
         return Leaving(_MADE, open_private(value), "allowed", self.terms.named(key))
 
-    def untrained(self, head: ClientHead) -> Leaving[dict[str, torch.Tensor]]:
+    def untrained(self, head: Trainable) -> Leaving[dict[str, torch.Tensor]]:
         """Let out a head's weights, which follow from the seed and from what the server sent.
 
         Raises

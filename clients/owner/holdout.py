@@ -28,7 +28,7 @@ def draw(path: Path, contents: Iterable[bytes], share: float) -> list[bool]:
     path
         File of the lots; it is created when there is none.
     contents
-        What makes each record itself, in order; see ``clients.release.build.content``.
+        What makes each record itself, in order; see ``clients.owner.origins.content``.
     share
         Probability of records that have no lot yet.
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.release.build import content
+from clients.owner.origins import content
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.privacy.ledger.ledger import record_ids

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fedlora.lora.layers import ADAPTER, Projection
-from fedlora.robust.aggregation import Block
+from fedlora.robust.base import Block
 
 
 class ClientGradients:

@@ -10,7 +10,7 @@ from fedlora import __version__
 from fedlora.checks import finite
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.observe.recorder import Observer
+from fedlora.observe.observer import Observer
 from fedlora.observe.status import RunState
 from fedlora.report.records import RoundRecord
 

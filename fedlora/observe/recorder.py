@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import time
-from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from fedlora.config import Scenario
-from fedlora.observe.status import RunState
+from fedlora.observe.observer import Observer
+from fedlora.observe.status import ClientStatus, RunState
 from fedlora.report.records import RoundRecord
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.exchange.watch import ClientStatus
-
-
-class Observer(ABC):  # noqa: B024 (both may be left as they are)
-    """Looks on; what it does must not take long."""
-
-    def on_event(self, state: RunState, event: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take note of an event, which the state holds already."""
-
-    def on_round(self, state: RunState, record: RoundRecord) -> None:  # noqa: B027
-        """Take note of a finished round, which the state holds already."""
 
 
 class ObservedFolder:

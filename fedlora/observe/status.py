@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from fedlora.checks import finite
 from fedlora.report.progress import PhaseProgress
 from fedlora.report.records import ClientRecord, RoundRecord
-from fedlora.server.exchange.watch import ClientStatus
+
+
+class ClientStatus(TypedDict, total=False):
+    """One client at one moment.
+
+    ``state`` is ``connected``, ``late`` (it owes an answer) or ``lost``, ``reason`` why it is lost;
+    ``last_seen`` the time of its last frame, in seconds since the epoch; ``misses`` the deadlines
+    that it has missed in this round and the times it was lost in the run; ``wire_up`` and
+    ``wire_down`` bytes since the run began; ``answer_seconds`` from the last request to its answer.
+    """
+
+    state: str
+    reason: str
+    last_seen: float | None
+    misses: int
+    wire_up: int
+    wire_down: int
+    answer_seconds: float | None
 
 
 class RunState:

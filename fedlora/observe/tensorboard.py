@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.checks import finite
 from fedlora.errors import FedloraError
-from fedlora.observe.recorder import Observer
+from fedlora.observe.observer import Observer
 from fedlora.observe.status import RunState
 from fedlora.report.records import RoundRecord
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.checks import finite
-from fedlora.observe.status import RunState
+from fedlora.observe.status import ClientStatus, RunState
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import (
     ABSENT,
@@ -19,7 +19,6 @@ from fedlora.report.units import (
     number_text,
     seconds_text,
 )
-from fedlora.server.exchange.watch import ClientStatus
 
 _HEADER_LINES = 8
 _WHERE_TOLD = ("epsilon", "misses", "reason")  # columns that are left out where they are empty

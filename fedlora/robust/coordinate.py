@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.robust.aggregation import Block, RobustAverage, masked_median
+from fedlora.robust.base import Block, RobustAverage, masked_median
 
 
 class CoordinateAverage(RobustAverage):

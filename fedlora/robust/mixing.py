@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.robust.aggregation import Block, RobustAverage, typical_squares
+from fedlora.robust.base import Block, RobustAverage, typical_squares
 
 
 class Mixed(RobustAverage):

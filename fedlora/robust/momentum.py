@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedlora.robust.aggregation import Block
+from fedlora.robust.base import Block
 
 _Held = list[tuple[torch.Tensor, torch.Tensor]]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fedlora.errors import FedloraError
-from fedlora.robust.aggregation import Block, RobustAverage, typical_squares
+from fedlora.robust.base import Block, RobustAverage, typical_squares
 
 
 class NormFilter(RobustAverage):

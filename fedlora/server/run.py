@@ -15,11 +15,12 @@ from fedlora.link import messages as m
 from fedlora.link.base import Link
 from fedlora.link.frame import Frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
+from fedlora.observe.status import ClientStatus
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member, Request
-from fedlora.server.exchange.watch import ClientStatus, Watch
+from fedlora.server.exchange.watch import Watch
 from fedlora.server.ranking import Ranking, rank_space
 from fedlora.server.training import Recorder, Training
 from fedlora.split.blocks import Cut

@@ -20,11 +20,11 @@ from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
-from fedlora.server.compute.spoiled import SoundSteps
 from fedlora.server.exchange.answers import Answer, Answers, read_batch
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.spending import Spending
+from fedlora.server.exchange.spoiled import SoundSteps
 from fedlora.server.exchange.uploads import Activation
 
 log = logging.getLogger("fedlora.server")

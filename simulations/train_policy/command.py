@@ -9,9 +9,7 @@ import typer
 
 from fedlora.errors import FedloraError
 from simulations.studies.compare.reward import DEFAULT_PRICE
-
-FIRST_SEED = 1000
-"""Seeds from here on train policies; comparisons use smaller ones."""
+from simulations.train_policy.seeds import FIRST_SEED
 
 
 def train_policy(

@@ -11,7 +11,7 @@ from fedlora.channel.channel import build_channel
 from fedlora.checks import number
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from simulations.train_policy.command import FIRST_SEED
+from simulations.train_policy.seeds import FIRST_SEED
 from simulations.train_policy.thrift import Thrift
 
 

@@ -32,7 +32,7 @@ SETTINGS = {
     "link.gradient=int9": "did you mean int8? choose one of bf16, fp32, int8, or give module:Class",
     "link.gradient=json:JSONDecoder": "inherits from fedlora.link.codec.Codec",
     "robust.average=krum": "choose one of mean, median, norm_filter, trimmed_mean, or give module",
-    "robust.average=json:JSONDecoder": "inherits from fedlora.robust.aggregation.RobustAverage",
+    "robust.average=json:JSONDecoder": "inherits from fedlora.robust.base.RobustAverage",
     "compute.device=cpuu": "blocks cannot be put in 'cpuu'",
     "compute.device_map=cpuu": "is 'cpuu'; it is a table, write {disk = \"16-23, 30\"}",
     'compute.device_map={cpuu = "0"}': "blocks cannot be put in 'cpuu'",

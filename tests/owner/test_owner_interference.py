@@ -13,8 +13,8 @@ from dp_accounting.rdp import RdpAccountant
 
 import clients.device
 from clients.head import ClientHead
+from clients.own_records import OwnRecords
 from clients.owner.door import Door, Leaving
-from clients.owner.records import OwnRecords
 from clients.owner.terms import OwnerTerms
 from clients.release import build as build_release
 from clients.release.private import PrivateRelease

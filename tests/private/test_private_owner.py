@@ -11,10 +11,10 @@ from private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
+from clients.owner.origins import origins
 from clients.owner.private import Private
 from clients.owner.scenario import local_scenario
 from clients.owner.terms import OwnerTerms, own_number
-from clients.release.build import origins
 from fedlora.config import Scenario, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.config.privacy import ClientLimit

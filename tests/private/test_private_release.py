@@ -12,10 +12,10 @@ from private_federation import Recorder, scenario
 from clients.build import SimulatedData, load_parts
 from clients.device import take_part
 from clients.edge_client import EdgeClient
+from clients.owner.origins import content
 from clients.owner.private import Private
 from clients.owner.terms import OwnerTerms
 from clients.release import private
-from clients.release.build import content
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.config.node import NodeKeys
 from fedlora.config.privacy import ClientLimit, PrivacyPolicy

@@ -11,7 +11,8 @@ from scipy.stats import trim_mean
 
 from fedlora.config import RobustConfig, Scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.robust.aggregation import Block, RobustAverage, create_average, robust_mean
+from fedlora.robust.aggregation import create_average, robust_mean
+from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.mixing import client_distances, mix
 
 CLIENTS, COMPONENTS, WIDTH = 8, 4, 6
@@ -215,7 +216,7 @@ def test_plugin_that_returns_nonsense_is_named(kind, words):
         (["robust.average=modian"], "median"),
         (
             ["robust.average=fedlora.errors:FedloraError"],
-            "inherits from fedlora.robust.aggregation.RobustAverage",
+            "inherits from fedlora.robust.base.RobustAverage",
         ),
         (["robust.average=median", "robust.options.factor=2"], "does not take"),
         (["robust.average=norm_filter", "robust.options.factor=0.5"], "set 1 or more"),

@@ -7,7 +7,8 @@ import torch
 
 from fedlora.config import RobustConfig
 from fedlora.errors import FedloraError
-from fedlora.robust.aggregation import Block, create_average, robust_mean
+from fedlora.robust.aggregation import create_average, robust_mean
+from fedlora.robust.base import Block
 from fedlora.robust.momentum import ClientMomentum
 
 CLIENTS, COMPONENTS, WIDTH = 7, 3, 40

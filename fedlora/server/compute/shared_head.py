@@ -12,7 +12,8 @@ import torch
 from fedlora.config import RobustConfig, TrainConfig
 from fedlora.errors import FedloraError
 from fedlora.link.messages import HEAD_WEIGHT
-from fedlora.robust.aggregation import Block, RobustAverage, create_average, robust_mean
+from fedlora.robust.aggregation import create_average, robust_mean
+from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.momentum import ClientMomentum
 from fedlora.storage.state import load_optimizer_state, load_tensors, optimizer_state
 

@@ -27,7 +27,7 @@ from fedlora.link.stream.protocol import (
     reason_of,
 )
 from fedlora.link.stream.server.link import StreamLink
-from fedlora.link.stream.terms import StreamTerms
+from fedlora.link.stream.server.terms import StreamTerms
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.printable import printable
 

@@ -27,8 +27,8 @@ from fedlora.link.stream.server.admitted import Admitted
 from fedlora.link.stream.server.connection import ANEW, ServerStream
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.places import StreamPlaces
+from fedlora.link.stream.server.terms import Admit, StreamTerms
 from fedlora.link.stream.session_secrets import ResumeSecrets
-from fedlora.link.stream.terms import Admit, StreamTerms
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.printable import printable
 

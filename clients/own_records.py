@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clients.build import EdgeParts, SimulatedData
 from clients.owner import holdout
-from clients.release.build import content
+from clients.owner.origins import content
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
