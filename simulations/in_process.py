@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
+from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario
 from fedlora.link.frame import Frame
 from fedlora.link.local import LocalLink, edge_executor
@@ -18,26 +20,23 @@ Handler = Callable[[Frame], Frame]
 
 
 class Record:
-    """Keeps a run's rounds in memory."""
+    """Keeps a run's rounds and events in memory."""
 
     def __init__(self) -> None:
         self.rounds: list[RoundRecord] = []
+        self.events: list[dict[str, Any]] = []
 
     def append_event(self, event: str, /, **fields: object) -> None:
-        """See ``Recorder``; progress is not kept."""
+        """See ``Recorder``."""
+        self.events.append({"event": event, **fields})
 
     def append_round(self, record: RoundRecord) -> None:
         """See ``Recorder``."""
         self.rounds.append(record)
 
 
-def connect(
-    scenario: Scenario,
-    recorder: Recorder,
-    workers: int = 0,
-    wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
-) -> ServerRun:
-    """Build the server and all clients of a scenario, and connect them in this process.
+class Federation:
+    """The server and all clients of a scenario, connected in this process.
 
     Parameters
     ----------
@@ -49,17 +48,49 @@ def connect(
         Clients that compute side by side; 0 means one for each core.
     wrap
         Stands between a client and its link; may alter what it answers.
+    terms
+        What the owners of some clients allow, by the client's number; others allow everything.
+
+    Attributes
+    ----------
+    parts
+        What the clients share.
+    clients
+        The clients, by number.
+    server
+        The server.
     """
-    data = SimulatedData(scenario, scenario.federation.clients)
-    parts = load_parts(scenario, data.labels)
-    server = ServerRun(scenario, recorder)
-    executor = edge_executor(workers or os.cpu_count() or 1)
-    for number in range(scenario.federation.clients):
-        client = data.build(parts, number)
-        opening = hello(parts, client)
-        server.admit(opening)
-        server.join(LocalLink(client.name, wrap(client), executor), opening)
-    return server
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        recorder: Recorder,
+        workers: int = 0,
+        wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
+        terms: Mapping[int, OwnerTerms] | None = None,
+    ) -> None:
+        data = SimulatedData(scenario, scenario.federation.clients)
+        self.parts = load_parts(scenario, data.labels)
+        self.clients = [
+            data.build(self.parts, number, terms=(terms or {}).get(number))
+            for number in range(scenario.federation.clients)
+        ]
+        self.server = ServerRun(scenario, recorder)
+        executor = edge_executor(workers or os.cpu_count() or 1)
+        for client in self.clients:
+            opening = hello(self.parts, client)
+            self.server.admit(opening)
+            self.server.join(LocalLink(client.name, wrap(client), executor), opening)
+
+
+def connect(
+    scenario: Scenario,
+    recorder: Recorder,
+    workers: int = 0,
+    wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
+) -> ServerRun:
+    """Return the server of a ``Federation``."""
+    return Federation(scenario, recorder, workers, wrap).server
 
 
 def run(scenario: Scenario, recorder: Recorder, workers: int = 0) -> ServerRun:

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
-from tiny_models import CONFIGS, random_model
+from support.tiny_models import CONFIGS, random_model
 
 torch.set_num_threads(1)
 

@@ -84,7 +84,7 @@ def test_a_strangers_strategy_runs_and_an_empty_delivery_keeps_the_adapter(
 def test_a_strategy_that_errs_is_compared_at_its_last_valid_ranks_and_named(
     scenario, tmp_path, capsys
 ):
-    (contender,) = parse_strategies("ranks.faulty_strategies:OutOfRange")
+    (contender,) = parse_strategies("support.faulty_strategies:OutOfRange")
     reference = run_reference(scenario, 1)
     found = run_trial(scenario, Trial(contender, 5.0, 1), reference, 0.2)
     assert found.row["mean_rank"] == 0  # the smallest, as there were no valid ones

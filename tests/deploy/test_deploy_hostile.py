@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import BAD, KINDS, STEP_TIMEOUT_S
 from safetensors.torch import load_file
+from support.hostile_devices import BAD, KINDS, STEP_TIMEOUT_S
 
 pytestmark = [
     pytest.mark.hostile,
@@ -76,9 +76,9 @@ class Federations:
     """The process that runs them, one after the other; a kind is run once."""
 
     def __init__(self, home: Path) -> None:
-        script = Path(__file__).with_name("hostile.py")
         self.process = subprocess.Popen(
-            [sys.executable, script, home],
+            [sys.executable, "-m", "support.hostile_devices", home],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

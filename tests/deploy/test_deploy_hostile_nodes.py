@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from deployment import Deployment
+from support.deployment import Deployment
 
 import clients
 from fedlora.launch.simulation import free_port

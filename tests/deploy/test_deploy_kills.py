@@ -22,9 +22,9 @@ E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes;
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[pytest.mark.e2e, E2E])])
 def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path, kills):
-    script = Path(__file__).with_name("kills.py")
     done = subprocess.run(
-        [sys.executable, script, tmp_path, str(kills), "11"],
+        [sys.executable, "-m", "support.kills", tmp_path, str(kills), "11"],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,

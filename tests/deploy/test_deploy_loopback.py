@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from deployment import Deployment
 from safetensors.torch import load_file
+from support.deployment import Deployment
 
 from clients.build import SimulatedData
 from fedlora.commands.doctor_server import examine_server

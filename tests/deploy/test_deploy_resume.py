@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.build import SimulatedData, hello, load_parts
+from clients.edge_client import EdgeClient
 from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink, edge_executor
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.run import ServerRun
 from fedlora.storage.state import RoundStates, read_state, write_state
-from simulations.in_process import Record
+from simulations import in_process
+from simulations.in_process import Handler, Record
 
 SCENARIO = """
 [model]
@@ -51,16 +51,10 @@ def tiny(*overrides: str) -> Scenario:
 
 
 def connect(scenario: Scenario, record: Record, states: Path) -> ServerRun:
-    data = SimulatedData(scenario, scenario.federation.clients)
-    parts = load_parts(scenario, data.labels)
-    server = ServerRun(scenario, record)
-    executor = edge_executor(1)
-    for number in range(scenario.federation.clients):
-        client = data.build(parts, number)
-        keeper = Keeper(client, states / client.name)
-        server.admit(hello(parts, client))
-        server.join(LocalLink(client.name, keeper.handle, executor), hello(parts, client))
-    return server
+    def kept(client: EdgeClient) -> Handler:
+        return Keeper(client, states / client.name).handle
+
+    return in_process.connect(scenario, record, 1, kept)
 
 
 def train(scenario: Scenario, folder: Path, die_after: int = 0) -> tuple[ServerRun, Record]:
@@ -150,8 +144,7 @@ def test_two_rounds_are_kept_on_both_sides_and_no_part_of_a_file(tmp_path):
 
 def test_a_keeper_refuses_rounds_that_are_none(tmp_path):
     scenario = tiny()
-    data = SimulatedData(scenario, 3)
-    client = data.build(load_parts(scenario, data.labels), 0)
+    client = in_process.Federation(scenario, Record()).clients[0]
     keeper = Keeper(client, tmp_path)
     for round_ in (None, -1, True, "../../x", 10**6):
         with pytest.raises(FedloraError, match="needs a round"):

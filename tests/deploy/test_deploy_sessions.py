@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from relay import Relay
+from support.relay import Relay
 
 import clients.device
 import fedlora.server.flower.questions

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
-from flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
+from support.flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from link_peers import LIMIT, HostilePeer, ask, echo, hello
+from support.link_peers import LIMIT, HostilePeer, ask, echo, hello
 
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame

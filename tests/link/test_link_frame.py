@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from link_peers import MALFORMED
+from support.link_peers import MALFORMED
 
 from fedlora.errors import ProtocolError
 from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame

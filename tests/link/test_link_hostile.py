@@ -19,7 +19,17 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from link_peers import BAD_HEADER, BAD_PAYLOAD, LIMIT, HostilePeer, ask, echo, header, hello, raw
+from support.link_peers import (
+    BAD_HEADER,
+    BAD_PAYLOAD,
+    LIMIT,
+    HostilePeer,
+    ask,
+    echo,
+    header,
+    hello,
+    raw,
+)
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m

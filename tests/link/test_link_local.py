@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from link_peers import echo
+from support.link_peers import echo
 
 from fedlora.errors import ClientLost, ProtocolError
 from fedlora.link.frame import Frame, encode_frame

@@ -9,8 +9,8 @@ from functools import partial
 import grpc
 import pytest
 import torch
-from link_peers import LIMIT, HostilePeer, ask, echo, hello
-from relay import Relay
+from support.link_peers import LIMIT, HostilePeer, ask, echo, hello
+from support.relay import Relay
 from test_link_reconnect import admitted, wait_for
 
 from fedlora.errors import ClientLost

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from link_peers import LIMIT, ask, start_process
+from support.link_peers import LIMIT, ask, start_process
 
 from fedlora.errors import ClientLost
 from fedlora.link import messages as m
@@ -21,6 +21,8 @@ from fedlora.link.frame import Frame
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
+
+TESTS = Path(__file__).parents[1]
 
 Process = subprocess.Popen[bytes]
 Spawn = Callable[[StreamServer, list[str]], tuple[list[Process], dict[str, StreamLink]]]
@@ -149,7 +151,7 @@ def test_256_idle_streams_take_no_threads_and_little_memory(
     server = start(identity=None)
     script = (
         "import sys, time\n"
-        "from link_peers import HostilePeer\n"
+        "from support.link_peers import HostilePeer\n"
         "peers = []\n"
         "for client, token, opening in (line.split() for line in sys.stdin):\n"
         f"    peer = HostilePeer({server.port}, None)\n"
@@ -159,7 +161,7 @@ def test_256_idle_streams_take_no_threads_and_little_memory(
         "time.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, cwd=Path(__file__).parent, text=True
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, cwd=TESTS, text=True
     )
     try:
         join(server, "first")

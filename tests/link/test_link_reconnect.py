@@ -12,8 +12,8 @@ from concurrent.futures import Future
 import grpc
 import pytest
 import torch
-from link_peers import LIMIT, HostilePeer, ask, echo, hello
-from relay import Relay
+from support.link_peers import LIMIT, HostilePeer, ask, echo, hello
+from support.relay import Relay
 
 from fedlora.errors import ClientLate, ClientLost
 from fedlora.link import messages as m

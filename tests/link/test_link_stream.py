@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from link_peers import ask, echo, hello, in_thread
+from support.link_peers import ask, echo, hello, in_thread
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m

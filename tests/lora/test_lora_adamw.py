@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_factors import SIZES, factors, set_random_gradients, values
+from support.lora_factors import SIZES, factors, set_random_gradients, values
 
 from fedlora.errors import FedloraError
 from fedlora.lora.adamw import ComponentAdamW, clip_global_norm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lora_factors import factors, set_random_gradients
+from support.lora_factors import factors, set_random_gradients
 
 from fedlora.lora.average import ContributionCount, average_gradients
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from owner_device import WIDTH, Ask, Device, attack, scenario
+from support.owner_device import WIDTH, Ask, Device, attack, scenario
 
 from fedlora.config import Scenario
 from fedlora.link import messages as m

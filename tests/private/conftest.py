@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from private_federation import write_records
+from support.private_federation import write_records
 
 
 @pytest.fixture(scope="session")

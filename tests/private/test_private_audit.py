@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from private_federation import scenario, write_records
+from support.private_federation import scenario, write_records
 
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from private_federation import Federation, scenario
+from support.private_federation import Federation, scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from private_federation import scenario
+from support.private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient

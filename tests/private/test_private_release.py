@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from private_federation import Recorder, scenario
+from support.private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.device import take_part
@@ -25,6 +25,7 @@ from fedlora.link.frame import Frame
 from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
 from fedlora.privacy.mechanisms.gaussian import clip_rows
 from fedlora.server.run import ServerRun
+from simulations.in_process import Record
 
 
 def build(config: Scenario, terms: OwnerTerms | None = None) -> EdgeClient:
@@ -233,7 +234,7 @@ def test_tokens_are_noised_one_by_one_only_where_nothing_mixes_them(
     with pytest.raises(FedloraError, match=rf"privacy\.unit is token, but {reason}.*; set"):
         build(config)
     with pytest.raises(FedloraError, match=r"privacy\.unit is token"):
-        ServerRun(config, Recorder())
+        ServerRun(config, Record())
     build(replace(config, privacy=replace(config.privacy, unit="sample")))
 
 

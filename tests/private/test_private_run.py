@@ -12,7 +12,7 @@ import dp_accounting
 import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
-from private_federation import Federation, scenario
+from support.private_federation import Federation, scenario
 
 from clients.edge_host import EdgeHost
 from clients.owner.terms import OwnerTerms

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import time
 
-import faulty_strategies as faulty
 import pytest
+from support import faulty_strategies as faulty
 
 from fedlora.ranks import FedloraError, check_rank_strategy
 

@@ -4,8 +4,8 @@ import copy
 import logging
 import time
 
-import faulty_strategies as faulty
 import pytest
+from support import faulty_strategies as faulty
 
 from fedlora.ranks import (
     ClientOutcome,

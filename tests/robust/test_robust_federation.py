@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from poisoned import outcome
+from support.poisoned import outcome
 
 ALLOWED = 0.03
 """How much of the metric a hostile client may cost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from poisoned import SHORT
+from support.poisoned import SHORT
 
 from simulations.studies.poison import trial
 from simulations.studies.poison.command import poison

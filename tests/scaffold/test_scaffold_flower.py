@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
 from peft import PeftModel
+from support.flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
 from transformers import AutoModel
 
 from fedlora.config import load_scenario

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from tiny_models import CAUSAL, CONFIGS
+from support.tiny_models import CAUSAL, CONFIGS
 from torch import nn
 from transformers import AutoModel
 

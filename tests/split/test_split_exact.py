@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import CAUSAL, CONFIGS, ENCODERS
+from support.tiny_models import CAUSAL, CONFIGS, ENCODERS
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedlora.split.blocks import Blocks, Cut

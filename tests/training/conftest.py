@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from federation import copy_model, write_records
+from support.federation import copy_model, write_records
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import Federation, scenario
 from safetensors.torch import load_file, save_file
+from support.federation import Federation, scenario
 
 from clients.build import hello, load_parts
 from fedlora.errors import FedloraError, ProtocolError

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, Handler, scenario
-from unsplit import SampleStream, Unsplit
+from support.federation import Federation, Handler, scenario
+from support.unsplit import SampleStream, Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.channel.state import ChannelState
@@ -37,7 +37,7 @@ DELIVERY = [
     "train.rounds=3",
     "train.lr=0.05",
     "head.share=step",
-    "ranks.strategy=rank_cycles:RankTable",
+    "ranks.strategy=support.rank_cycles:RankTable",
     f"ranks.options.table={RANKS}",
 ]
 

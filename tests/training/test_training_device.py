@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import Federation, scenario
+from support.federation import Federation, scenario
 from test_training_air import ARRIVES, DELIVERY, RANKS
 
 from clients.keeper import Keeper

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from federation import SEPARATOR, Federation, relative, scenario
-from unsplit import Unsplit
+from support.federation import SEPARATOR, Federation, relative, scenario
+from support.unsplit import Unsplit
 
 CLASSIFICATION = ["head.share=step"]
 LANGUAGE = ["task.kind=causal_lm"]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from federation import Federation, scenario, write_records
-from unsplit import Unsplit
+from support.federation import Federation, scenario, write_records
+from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, relative, scenario
 from peft import PeftModel
+from support.federation import Federation, relative, scenario
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -164,7 +164,7 @@ def test_an_adapter_that_is_written_again_is_whole_at_every_moment(tiny, records
 def test_export_of_a_run_uses_the_ranks_of_a_client(tiny, records, tmp_path, format_):
     cycles = "ranks.options.cycles=[[1],[0,2,3],[2]]"
     federation = trained(
-        tiny, records, "opt", *LANGUAGE, "ranks.strategy=rank_cycles:RankCycles", cycles
+        tiny, records, "opt", *LANGUAGE, "ranks.strategy=support.rank_cycles:RankCycles", cycles
     )
     folder = RunFolder.create(tmp_path / "run")
     for record in federation.recorder.rounds:

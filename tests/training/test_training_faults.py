@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, Handler, relative, scenario
-from unsplit import Unsplit
+from support.federation import Federation, Handler, relative, scenario
+from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.channel.rate import Shannon

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from federation import Federation, Handler, scenario
+from support.federation import Federation, Handler, scenario
 
 from clients.edge_client import EdgeClient
 from fedlora.link import messages as m

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import grpc
 import torch
-from federation import same, scenario
-from streams import run_over_stream
+from support.federation import same, scenario
+from support.link_peers import MALFORMED, HostilePeer
+from support.stream_federation import run_over_stream
 
 from fedlora.link import messages as m
 from fedlora.link.frame import Frame, encode_frame
 from fedlora.link.stream.server.listener import StreamServer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
-from link_peers import MALFORMED, HostilePeer
 
 PEERS = 1000
 

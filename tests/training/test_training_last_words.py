@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from federation import Federation, scenario
 from safetensors import safe_open
+from support.federation import Federation, scenario
 
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.exchange.holdings import classes_of, holdings

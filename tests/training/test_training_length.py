@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from federation import scenario
+from support.federation import scenario
 
 from fedlora.config import TaskConfig
 from fedlora.errors import FedloraError

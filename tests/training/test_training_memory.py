@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from federation import Federation, scenario
+from support.federation import Federation, scenario
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.server.compute.engine import ClientRows, SplitEngine

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, same, scenario
+from support.federation import Federation, same, scenario
 from test_training_faults import fields, tampered
 
 from fedlora.link import messages as m

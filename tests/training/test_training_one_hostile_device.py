@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, Handler, Recorder, relative, same, scenario
+from support.federation import Federation, Handler, Recorder, relative, same, scenario
 
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from federation import Federation, scenario
+from support.federation import Federation, scenario
 
 LONG = ["train.steps=8", "train.lr=0.005"]
 TASKS = {"classification": ["head.share=step"], "language": ["task.kind=causal_lm"]}

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, relative, scenario
-from rank_cycles import RankCycles
-from unsplit import Unsplit
+from support.federation import Federation, relative, scenario
+from support.rank_cycles import RankCycles
+from support.unsplit import Unsplit
 
 CYCLES = [[0], [1, 3, 2], [2]]
 # Nobody has the third component of two projections in three, and client 0 none at all.
-RANKS = ["ranks.strategy=rank_cycles:RankCycles", f"ranks.options.cycles={CYCLES}"]
+RANKS = ["ranks.strategy=support.rank_cycles:RankCycles", f"ranks.options.cycles={CYCLES}"]
 
 
 class Ranked(Unsplit):

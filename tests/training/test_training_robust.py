@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from federation import Federation, Handler, relative, same, scenario
-from unsplit import Unsplit
+from support.federation import Federation, Handler, relative, same, scenario
+from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLost

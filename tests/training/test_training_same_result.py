@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from federation import Federation, same, scenario
-from streams import run_over_stream
+from support.federation import Federation, same, scenario
+from support.stream_federation import run_over_stream
 
 VARIANTS = {
     "classification": ["head.share=step", "evaluate.baseline=true", "train.clip_norm=0.5"],
     "language": ["task.kind=causal_lm", "link.gradient=int8", "link.activation=bf16"],
     "dropout": ["lora.dropout=0.2", "head.share=round"],
     "mixed ranks": [
-        "ranks.strategy=rank_cycles:RankCycles",
+        "ranks.strategy=support.rank_cycles:RankCycles",
         "ranks.options.cycles=[[1],[0,3],[2]]",
     ],
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from federation import LABELS
+from support.federation import LABELS
 
 from fedlora.config import DataConfig, TaskConfig
 from fedlora.errors import FedloraError

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from federation import Federation, relative, scenario
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.federation import Federation, relative, scenario
 from test_training_export import base_model, engine_output, model_output, trained
 
 from fedlora.check import check_scenario

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from federation import Federation, Handler, same, scenario
+from support.federation import Federation, Handler, same, scenario
 
 from clients.edge_client import EdgeClient
 from clients.owner.terms import OwnerTerms

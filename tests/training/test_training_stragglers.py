@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from federation import Federation, Handler, relative, scenario
-from unsplit import Unsplit
+from support.federation import Federation, Handler, relative, scenario
+from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLate, FedloraError

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.owner.terms import OwnerTerms
 from fedlora.config import Scenario, with_overrides
 from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink, edge_executor
-from fedlora.report.records import RoundRecord
 from fedlora.report.run_folder import RunFolder
-from fedlora.server.run import ServerRun
+from simulations import in_process
+from simulations.in_process import Handler, Record
 
 LABELS = ("cold", "mild", "warm")
-Handler = Callable[[Frame], Frame]
 
 
 def write_records(path: Path, rows: int) -> Path:
@@ -54,18 +49,7 @@ def scenario(data: Path, *overrides: str) -> Scenario:
     return with_overrides(Scenario(), [*defaults, *overrides])
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.rounds: list[RoundRecord] = []
-
-    def append_event(self, event: str, /, **fields: Any) -> None:
-        del event, fields
-
-    def append_round(self, record: RoundRecord) -> None:
-        self.rounds.append(record)
-
-
-class Federation:
+class Federation(in_process.Federation):
     """A server and its clients; ``sent`` holds every pair of request and reply."""
 
     def __init__(
@@ -74,19 +58,8 @@ class Federation:
         terms: dict[int, OwnerTerms] | None = None,
         folder: RunFolder | None = None,
     ) -> None:
-        self.recorder, self.sent = Recorder(), list[tuple[Frame, Frame]]()
-        data = SimulatedData(config, config.federation.clients)
-        self.parts = load_parts(config, data.labels)
-        self.server = ServerRun(config, folder or self.recorder)
-        self.clients = [
-            data.build(self.parts, number, terms=(terms or {}).get(number))
-            for number in range(config.federation.clients)
-        ]
-        executor = edge_executor(1)
-        for client in self.clients:
-            opening = hello(self.parts, client)
-            self.server.admit(opening)
-            self.server.join(LocalLink(client.name, self._tap(client), executor), opening)
+        self.recorder, self.sent = Record(), list[tuple[Frame, Frame]]()
+        super().__init__(config, folder or self.recorder, 1, self._tap, terms)
 
     def _tap(self, client: EdgeClient) -> Handler:
         def handle(frame: Frame) -> Frame:

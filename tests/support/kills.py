@@ -1,8 +1,9 @@
 """Runs a federation of real processes over the stream and kills them at random moments.
 
-``python kills.py FOLDER KILLS SEED`` plays Flower with files: an engine process writes invitations,
-edge processes take them up. Processes are forked from this one, which has loaded everything and
-never opens a stream, so that one is back within a moment. Prints what came of it as JSON.
+``python -m support.kills FOLDER KILLS SEED`` plays Flower with files: an engine process writes
+invitations, edge processes take them up. Processes are forked from this one, which has loaded
+everything and never opens a stream, so that one is back within a moment. Prints what came of it as
+JSON.
 """
 
 from __future__ import annotations

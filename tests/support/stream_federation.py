@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from federation import Recorder
 
 from clients.build import SimulatedData, hello, load_parts
 from fedlora.config import Scenario
@@ -15,6 +14,7 @@ from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.server.run import ServerRun
+from support.federation import Recorder
 
 
 def run_over_stream(

@@ -1,9 +1,10 @@
 """Runs federations of real processes in which one device is hostile.
 
-``python hostile.py FOLDER`` reads kinds of hostility from its standard input, a line each, and for
-each plays Flower with files: a server process runs a scenario in ``FOLDER/KIND``, three honest
-devices and a hostile one take up its invitations. Prints what came of each as a line of JSON.
-Processes are forked from this one, which has loaded everything and never opens a stream.
+``python -m support.hostile_devices FOLDER`` reads kinds of hostility from its standard input, a
+line each, and for each plays Flower with files: a server process runs a scenario in
+``FOLDER/KIND``, three honest devices and a hostile one take up its invitations. Prints what came of
+each as a line of JSON. Processes are forked from this one, which has loaded everything and never
+opens a stream.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import grpc
 import grpc.aio
 import psutil
 import torch
-from kills import Post, fork, put
 
 import clients.device
 import clients.keeper
@@ -42,6 +42,7 @@ from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
 from fedlora.server.flower.nodes import RECORD
 from fedlora.server.flower.questions import HELLO
 from fedlora.server.flower.run import run_over_flower
+from support.kills import Post, fork, put
 
 STEP_TIMEOUT_S = 5.0
 SCENARIO = f"""

@@ -13,17 +13,13 @@ import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
 
-from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario, with_overrides
-from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink, edge_executor
-from fedlora.report.records import RoundRecord
-from fedlora.server.run import ServerRun
+from simulations import in_process
+from simulations.in_process import Handler, Record
 
 LABELS = ("north", "south", "west")
 SEPARATOR = "w5"
-Handler = Callable[[Frame], Frame]
 
 
 def add_tokenizer(folder: Path, kind: str) -> None:
@@ -82,36 +78,16 @@ def scenario(model: Path, data: Path, *overrides: str) -> Scenario:
     return with_overrides(Scenario(), [*defaults, *overrides])
 
 
-class Recorder:
+class Recorder(Record):
     """Keeps rounds and events in memory."""
-
-    def __init__(self) -> None:
-        self.rounds: list[RoundRecord] = []
-        self.events: list[dict[str, Any]] = []
-
-    def append_event(self, event: str, /, **fields: Any) -> None:
-        self.events.append({"event": event, **fields})
-
-    def append_round(self, record: RoundRecord) -> None:
-        self.rounds.append(record)
 
     def losses(self, phase: str = "train") -> list[Any]:
         """Return the loss of every optimiser step."""
         return [e["loss"] for e in self.events if e["event"] == "step" and e["phase"] == phase]
 
 
-class Federation:
-    """A server and its clients in this process.
-
-    Parameters
-    ----------
-    config
-        What to run.
-    workers
-        Clients that compute side by side.
-    wrap
-        Stands between a client and its link; may alter what it answers.
-    """
+class Federation(in_process.Federation):
+    """A server and its clients in this process, one after the other."""
 
     def __init__(
         self,
@@ -121,16 +97,7 @@ class Federation:
         wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
     ) -> None:
         self.recorder = Recorder()
-        count = config.federation.clients
-        data = SimulatedData(config, count)
-        parts = load_parts(config, data.labels)
-        self.clients = [data.build(parts, number) for number in range(count)]
-        self.server = ServerRun(config, self.recorder)
-        executor = edge_executor(workers)
-        for client in self.clients:
-            opening = hello(parts, client)
-            self.server.admit(opening)
-            self.server.join(LocalLink(client.name, wrap(client), executor), opening)
+        super().__init__(config, self.recorder, workers, wrap)
 
     def run(self) -> Federation:
         self.server.training.run()

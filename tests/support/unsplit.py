@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from federation import Federation
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from torch import nn
@@ -14,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from clients.batches import BatchStream
 from fedlora.tasks.base import Sample
+from support.federation import Federation
 
 PREFIXES = {"gpt2": "transformer.", "bert": ""}
 

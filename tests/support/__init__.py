@@ -1,0 +1,1 @@
+"""What tests share: one federation, recorder, oracle and relay; import as ``support.NAME``."""
