@@ -1,46 +1,174 @@
-"""The folders keep their arrows: who may import whom."""
+"""The house keeps its arrows: who may import whom, from the top floor down; rooms stay small."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from support.house import PACKAGES, ROOT, arrows, child, circle, modules, path_of
 
-ROOT = Path(__file__).parents[1]
-OURS = ("fedlora", "clients", "strategies", "simulations")
 ALLOWED = {
     "fedlora": {"fedlora"},
     "clients": {"fedlora", "clients"},
     "strategies": {"fedlora", "strategies"},
-    "simulations": set(OURS),
+    "simulations": set(PACKAGES),
 }
+FLOORS: dict[str, tuple[str, ...]] = {
+    "fedlora": (
+        "cli",
+        "commands",
+        "server",
+        "check",
+        "lora observe ranks",
+        "channel launch privacy report robust scenarios tasks",
+        "config link split storage",
+        "checks registry scaffold unicode",
+        "errors printable",
+    ),
+    "fedlora.server": (
+        "app",
+        "flower",
+        "results",
+        "checkpoint run",
+        "training",
+        "round_record",
+        "evaluation",
+        "steps unfinished",
+        "exchange ranking",
+        "air compute",
+    ),
+    "fedlora.privacy": (
+        "probe",
+        "plan",
+        "ledger statement",
+        "accounting mechanisms noise_propagation",
+    ),
+    "fedlora.link": ("stream", "local", "base", "codec frame handshake messages reasons"),
+    "clients": (
+        "app",
+        "device",
+        "edge_host own_records",
+        "build keeper",
+        "edge_client",
+        "evaluation",
+        "cut",
+        "head release",
+        "batches edge_model owner reports text_statistics",
+    ),
+    "simulations": ("train_policy", "audit bench studies", "in_process quickstart scenarios"),
+}
+"""What is in a folder, from the top floor to the bottom: each imports lower floors alone."""
+
+MOVED = {
+    "fedlora.channel.config": "fedlora.config.channel",
+    "fedlora.robust.average": "fedlora.robust.base or fedlora.robust.aggregation",
+}
+"""Old paths that stay for plug-ins until release 0.3, and what our own files import instead."""
+
+FILE_LINES, FUNCTION_LINES, FOLDER_FILES = 400, 90, 24
 EDGE = (
     "transformers", "peft", "ray", "datasets", "flwr", "opacus", "accelerate", "pandas", "pyarrow",
     "scipy",
 )  # fmt: skip
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+def report(wrong: Iterator[str]) -> None:
+    found = sorted(set(wrong))
+    assert not found, "\n".join(["the house does not hold:", *found])
 
 
-@pytest.mark.parametrize("package", OURS)
-def test_packages_import_only_what_they_may(package):
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in sorted((ROOT / package).rglob("*.py"))
-        for name in imports(path)
-        if name.partition(".")[0] in OURS and name.partition(".")[0] not in ALLOWED[package]
-    ]
-    assert wrong == []
+def test_packages_import_only_what_they_may():
+    report(
+        f"{arrow}; {package} imports {', '.join(sorted(ALLOWED[package]))} alone: move what it needs"
+        for arrow in arrows()
+        if arrow.target.partition(".")[0] not in ALLOWED[package := arrow.source.partition(".")[0]]
+    )
+
+
+def floor_of(folder: str, module: str) -> int | None:
+    """Return the floor of what a module belongs to in a folder, 0 at the bottom."""
+    name = module.removeprefix(folder + ".").partition(".")[0]
+    for number, names in enumerate(reversed(FLOORS[folder])):
+        if name in names.split():
+            return number
+    return None
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_every_file_has_a_floor_and_imports_lower_floors_alone(folder):
+    def wrong() -> Iterator[str]:
+        for module in modules():
+            if module.startswith(folder + ".") and floor_of(folder, module) is None:
+                yield f"{path_of(module)} is on no floor of {folder}; add it to FLOORS"
+        for arrow in arrows():
+            ends = child(folder, arrow.source), child(folder, arrow.target)
+            if None in ends or ends[0] == ends[1] or folder in ends:
+                continue
+            own, other = floor_of(folder, arrow.source), floor_of(folder, arrow.target)
+            if own is not None and other is not None and own <= other:
+                yield (
+                    f"{arrow}, which is {'beside' if own == other else 'above'} it in {folder}; "
+                    "move what both need to a lower floor"
+                )
+
+    report(wrong())
+
+
+def test_no_imports_run_in_a_circle_between_files():
+    edges: dict[str, set[str]] = defaultdict(set)
+    for arrow in arrows():
+        edges[arrow.source].add(arrow.target)
+    assert not (found := circle(edges)), f"{' -> '.join(found)}; move what two of them need"
+
+
+def test_no_imports_run_in_a_circle_between_what_lies_in_one_folder():
+    folders = {"", *(module.rpartition(".")[0] for module in modules())}
+    for folder in folders:
+        edges: dict[str, set[str]] = defaultdict(set)
+        for arrow in arrows():
+            a, b = child(folder, arrow.source), child(folder, arrow.target)
+            if a and b and a != b:
+                edges[a].add(b)
+        assert not (found := circle(edges)), f"{' -> '.join(found)}; move what two of them need"
+
+
+def test_our_own_files_import_nothing_by_its_old_path():
+    report(
+        f"{arrow}; it is {MOVED[arrow.target]} now" for arrow in arrows() if arrow.target in MOVED
+    )
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_path_gives_what_the_new_one_has_and_says_where_that_is(old):
+    code = f"import {old} as old; print(*(getattr(old, n).__module__ for n in old.__all__))"
+    command = [sys.executable, "-W", "always", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert set(done.stdout.split()) <= set(MOVED[old].split(" or "))
+    assert f"{old} is now {MOVED[old].split(' or ')[0]}" in done.stderr
+
+
+def test_files_functions_and_folders_stay_small():
+    def wrong() -> Iterator[str]:
+        sizes: dict[str, int] = defaultdict(int)
+        for path in modules().values():
+            name, text = path.relative_to(ROOT), path.read_text(encoding="utf-8")
+            sizes[str(name.parent)] += path.name != "__init__.py"
+            if (lines := text.count("\n")) > FILE_LINES:
+                yield f"{name} has {lines} lines, of {FILE_LINES}; divide it by its concepts"
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    size = (node.end_lineno or 0) - node.lineno + 1
+                    if size > FUNCTION_LINES:
+                        yield f"{name}:{node.lineno} {node.name} has {size} lines; divide it"
+        for folder, files in sizes.items():
+            if files > FOLDER_FILES:
+                yield f"{folder} has {files} files, of {FOLDER_FILES}; divide it into rooms"
+
+    report(wrong())
 
 
 def heavy_after(code: str) -> list[str]:
