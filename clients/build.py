@@ -19,15 +19,15 @@ from clients.reports import simulated_report
 from clients.text_statistics import text_statistics
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.geometry import Geometry
 from fedlora.link.frame import Frame
 from fedlora.link.handshake import PROTOCOL, Identity
 from fedlora.link.messages import HELLO
 from fedlora.ranks.reports import DataStatistics
-from fedlora.split.blocks import Cut, cut_widths
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import Back, Front
 from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import RecordError, Sample, check_length, head_trains, task_class
+from fedlora.tasks.base import RecordError, Sample, check_length, task_class
 from fedlora.tasks.data import Record, load_records, require_column
 from fedlora.tasks.partition import holdout_split, partition
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
@@ -83,15 +83,12 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
         scenario = replace(scenario, task=replace(scenario.task, labels=tuple(labels)))
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     dtype = DTYPES[scenario.model.dtype]
-    cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
-    task = task_class(scenario.task.kind)(scenario.task, scenario.task.labels)
-    server_pools = task.pooled and cut.stop == cut.blocks
+    geometry = Geometry.of(scenario, checkpoint)
     model = EdgeModel(
-        front=Front(checkpoint, cut, dtype),
-        back=Back(checkpoint, cut, dtype, final=not server_pools),
-        task=task,
-        width=cut_widths(checkpoint, cut, final=server_pools)[1],
-        server_pools=server_pools,
+        front=Front(checkpoint, geometry.cut, dtype),
+        back=Back(checkpoint, geometry.cut, dtype, final=not geometry.server_pools),
+        task=task_class(scenario.task.kind)(scenario.task, scenario.task.labels),
+        geometry=geometry,
     )
     check_length(scenario.task, checkpoint)
     return EdgeParts(scenario, checkpoint, load_tokenizer(checkpoint.folder), model)
@@ -138,9 +135,11 @@ def build_client(
         model = replace(model, front=copy.deepcopy(model.front))
         model.front.weight.requires_grad_()
     module = model.task.head(
-        parts.checkpoint, DTYPES[scenario.model.dtype], _head_width(parts), scenario.seed
+        parts.checkpoint,
+        DTYPES[scenario.model.dtype],
+        model.geometry.head_width,
+        scenario.seed,
     )
-    trains_head = head_trains(scenario.head, model.task)
     release = build_release(
         scenario,
         number,
@@ -148,8 +147,8 @@ def build_client(
         samples=samples,
         held_out=len(held),
         head=module,
-        trains_head=trains_head,
-        pools=model.server_pools,
+        trains_head=model.geometry.trains_head,
+        pools=model.geometry.server_pools,
         classes=len(model.task.labels),
         origins=records,
         run=run,
@@ -161,7 +160,7 @@ def build_client(
         raise
     head = ClientHead(
         module,
-        trains=trains_head,
+        trains=model.geometry.trains_head,
         config=scenario.head,
         train=scenario.train,
         embedding=model.front.weight if scenario.train.embedding else None,
@@ -314,11 +313,3 @@ class SimulatedData:
             value = self.records[index].get(column, "") if column else ""
             counts[value] = counts.get(value, 0) + 1
         return counts
-
-
-def _head_width(parts: EdgeParts) -> int:
-    """Width of what the head takes: after the final stage."""
-    cut = Cut.of(
-        parts.checkpoint, parts.scenario.model.client_front, parts.scenario.model.client_back
-    )
-    return cut_widths(parts.checkpoint, Cut(cut.blocks, cut.start, cut.blocks), final=True)[1]

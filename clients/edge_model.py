@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedlora.geometry import Geometry
 from fedlora.split.edge import Back, Front, pool_packed
 from fedlora.tasks.base import Sample, Task, TaskLoss
 
@@ -22,21 +23,23 @@ class EdgeModel:
         The client's two ends of the model.
     task
         The problem.
-    width
-        Width of the representation at the cut, as it arrives.
-    server_pools
-        Whether one vector a row comes down instead of one a token.
+    geometry
+        What crosses the cut.
     """
 
     front: Front
     back: Back
     task: Task
-    width: int
-    server_pools: bool
+    geometry: Geometry
+
+    @property
+    def width(self) -> int:
+        """Width of the representation at the cut, as it arrives."""
+        return self.geometry.representation_width
 
     def rows_of(self, lengths: Sequence[int]) -> list[int]:
         """Return how many rows of the representation belong to samples of these lengths."""
-        return [1] * len(lengths) if self.server_pools else list(lengths)
+        return [1] * len(lengths) if self.geometry.server_pools else list(lengths)
 
     def to_head(self, z: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Return what the head is given.
@@ -53,7 +56,7 @@ class EdgeModel:
         torch.Tensor
             Shape (samples, width) for a pooled task, else (tokens, width).
         """
-        if self.server_pools:
+        if self.geometry.server_pools:
             return z
         hidden: torch.Tensor = self.back(z.to(self.front.weight.dtype), lengths)
         if self.task.pooled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,14 +13,15 @@ from fedlora.channel.schedule.base import build_scheduler
 from fedlora.config import Scenario
 from fedlora.config.placement import place_blocks
 from fedlora.errors import FedloraError
+from fedlora.geometry import Geometry
 from fedlora.link.codec import create_codec
 from fedlora.link.stream.address import check_listens
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
-from fedlora.lora.targets import choose_targets
+from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.privacy.plan import check_classes, check_release, label_epsilon, upload_plan
 from fedlora.ranks.guard import GuardedStrategy
-from fedlora.ranks.space import Projection, RankSpace
+from fedlora.ranks.space import RankSpace
 from fedlora.ranks.strategy import create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
@@ -30,7 +30,7 @@ from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import language_head
 from fedlora.split.family import find_family
 from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import RecordError, Task, check_length, head_trains, task_class
+from fedlora.tasks.base import RecordError, Task, check_length, task_class
 from fedlora.tasks.data import Record, load_records, require_column
 from fedlora.tasks.partition import Rows, holdout_split, partition
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
@@ -75,18 +75,19 @@ def check_scenario(scenario: Scenario) -> None:
         channel.report(client, 0)  # a trace may lack one
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     find_family(checkpoint)
-    cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
+    geometry = Geometry.of(scenario, checkpoint)
     task = task_class(scenario.task.kind)
     check_length(scenario.task, checkpoint)
     if not task.pooled:
         language_head(checkpoint, torch.float32)
     tokenizer = load_tokenizer(checkpoint.folder)
-    _check_places(scenario, cut)
-    targets = choose_targets(_linear(checkpoint), scenario.lora.targets)
-    _check_ranks(scenario, checkpoint, cut, targets)
+    _check_places(scenario, geometry.cut)
+    linear = linear_modules(checkpoint, geometry.cut)
+    targets = choose_targets(linear, scenario.lora.targets)
+    _check_ranks(scenario, checkpoint, targets)
     if scenario.lora.start:
         read_start(scenario.lora, targets)
-    _check_data(scenario, tokenizer)
+    _check_data(scenario, tokenizer, geometry)
 
 
 def check_run(scenario: Scenario) -> None:
@@ -101,22 +102,16 @@ def check_run(scenario: Scenario) -> None:
     check_listens(scenario.link.host, scenario.link.port)
 
 
-def _check_ranks(
-    scenario: Scenario, checkpoint: Checkpoint, cut: Cut, targets: Sequence[str]
-) -> None:
+def _check_ranks(scenario: Scenario, checkpoint: Checkpoint, targets: Sequence[str]) -> None:
     """Let the strategy see the projections, so that it refuses those that it does not fit."""
-    family = find_family(checkpoint)
-    inside = re.compile(rf"(?:^|\.){re.escape(family.layers)}\.(\d+)\.(.+)$")
-    projections = []
+    modules = []
     for name in targets:
-        found = inside.search(name)
-        assert found is not None
         # GPT-2 stores them the other way round, at which the cost of a rank is the same.
         d_out, d_in = checkpoint.entries[f"{name}.weight"].shape
-        if int(found[1]) in range(cut.start, cut.stop):
-            projections.append(Projection(found[2], int(found[1]), d_in, d_out))
-    space = RankSpace(
-        tuple(projections),
+        modules.append((name, d_in, d_out))
+    space = RankSpace.of(
+        modules,
+        find_family(checkpoint).layers,
         r_max=scenario.lora.r_max,
         bits_per_parameter=scenario.channel.bits_per_parameter,
     )
@@ -131,17 +126,7 @@ def _check_places(scenario: Scenario, cut: Cut) -> None:
         check_device(place)
 
 
-def _linear(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of the blocks' matrices, which belong to linear modules."""
-    inside = f".{find_family(checkpoint).layers}."
-    return [
-        name.removesuffix(".weight")
-        for name, entry in checkpoint.entries.items()
-        if inside in f".{name}" and name.endswith(".weight") and len(entry.shape) == 2
-    ]
-
-
-def _check_data(scenario: Scenario, tokenizer: Tokenizer) -> None:
+def _check_data(scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry) -> None:
     """Read and encode the data as the clients will; what the hub holds is left to them.
 
     Labels come first, over whole files: the clients only see their shares.
@@ -173,7 +158,7 @@ def _check_data(scenario: Scenario, tokenizer: Tokenizer) -> None:
     parts = partition(
         files["train"], scenario.partition, scenario.federation.clients, label, scenario.seed
     )
-    _check_privacy(scenario, max(len(part) for part in parts), pooled=kind.pooled)
+    _check_privacy(scenario, max(len(part) for part in parts), geometry)
     for client, part in enumerate(parts):
         shares: tuple[Rows, ...] = (part,)
         if not data.test:
@@ -205,16 +190,12 @@ class _Encoder:
             raise FedloraError(f"{path}{whose}: {error}") from None
 
 
-def _check_privacy(scenario: Scenario, rows: int, *, pooled: bool) -> None:
+def _check_privacy(scenario: Scenario, rows: int, geometry: Geometry) -> None:
     """Refuse a plan that a client with so many rows would refuse."""
     if not scenario.privacy.enabled:
         return
     scenario.privacy.check_samples(rows)
-    check_release(
-        scenario,
-        pools=pooled and scenario.model.client_back == 0,
-        trains_head=head_trains(scenario.head, task_class(scenario.task.kind)),
-    )
+    check_release(scenario, pools=geometry.server_pools, trains_head=geometry.trains_head)
     if scenario.privacy.release == "labels":
         label_epsilon(scenario.privacy)
     else:

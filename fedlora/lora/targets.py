@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fedlora.errors import FedloraError
+from fedlora.split.blocks import Cut
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.family import find_family
 
 ALL_LINEAR = "all-linear"
 
@@ -37,3 +41,17 @@ def choose_targets(linear: Sequence[str], wanted: Sequence[str]) -> list[str]:
             )
         chosen.update(matches)
     return [name for name in linear if name in chosen]
+
+
+def linear_modules(checkpoint: Checkpoint, cut: Cut) -> list[str]:
+    """Return a checkpoint's names of the linear modules of the server's blocks.
+
+    They are the blocks' matrices; nothing is loaded to find them.
+    """
+    inside = re.compile(rf"(?:^|\.){re.escape(find_family(checkpoint).layers)}\.(\d+)\..+\.weight$")
+    held = range(cut.start, cut.stop)
+    return [
+        name.removesuffix(".weight")
+        for name, entry in checkpoint.entries.items()
+        if len(entry.shape) == 2 and (found := inside.search(name)) and int(found[1]) in held
+    ]

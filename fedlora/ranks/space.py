@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,6 +88,34 @@ class RankSpace:
             raise FedloraError(
                 f"bits_per_parameter is {self.bits_per_parameter}; set 1 or more, such as 32"
             )
+
+    @classmethod
+    def of(
+        cls,
+        modules: Iterable[tuple[str, int, int]],
+        layers: str,
+        *,
+        r_max: int,
+        bits_per_parameter: int,
+    ) -> RankSpace:
+        """Return the space of a model's adapted modules.
+
+        Parameters
+        ----------
+        modules
+            Name in the undivided model, d_in and d_out of each, in the order of the model.
+        layers
+            Name of the model's list of blocks.
+        r_max, bits_per_parameter
+            See ``RankSpace``.
+        """
+        inside = re.compile(rf"(?:^|\.){re.escape(layers)}\.(\d+)\.(.+)$")
+        projections = []
+        for name, d_in, d_out in modules:
+            found = inside.search(name)
+            assert found is not None
+            projections.append(Projection(found[2], int(found[1]), d_in, d_out))
+        return cls(tuple(projections), r_max=r_max, bits_per_parameter=bits_per_parameter)
 
     def __len__(self) -> int:
         return len(self.projections)

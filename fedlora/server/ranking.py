@@ -7,26 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.config import Scenario
-from fedlora.lora.layers import Projection as LoraProjection
 from fedlora.ranks.guard import GuardedStrategy
 from fedlora.ranks.reports import ClientOutcome, ClientReport
-from fedlora.ranks.space import Projection, RankDecision, RankSpace
+from fedlora.ranks.space import RankDecision, RankSpace
 from fedlora.ranks.strategy import create_strategy
 from fedlora.server.air import Air
-
-
-def rank_space(
-    projections: Sequence[LoraProjection], layers: str, r_max: int, bits_per_parameter: int
-) -> RankSpace:
-    """Return the space of the engine's projections, named as they are inside their block."""
-    return RankSpace(
-        tuple(
-            Projection(p.name.removeprefix(f"{layers}.{p.layer}."), p.layer, p.d_in, p.d_out)
-            for p in projections
-        ),
-        r_max=r_max,
-        bits_per_parameter=bits_per_parameter,
-    )
 
 
 @dataclass(frozen=True)

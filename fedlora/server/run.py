@@ -16,17 +16,17 @@ from fedlora.link.base import Link
 from fedlora.link.frame import Frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.observe.status import ClientStatus
+from fedlora.ranks.space import RankSpace
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member, Request
 from fedlora.server.exchange.watch import Watch
-from fedlora.server.ranking import Ranking, rank_space
+from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
-from fedlora.split.blocks import Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import check_length, task_class
+from fedlora.tasks.base import check_length
 from fedlora.tasks.tokenizer import load_tokenizer
 
 _MAX_ROWS = 1 << 40
@@ -60,15 +60,13 @@ class ServerRun:
             load_tokenizer(self.checkpoint.folder).digest,
             scenario.model.dtype,
         )
-        cut = Cut.of(self.checkpoint, scenario.model.client_front, scenario.model.client_back)
-        pools = task_class(scenario.task.kind).pooled and cut.stop == cut.blocks
-        self.engine = SplitEngine(self.checkpoint, scenario, pools=pools)
+        self.engine = SplitEngine(self.checkpoint, scenario)
         self.air = Air(scenario)
-        space = rank_space(
-            self.engine.projections,
+        space = RankSpace.of(
+            [(p.name, p.d_in, p.d_out) for p in self.engine.projections],
             self.engine.blocks.family.layers,
-            scenario.lora.r_max,
-            scenario.channel.bits_per_parameter,
+            r_max=scenario.lora.r_max,
+            bits_per_parameter=scenario.channel.bits_per_parameter,
         )
         link = scenario.link
         self.watch = Watch(self.air.book)

@@ -28,7 +28,7 @@ from fedlora.server.exchange.reports import Reports
 from fedlora.server.ranking import Ranking, Told
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
-from fedlora.tasks.base import Task, head_trains, task_class
+from fedlora.tasks.base import Task, task_class
 
 log = logging.getLogger("fedlora.server")
 
@@ -97,8 +97,8 @@ class Training:
         self.ranking = ranking
         self.recorder = recorder
         self.task: type[Task] = task_class(scenario.task.kind)
-        trains = head_trains(scenario.head, self.task)
-        check_release(scenario, pools=engine.pool is not None, trains_head=trains)
+        geometry = engine.geometry
+        check_release(scenario, pools=geometry.server_pools, trains_head=geometry.trains_head)
         self.outcome = Outcome()
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)
@@ -144,7 +144,7 @@ class Training:
         """Train the same head for the same steps on the frozen backbone."""
         self._begin("baseline")
         zero = dict.fromkeys(self.cohort.clients, self.engine.zero_ranks())
-        if head_trains(self.scenario.head, self.task):
+        if self.engine.geometry.trains_head:
             steps = self.scenario.train.steps
             for round_ in range(1, self.scenario.train.rounds + 1):
                 self._round = round_

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn
 
-from fedlora.config import DataConfig, HeadConfig, TaskConfig
+from fedlora.config import DataConfig, Scenario, TaskConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import resolve
 from fedlora.split.checkpoint import Checkpoint
@@ -175,9 +175,10 @@ class Task(ABC):
         """Read counts that came over a wire; raises ``ProtocolError`` when they are not valid."""
 
 
-def head_trains(config: HeadConfig, task: Task | type[Task]) -> bool:
+def head_trains(scenario: Scenario) -> bool:
     """Tell whether the head trains under this scenario."""
-    return task.trains_head if config.train == "auto" else config.train == "yes"
+    train = scenario.head.train
+    return task_class(scenario.task.kind).trains_head if train == "auto" else train == "yes"
 
 
 def task_class(kind: str) -> type[Task]:

@@ -42,7 +42,7 @@ def trained_model(observed: Observed) -> Model:
     """Return the model that the tapped run came to, with the head that the server knows."""
     head = observed.server.training.head
     parts = observed.parts
-    if head is None and not head_trains(parts.scenario.head, parts.model.task):
+    if head is None and not head_trains(parts.scenario):
         return Model(observed.server.engine, parts, observed.clients[0].head.module)
     if head is None:
         return _with_own_head(observed.server.engine, parts, _held_out(observed))
@@ -76,7 +76,7 @@ def stored_model(observed: Observed, folder: RunFolder) -> Model:
             for i, side in enumerate("AB")
         }
     )
-    if not head_trains(parts.scenario.head, parts.model.task):
+    if not head_trains(parts.scenario):
         return Model(engine, parts, observed.clients[0].head.module)
     path = head_file(folder)
     if not path.exists():
@@ -130,7 +130,7 @@ def reference_model(
         server.end()
         parts = load_parts(config, SimulatedData(config, 1).labels)
         head = server.training.head
-        if not head_trains(config.head, parts.model.task):
+        if not head_trains(config):
             return Model(server.engine, parts, observed.clients[0].head.module)
         if head is not None:
             return Model(server.engine, parts, _linear(head.linear_weight()))

@@ -79,7 +79,7 @@ class InTurn:
         return read_activation(
             reply,
             self._up,
-            width=self._server.engine.input_width,
+            width=self._server.engine.geometry.activation_width,
             max_rows=self._scenario.train.batch_size,
             max_length=self._scenario.task.max_length,
         )

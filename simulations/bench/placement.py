@@ -55,7 +55,7 @@ def measure(folder: Path, overrides: list[str]) -> tuple[float, float, float]:
     scenario = with_overrides(Scenario(), ["lora.r_max=8", *overrides])
     before = process.memory_info().rss
     threading.Thread(target=watch, daemon=True).start()
-    engine = SplitEngine(checkpoint, scenario, pools=True)
+    engine = SplitEngine(checkpoint, scenario)
     rows = ClientRows(torch.randn(ROWS * TOKENS, WIDTH), [TOKENS] * ROWS, engine.full_ranks())
     started = time.perf_counter()
     [z] = engine.forward([rows], train=True)

@@ -55,7 +55,10 @@ class Unsplit:
             options = {} if engine.blocks.family.causal else {"add_pooling_layer": False}
             base = AutoModel.from_pretrained(folder, **options)
             self._head = workload.task.head(
-                Checkpoint(folder), torch.float32, engine.output_width, scenario.seed
+                Checkpoint(folder),
+                torch.float32,
+                engine.geometry.head_width,
+                scenario.seed,
             )
         config = PeftLoraConfig(
             r=scenario.lora.r_max,

@@ -47,7 +47,7 @@ def test_projections_are_those_that_peft_adapts(checkpoints, family, which):
     }[family]
     targets = ("all-linear",) if which == "all" else names
     scenario = Scenario(lora=LoraConfig(targets=targets))
-    engine = SplitEngine(Checkpoint(checkpoints[family]), scenario, pools=True)
+    engine = SplitEngine(Checkpoint(checkpoints[family]), scenario)
     base = (
         AutoModel.from_pretrained(checkpoints[family], add_pooling_layer=False)
         if (family == "bert")

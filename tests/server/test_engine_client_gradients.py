@@ -31,11 +31,11 @@ def make_engine(
 ) -> SplitEngine:
     scenario = Scenario(
         lora=LoraConfig(r_max=R_MAX, alpha=ALPHA, **lora),
-        task=TaskConfig(pool="mean"),
+        task=TaskConfig(kind="classification" if pools else "causal_lm", pool="mean"),
         train=TrainConfig(embedding=embedding),
         robust=RobustConfig(average=average),
     )
-    engine = SplitEngine(Checkpoint(folder), scenario, pools=pools)
+    engine = SplitEngine(Checkpoint(folder), scenario)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for projection in engine.projections:

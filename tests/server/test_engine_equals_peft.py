@@ -32,10 +32,10 @@ def tokens() -> dict[str, list[torch.Tensor]]:
 def make_engine(folder, pools: bool) -> SplitEngine:
     scenario = Scenario(
         lora=LoraConfig(r_max=R_MAX, alpha=ALPHA),
-        task=TaskConfig(pool="mean"),
+        task=TaskConfig(kind="classification" if pools else "causal_lm", pool="mean"),
         train=TrainConfig(embedding=True),
     )
-    engine = SplitEngine(Checkpoint(folder), scenario, pools=pools)
+    engine = SplitEngine(Checkpoint(folder), scenario)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # B starts at zero, where half of the gradients vanish
         for projection in engine.projections:
@@ -113,7 +113,7 @@ def test_mixed_ranks_in_one_batch_equal_clients_run_alone_through_peft(checkpoin
     cut = Cut.of(checkpoint, 0, 0)
     front = Front(checkpoint, cut, torch.float32)
     back = Back(checkpoint, cut, torch.float32, final=not pooled)
-    width = engine.output_width if pooled else front.weight.shape[1]
+    width = engine.geometry.representation_width if pooled else front.weight.shape[1]
     head = 0.3 * torch.randn(101, width, generator=torch.Generator().manual_seed(9))
 
     uploads = [
@@ -161,7 +161,7 @@ def test_targets_of_a_cut_model_keep_their_names_in_the_whole_model(
 ):
     scenario = Scenario()
     scenario = Scenario(model=type(scenario.model)(client_front=front, client_back=back))
-    engine = SplitEngine(Checkpoint(checkpoints[family]), scenario, pools=False)
+    engine = SplitEngine(Checkpoint(checkpoints[family]), scenario)
     whole = AutoModel.from_pretrained(checkpoints[family])
     assert {p.layer for p in engine.projections} == set(range(front, 4 - back))
     for projection in engine.projections:

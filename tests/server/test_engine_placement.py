@@ -20,10 +20,10 @@ SOME_MEMORY = ['compute.max_memory={cpu = "90KiB"}', "compute.checkpoint=true"]
 
 
 def make(folder, *overrides: str, pools: bool = True) -> SplitEngine:
-    scenario = with_overrides(
-        Scenario(), ["lora.r_max=4", "lora.dropout=0.2", "train.clip_norm=1.0", *overrides]
-    )
-    engine = SplitEngine(Checkpoint(folder), scenario, pools=pools)
+    kind = "classification" if pools else "causal_lm"
+    defaults = [f"task.kind={kind}", "lora.r_max=4", "lora.dropout=0.2", "train.clip_norm=1.0"]
+    scenario = with_overrides(Scenario(), [*defaults, *overrides])
+    engine = SplitEngine(Checkpoint(folder), scenario)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for projection in engine.projections:

@@ -23,6 +23,8 @@ def test_longest_sample_passes_through_the_model(tiny, records, family):
     check_length(TaskConfig(max_length=POSITIONS), checkpoint)
     with pytest.raises(FedloraError, match=f"max_length 65 exceeds the {POSITIONS} positions"):
         check_length(TaskConfig(max_length=POSITIONS + 1), checkpoint)
-    engine = SplitEngine(checkpoint, scenario(tiny[family], records), pools=True)
-    rows = ClientRows(torch.randn(POSITIONS, engine.input_width), [POSITIONS], engine.full_ranks())
+    engine = SplitEngine(checkpoint, scenario(tiny[family], records))
+    rows = ClientRows(
+        torch.randn(POSITIONS, engine.geometry.activation_width), [POSITIONS], engine.full_ranks()
+    )
     assert torch.isfinite(engine.forward([rows], train=False)[0]).all()

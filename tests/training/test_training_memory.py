@@ -66,7 +66,7 @@ def step_bytes(engine: SplitEngine, rows: int, clients: int) -> tuple[int, int]:
 
 
 def test_a_step_takes_memory_in_proportion_to_its_rows(checkpoints):
-    engine = SplitEngine(Checkpoint(checkpoints["llama"]), Scenario(), pools=True)
+    engine = SplitEngine(Checkpoint(checkpoints["llama"]), Scenario())
     small, middle, large = (step_bytes(engine, rows, 3)[0] for rows in (2, 4, 8))
     assert middle > 1.5 * small
     assert large - middle == pytest.approx(2 * (middle - small), rel=0.05)
@@ -75,14 +75,14 @@ def test_a_step_takes_memory_in_proportion_to_its_rows(checkpoints):
 def test_checkpointing_keeps_a_fraction_of_it(checkpoints):
     folder = Checkpoint(checkpoints["llama"])
     config = with_overrides(Scenario(), ["compute.checkpoint=true"])
-    whole = step_bytes(SplitEngine(folder, Scenario(), pools=True), 8, 2)[0]
-    inputs = step_bytes(SplitEngine(folder, config, pools=True), 8, 2)[0]
+    whole = step_bytes(SplitEngine(folder, Scenario()), 8, 2)[0]
+    inputs = step_bytes(SplitEngine(folder, config), 8, 2)[0]
     assert inputs < whole
 
 
 def test_gradients_by_client_take_one_adapter_each_whatever_the_rows(checkpoints):
     config = with_overrides(Scenario(), ["robust.average=median"])
-    engine = SplitEngine(Checkpoint(checkpoints["llama"]), config, pools=True)
+    engine = SplitEngine(Checkpoint(checkpoints["llama"]), config)
     adapter = 4 * sum(p.A.numel() + p.B.numel() for p in engine.projections)
     assert step_bytes(engine, 1, 3)[1] == step_bytes(engine, 6, 3)[1] == 3 * adapter
     assert step_bytes(engine, 1, 7)[1] == 7 * adapter

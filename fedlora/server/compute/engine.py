@@ -11,6 +11,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.geometry import Geometry
 from fedlora.lora.device import check_device
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
@@ -18,7 +19,7 @@ from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
-from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
+from fedlora.split.blocks import Blocks, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import pool_packed
 
@@ -60,24 +61,28 @@ class SplitEngine:
         Where the weights are.
     scenario
         Model, LoRA, task and training sections are used.
-    pools
-        Whether rows are pooled here before they go down.
 
     Attributes
     ----------
+    geometry
+        Which blocks are here, and how wide what crosses is.
     update
         Makes the next adapter of the gradients that ``backward`` adds up.
     """
 
-    def __init__(self, checkpoint: Checkpoint, scenario: Scenario, *, pools: bool) -> None:
-        cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
+    def __init__(self, checkpoint: Checkpoint, scenario: Scenario) -> None:
+        self.geometry = geometry = Geometry.of(scenario, checkpoint)
         self.scenario = scenario
-        self.pool = scenario.task.pool if pools else None
+        self.pool = scenario.task.pool if geometry.server_pools else None
         check_device(scenario.compute.device)
         self.device = torch.device(scenario.compute.device)
-        self.input_width, self.output_width = cut_widths(checkpoint, cut, final=pools)
         self.blocks = Blocks(
-            checkpoint, cut.start, cut.stop, final=pools, dtype=self.dtype, load=False
+            checkpoint,
+            geometry.cut.start,
+            geometry.cut.stop,
+            final=geometry.server_pools,
+            dtype=self.dtype,
+            load=False,
         )
         self.placement = Placement(self.blocks, scenario.compute)
         self.placement.load()

@@ -207,7 +207,7 @@ def read_batch(
             batch[client] = read_activation(
                 reply,
                 codec,
-                width=engine.input_width,
+                width=engine.geometry.activation_width,
                 max_rows=max_rows,
                 max_length=scenario.task.max_length,
             )

@@ -13,7 +13,7 @@ from fedlora.server.compute.shared_head import SharedHead, Weights, most_common
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import check_weights, read_named
-from fedlora.tasks.base import head_trains, task_class
+from fedlora.tasks.base import head_trains
 
 
 class HeadSharing:
@@ -35,7 +35,7 @@ class HeadSharing:
     def __init__(self, scenario: Scenario, cohort: Cohort) -> None:
         self._scenario = scenario
         self._cohort = cohort
-        trains = head_trains(scenario.head, task_class(scenario.task.kind))
+        trains = head_trains(scenario)
         self._shares = trains and scenario.head.share != "personal"
         self.head: SharedHead | None = None
 

@@ -14,7 +14,7 @@ from fedlora.privacy.plan import exposure
 from fedlora.privacy.statement import Sampling, privacy_statement
 from fedlora.report.records import RoundRecord, Rounds
 from fedlora.server.exchange.uploads import read_number
-from fedlora.tasks.base import head_trains, task_class
+from fedlora.tasks.base import head_trains
 
 _SIGMA_MIN = 1e-3  # less noise than this promises nothing
 _SPENT_MAX = 1e18  # far beyond any promise, and far from where a statement would overflow
@@ -183,7 +183,7 @@ def _statement(
         return None
     if sigma is None and scenario.privacy.noises_gradients:
         return None
-    trains = head_trains(scenario.head, task_class(scenario.task.kind))
+    trains = head_trains(scenario)
     told = exposure(scenario, trains_head=trains)
     labels = finite(figures.get("label_epsilon")) or 0.0
     classes = len(scenario.task.labels)
