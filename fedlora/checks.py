@@ -9,6 +9,8 @@ from typing import Any
 
 from fedlora.errors import FedloraError
 
+EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
+
 BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ = 1.0, 1e13
 """No radio link has less or more; within them no reckoning of rates overflows."""
 
@@ -69,6 +71,34 @@ def bandwidth(name: str, value: Any) -> float:
         When the value is not one.
     """
     return number(name, value, BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ)
+
+
+def check_epsilon(name: str, value: float) -> float:
+    """Return an epsilon that promises something.
+
+    Raises
+    ------
+    FedloraError
+        When it is not above 0, or promises nothing.
+    """
+    if positive(name, value) > EPSILON_MAX:
+        raise FedloraError(
+            f"{name} is {value:g}, which promises nothing; set at most {EPSILON_MAX:g}"
+        )
+    return float(value)
+
+
+def check_delta(name: str, value: float) -> float:
+    """Return a probability above 0 and below 1.
+
+    Raises
+    ------
+    FedloraError
+        When the value is not one.
+    """
+    if not 0 < value < 1:
+        raise FedloraError(f"{name} is {value}; set a probability above 0 and below 1")
+    return value
 
 
 def choice(name: str, value: Any, choices: Collection[str]) -> str:

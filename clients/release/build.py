@@ -30,7 +30,7 @@ from fedlora.config import Scenario
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.calibration import gradient_sigma
-from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.accounting.rdp import upload_cost
 from fedlora.privacy.ledger.ledger import Ledger
 from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
 from fedlora.privacy.mechanisms.noised_labels import NoisedLabels

@@ -18,7 +18,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.config import Scenario
-from fedlora.privacy.accounting.charges import add_up, upload_cost
+from fedlora.privacy.accounting.rdp import add_up, upload_cost
 from fedlora.privacy.ledger.ledger import Ledger, Receipt
 from fedlora.privacy.mechanisms.gaussian import release
 from fedlora.privacy.mechanisms.head_releases import (

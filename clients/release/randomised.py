@@ -18,7 +18,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import ExactGradient, T
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.charges import add_up, upload_cost
+from fedlora.privacy.accounting.rdp import add_up, upload_cost
 from fedlora.privacy.ledger.ledger import Ledger, Receipt
 from fedlora.privacy.mechanisms.noise import NoiseSource
 from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels

@@ -10,7 +10,7 @@ from typing import Any
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.budget_schedule import BudgetSpread, ChannelWeight
-from fedlora.privacy.accounting.charges import add_up, upload_cost
+from fedlora.privacy.accounting.rdp import add_up, upload_cost
 from fedlora.privacy.ledger.ledger import BudgetSpentError
 from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
 from fedlora.privacy.mechanisms.noise import NoiseSource

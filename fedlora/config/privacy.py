@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import number, positive
+from fedlora.checks import check_delta, check_epsilon, number, positive
 from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
@@ -20,7 +20,6 @@ Uplink = Literal["coded", "analog"]
 
 SNR_MAX_DB = 200.0
 
-EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
 SIGMA_MIN, SIGMA_MAX = 1e-6, 1e6
 UPLOADS_MAX = 10**9
 
@@ -210,18 +209,3 @@ def _check_noise(name: str, value: float) -> None:
             f"{name} is {value:g}; set a multiple of the clipping norm from {SIGMA_MIN:g} to "
             f"{SIGMA_MAX:g}"
         )
-
-
-def check_epsilon(name: str, value: float) -> None:
-    """Raise a FedloraError unless the value is an epsilon that promises something."""
-    positive(name, value)
-    if value > EPSILON_MAX:
-        raise FedloraError(
-            f"{name} is {value:g}, which promises nothing; set at most {EPSILON_MAX:g}"
-        )
-
-
-def check_delta(name: str, value: float) -> None:
-    """Raise a FedloraError unless the value is a probability above 0 and below 1."""
-    if not 0 < value < 1:
-        raise FedloraError(f"{name} is {value}; set a probability above 0 and below 1")

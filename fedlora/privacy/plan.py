@@ -9,8 +9,7 @@ from fedlora.config import Scenario
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.calibration import gradient_sigma, planned_uploads
-from fedlora.privacy.accounting.charges import upload_cost
-from fedlora.privacy.accounting.rdp import rdp_epsilon
+from fedlora.privacy.accounting.rdp import rdp_epsilon, upload_cost
 from fedlora.privacy.statement import Exposure
 
 

@@ -14,8 +14,7 @@ from clients.build import EdgeParts, SimulatedData
 from fedlora.config import Scenario
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.charges import upload_cost
-from fedlora.privacy.accounting.rdp import exact_epsilon
+from fedlora.privacy.accounting.rdp import exact_epsilon, upload_cost
 from fedlora.privacy.plan import upload_plan
 from fedlora.report.run_folder import RunFolder
 from fedlora.split.checkpoint import Checkpoint

@@ -91,7 +91,7 @@ def test_small_scale_fading_multiplies_the_slow_one() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exponent": -1}, "exponent is -1; set a number above 0"),
+        ({"exponent": -1}, "exponent is -1; set a finite number above 0"),
         ({"mobility": "train"}, "'train'; choose one of static, linear, waypoint"),
         ({"small_scale": "nakagami"}, "'nakagami'; choose one of none, rayleigh, rician"),
         ({"shadowing_db": float("nan")}, "shadowing_db is nan"),
@@ -100,7 +100,7 @@ def test_small_scale_fading_multiplies_the_slow_one() -> None:
         ({"decorrelation_m": 1e-320}, "decorrelation_m is 1e-320; set a finite number from 0.001"),
         ({"reference_m": float("inf")}, "reference_m is inf"),
         ({"speed_mps": 1e30}, "speed_mps is 1e[+]30; set a finite number of at most 300000"),
-        ({"speed_mps": 0}, "speed_mps is 0; set a number above 0"),
+        ({"speed_mps": 0}, "speed_mps is 0; set a finite number above 0"),
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:

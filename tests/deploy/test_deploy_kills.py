@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.accounting.rdp import upload_cost
 from fedlora.privacy.ledger.ledger import Ledger
 from fedlora.storage.state import RoundStates
 

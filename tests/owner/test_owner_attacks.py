@@ -13,7 +13,7 @@ from fedlora.config import Scenario
 from fedlora.link import messages as m
 from fedlora.link.codec import create_codec, put
 from fedlora.link.frame import Frame
-from fedlora.privacy.accounting.charges import upload_cost
+from fedlora.privacy.accounting.rdp import upload_cost
 from fedlora.privacy.plan import upload_plan
 
 HEAD = "head_weight.weight"

@@ -9,8 +9,7 @@ import pytest
 from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.calibration import calibrate_sigma, rho_budget
-from fedlora.privacy.accounting.charges import add_up, upload_cost
-from fedlora.privacy.accounting.rdp import rdp_epsilon
+from fedlora.privacy.accounting.rdp import add_up, rdp_epsilon, upload_cost
 from fedlora.privacy.ledger.budget import OwnerBudget
 
 EPSILON, DELTA = 8.0, 1e-5

@@ -16,8 +16,7 @@ import pytest
 from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.accounting.charges import upload_cost
-from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.accounting.rdp import rho, upload_cost
 from fedlora.privacy.ledger import store as module
 from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
 from fedlora.privacy.ledger.records import RUNS_KEPT

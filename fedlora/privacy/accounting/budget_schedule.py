@@ -10,7 +10,7 @@ rest. With equal weights it is the even split. The weight depends on the client'
 the rank that it was told, never on its data or loss. A server that has seen earlier releases may
 choose the rank: the totals are fixed at every order, and ``rho_t`` never passes what is left, so
 this is a Rényi filter (Feldman and Zrnic 2021, Theorem 4.3; see
-``fedlora.privacy.accounting.charges``).
+``fedlora.privacy.accounting.rdp``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from __future__ import annotations
 import math
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.charges import upload_cost
-from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.accounting.rdp import rho, upload_cost
 
 WEIGHT_MIN, WEIGHT_MAX = 0.25, 4.0
 """A round never counts for less or more than this times the mean."""
@@ -100,7 +99,7 @@ class BudgetSpread:
         Parameters
         ----------
         spent
-            What its earlier uploads have cost, as the sum of ``filter.upload_cost``.
+            What its earlier uploads have cost, as the sum of ``rdp.upload_cost``.
         done
             Number of its earlier uploads.
         weight

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from fedlora.config.privacy import EPSILON_MAX, PrivacyPolicy, check_delta, check_epsilon
+from fedlora.checks import EPSILON_MAX, check_delta, check_epsilon
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import (
     ORDERS,
@@ -26,7 +27,7 @@ def epsilon_of(rho_replace_one: float, delta: float, *, tight: bool = False) -> 
     Parameters
     ----------
     rho_replace_one
-        Sum of ``accounting.rho`` over a sample's uploads.
+        Sum of ``rdp.rho`` over a sample's uploads.
     delta
         The delta that epsilon is stated at.
     tight

@@ -3,8 +3,21 @@
 Against the server every upload of a sample counts in full (q = 1): it sees which samples take part.
 A Gaussian upload then has the Rényi divergence alpha * rho at every order alpha, with
 rho = Delta^2 / (2 s^2) for sensitivity Delta and noise s (Mironov 2017, Corollary 3), and rhos add
-up, also where each sigma was chosen after earlier releases (Feldman and Zrnic 2021). One number a
-sample is therefore the whole state of its accountant.
+up, also where each sigma was chosen after earlier releases. One number a sample is therefore the
+whole state of its accountant.
+
+When to stop is a Rényi filter. The server chooses ranks and schedule after it has seen earlier
+releases, so the costs of later uploads may depend on them. With totals that were fixed beforehand,
+stopping before any order's sum would pass its total keeps the guarantee (Feldman and Zrnic 2021,
+"Individual privacy accounting via a Rényi filter", Theorem 4.3). Every cost here is alpha * rho,
+and so is the total: the orders pass their totals together, and one comparison decides for all.
+
+================  ==========================================================
+``sigma``         s / C, noise over the clipping norm
+``rho``           Delta^2 / (2 s^2); 2 / sigma^2 for replace-one (Delta = 2C)
+``orders``        alpha, the Rényi orders
+``conversion``    what turns an order's divergence into epsilon at a delta
+================  ==========================================================
 
 SciPy is loaded where an exact epsilon is asked for, and opacus where a sampled mechanism is, so
 that a device which keeps a Rényi budget pays for neither.
@@ -21,7 +34,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedlora.config.privacy import EPSILON_MAX, check_delta
+from fedlora.checks import EPSILON_MAX, check_delta, positive
 from fedlora.errors import FedloraError
 
 Adjacency = Literal["replace_one", "zero_out"]
@@ -36,6 +49,8 @@ ORDERS: tuple[float, ...] = (
     *range(256, 512, 16),
     *range(512, 1025, 32),
 )
+
+_UP = 1 + 2.0**-50  # more than the rounding of 2 / sigma^2
 
 
 def rho(sigma: float, adjacency: Adjacency = "replace_one") -> float:
@@ -52,6 +67,23 @@ def rho(sigma: float, adjacency: Adjacency = "replace_one") -> float:
     if sigma == 0:
         return math.inf
     return (2.0 if adjacency == "replace_one" else 0.5) / sigma**2
+
+
+def upload_cost(sigma: float) -> float:
+    """Return the replace-one rho of one upload, rounded up.
+
+    Raises
+    ------
+    FedloraError
+        When sigma is not positive.
+    """
+    positive("sigma", sigma)
+    return rho(sigma) * _UP
+
+
+def add_up(spent: float, cost: float) -> float:
+    """Return ``spent + cost``, rounded up."""
+    return math.nextafter(spent + cost, math.inf)
 
 
 def convert(rho_replace_one: float, adjacency: Adjacency) -> float:

@@ -15,7 +15,7 @@ class OwnerBudget:
 
     A mechanism of pure epsilon has at most that Rényi divergence at every order. So what a sample's
     randomised labels cost is taken off the epsilon, and what is left is a fixed total at each order
-    for its noised uploads; see ``fedlora.privacy.accounting.charges``.
+    for its noised uploads; see ``fedlora.privacy.accounting.rdp``.
 
     Parameters
     ----------

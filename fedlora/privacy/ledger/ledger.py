@@ -1,6 +1,6 @@
 """The budget that a client keeps on its own disk, whatever the server asks for.
 
-For each sample the ledger holds the sum of its uploads' rho (``accounting.rho``), rounded up, and
+For each sample the ledger holds the sum of its uploads' rho (``rdp.rho``), rounded up, and
 the pure epsilon of its randomised labels (``fedlora.privacy.mechanisms.randomised_response``),
 which adds to theirs. It is on disk before the upload may leave, see
 ``fedlora.privacy.ledger.store``.
@@ -23,7 +23,7 @@ from typing import Self
 from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.calibration import epsilon_of
-from fedlora.privacy.accounting.charges import add_up, upload_cost
+from fedlora.privacy.accounting.rdp import add_up, upload_cost
 from fedlora.privacy.ledger.budget import OwnerBudget
 from fedlora.privacy.ledger.records import FORMAT, OLD_FORMAT
 from fedlora.privacy.ledger.store import LedgerFile
@@ -240,7 +240,7 @@ class Ledger:
         Parameters
         ----------
         needed
-            Sum of ``filter.upload_cost`` over all that each sample, by its identifier, is still
+            Sum of ``rdp.upload_cost`` over all that each sample, by its identifier, is still
             to upload.
         label_epsilon
             Pure epsilon of the labels that are still to be drawn for it.

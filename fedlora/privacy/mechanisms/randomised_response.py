@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fedlora.config.privacy import check_epsilon
+from fedlora.checks import check_epsilon
 from fedlora.errors import FedloraError
 from fedlora.storage import journal
 

@@ -1,0 +1,159 @@
+"""What a client's samples spend, booked by their records before anything of them leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from clients.owner.origins import Origins
+from clients.owner.terms import OwnerTerms
+from clients.owner.words import about
+from fedlora.config import PrivacyPolicy
+from fedlora.privacy.accounting.rdp import add_up, upload_cost
+from fedlora.privacy.ledger.ledger import Ledger, Receipt
+
+
+class Charges:
+    """The budget of one client's samples: its owner's ledger, and what each sample is in it.
+
+    A simulation keeps no ledger. There every sample is a record of its own, and the sums are kept
+    in memory.
+
+    Parameters
+    ----------
+    training
+        Number of training samples; held-out ones are numbered after them.
+    ledger
+        The budget on disk.
+    ids
+        Each sample's identifier in it.
+    plan
+        Name under which the ledger counts the run's uploads; empty where it has none.
+    """
+
+    def __init__(
+        self,
+        training: int,
+        ledger: Ledger | None = None,
+        ids: Sequence[int] = (),
+        plan: str = "",
+    ) -> None:
+        self.training = training
+        self.ledger, self.plan = ledger, plan
+        self._ids = ids
+        self._rho: dict[int, float] = {}
+
+    @classmethod
+    def open(
+        cls, terms: OwnerTerms, client: str, origins: Origins | None, training: int, plan: str
+    ) -> Charges:
+        """Open the owner's ledger, where there is one.
+
+        Raises
+        ------
+        FedloraError
+            When it cannot be used, or does not know the records.
+        """
+        if terms.ledger is None:
+            return cls(training, plan=plan)
+        with about("ledger"):
+            ledger = Ledger(terms.ledger, client, terms.limit)
+            try:
+                return cls(training, ledger, (origins or Origins()).ids(ledger), plan)
+            except BaseException:
+                ledger.close()
+                raise
+
+    def record(self, sample: int) -> int:
+        """Return the identifier of a sample's record."""
+        return self._ids[sample] if self._ids else sample
+
+    def records(self, samples: Iterable[int]) -> list[int]:
+        """Return the identifiers of samples' records, in order."""
+        return [self.record(sample) for sample in samples]
+
+    @property
+    def held_out(self) -> Sequence[int]:
+        """Identifiers of the held-out records; none where there is no ledger."""
+        return self._ids[self.training :]
+
+    def done(self) -> dict[int, tuple[int, float]]:
+        """Return number and rho of the uploads that the plan has counted, by sample."""
+        if self.ledger is None:
+            return {}
+        return {s: self.ledger.done(self.plan, i) for s, i in enumerate(self._ids)}
+
+    def charge(
+        self, samples: Sequence[int], sigma: float, *, planned: bool = False
+    ) -> list[Receipt]:
+        """Book one upload of each sample, on disk first.
+
+        Parameters
+        ----------
+        samples
+            Their numbers; one that occurs twice pays twice.
+        sigma
+            Noise over the clipping norm.
+        planned
+            Whether the run's plan counts it.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the owner's limit does not pay for it; nothing is booked.
+        """
+        receipts = list[Receipt]()
+        if self.ledger is not None:
+            plan = self.plan if planned else ""
+            receipts.append(self.ledger.charge(self.records(samples), sigma, plan))
+        for sample in samples:
+            self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
+        return receipts
+
+    def paid(self, samples: Iterable[int]) -> list[Receipt]:
+        """Return the receipts of samples that the plan counted before a restart."""
+        if self.ledger is None:
+            return []
+        return [self.ledger.paid(self.plan, self.records(samples))]
+
+    def needed(
+        self, policy: PrivacyPolicy, gradients: Callable[[int], float] = lambda _: 0.0
+    ) -> dict[int, float]:
+        """Return the rho that a run is still to spend, by record, rounded up.
+
+        Parameters
+        ----------
+        policy
+            The run's; noised activations are drawn and paid anew by each process.
+        gradients
+            Returns the rho of the gradients that a training sample is still to upload.
+        """
+        activation = 0.0
+        if policy.activation_sigma is not None:
+            activation = upload_cost(policy.activation_sigma)
+        found: dict[int, float] = {}
+        for sample, name in enumerate(self._ids or range(max(1, self.training))):
+            cost = activation + (gradients(sample) if sample < self.training else 0.0)
+            found[name] = (found.get(name, 0.0) + cost) * (1 + 2.0**-50)
+        return found
+
+    def planned(self, needed: Mapping[int, float]) -> float:
+        """Return the largest rho of any sample once all that is ``needed`` is spent."""
+        return max(needed.values()) if self.ledger is None else self.ledger.planned(needed)
+
+    @property
+    def rho(self) -> float:
+        """The largest rho of any sample: with a ledger over all that it has booked.
+
+        So a client that was restarted in the middle of a run does not state too little.
+        """
+        return max(self._rho.values(), default=0.0) if self.ledger is None else self.ledger.rho
+
+    @property
+    def label_epsilon(self) -> float:
+        """The largest pure epsilon that any sample's randomised labels have cost."""
+        return 0.0 if self.ledger is None else self.ledger.label_epsilon
+
+    def close(self) -> None:
+        """Let another process use the ledger."""
+        if self.ledger is not None:
+            self.ledger.close()
