@@ -19,7 +19,7 @@ from fedlora.link.stream.address import check_listens
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.privacy.plan import check_classes, check_release, label_epsilon, upload_plan
+from fedlora.privacy.plan import check_classes, plan_release
 from fedlora.ranks.guard import GuardedStrategy
 from fedlora.ranks.space import RankSpace
 from fedlora.ranks.strategy import create_strategy
@@ -158,7 +158,14 @@ def _check_data(scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry) ->
     parts = partition(
         files["train"], scenario.partition, scenario.federation.clients, label, scenario.seed
     )
-    _check_privacy(scenario, max(len(part) for part in parts), geometry)
+    if scenario.privacy.enabled:
+        plan_release(
+            scenario,
+            max(len(part) for part in parts),
+            len(labels),
+            pools=geometry.server_pools,
+            trains_head=geometry.trains_head,
+        )
     for client, part in enumerate(parts):
         shares: tuple[Rows, ...] = (part,)
         if not data.test:
@@ -188,18 +195,6 @@ class _Encoder:
         except FedloraError as error:
             whose = "" if client is None else f" (client {client})"
             raise FedloraError(f"{path}{whose}: {error}") from None
-
-
-def _check_privacy(scenario: Scenario, rows: int, geometry: Geometry) -> None:
-    """Refuse a plan that a client with so many rows would refuse."""
-    if not scenario.privacy.enabled:
-        return
-    scenario.privacy.check_samples(rows)
-    check_release(scenario, pools=geometry.server_pools, trains_head=geometry.trains_head)
-    if scenario.privacy.release == "labels":
-        label_epsilon(scenario.privacy)
-    else:
-        upload_plan(scenario, rows)
 
 
 def _check_labels(

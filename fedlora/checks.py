@@ -101,6 +101,20 @@ def check_delta(name: str, value: float) -> float:
     return value
 
 
+def check_target(
+    epsilon: float, delta: float, names: tuple[str, str] = ("epsilon", "delta")
+) -> None:
+    """Refuse a privacy target that promises nothing, or that nothing can meet.
+
+    Raises
+    ------
+    FedloraError
+        See ``check_epsilon`` and ``check_delta``.
+    """
+    check_epsilon(names[0], epsilon)
+    check_delta(names[1], delta)
+
+
 def choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return the value if it is one of the choices.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from clients.owner.origins import Origins
 from clients.owner.terms import OwnerTerms
 from clients.owner.words import about
-from fedlora.config import PrivacyPolicy
+from fedlora.config.privacy import PrivacyPolicy
 from fedlora.privacy.accounting.rdp import add_up, upload_cost
 from fedlora.privacy.ledger.ledger import Ledger, Receipt
 
@@ -114,6 +114,57 @@ class Charges:
         if self.ledger is None:
             return []
         return [self.ledger.paid(self.plan, self.records(samples))]
+
+    def evaluations(self) -> int:
+        """Return how many evaluations of the held-out records the run has had already."""
+        if self.ledger is None:
+            return 0
+        return max((self.ledger.done(self._reports, i)[0] for i in self.held_out), default=0)
+
+    def check_evaluations(self, policy: PrivacyPolicy, sigma: float, evaluations: int) -> None:
+        """Refuse noised evaluations that the owner's limit does not pay for; book nothing.
+
+        Raises
+        ------
+        FedloraError
+            When it does not, or the noise is below the owner's floor.
+        """
+        if self.ledger is None:
+            return
+        cost = evaluations * upload_cost(sigma)
+        if policy.activation_sigma is not None:
+            cost += upload_cost(policy.activation_sigma)
+        self.ledger.check_plan(dict.fromkeys(self.held_out, cost * (1 + 2.0**-50)), sigma=sigma)
+
+    def evaluate(self, sigma: float | None) -> list[Receipt]:
+        """Book an evaluation of the held-out records: its noise, or that there was one without.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the owner's limit does not pay for it; nothing is booked.
+        """
+        if self.ledger is None:
+            return []
+        if sigma is None:
+            self.ledger.note(self.held_out, self._reports)
+            return []
+        return [self.ledger.charge(self.held_out, sigma, self._reports)]
+
+    @property
+    def _reports(self) -> str:
+        return f"{self.plan}/reports"
+
+    def check(self, policy: PrivacyPolicy, sigma: float, gradients: Callable[[int], float]) -> None:
+        """Refuse a run that the owner's limit does not pay for; book nothing.
+
+        Raises
+        ------
+        FedloraError
+            When it does not, or the noise is below the owner's floor.
+        """
+        if self.ledger is not None:
+            self.ledger.check_plan(self.needed(policy, gradients), sigma=sigma)
 
     def needed(
         self, policy: PrivacyPolicy, gradients: Callable[[int], float] = lambda _: 0.0

@@ -13,21 +13,29 @@ so that the convention of ``fedlora.config.privacy`` holds with a clipping norm 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
 
+from clients.owner.charges import Charges
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, together
-from clients.owner.terms import DATA
-from fedlora.privacy.ledger.ledger import Ledger, Receipt
+from clients.owner.terms import DATA, REPORT, OwnerTerms
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.privacy.accounting.calibration import gradient_sigma
+from fedlora.privacy.ledger.ledger import Receipt
 from fedlora.privacy.mechanisms.gaussian import release_sum
 from fedlora.privacy.mechanisms.noise import NoiseSource
+from fedlora.tasks.base import task_class
 from fedlora.tasks.metrics import NoisedCounts
+
+log = logging.getLogger("fedlora.edge")
 
 Told = Mapping[str, Any] | None
 
@@ -48,9 +56,10 @@ class Reporting:
         Noise on the sums over their clipping norm; None tells counts as they are.
     key
         Key of the owner's that allows exact counts.
-    noise, ledger, records, plan
-        Source of the noise, the budget on disk, the held-out records in it, and the name under
-        which it counts the run's evaluations.
+    noise
+        Source of the noise.
+    charges, records
+        The client's budget, and the held-out records in it.
     """
 
     door: Door
@@ -59,9 +68,8 @@ class Reporting:
     sigma: float | None = None
     key: str = DATA
     noise: NoiseSource | None = None
-    ledger: Ledger | None = None
+    charges: Charges | None = None
     records: Sequence[int] = ()
-    plan: str = ""
     _receipts: list[Receipt] = field(default_factory=list)
 
     def begin(self) -> bool:
@@ -77,10 +85,9 @@ class Reporting:
         if self.limit is not None:
             self.limit -= 1
         self._receipts = []
-        if self.ledger is not None and self.sigma is not None:
-            self._receipts = [self.ledger.charge(self.records, self.sigma, self.plan)]
-        elif self.ledger is not None and self.limit is not None:
-            self.ledger.note(self.records, self.plan)
+        bounded = self.limit is not None or self.sigma is not None
+        if self.charges is not None and bounded:
+            self._receipts = self.charges.evaluate(self.sigma)
         return True
 
     def tell(self, parts: Sequence[Private[list[Any]]], classes: int) -> Leaving[Any]:
@@ -121,3 +128,58 @@ def _added(counts: Sequence[Any]) -> Told:
         total = total + part
     table: Told = total.to_dict()
     return table
+
+
+def plan_reporting(
+    scenario: Scenario,
+    terms: OwnerTerms,
+    door: Door,
+    charges: Charges,
+    held_out: int,
+    noise: NoiseSource,
+) -> Reporting:
+    """Return how held-out counts leave in a run with privacy: as the owner says, and pays for.
+
+    Parameters
+    ----------
+    scenario, terms
+        What is asked for, and what the owner allows.
+    door, charges
+        Where counts leave, and where they are booked.
+    held_out
+        Number of held-out records.
+    noise
+        Source of the noise.
+    """
+    if not scenario.evaluate.report or terms.reports == "false" or not held_out:
+        return Reporting(door, evaluates=False)
+    done = charges.evaluations()
+    limit = None if terms.simulated else max(0, terms.report_limit - done)
+    if terms.reports == "unprotected":
+        key = DATA if terms.simulated else REPORT
+        return Reporting(door, limit=limit, key=key, charges=charges)
+    if not task_class(scenario.task.kind).pooled:
+        log.warning("no held-out counts are told: their noise exists for classification alone")
+        return Reporting(door, evaluates=False)
+    evaluations = min(_evaluations(scenario), terms.report_limit)
+    try:
+        policy = replace(scenario.privacy, uploads=0)
+        sigma = gradient_sigma(policy, evaluations, activation_uploads=1)
+        charges.check_evaluations(policy, sigma, max(0, evaluations - done))
+    except FedloraError as error:
+        log.warning("no held-out counts are told: %s", error)
+        return Reporting(door, evaluates=False)
+    return Reporting(
+        door,
+        limit=max(0, evaluations - done),
+        sigma=sigma,
+        noise=noise,
+        charges=charges,
+        records=charges.held_out or range(held_out),
+    )
+
+
+def _evaluations(scenario: Scenario) -> int:
+    """Return how many evaluations a scenario comes to: the baseline's, and those of its rounds."""
+    rounds, every = scenario.train.rounds, scenario.evaluate.every
+    return int(scenario.evaluate.baseline) + -(-rounds // every)

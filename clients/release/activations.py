@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 
 import torch
 
+from clients.owner.charges import Charges
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, together
 from clients.owner.terms import TEXT
@@ -27,10 +28,8 @@ class NoisyActivations:
         The run's policy.
     noise
         Source of the noise.
-    charge
-        Books one upload of each sample at a noise, before it leaves.
-    record
-        Returns the identifier of a sample's record in the ledger.
+    charges
+        Where an upload is booked before it leaves.
     """
 
     def __init__(
@@ -38,11 +37,10 @@ class NoisyActivations:
         door: Door,
         policy: PrivacyPolicy,
         noise: NoiseSource,
-        charge: Callable[[Sequence[int], float], Sequence[Receipt]],
-        record: Callable[[int], int],
+        charges: Charges,
     ) -> None:
         self._door, self._policy, self._noise = door, policy, noise
-        self._charge, self._record = charge, record
+        self._charges = charges
         self._noised: dict[int, Private[torch.Tensor]] = {}
         self._receipts: dict[int, Sequence[Receipt]] = {}
 
@@ -56,7 +54,7 @@ class NoisyActivations:
         places = {sample: place for place, sample in enumerate(samples)}
         fresh = [sample for sample in places if sample not in self._noised]
         if fresh:
-            self._receipts |= dict.fromkeys(fresh, self._charge(fresh, sigma))
+            self._receipts |= dict.fromkeys(fresh, self._charges.charge(fresh, sigma))
             chosen = [places[sample] for sample in fresh]
             noised = packed.map(lambda e: self._release(e, lengths, chosen, sigma))
             for place, sample in enumerate(fresh):
@@ -64,7 +62,8 @@ class NoisyActivations:
         rows = together([self._noised[sample] for sample in samples]).map(torch.cat)
         values = together([packed, rows]).map(lambda pair: pair[1].to(pair[0].dtype))
         receipts = (receipt for sample in samples for receipt in self._receipts[sample])
-        return self._door.released(values, map(self._record, samples), dict.fromkeys(receipts))
+        records = self._charges.records(samples)
+        return self._door.released(values, records, dict.fromkeys(receipts))
 
     def _release(
         self, packed: torch.Tensor, lengths: Sequence[int], chosen: Sequence[int], sigma: float

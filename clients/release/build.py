@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 
 from torch import nn
 
+from clients.owner.charges import Charges
 from clients.owner.door import Door
 from clients.owner.origins import Origins
 from clients.owner.private import PrivateSamples
-from clients.owner.reporting import Reporting
-from clients.owner.terms import DATA, REPORT, OwnerTerms
-from clients.owner.words import about
+from clients.owner.reporting import Reporting, plan_reporting
+from clients.owner.terms import OwnerTerms
 from clients.release.base import GradientRelease, PlainRelease
 from clients.release.private import PrivateRelease
 from clients.release.randomised import RandomisedRelease
@@ -29,22 +28,10 @@ from clients.release.upload_noise import UploadNoise
 from fedlora.config import Scenario
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import gradient_sigma
-from fedlora.privacy.accounting.rdp import upload_cost
-from fedlora.privacy.ledger.ledger import Ledger
 from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
 from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
 from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
-from fedlora.privacy.plan import (
-    check_classes,
-    check_release,
-    label_epsilon,
-    still_needed,
-    upload_plan,
-)
-from fedlora.tasks.base import task_class
-
-log = logging.getLogger("fedlora.edge")
+from fedlora.privacy.plan import ReleasePlan, plan_release
 
 
 def build_release(
@@ -96,48 +83,19 @@ def build_release(
             )
         door = Door(terms)
         return PlainRelease(door, Reporting(door))
-    check_release(scenario, pools=pools, trains_head=trains_head)
-    check_classes(classes)
+    plan = plan_release(scenario, len(samples), classes, pools=pools, trains_head=trains_head)
     _check_head(scenario, terms, trains_head=trains_head)
-    noise, receiver = _sources(policy, number, deployed=terms.deployed)
-    policy.check_samples(len(samples))
-    ledger, ids = None, list[int]()
+    sources = _sources(policy, number, deployed=terms.deployed)
+    name = f"{run}/{_digest(scenario)}" if run else ""
+    charges = Charges.open(terms, str(number), origins, len(samples), name)
     try:
-        if terms.ledger is not None:
-            with about("ledger"):
-                ledger = Ledger(terms.ledger, str(number), terms.limit)
-                ids = (origins or Origins()).ids(ledger)
-        door = Door(terms, ledger)
-        plan_name = f"{run}/{_digest(scenario)}" if run else ""
-        reporting = _reporting(
-            scenario, terms, door, ids[len(samples) :], held_out, plan_name, noise
-        )
+        door = Door(terms, charges.ledger)
+        reporting = plan_reporting(scenario, terms, door, charges, held_out, sources[0])
         if policy.release == "labels":
-            labels = _labels(scenario, number, terms)
+            labels = _labels(scenario, number, terms, plan.label_epsilon)
             return RandomisedRelease(
-                policy,
-                labels,
-                door=door,
-                reporting=reporting,
-                noise=noise,
-                ledger=ledger,
-                ids=ids,
+                policy, labels, door=door, reporting=reporting, noise=sources[0], charges=charges
             )
-        plan = upload_plan(scenario, len(samples))
-        upload_noise = UploadNoise(
-            policy,
-            plan,
-            str(number),
-            r_max=scenario.lora.r_max,
-            sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
-            source=noise,
-            receiver=receiver,
-            done={s: ledger.done(plan_name, i) for s, i in enumerate(ids)} if ledger else None,
-        )
-        if ledger is not None:
-            ledger.check_floor(plan.sigma)
-            needed = still_needed(policy, ids, len(samples), upload_noise.needed)
-            ledger.check_plan(needed)
         return PrivateRelease(
             scenario,
             plan,
@@ -146,17 +104,37 @@ def build_release(
             samples=samples,
             head=head,
             classes=classes,
-            noise=noise,
-            upload_noise=upload_noise,
-            ledger=ledger,
-            ids=ids,
-            run=plan_name,
-            noised=_noised(scenario, terms, plan_name),
+            noise=sources[0],
+            upload_noise=_upload_noise(scenario, terms, plan, charges, str(number), sources),
+            charges=charges,
+            noised=_noised(scenario, terms, name),
         )
     except BaseException:
-        if ledger is not None:
-            ledger.close()
+        charges.close()
         raise
+
+
+def _upload_noise(
+    scenario: Scenario,
+    terms: OwnerTerms,
+    plan: ReleasePlan,
+    charges: Charges,
+    client: str,
+    sources: tuple[NoiseSource, NoiseSource],
+) -> UploadNoise:
+    """Return the noise of a plan that the owner's limit has agreed to."""
+    upload_noise = UploadNoise(
+        scenario.privacy,
+        plan,
+        client,
+        r_max=scenario.lora.r_max,
+        sigma_min=terms.limit.min_sigma if terms.limit else 0.0,
+        source=sources[0],
+        receiver=sources[1],
+        done=charges.done(),
+    )
+    charges.check(scenario.privacy, plan.sigma, upload_noise.needed)
+    return upload_noise
 
 
 def _check_head(scenario: Scenario, terms: OwnerTerms, *, trains_head: bool) -> None:
@@ -189,57 +167,6 @@ def _digest(scenario: Scenario) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _reporting(
-    scenario: Scenario,
-    terms: OwnerTerms,
-    door: Door,
-    records: Sequence[int],
-    held_out: int,
-    plan: str,
-    noise: NoiseSource,
-) -> Reporting:
-    """Return how held-out counts leave in a run with privacy."""
-    if not scenario.evaluate.report or terms.reports == "false" or not held_out:
-        return Reporting(door, evaluates=False)
-    ledger, name = door.ledger, f"{plan}/reports"
-    done = max((ledger.done(name, i)[0] for i in records), default=0) if ledger else 0
-    limit = None if terms.simulated else max(0, terms.report_limit - done)
-    if terms.reports == "unprotected":
-        key = DATA if terms.simulated else REPORT
-        return Reporting(door, limit=limit, key=key, ledger=ledger, records=records, plan=name)
-    if not task_class(scenario.task.kind).pooled:
-        log.warning("no held-out counts are told: their noise exists for classification alone")
-        return Reporting(door, evaluates=False)
-    evaluations = min(_evaluations(scenario), terms.report_limit)
-    try:
-        policy = replace(scenario.privacy, uploads=0)
-        sigma = gradient_sigma(policy, evaluations, activation_uploads=1)
-        if ledger is not None:
-            cost = max(0, evaluations - done) * upload_cost(sigma)
-            if policy.activation_sigma is not None:
-                cost += upload_cost(policy.activation_sigma)
-            ledger.check_floor(sigma)
-            ledger.check_plan(dict.fromkeys(records, cost * (1 + 2.0**-50)))
-    except FedloraError as error:
-        log.warning("no held-out counts are told: %s", error)
-        return Reporting(door, evaluates=False)
-    return Reporting(
-        door,
-        limit=max(0, evaluations - done),
-        sigma=sigma,
-        noise=noise,
-        ledger=ledger,
-        records=records or range(held_out),
-        plan=name,
-    )
-
-
-def _evaluations(scenario: Scenario) -> int:
-    """Return how many evaluations a scenario comes to: the baseline's, and those of its rounds."""
-    rounds, every = scenario.train.rounds, scenario.evaluate.every
-    return int(scenario.evaluate.baseline) + -(-rounds // every)
-
-
 def _noised(scenario: Scenario, terms: OwnerTerms, plan: str) -> NoisedLabels | None:
     """Return the labels that were noised before a restart, beside the owner's ledger."""
     if terms.ledger is None or not plan or scenario.privacy.release != "logits":
@@ -248,16 +175,14 @@ def _noised(scenario: Scenario, terms: OwnerTerms, plan: str) -> NoisedLabels | 
     return NoisedLabels(path, {"plan": plan, "labels": list(scenario.task.labels)})
 
 
-def _labels(scenario: Scenario, number: int, terms: OwnerTerms) -> RandomisedLabels:
+def _labels(scenario: Scenario, number: int, terms: OwnerTerms, epsilon: float) -> RandomisedLabels:
     """Return a client's randomised labels."""
     policy = scenario.privacy
     below: Callable[[int], int] = secrets.randbelow
     if policy.insecure_noise_seed is not None:
         below = random.Random(f"{policy.insecure_noise_seed}/{number}").randrange
     path = terms.ledger and terms.ledger.with_name(terms.ledger.name + ".labels")
-    return RandomisedLabels(
-        path, scenario.task.labels, label_epsilon(policy), below, column=scenario.data.label
-    )
+    return RandomisedLabels(path, scenario.task.labels, epsilon, below, column=scenario.data.label)
 
 
 def _sources(

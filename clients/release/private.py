@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clients.owner.charges import Charges
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, PrivateSamples, together, width_of
 from clients.owner.reporting import Reporting
@@ -18,8 +19,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.config import Scenario
-from fedlora.privacy.accounting.rdp import add_up, upload_cost
-from fedlora.privacy.ledger.ledger import Ledger, Receipt
+from fedlora.privacy.ledger.ledger import Receipt
 from fedlora.privacy.mechanisms.gaussian import release
 from fedlora.privacy.mechanisms.head_releases import (
     label_corners,
@@ -28,7 +28,7 @@ from fedlora.privacy.mechanisms.head_releases import (
 )
 from fedlora.privacy.mechanisms.noise import NoiseSource
 from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
-from fedlora.privacy.plan import UploadPlan, still_needed
+from fedlora.privacy.plan import ReleasePlan
 
 
 class PrivateRelease(GradientRelease):
@@ -52,10 +52,8 @@ class PrivateRelease(GradientRelease):
         Source of the noise on activations.
     upload_noise
         Chooses the noise on what is uploaded for gradients.
-    ledger, ids
-        The budget on disk, and each sample's identifier in it, held-out samples last.
-    run
-        Name of the run's plan in the ledger; empty where it has none.
+    charges
+        Where its samples' uploads are booked.
     noised
         Labels that were noised before a restart.
     """
@@ -65,7 +63,7 @@ class PrivateRelease(GradientRelease):
     def __init__(
         self,
         scenario: Scenario,
-        plan: UploadPlan,
+        plan: ReleasePlan,
         *,
         door: Door,
         reporting: Reporting,
@@ -74,9 +72,7 @@ class PrivateRelease(GradientRelease):
         classes: int,
         noise: NoiseSource,
         upload_noise: UploadNoise,
-        ledger: Ledger | None = None,
-        ids: Sequence[int] = (),
-        run: str = "",
+        charges: Charges,
         noised: NoisedLabels | None = None,
     ) -> None:
         self.policy = scenario.privacy
@@ -85,21 +81,19 @@ class PrivateRelease(GradientRelease):
         self._samples = samples
         self._head = head
         self._upload_noise = upload_noise
-        self._ledger = ledger
-        self._ids = ids
-        self._run = run
+        self._charges = charges
         self._sigma_now = plan.sigma
         self._label_sigma: dict[int, float] = {}
-        self._noised = noised or NoisedLabels(None, {})
         self._corners: torch.Tensor | None = None
+        self._noised: NoisedLabels | None = None
         if self.policy.release == "logits":
+            self._noised = noised or NoisedLabels(None, {})
             # a record of none of the classes is released as the corners' middle
             corners = label_corners(classes, 1.0)
             self._corners = torch.cat([corners, torch.zeros_like(corners[:1])])
-        self._rho: dict[int, float] = {}
         self._labels: dict[int, Private[torch.Tensor]] = {}
         self._receipts: dict[int, Sequence[Receipt]] = {}
-        self._activations = NoisyActivations(door, self.policy, noise, self._charge, self._record)
+        self._activations = NoisyActivations(door, self.policy, noise, charges)
 
     def __call__(
         self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
@@ -121,7 +115,7 @@ class PrivateRelease(GradientRelease):
         noises, receipts = self._pay_gradients(samples, lengths, width)
         self._sigma_now = _mean_sigma([noise.applied for noise in noises])
         noised = values.map(lambda v: self._add_noise(v, lengths, noises, self.policy.clip_norm))
-        return self.door.released(noised, map(self._record, samples), receipts)
+        return self.door.released(noised, self._charges.records(samples), receipts)
 
     def activation(
         self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
@@ -135,25 +129,19 @@ class PrivateRelease(GradientRelease):
         return None
 
     def spent(self) -> Mapping[str, float]:
-        """See ``GradientRelease``; where there is a ledger, over all that it has booked.
-
-        So a client that was restarted in the middle of a run does not state too little.
-        """
+        """See ``GradientRelease``."""
         sigma = {"sigma": self._upload_noise.least, "sigma_now": self._sigma_now}
-        if self._ledger is None:
-            return {"rho": max(self._rho.values(), default=0.0), **sigma}
-        labels = self._ledger.label_epsilon
+        labels = self._charges.label_epsilon
         told = {"label_epsilon": labels} if labels else {}
-        return {"rho": self._ledger.rho, **sigma, **told}
+        return {"rho": self._charges.rho, **sigma, **told}
 
     def planned(self) -> Mapping[str, float]:
         """See ``GradientRelease``."""
-        ids = self._ids or range(len(self._samples))
-        rest = still_needed(self.policy, ids, len(self._samples), self._upload_noise.needed)
-        if self._ledger is None:
-            return {"rho_planned": max(rest.values()), "label_epsilon": 0.0}
-        rho = self._ledger.planned(rest)
-        return {"rho_planned": rho, "label_epsilon": self._ledger.label_epsilon}
+        rest = self._charges.needed(self.policy, self._upload_noise.needed)
+        return {
+            "rho_planned": self._charges.planned(rest),
+            "label_epsilon": self._charges.label_epsilon,
+        }
 
     def begin_phase(self) -> None:
         """See ``GradientRelease``."""
@@ -173,15 +161,15 @@ class PrivateRelease(GradientRelease):
 
     def close(self) -> None:
         """See ``GradientRelease``."""
-        if self._ledger is not None:
-            self._ledger.close()
+        self._charges.close()
 
     def _noisy_labels(self, samples: Sequence[int]) -> Leaving[torch.Tensor]:
         """Return each sample's noised label, which is drawn and paid when it first leaves."""
-        assert self._corners is not None
+        assert self._corners is not None and self._noised is not None
         fresh = [s for s in dict.fromkeys(samples) if s not in self._labels]
         if fresh:
-            kept = {s: found for s in fresh if (found := self._noised.get(self._record(s)))}
+            known = {s: self._noised.get(self._charges.record(s)) for s in fresh}
+            kept = {s: found for s, found in known.items() if found}
             due = [s for s in fresh if s not in kept or not self._upload_noise.counted(s)]
             width = self._corners.shape[1]
             noises = self._upload_noise.take(due, [width] * len(due))
@@ -191,10 +179,8 @@ class PrivateRelease(GradientRelease):
             together(drawn).map(lambda rows: self._keep(taken, rows))
             paid = self._pay(due, noises)
             self._receipts |= dict.fromkeys(due, paid)
-            if self._ledger is not None:  # the others were paid before a restart
-                others = [s for s in fresh if s not in self._receipts]
-                before = [self._ledger.paid(self._run, map(self._record, others))]
-                self._receipts |= dict.fromkeys(others, before)
+            others = [s for s in fresh if s not in self._receipts]  # paid before a restart
+            self._receipts |= dict.fromkeys(others, self._charges.paid(others))
             self._label_sigma |= {s: noise.applied for s, noise in taken}
             self._label_sigma |= {s: sigma for s, (_, sigma) in kept.items()}
             self._labels |= {s: row for (s, _), row in zip(taken, drawn, strict=True)}
@@ -202,7 +188,8 @@ class PrivateRelease(GradientRelease):
         self._sigma_now = _mean_sigma([self._label_sigma[sample] for sample in samples])
         told = together([self._labels[sample] for sample in samples]).map(torch.stack)
         receipts = (receipt for sample in samples for receipt in self._receipts.get(sample, ()))
-        return self.door.released(told, map(self._record, samples), dict.fromkeys(receipts))
+        records = self._charges.records(samples)
+        return self.door.released(told, records, dict.fromkeys(receipts))
 
     def _draw_labels(self, taken: Sequence[tuple[int, Noise]]) -> list[Private[torch.Tensor]]:
         """Return the noised label of each sample, of shape (classes - 1,)."""
@@ -220,8 +207,11 @@ class PrivateRelease(GradientRelease):
 
     def _keep(self, taken: Sequence[tuple[int, Noise]], rows: Sequence[torch.Tensor]) -> None:
         """Write noised labels to the client's own disk."""
+        assert self._noised is not None
         pairs = zip(taken, rows, strict=True)
-        self._noised.keep({self._record(s): (row.tolist(), n.applied) for (s, n), row in pairs})
+        self._noised.keep(
+            {self._charges.record(s): (row.tolist(), n.applied) for (s, n), row in pairs}
+        )
 
     def _pay_gradients(
         self, samples: Sequence[int], lengths: Sequence[int], width: int
@@ -238,7 +228,8 @@ class PrivateRelease(GradientRelease):
         for sigma, pairs in itertools.groupby(
             zip(samples, noises, strict=True), key=lambda pair: pair[1].charged
         ):
-            receipts += self._charge([sample for sample, _ in pairs], sigma, self._run)
+            paid = [sample for sample, _ in pairs]
+            receipts += self._charges.charge(paid, sigma, planned=True)
         return receipts
 
     def _add_noise(
@@ -264,19 +255,6 @@ class PrivateRelease(GradientRelease):
                 ).values
             )
         return torch.cat(released)
-
-    def _charge(self, samples: Sequence[int], sigma: float, run: str = "") -> list[Receipt]:
-        """Book an upload of each sample, on disk first."""
-        receipts = list[Receipt]()
-        if self._ledger is not None:
-            receipts.append(self._ledger.charge([self._ids[s] for s in samples], sigma, run))
-        for sample in samples:
-            self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
-        return receipts
-
-    def _record(self, sample: int) -> int:
-        """Return the identifier of a sample's record."""
-        return self._ids[sample] if self._ids else sample
 
 
 def _mean_sigma(sigmas: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from clients.owner.charges import Charges
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, PrivateSamples
 from clients.owner.reporting import Reporting
@@ -18,11 +19,9 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import ExactGradient, T
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.rdp import add_up, upload_cost
-from fedlora.privacy.ledger.ledger import Ledger, Receipt
+from fedlora.privacy.ledger.ledger import Receipt
 from fedlora.privacy.mechanisms.noise import NoiseSource
 from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
-from fedlora.privacy.plan import still_needed
 from fedlora.tasks.base import Sample
 
 
@@ -39,8 +38,8 @@ class RandomisedRelease(ExactGradient):
         Where it leaves, and how held-out counts, which see the labels as they are, do.
     noise
         Source of the noise on activations.
-    ledger, ids
-        The budget on disk, and each sample's identifier in it, held-out samples last.
+    charges
+        Where labels and activations are booked.
     """
 
     def __init__(
@@ -51,15 +50,13 @@ class RandomisedRelease(ExactGradient):
         door: Door,
         reporting: Reporting,
         noise: NoiseSource,
-        ledger: Ledger | None = None,
-        ids: Sequence[int] = (),
+        charges: Charges,
     ) -> None:
         self.door, self.reporting = door, reporting
         self._policy = policy
         self._labels = labels
-        self._ledger, self._ids = ledger, ids
-        self._activations = NoisyActivations(door, policy, noise, self._charge, self._id)
-        self._rho: dict[int, float] = {}
+        self._charges = charges
+        self._activations = NoisyActivations(door, policy, noise, charges)
         self._records: list[int] = []
         self._receipts: list[Receipt] = []
 
@@ -68,7 +65,7 @@ class RandomisedRelease(ExactGradient):
     ) -> Leaving[torch.Tensor]:
         """See ``GradientRelease``; computed from labels that were paid for."""
         del lengths
-        return self.door.released(gradient, map(self._id, samples), self._receipts)
+        return self.door.released(gradient, self._charges.records(samples), self._receipts)
 
     def exact(self, value: Private[T]) -> Leaving[T] | None:
         """See ``GradientRelease``; computed from labels that were paid for."""
@@ -84,8 +81,8 @@ class RandomisedRelease(ExactGradient):
             owner does not allow them.
         """
         samples.all.map(_check_classes)
-        self._records = [self._id(number) for number in range(len(samples))]
-        book, epsilon = self._ledger, self._labels.epsilon
+        self._records = self._charges.records(range(len(samples)))
+        book, epsilon = self._charges.ledger, self._labels.epsilon
         if book is not None:
             new = self._labels.missing(self._records)
             due = [
@@ -94,8 +91,7 @@ class RandomisedRelease(ExactGradient):
                 if i in new or book.label_epsilon_of(i) < epsilon
             ]
             if self._policy.activation_sigma is not None:  # or the run would be left half way
-                activations = still_needed(self._policy, self._ids, 0, lambda _: 0.0)
-                book.check_plan(activations, dict.fromkeys(due, epsilon))
+                book.check_plan(self._charges.needed(self._policy), dict.fromkeys(due, epsilon))
             # paid before they exist: a crash can only make the ledger count too much
             book.charge_labels(due, epsilon)
             self._receipts = [book.paid_labels(self._records, epsilon)]
@@ -121,36 +117,24 @@ class RandomisedRelease(ExactGradient):
         return self._activations(packed, lengths, samples)
 
     def spent(self) -> Mapping[str, float]:
-        """See ``GradientRelease``; where there is a ledger, over all that it has booked."""
-        if self._ledger is not None:
-            return {"rho": self._ledger.rho, "label_epsilon": self._ledger.label_epsilon}
-        rho = max(self._rho.values(), default=0.0)
-        return {"rho": rho, "label_epsilon": self._labels.epsilon}
+        """See ``GradientRelease``."""
+        return {"rho": self._charges.rho, "label_epsilon": self._label_epsilon}
 
     def planned(self) -> Mapping[str, float]:
         """See ``GradientRelease``."""
-        rest = still_needed(self._policy, self._ids or [0], 0, lambda _: 0.0)
-        if self._ledger is None:
-            return {"rho_planned": max(rest.values()), "label_epsilon": self._labels.epsilon}
-        rho = self._ledger.planned(rest)
-        return {"rho_planned": rho, "label_epsilon": self._ledger.label_epsilon}
+        rho = self._charges.planned(self._charges.needed(self._policy))
+        return {"rho_planned": rho, "label_epsilon": self._label_epsilon}
 
     def close(self) -> None:
         """See ``GradientRelease``."""
-        if self._ledger is not None:
-            self._ledger.close()
+        self._charges.close()
 
-    def _id(self, sample: int) -> int:
-        return self._ids[sample] if self._ids else sample
-
-    def _charge(self, samples: Sequence[int], sigma: float) -> list[Receipt]:
-        """Book a noised upload of each sample's activation, on disk first."""
-        receipts = list[Receipt]()
-        if self._ledger is not None:
-            receipts.append(self._ledger.charge([self._ids[s] for s in samples], sigma))
-        for sample in samples:
-            self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
-        return receipts
+    @property
+    def _label_epsilon(self) -> float:
+        """What labels have cost; without a ledger, what they cost."""
+        if self._charges.ledger is None:
+            return self._labels.epsilon
+        return self._charges.label_epsilon
 
 
 def _check_classes(samples: Sequence[Sample]) -> None:

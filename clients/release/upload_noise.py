@@ -14,7 +14,7 @@ from fedlora.privacy.accounting.rdp import add_up, upload_cost
 from fedlora.privacy.ledger.ledger import BudgetSpentError
 from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
 from fedlora.privacy.mechanisms.noise import NoiseSource
-from fedlora.privacy.plan import UploadPlan
+from fedlora.privacy.plan import ReleasePlan
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class UploadNoise:
     def __init__(
         self,
         policy: PrivacyPolicy,
-        plan: UploadPlan,
+        plan: ReleasePlan,
         client: str,
         *,
         r_max: int,
@@ -88,7 +88,7 @@ class UploadNoise:
 
         A baseline trains no rank, so that beside it every round would look like one to spend on.
         """
-        self._weight = ChannelWeight(self._r_max)
+        self._weight = ChannelWeight(self._r_max) if self._spread else None
 
     def begin_round(self, channel: Mapping[str, Any] | None) -> None:
         """Take note of the client's own channel in a round.
@@ -98,8 +98,9 @@ class UploadNoise:
         FedloraError
             When the uplink is analog and the channel has no SNR.
         """
-        rate = channel.get("up_rate_bps") if channel else None
-        self._weight.begin_round(float(rate) if isinstance(rate, (int, float)) else None)
+        if self._weight is not None:
+            rate = channel.get("up_rate_bps") if channel else None
+            self._weight.begin_round(float(rate) if isinstance(rate, (int, float)) else None)
         if self._policy.uplink == "analog":
             snr_db = channel.get("up_snr_db") if channel else None
             if not isinstance(snr_db, (int, float)):
@@ -111,8 +112,9 @@ class UploadNoise:
 
     def begin_step(self, rank: object) -> None:
         """Take note of the mean rank that the server says a step trains."""
-        known = isinstance(rank, (int, float)) and not isinstance(rank, bool)
-        self._weight.told_rank(float(rank) if known else None)  # type: ignore[arg-type]
+        if self._weight is not None:
+            known = isinstance(rank, (int, float)) and not isinstance(rank, bool)
+            self._weight.told_rank(float(rank) if known else None)  # type: ignore[arg-type]
 
     def take(self, samples: Sequence[int], numbers: Sequence[int]) -> list[Noise]:
         """Return the noise of the next upload of each sample, and count it.
@@ -162,7 +164,7 @@ class UploadNoise:
 
     def _sigma(self, uploads: int, spent: float) -> float:
         sigma: float | None = self._plan.sigma if uploads < self._plan.uploads else None
-        if self._spread is not None:
+        if self._spread is not None and self._weight is not None:
             sigma = self._spread.sigma(spent, uploads, self._weight.now)
         if sigma is None:
             raise BudgetSpentError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import check_delta, check_epsilon, number, positive
+from fedlora.checks import check_delta, check_epsilon, check_target, number, positive
 from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
@@ -159,20 +159,6 @@ class PrivacyPolicy:
                     f"noise to gradients; set privacy.{name} to {plain}"
                 )
 
-    def check_samples(self, samples: int) -> None:
-        """Refuse a delta that would let one of a client's samples leak whole.
-
-        Raises
-        ------
-        FedloraError
-            When delta is not below 1 / samples.
-        """
-        if self.enabled and self.delta * samples >= 1:
-            raise FedloraError(
-                f"privacy.delta is {self.delta:g} with {samples} samples; set it below "
-                f"{1 / samples:g}"
-            )
-
 
 @dataclass(frozen=True)
 class ClientLimit:
@@ -196,8 +182,7 @@ class ClientLimit:
     tight: bool = False
 
     def __post_init__(self) -> None:
-        check_epsilon("privacy-epsilon", self.epsilon)
-        check_delta("privacy-delta", self.delta)
+        check_target(self.epsilon, self.delta, ("privacy-epsilon", "privacy-delta"))
         number("privacy-min-sigma", self.min_sigma, 0.0)
 
 

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import gradient_sigma, planned_uploads
+from fedlora.privacy.accounting.calibration import gradient_sigma
 from fedlora.privacy.accounting.rdp import rdp_epsilon, upload_cost
 from fedlora.privacy.statement import Exposure
 
 
 @dataclass(frozen=True)
-class UploadPlan:
+class ReleasePlan:
     """How often each sample of a client is uploaded at most, and the noise that this takes.
 
     Attributes
     ----------
     uploads
-        Uploads of a sample's gradient that are paid for.
+        Uploads of a sample's gradient that are paid for; 0 where labels are randomised.
     sigma
         Noise on each of them over the clipping norm.
+    label_epsilon
+        What randomised labels may cost; 0 where gradients are noised.
     """
 
-    uploads: int
-    sigma: float
+    uploads: int = 0
+    sigma: float = 0.0
+    label_epsilon: float = 0.0
+
+
+def plan_release(
+    scenario: Scenario, rows: int, classes: int, *, pools: bool, trains_head: bool
+) -> ReleasePlan:
+    """Return the plan of a client with so many training samples.
+
+    Parameters
+    ----------
+    scenario
+        Under an enabled policy.
+    rows, classes
+        Training samples, and classes (0 where the task has none).
+    pools, trains_head
+        See ``check_release``.
+
+    Raises
+    ------
+    FedloraError
+        When something would leave without a mechanism, there is one class alone, delta is too large
+        for the samples, or the budget is too small for the plan.
+    """
+    check_release(scenario, pools=pools, trains_head=trains_head)
+    check_classes(classes)
+    policy = scenario.privacy
+    check_samples(policy, rows)
+    if policy.release == "labels":
+        return ReleasePlan(label_epsilon=label_epsilon(policy))
+    return upload_plan(scenario, rows)
 
 
 def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None:
@@ -85,6 +117,20 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
         )
     if policy.uplink == "analog":
         _check_analog(scenario)
+
+
+def check_samples(policy: PrivacyPolicy, rows: int) -> None:
+    """Refuse a delta that would let one of a client's samples leak whole.
+
+    Raises
+    ------
+    FedloraError
+        When delta is not below 1 / rows.
+    """
+    if policy.delta * rows >= 1:
+        raise FedloraError(
+            f"privacy.delta is {policy.delta:g} with {rows} samples; set it below {1 / rows:g}"
+        )
 
 
 def check_classes(classes: int) -> None:
@@ -147,48 +193,26 @@ def _check_analog(scenario: Scenario) -> None:
         )
 
 
-def upload_plan(scenario: Scenario, rows: int) -> UploadPlan:
-    """Return the plan of a client with so many training samples.
+def planned_uploads(steps: int, batch_size: int, samples: int) -> int:
+    """Return how often a sample is uploaded at most when passes over the data follow each other."""
+    return math.ceil(steps * min(batch_size, samples) / samples)
+
+
+def upload_plan(scenario: Scenario, rows: int) -> ReleasePlan:
+    """Return the plan of the uploads of a client with so many training samples.
 
     Raises
     ------
     FedloraError
-        When delta is too large for them, or the budget is too small for the plan.
+        When the budget is too small for it.
     """
     policy, train = scenario.privacy, scenario.train
-    policy.check_samples(rows)
     uploads = policy.uploads
     if not uploads and policy.release == "logits":
         uploads = 1  # drawn once, repeated afterwards
     if not uploads:
         uploads = planned_uploads(train.total_steps * train.accumulate, train.batch_size, rows)
-    return UploadPlan(uploads, gradient_sigma(policy, uploads, activation_uploads=1))
-
-
-def still_needed(
-    policy: PrivacyPolicy, ids: Sequence[int], training: int, gradients: Callable[[int], float]
-) -> dict[int, float]:
-    """Return the rho that a run is still to spend, by sample identifier, rounded up.
-
-    Parameters
-    ----------
-    policy
-        The run's; noised activations are drawn and paid anew by each process.
-    ids
-        Identifier of each sample, the training samples first.
-    training
-        Number of these.
-    gradients
-        Returns the rho of the gradients that a training sample is still to upload.
-    """
-    activation = 0.0
-    if policy.activation_sigma is not None:
-        activation = upload_cost(policy.activation_sigma)
-    found: dict[int, float] = {}
-    for sample, name in enumerate(ids):
-        cost = activation + (gradients(sample) if sample < training else 0.0)
-        found[name] = (found.get(name, 0.0) + cost) * (1 + 2.0**-50)
-    return found
+    return ReleasePlan(uploads, gradient_sigma(policy, uploads, activation_uploads=1))
 
 
 def label_epsilon(policy: PrivacyPolicy) -> float:

@@ -11,10 +11,10 @@ from fedlora.privacy.accounting.calibration import (
     calibrate_sigma,
     epsilon_of,
     gradient_sigma,
-    planned_uploads,
     rho_budget,
 )
 from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.plan import planned_uploads
 
 DELTA = 1e-5
 

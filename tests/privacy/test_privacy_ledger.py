@@ -103,7 +103,10 @@ def test_a_tight_limit_counts_the_exact_epsilon(path: Path) -> None:
 def test_a_server_that_asks_for_too_little_noise_does_not_get_it(path: Path, sigma: float) -> None:
     limit = ClientLimit(epsilon=8.0, min_sigma=2.0)
     with Ledger(path, "alice", limit) as ledger:
-        for refuse in (lambda: ledger.charge([1], sigma), lambda: ledger.check_floor(sigma)):
+        for refuse in (
+            lambda: ledger.charge([1], sigma),
+            lambda: ledger.check_plan({}, sigma=sigma),
+        ):
             with pytest.raises(FedloraError, match="privacy-min-sigma 2; raise"):
                 refuse()
         assert ledger.rho == 0.0

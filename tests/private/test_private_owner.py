@@ -67,11 +67,11 @@ def test_a_record_keeps_its_identity_at_any_length_and_prompt(tmp_path: Path) ->
         overrides = [f"data.prompt_separator='{separator}'" for separator in prompt]
         client = build(text_scenario(data, f"task.max_length={length}", *overrides), terms)
         samples = client.door.truth(client.train)
-        for sample, name in zip(samples, client.release._ids, strict=True):
+        for sample, name in zip(samples, client.release._charges._ids, strict=True):
             assert known.setdefault(sample.source, name) == name
         counts.append(len(samples))
-        client.release._charge(list(range(len(samples))), 4.0)
-        assert client.release._ledger.rho == pytest.approx(len(counts) * rho(4.0))
+        client.release._charges.charge(list(range(len(samples))), 4.0)
+        assert client.release._charges.ledger.rho == pytest.approx(len(counts) * rho(4.0))
         client.release.close()
     assert counts == [13, 12, 13, 13] and len(set(known.values())) == 13
 
@@ -88,7 +88,7 @@ def test_what_is_spent_at_one_length_is_refused_at_another(tmp_path: Path) -> No
         return replace(config, privacy=replace(config.privacy, sigma=None, epsilon=8.0))
 
     client = build(config(12), terms)
-    client.release._charge(
+    client.release._charges.charge(
         list(range(len(client.door.truth(client.train)))), client.release.plan.sigma
     )
     client.release.close()
@@ -233,7 +233,7 @@ def test_a_restarted_client_goes_on_with_what_is_left_of_its_plan(
         upload(client, [2])
     with pytest.raises(BudgetSpentError):
         upload(client, [2])
-    assert client.release._ledger.epsilon(LIMIT.delta) <= LIMIT.epsilon
+    assert client.release._charges.ledger.epsilon(LIMIT.delta) <= LIMIT.epsilon
     client.release.close()
     with pytest.raises(FedloraError, match="beyond its privacy-epsilon 8"):
         build(config, terms, "1" * 16)  # another run begins with its whole plan
@@ -281,15 +281,15 @@ def test_a_label_that_a_crash_kept_from_leaving_is_paid_once_at_most(
     def kill(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    owner = client.release._ledger if killed == "charge" else client.release._noised
+    owner = client.release._charges.ledger if killed == "charge" else client.release._noised
     monkeypatch.setattr(owner, killed, kill)
     with pytest.raises(KeyboardInterrupt):
         upload(client, [0, 1])
-    assert client.release._ledger.rho == 0.0
+    assert client.release._charges.ledger.rho == 0.0
     client.release.close()
     again = build(config, terms, "run")
     first = upload(again, [0, 1])
-    assert again.release._ledger.rho == pytest.approx(rho(again.release.plan.sigma))
+    assert again.release._charges.ledger.rho == pytest.approx(rho(again.release.plan.sigma))
     again.release.close()
     assert torch.equal(upload(build(config, terms, "run"), [0, 1]), first)
 

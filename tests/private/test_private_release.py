@@ -165,8 +165,8 @@ def test_an_earlier_runs_spending_counts(records: Path, tmp_path: Path) -> None:
 def test_a_charge_beyond_the_limit_makes_the_client_leave(records: Path, tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     client = build(scenario(records), OwnerTerms(path, ClientLimit(8.0)))
-    ledger = client.release._ledger  # another run of the same owner spent meanwhile
-    ledger.charge(client.release._ids[: len(client.door.truth(client.train))], 1.5)
+    ledger = client.release._charges.ledger  # another run of the same owner spent meanwhile
+    ledger.charge(client.release._charges._ids[: len(client.door.truth(client.train))], 1.5)
     ask(client, m.BATCH)
     reply = step(client)
     assert reply.kind == m.LEAVE and "privacy-epsilon" in reply.fields["reason"]

@@ -136,7 +136,9 @@ def test_the_run_goes_on_without_a_client_whose_budget_is_spent(
     terms = OwnerTerms(tmp_path / "ledger", ClientLimit(8.0))
     federation = Federation(config, {0: terms})
     release = federation.clients[0].release
-    release._ledger.charge(release._ids[:16], 2.0)  # another run spends what the plan counted on
+    release._charges.ledger.charge(
+        release._charges._ids[:16], 2.0
+    )  # another run spends what the plan counted on
     federation.run()
     assert len(federation.recorder.rounds) == 3
     assert "does not pay" in federation.server.cohort.lost["0"]
@@ -235,7 +237,7 @@ def test_a_run_that_broke_off_states_no_less_than_its_ledgers_hold(
     export(federation.server).save(folder.adapter)
     summarise_rounds(folder)
     told = json.loads((folder.path / "summary.json").read_text())["privacy"]
-    spent = [client.release._ledger.epsilon(DELTA) for client in federation.clients]
+    spent = [client.release._charges.ledger.epsilon(DELTA) for client in federation.clients]
     assert told["epsilon"] >= max(spent)
     plan = federation.clients[1].release.plan
     assert told["epsilon"] == pytest.approx(accounted(2.0, plan.uploads), rel=1e-6)

@@ -171,7 +171,7 @@ def note_uploads(path: Path) -> None:
     def noted(self: Any, gradient: Any, lengths: Any, samples: Any) -> Any:
         released = genuine(self, gradient, lengths, samples)
         with path.open("a") as file:
-            file.write(json.dumps([self._ids[sample] for sample in samples]) + "\n")
+            file.write(json.dumps([self._charges.record(sample) for sample in samples]) + "\n")
         return released
 
     PrivateRelease.__call__ = noted  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fedlora.checks import EPSILON_MAX, check_delta, check_epsilon
+from fedlora.checks import EPSILON_MAX, check_target
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import (
@@ -18,6 +18,7 @@ from fedlora.privacy.accounting.rdp import (
     rho,
 )
 
+_RHO_OF_ONE = rho(1.0)
 _MARGIN = 1 + 1e-9  # on sigma, so that a plan's rounded-up spending stays within the budget
 
 
@@ -44,8 +45,7 @@ def rho_budget(epsilon: float, delta: float, *, tight: bool = False) -> float:
     FedloraError
         When epsilon or delta is out of range, or too small for any budget at this delta.
     """
-    check_epsilon("epsilon", epsilon)
-    check_delta("delta", delta)
+    check_target(epsilon, delta)
     # each order allows (epsilon - conversion) / alpha; the best order decides
     alphas = np.asarray(ORDERS, dtype=np.float64)
     budget = float(np.max((epsilon - conversion(alphas, delta)) / alphas))
@@ -102,11 +102,6 @@ def calibrate_sigma(
     return math.sqrt(uploads * rho(1.0, adjacency) / budget) * _MARGIN
 
 
-def planned_uploads(steps: int, batch_size: int, samples: int) -> int:
-    """Return how often a sample is uploaded at most when passes over the data follow each other."""
-    return math.ceil(steps * min(batch_size, samples) / samples)
-
-
 def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int = 0) -> float:
     """Return the noise on each uploaded gradient under a policy.
 
@@ -153,4 +148,4 @@ def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int 
             f"privacy.activation_sigma {policy.activation_sigma:g} over {activation_uploads} "
             f"uploads already costs more than privacy.epsilon {policy.epsilon:g}; raise it"
         )
-    return math.sqrt(uploads * rho(1.0) / left) * _MARGIN
+    return math.sqrt(uploads * _RHO_OF_ONE / left) * _MARGIN

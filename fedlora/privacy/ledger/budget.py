@@ -48,14 +48,24 @@ class OwnerBudget:
                 raise
             return 0.0
 
-    def pays(self, spent: Mapping[int, float], labels: Mapping[int, float]) -> bool:
+    def pays(
+        self, spent: Mapping[int, float], labels: Mapping[int, float], sigma: float = math.inf
+    ) -> bool:
         """Tell whether the limit pays for what samples would have spent.
 
         Parameters
         ----------
         spent, labels
             Sum of rho, and pure epsilon of labels, by sample identifier.
+        sigma
+            Least noise of what is paid for.
+
+        Raises
+        ------
+        FedloraError
+            When that is less noise than the owner wants.
         """
+        self.check_floor(sigma)
         budgets = {0.0: self._whole}
         for sample, needed in spent.items():
             cost = labels.get(sample, 0.0)
@@ -71,13 +81,7 @@ class OwnerBudget:
         return epsilon_of(rho, limit.delta, tight=limit.tight)
 
     def check_floor(self, sigma: float) -> None:
-        """Refuse less noise than the owner wants.
-
-        Raises
-        ------
-        FedloraError
-            When sigma is below the floor.
-        """
+        """Refuse less noise than the owner wants; raises ``FedloraError``."""
         floor = 0.0 if self._limit is None else self._limit.min_sigma
         if not sigma >= floor:
             raise FedloraError(

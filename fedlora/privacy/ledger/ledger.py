@@ -12,6 +12,7 @@ reordering a data file changes nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -206,10 +207,11 @@ class Ledger:
         FedloraError
             As ``charge``.
         """
-        self._budget.check_floor(0.0)  # what leaves under randomised labels has no noise of its own
         ids = [int(i) for i in sample_ids]
         after = self._book.labels_after(ids, epsilon)
-        if not self._budget.pays({i: self._book.spent.get(i, 0.0) for i in ids}, after):
+        spent = {i: self._book.spent.get(i, 0.0) for i in ids}
+        # what leaves under randomised labels has no noise of its own
+        if not self._budget.pays(spent, after, sigma=0.0):
             raise BudgetSpentError(
                 f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} on uploads "
                 f"and {self.label_epsilon:.3g} on labels, and its privacy-epsilon "
@@ -228,12 +230,11 @@ class Ledger:
         """The largest pure epsilon that any sample's randomised labels have cost."""
         return max(self._book.labels.values(), default=0.0)
 
-    def check_floor(self, sigma: float) -> None:
-        """Refuse noise below the owner's floor; raises ``FedloraError``."""
-        self._budget.check_floor(sigma)
-
     def check_plan(
-        self, needed: Mapping[int, float], label_epsilon: Mapping[int, float] | None = None
+        self,
+        needed: Mapping[int, float],
+        label_epsilon: Mapping[int, float] | None = None,
+        sigma: float = math.inf,
     ) -> None:
         """Refuse a run whose planned uploads the limit does not pay for; book nothing.
 
@@ -244,15 +245,17 @@ class Ledger:
             to upload.
         label_epsilon
             Pure epsilon of the labels that are still to be drawn for it.
+        sigma
+            The least noise of the uploads.
 
         Raises
         ------
         FedloraError
-            When that is beyond the limit for any sample.
+            When that is beyond the limit for any sample, or below the owner's floor.
         """
         after, due = self._after(needed), label_epsilon or {}
         labels = {i: self.label_epsilon_of(i) + due.get(i, 0.0) for i in after}
-        if self._budget.pays(after, labels):
+        if self._budget.pays(after, labels, sigma):
             return
         worst = max(after, key=lambda i: self._budget.in_epsilon(after[i]) + labels[i])
         before = self._budget.in_epsilon(self._book.spent.get(worst, 0.0))

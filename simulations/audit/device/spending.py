@@ -75,7 +75,7 @@ def leaving(left: Left) -> Iterator[None]:
         sizes = [1] * len(samples) if self.policy.release == "logits" else list(lengths)
         once = self.policy.release == "logits"
         for sample, rows in zip(samples, torch.split(told.value, sizes), strict=True):
-            left.note(self._record(sample), self._sigma_now, rows if once else None)
+            left.note(self._charges.record(sample), self._sigma_now, rows if once else None)
         return told
 
     def noted_activation(
@@ -85,7 +85,7 @@ def leaving(left: Left) -> Iterator[None]:
         sigma = self._policy.activation_sigma
         for sample, rows in zip(samples, torch.split(told.value, list(lengths)), strict=True):
             if sigma is not None:
-                left.note(self._record(sample), sigma, rows)
+                left.note(self._charges.record(sample), sigma, rows)
         return told
 
     def noted_report(self: Reporting, parts: Any, classes: int) -> Leaving[Any]:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,21 +188,24 @@ def _record_of(content: Mapping[str, Any], *, reply_to: object) -> Any:
 
 @contextlib.contextmanager
 def _given_randomness(seed: int) -> Iterator[None]:
-    """Let the operating system's generator give what follows from a seed."""
-    drawn = 0
+    """Let the operating system's generator give what follows from a seed.
 
-    def urandom(size: int) -> bytes:
-        nonlocal drawn
-        drawn += 1
-        key = f"{seed}/{drawn}".encode()
+    Labels are drawn from a stream of their own: how often depends on what comes of it, and would
+    move the noise that is drawn later.
+    """
+    drawn: Counter[str] = Counter()
+
+    def stream(name: str, size: int) -> bytes:
+        drawn[name] += 1
+        key = f"{seed}/{name}/{drawn[name]}".encode()
         return hashlib.shake_256(key).digest(size)
 
     def below(limit: int) -> int:
-        return int.from_bytes(urandom(32), "big") % limit
+        return int.from_bytes(stream("below", 32), "big") % limit
 
     with (
-        mock.patch.object(os, "urandom", urandom),
-        mock.patch.object(secrets, "token_bytes", lambda size=32: urandom(size)),
+        mock.patch.object(os, "urandom", lambda size: stream("urandom", size)),
+        mock.patch.object(secrets, "token_bytes", lambda size=32: stream("urandom", size)),
         mock.patch.object(secrets, "randbelow", below),
     ):
         yield
