@@ -13,7 +13,7 @@ from clients.owner.private import Private, PrivateSamples
 from clients.release.base import GradientRelease
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link.codec import create_codec, put, take
+from fedlora.link.codec import create_codec, pack, unpack
 from fedlora.link.frame import Frame
 from fedlora.tasks.base import Sample
 
@@ -74,12 +74,12 @@ class Cut:
     def representation(self, frame: Frame, lengths: Sequence[int]) -> torch.Tensor:
         """Return the representation that a request holds; raises ``ProtocolError``."""
         shape = (sum(self.model.rows_of(lengths)), self.model.width)
-        return take(frame.tensors, "representation", self.codecs["representation"], shape)
+        return unpack(frame.tensors, "representation", self.codecs["representation"], shape)
 
     def encoded(self, name: str, value: Leaving[torch.Tensor]) -> Parts:
         """Return the tensors of a message that carry a value."""
         codec = self.codecs[name]
-        return dict(value.encode(lambda x: put(name, x, codec)))
+        return dict(value.encode(lambda x: pack(name, x, codec)))
 
     def reply(
         self,

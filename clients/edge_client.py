@@ -26,7 +26,7 @@ from clients.reports import Report
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link.codec import take
+from fedlora.link.codec import unpack
 from fedlora.link.frame import Frame
 from fedlora.privacy.ledger.ledger import BudgetSpentError
 from fedlora.ranks.reports import DataStatistics
@@ -215,7 +215,7 @@ class EdgeClient:
             raise ProtocolError(f"client {self.name} has no batch whose embedding could train")
         shape = self._pending.map(_shape)
         gradient = shape.map(
-            lambda size: take(frame.tensors, "embedding", self._cut.codecs["gradient"], size)
+            lambda size: unpack(frame.tensors, "embedding", self._cut.codecs["gradient"], size)
         )
         together([self._pending, gradient]).map(_backward)
         self._pending = None

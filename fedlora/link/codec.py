@@ -72,13 +72,13 @@ def create_codec(name: str) -> Codec:
     return codec
 
 
-def put(name: str, x: torch.Tensor, codec: Codec) -> dict[str, torch.Tensor]:
+def pack(name: str, x: torch.Tensor, codec: Codec) -> dict[str, torch.Tensor]:
     """Return the tensors of a frame that carry ``x`` (any shape; the last axis is the width)."""
     parts = codec.encode(x.detach().reshape(-1, x.shape[-1]))
     return {name + suffix: part for suffix, part in parts.items()}
 
 
-def take(
+def unpack(
     tensors: Mapping[str, torch.Tensor], name: str, codec: Codec, shape: tuple[int, int]
 ) -> torch.Tensor:
     """Return the (rows, width) tensor that a frame carries under ``name``.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, put
+from fedlora.link.codec import create_codec, pack
 from fedlora.link.frame import Frame
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.exchange.answers import read_batch
@@ -130,7 +130,7 @@ class Evaluator:
                 train=False,
             )
             for client, part in zip(members, z, strict=True):
-                requests[client] = Request(m.EVAL, {}, put("representation", part, self._down))
+                requests[client] = Request(m.EVAL, {}, pack("representation", part, self._down))
         return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 
     def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:

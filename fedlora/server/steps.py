@@ -15,7 +15,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import Deserted, FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, put
+from fedlora.link.codec import create_codec, pack
 from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
@@ -205,7 +205,7 @@ class StepLoop:
             client: Request(
                 m.STEP,
                 {**fields, **self._told(ranks[client])},
-                put("representation", part, self._down) | shared,
+                pack("representation", part, self._down) | shared,
             )
             for client, part in z.items()
         }
@@ -241,7 +241,7 @@ class StepLoop:
             return self.cohort.ask(batch, Request(m.BATCH)) if more else {}
         fields = {"step": fields["step"], "update": fields["update"], "next": more}
         requests = {
-            client: Request(m.EMBEDDING, fields, put("embedding", gradient, self._back))
+            client: Request(m.EMBEDDING, fields, pack("embedding", gradient, self._back))
             for client, gradient in upstream.items()
             if client in self.cohort
         }

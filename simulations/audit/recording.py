@@ -20,7 +20,7 @@ from clients.release.base import PlainRelease
 from fedlora.config import Scenario
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, take
+from fedlora.link.codec import create_codec, unpack
 from fedlora.link.frame import Frame
 from fedlora.link.local import LocalLink, edge_executor
 from fedlora.privacy.mechanisms.gaussian import release
@@ -288,7 +288,7 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
             lengths = tuple(len(sample.ids) for sample in truth)
             weight = frame.tensors.get(m.HEAD_WEIGHT + "weight")
             rows = sum(client.model.rows_of(lengths))
-            z = take(frame.tensors, "representation", codecs["representation"], (rows, width))
+            z = unpack(frame.tensors, "representation", codecs["representation"], (rows, width))
             uploads.append(
                 Upload(
                     client.name,
@@ -296,7 +296,7 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
                     lengths,
                     z.detach(),
                     weight,
-                    take(reply.tensors, "gradient", codecs["gradient"], (rows, released)),
+                    unpack(reply.tensors, "gradient", codecs["gradient"], (rows, released)),
                     open_.pop(),
                     truth,
                 )
@@ -304,7 +304,7 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
         if "lengths" in reply.tensors and frame.kind not in (m.EVAL_BEGIN, m.EVAL):
             tokens = int(reply.tensors["lengths"].sum())
             shape = (tokens, up_width)
-            open_[:] = [take(reply.tensors, "activation", codecs["activation"], shape)]
+            open_[:] = [unpack(reply.tensors, "activation", codecs["activation"], shape)]
         return reply
 
     return handle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, put
+from fedlora.link.codec import create_codec, pack
 from fedlora.link.frame import Frame
 from fedlora.server.compute.engine import ClientRows
 from fedlora.server.compute.shared_head import SharedHead
@@ -72,7 +72,7 @@ class InTurn:
     def _ask(self, client: str, number: int, z: torch.Tensor) -> Frame:
         fields = {"step": number, "update": True, "gradient": True, "next": True}
         shared = self._head.tensors() if self._head else {}
-        request = Request(m.STEP, fields, put("representation", z, self._down) | shared)
+        request = Request(m.STEP, fields, pack("representation", z, self._down) | shared)
         return self._server.cohort.exchange({client: request})[client]
 
     def _activation(self, reply: Frame) -> Activation:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link.codec import Bf16Codec, Codec, Fp32Codec, Int8Codec, put, take
+from fedlora.link.codec import Bf16Codec, Codec, Fp32Codec, Int8Codec, pack, unpack
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 
 CODECS = [Fp32Codec(), Bf16Codec(), Int8Codec()]
@@ -25,25 +25,25 @@ def over_the_wire(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_fp32_is_exact() -> None:
     x = random()
-    assert torch.equal(take(over_the_wire(put("z", x, Fp32Codec())), "z", Fp32Codec(), (37, 24)), x)
+    assert torch.equal(unpack(over_the_wire(pack("z", x, Fp32Codec())), "z", Fp32Codec(), (37, 24)), x)
 
 
 def test_bf16_is_exact_for_bf16_inputs() -> None:
     x = random().to(torch.bfloat16)
-    y = take(over_the_wire(put("z", x, Bf16Codec())), "z", Bf16Codec(), (37, 24))
+    y = unpack(over_the_wire(pack("z", x, Bf16Codec())), "z", Bf16Codec(), (37, 24))
     assert y.dtype == torch.float32
     assert torch.equal(y, x.to(torch.float32))
 
 
 def test_bf16_error_is_at_most_half_a_unit_in_the_last_place() -> None:
     x = random()
-    y = take(put("z", x, Bf16Codec()), "z", Bf16Codec(), (37, 24))
+    y = unpack(pack("z", x, Bf16Codec()), "z", Bf16Codec(), (37, 24))
     assert ((y - x).abs() <= x.abs() * 2.0**-8).all()
 
 
 def test_int8_error_is_at_most_half_a_step_of_each_token() -> None:
     x = random()
-    y = take(over_the_wire(put("z", x, Int8Codec())), "z", Int8Codec(), (37, 24))
+    y = unpack(over_the_wire(pack("z", x, Int8Codec())), "z", Int8Codec(), (37, 24))
     half_step = x.abs().amax(dim=1, keepdim=True) / 127 / 2
     assert ((y - x).abs() <= half_step * (1 + 1e-5)).all()
     assert ((y - x).abs() > half_step / 2).any()
@@ -52,7 +52,7 @@ def test_int8_error_is_at_most_half_a_step_of_each_token() -> None:
 def test_int8_keeps_zero_tokens_at_zero_and_huge_ones_finite() -> None:
     x = torch.zeros(3, 5)
     x[1, 2] = 1e38
-    y = take(put("z", x, Int8Codec()), "z", Int8Codec(), (3, 5))
+    y = unpack(pack("z", x, Int8Codec()), "z", Int8Codec(), (3, 5))
     assert torch.equal(y[0], x[0])
     assert y[1, 2] == pytest.approx(x[1, 2].item(), rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_int8_keeps_zero_tokens_at_zero_and_huge_ones_finite() -> None:
 @every_codec
 def test_any_leading_shape_is_packed_into_rows(codec: Codec) -> None:
     x = random(6, 8)
-    packed, batched = put("z", x, codec), put("z", x.reshape(2, 3, 8), codec)
+    packed, batched = pack("z", x, codec), pack("z", x.reshape(2, 3, 8), codec)
     assert packed.keys() == batched.keys()
     assert all(torch.equal(packed[k], batched[k]) for k in packed)
 
@@ -71,22 +71,22 @@ def test_numbers_that_are_not_finite_are_refused(codec: Codec, bad: float) -> No
     x = random()
     x[3, 4] = bad
     with pytest.raises(ProtocolError, match=r"z holds NaN or infinity.*lower train\.lr"):
-        take(over_the_wire(put("z", x, codec)), "z", codec, (37, 24))
+        unpack(over_the_wire(pack("z", x, codec)), "z", codec, (37, 24))
 
 
 @every_codec
 @pytest.mark.parametrize("shape", [(36, 24), (37, 23), (24, 37), (37 * 24, 1), (0, 24)])
 def test_another_shape_than_announced_is_refused(codec: Codec, shape: tuple[int, int]) -> None:
     with pytest.raises(ProtocolError, match="expected"):
-        take(put("z", random(), codec), "z", codec, shape)
+        unpack(pack("z", random(), codec), "z", codec, shape)
 
 
 @every_codec
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool])
 def test_another_dtype_than_announced_is_refused(codec: Codec, dtype: torch.dtype) -> None:
-    parts = {name: part.to(dtype) for name, part in put("z", random(), codec).items()}
+    parts = {name: part.to(dtype) for name, part in pack("z", random(), codec).items()}
     with pytest.raises(ProtocolError, match="expected"):
-        take(over_the_wire(parts), "z", codec, (37, 24))
+        unpack(over_the_wire(parts), "z", codec, (37, 24))
 
 
 @pytest.mark.parametrize("sender", CODECS, ids=lambda c: type(c).__name__)
@@ -95,18 +95,18 @@ def test_a_payload_of_another_codec_is_refused(sender: Codec, receiver: Codec) -
     if sender is receiver:
         return
     with pytest.raises(ProtocolError):
-        take(put("z", random(), sender), "z", receiver, (37, 24))
+        unpack(pack("z", random(), sender), "z", receiver, (37, 24))
 
 
 @every_codec
 def test_a_missing_part_is_refused(codec: Codec) -> None:
-    parts = put("z", random(), codec)
+    parts = pack("z", random(), codec)
     parts.pop(next(iter(parts)))
     with pytest.raises(ProtocolError):
-        take(parts, "z", codec, (37, 24))
+        unpack(parts, "z", codec, (37, 24))
 
 
 def test_a_name_is_not_taken_for_another_that_begins_alike() -> None:
-    tensors = put("z", random(), Fp32Codec()) | put("zz", random(2, 3), Fp32Codec())
-    assert take(tensors, "z", Fp32Codec(), (37, 24)).shape == (37, 24)
-    assert take(tensors, "zz", Fp32Codec(), (2, 3)).shape == (2, 3)
+    tensors = pack("z", random(), Fp32Codec()) | pack("zz", random(2, 3), Fp32Codec())
+    assert unpack(tensors, "z", Fp32Codec(), (37, 24)).shape == (37, 24)
+    assert unpack(tensors, "zz", Fp32Codec(), (2, 3)).shape == (2, 3)

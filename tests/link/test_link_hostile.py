@@ -33,7 +33,7 @@ from support.link_peers import (
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import messages as m
-from fedlora.link.codec import Fp32Codec, take
+from fedlora.link.codec import Fp32Codec, unpack
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import CLOSED, REFUSED
@@ -288,7 +288,7 @@ def test_tensors_of_another_kind_than_announced_are_refused_by_the_codec(
     hostile.read()
     hostile.send(encode_frame(Frame(m.GRADIENT, "mallory", 5, tensors={"gradient": tensor})))
     with pytest.raises(ProtocolError):
-        take(link.receive(10.0).tensors, "gradient", Fp32Codec(), (3, 4))
+        unpack(link.receive(10.0).tensors, "gradient", Fp32Codec(), (3, 4))
 
 
 def test_an_unasked_frame_drops_its_client_and_a_second_one_the_stream(

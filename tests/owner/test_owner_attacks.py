@@ -11,7 +11,7 @@ from support.owner_device import WIDTH, Ask, Device, attack, scenario
 
 from fedlora.config import Scenario
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, put
+from fedlora.link.codec import create_codec, pack
 from fedlora.link.frame import Frame
 from fedlora.privacy.accounting.rdp import upload_cost
 from fedlora.privacy.plan import upload_plan
@@ -23,7 +23,7 @@ def representation(rows: int, *, apart: int | None = None) -> dict[str, torch.Te
     z = torch.zeros(rows, WIDTH)
     if apart is not None:
         z[:, 0], z[apart, 0] = -50.0, 50.0
-    return put("representation", z, create_codec("fp32"))
+    return pack("representation", z, create_codec("fp32"))
 
 
 def test_no_evaluation_answers_a_server_that_did_not_begin_one(
@@ -96,7 +96,7 @@ def test_a_head_that_learnt_from_labels_leaves_in_no_later_session(
         ask(m.PHASE)
         ask(m.ROUND, {"round": 1})
         ask(m.BATCH)
-        z = put("representation", torch.eye(40, WIDTH), create_codec("fp32"))
+        z = pack("representation", torch.eye(40, WIDTH), create_codec("fp32"))
         ask(m.STEP, {"step": 0, "gradient": False}, z)
         assert ask(m.KEEP, {"round": 1}).fields == {"round": 1}
         heads.append(ask(m.ROUND_END, {"weights": True}))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link.codec import Codec, take
+from fedlora.link.codec import Codec, unpack
 from fedlora.link.frame import Frame
 
 MOST_WEIGHT = 1e6
@@ -52,12 +52,12 @@ def read_activation(
         raise ProtocolError(
             f"rows of {min(sizes)} to {max(sizes)} tokens; task.max_length allows 1 to {max_length}"
         )
-    return Activation(take(frame.tensors, "activation", codec, (sum(sizes), width)), sizes)
+    return Activation(unpack(frame.tensors, "activation", codec, (sum(sizes), width)), sizes)
 
 
 def read_gradient(frame: Frame, codec: Codec, shape: tuple[int, int]) -> torch.Tensor:
     """Read the gradient at the cut, in the shape of the representation that was sent."""
-    return take(frame.tensors, "gradient", codec, shape)
+    return unpack(frame.tensors, "gradient", codec, shape)
 
 
 def clip_rows(gradient: torch.Tensor, lengths: Sequence[int] | None, limit: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, put
+from fedlora.link.codec import create_codec, pack
 from fedlora.link.frame import Frame, decode_frame
 
 _CLASSES = ("neg", "pos", "odd")
@@ -180,10 +180,10 @@ class HostileServer:
         if kind in (m.STEP, m.EVAL):
             rows = view.rows if self._rng.random() > 0.05 else self._rng.randint(0, 9)
             z = self._matrix(rows, _WIDTH)
-            tensors |= put("representation", z, create_codec(view.scenario.link.representation))
+            tensors |= pack("representation", z, create_codec(view.scenario.link.representation))
         if kind == m.EMBEDDING:
             z = self._matrix(view.tokens, _WIDTH)
-            tensors |= put("embedding", z, create_codec(view.scenario.link.gradient))
+            tensors |= pack("embedding", z, create_codec(view.scenario.link.gradient))
         if view.head is not None and (kind == m.HEAD or self._rng.random() < 0.3):
             tensors[view.head[0]] = self._matrix(*view.head[1])
         if self._rng.random() < 0.05:
