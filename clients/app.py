@@ -15,9 +15,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.owner.process import in_simulation as _simulated
+from clients.process import in_simulation as _simulated
 from fedlora.errors import FedloraError
-from fedlora.link.reasons import REASON, through_flower
 
 app = ClientApp()
 
@@ -29,9 +28,8 @@ def _answered(
     kind: str, message: Message, answer: Callable[[], Mapping[str, Any]], *, simulated: bool
 ) -> Message:
     """Return a handler's reply; of one that fails what the door lets out."""
-    from clients.owner.door import Door
-    from clients.owner.terms import OwnerTerms
-    from clients.owner.words import log_whole
+    from clients.owner import Door, OwnerTerms, log_whole
+    from fedlora.link import REASON, through_flower
 
     try:
         record = dict(answer())
@@ -51,9 +49,7 @@ def hello(message: Message, context: Context) -> Message:
     simulated = _simulated(node_config)
 
     def answer() -> Mapping[str, Any]:
-        from clients.owner.door import Door
-        from clients.owner.terms import OwnerTerms
-        from clients.owner.words import about
+        from clients.owner import Door, OwnerTerms, about
         from fedlora.config.node import NodeKeys
 
         with about("keys"):
@@ -101,7 +97,7 @@ def collect(message: Message, context: Context) -> Message:
 
 
 def _record(message: Message) -> dict[str, Any]:
-    from clients.owner.words import about
+    from clients.owner import about
 
     with about("invitation"):
         if _RECORD not in message.content:

@@ -11,26 +11,31 @@ from typing import Any
 from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from clients.head import ClientHead
-from clients.owner.origins import Origins, origins
-from clients.owner.private import Private, PrivateSamples
-from clients.owner.terms import OwnerTerms
+from clients.owner import Origins, OwnerTerms, Private, PrivateSamples
+from clients.owner.origins import origins
 from clients.release.build import build_release
 from clients.reports import simulated_report
 from clients.text_statistics import text_statistics
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
-from fedlora.link.frame import Frame
-from fedlora.link.handshake import PROTOCOL, Identity
+from fedlora.link import PROTOCOL, Frame, Identity
 from fedlora.link.messages import HELLO
 from fedlora.ranks.reports import DataStatistics
-from fedlora.split.checkpoint import DTYPES, Checkpoint
-from fedlora.split.edge import Back, Front
-from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import RecordError, Sample, check_length, task_class
-from fedlora.tasks.data import Record, load_records, require_column
-from fedlora.tasks.partition import holdout_split, partition
-from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+from fedlora.split import DTYPES, Back, Checkpoint, Front, model_folder
+from fedlora.tasks import (
+    Record,
+    RecordError,
+    Sample,
+    Tokenizer,
+    check_length,
+    holdout_split,
+    load_records,
+    load_tokenizer,
+    require_column,
+    task_class,
+)
+from fedlora.tasks.partition import partition
 
 log = logging.getLogger("fedlora.edge")
 

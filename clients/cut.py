@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from clients.edge_model import EdgeModel
-from clients.owner.door import Leaving
-from clients.owner.private import Private, PrivateSamples
+from clients.owner import Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link.codec import create_codec, pack, unpack
-from fedlora.link.frame import Frame
-from fedlora.tasks.base import Sample
+from fedlora.link import Frame, create_codec, pack, unpack
+from fedlora.tasks import Sample
 
 Parts = dict[str, Leaving[Any]]
 

@@ -17,12 +17,16 @@ from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.keeper import Keeper, binding, forget_ended
 from clients.own_records import OwnRecords
-from clients.owner.door import Door
-from clients.owner.scenario import local_scenario
-from clients.owner.siblings import warn_of_other_ledgers
-from clients.owner.terms import OwnerTerms, own_number
-from clients.owner.typed import check_arrived
-from clients.owner.words import about, log_whole
+from clients.owner import (
+    Door,
+    OwnerTerms,
+    about,
+    check_arrived,
+    local_scenario,
+    log_whole,
+    own_number,
+    warn_of_other_ledgers,
+)
 from clients.reports import device_report
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.config.node import NodeKeys

@@ -18,19 +18,16 @@ from clients.cut import Cut, Parts, integer
 from clients.edge_model import EdgeModel
 from clients.evaluation import Evaluation
 from clients.head import ClientHead
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private, PrivateSamples, together
-from clients.owner.terms import STATISTICS
+from clients.owner import STATISTICS, Door, Leaving, Private, PrivateSamples, together
 from clients.release.base import GradientRelease
 from clients.reports import Report
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import Frame, unpack
 from fedlora.link import messages as m
-from fedlora.link.codec import unpack
-from fedlora.link.frame import Frame
-from fedlora.privacy.ledger.ledger import BudgetSpentError
+from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks.reports import DataStatistics
-from fedlora.tasks.base import Sample, TaskLoss
+from fedlora.tasks import Sample, TaskLoss
 
 Fields = Mapping[str, Any]
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import ray
 
-from clients.owner.door import Door
-from clients.owner.terms import OwnerTerms
+from clients.owner import Door, OwnerTerms
 from fedlora.errors import FedloraError
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
 
 _DOOR = Door(OwnerTerms())  # of a simulation: it lets everything through
 

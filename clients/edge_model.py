@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedlora.geometry import Geometry
-from fedlora.split.edge import Back, Front, pool_packed
-from fedlora.tasks.base import Sample, Task, TaskLoss
+from fedlora.split import Back, Front, pool_packed
+from fedlora.tasks import Sample, Task, TaskLoss
 
 
 @dataclass(frozen=True)

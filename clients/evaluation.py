@@ -8,12 +8,11 @@ import torch
 
 from clients.cut import Cut, integer
 from clients.head import ClientHead
-from clients.owner.private import Private, PrivateSamples
-from clients.owner.reporting import Reporting
+from clients.owner import Private, PrivateSamples, Reporting
 from fedlora.errors import ProtocolError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.tasks.base import Counts, Sample
+from fedlora.tasks import Counts, Sample
 
 
 class Evaluation:

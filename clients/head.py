@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clients.owner.private import Private
+from clients.owner import Private
 from fedlora.config import HeadConfig, TrainConfig
 from fedlora.errors import ProtocolError
 from fedlora.link.messages import HEAD_GRADIENT as GRADIENT

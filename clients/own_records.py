@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clients.build import EdgeParts, SimulatedData
-from clients.owner import holdout
-from clients.owner.origins import content
+from clients.owner import content, holdout
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.tasks.base import IGNORED, Sample
-from fedlora.tasks.data import Record
+from fedlora.tasks import IGNORED, Record, Sample
 
 log = logging.getLogger("fedlora.edge")
 

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from fedlora.channel.channel import build_channel
+from fedlora.channel import ChannelState, build_channel
 from fedlora.channel.models.measured import MeasuredChannel
-from fedlora.channel.state import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ClientLost
 from fedlora.link.stream.client.client import StreamClient

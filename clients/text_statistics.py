@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.ranks.reports import DataStatistics
-from fedlora.tasks.base import Sample
-from fedlora.tasks.tokenizer import Tokenizer
+from fedlora.tasks import Sample, Tokenizer
 
 WINDOW_TOKENS = 64
 

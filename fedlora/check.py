@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 
-from fedlora.channel.channel import build_channel
+from fedlora.channel import build_channel
 from fedlora.channel.schedule.base import build_scheduler
 from fedlora.config import Scenario
 from fedlora.config.placement import place_blocks
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
-from fedlora.link.codec import create_codec
+from fedlora.link import create_codec
 from fedlora.link.stream.address import check_listens
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
@@ -25,15 +25,21 @@ from fedlora.ranks.space import RankSpace
 from fedlora.ranks.strategy import create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import language_head
-from fedlora.split.family import find_family
-from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import RecordError, Task, check_length, task_class
-from fedlora.tasks.data import Record, load_records, require_column
-from fedlora.tasks.partition import Rows, holdout_split, partition
-from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+from fedlora.split import Checkpoint, Cut, find_family, language_head, model_folder
+from fedlora.tasks import (
+    Record,
+    RecordError,
+    Rows,
+    Task,
+    Tokenizer,
+    check_length,
+    holdout_split,
+    load_records,
+    load_tokenizer,
+    require_column,
+    task_class,
+)
+from fedlora.tasks.partition import partition
 
 _FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
-from fedlora.split.blocks import Cut, cut_widths
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.tasks.base import head_trains, task_class
+from fedlora.split import Checkpoint, Cut, cut_widths
+from fedlora.tasks import head_trains, task_class
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any
 
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
-from clients.owner.terms import OwnerTerms
+from clients.owner import OwnerTerms
 from fedlora.config import Scenario
-from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink, edge_executor
+from fedlora.link import Frame, LocalLink, edge_executor
 from fedlora.report.records import RoundRecord
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder

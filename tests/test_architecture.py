@@ -57,7 +57,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "cut",
         "head release",
-        "batches edge_model owner reports text_statistics",
+        "batches edge_model owner process reports text_statistics",
     ),
     "simulations": ("train_policy", "audit bench studies", "in_process quickstart scenarios"),
 }

@@ -9,7 +9,7 @@ from fedlora.config import Scenario, with_overrides
 from fedlora.geometry import Geometry
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.server.compute.engine import SplitEngine
-from fedlora.split.checkpoint import Checkpoint
+from fedlora.split import Checkpoint
 
 
 @pytest.mark.parametrize("cut", [(0, 0), (1, 1)])

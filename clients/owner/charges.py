@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from clients.owner.origins import Origins
 from clients.owner.terms import OwnerTerms
 from clients.owner.words import about
-from fedlora.config.privacy import PrivacyPolicy
-from fedlora.privacy.accounting.rdp import add_up, upload_cost
-from fedlora.privacy.ledger.ledger import Ledger, Receipt
+from fedlora.config import PrivacyPolicy
+from fedlora.privacy.accounting import add_up, upload_cost
+from fedlora.privacy.ledger import Ledger, Receipt
 
 
 class Charges:

@@ -28,11 +28,10 @@ from clients.owner.private import Private, PrivateSamples, open_private
 from clients.owner.table import TABLE, How
 from clients.owner.terms import OwnerTerms
 from fedlora.errors import FedloraError
-from fedlora.link.frame import Frame
+from fedlora.link import REASON, Frame, closed_words
 from fedlora.link.messages import LEAVE
-from fedlora.link.reasons import REASON, closed_words
-from fedlora.privacy.ledger.ledger import Ledger, Receipt
-from fedlora.tasks.base import Sample
+from fedlora.privacy.ledger import Ledger, Receipt
+from fedlora.tasks import Sample
 
 T = TypeVar("T")
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.ledger.ledger import Ledger
-from fedlora.tasks.base import Sample
-from fedlora.tasks.data import Record
+from fedlora.privacy.ledger import Ledger
+from fedlora.tasks import Record, Sample
 
 
 @dataclass(frozen=True)

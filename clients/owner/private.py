@@ -7,7 +7,7 @@ from typing import Generic, NoReturn, TypeVar
 
 import torch
 
-from fedlora.tasks.base import Sample
+from fedlora.tasks import Sample
 
 T = TypeVar("T")
 S = TypeVar("S")

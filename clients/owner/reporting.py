@@ -28,11 +28,10 @@ from clients.owner.private import Private, together
 from clients.owner.terms import DATA, REPORT, OwnerTerms
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import gradient_sigma
-from fedlora.privacy.ledger.ledger import Receipt
-from fedlora.privacy.mechanisms.gaussian import release_sum
-from fedlora.privacy.mechanisms.noise import NoiseSource
-from fedlora.tasks.base import task_class
+from fedlora.privacy.accounting import gradient_sigma
+from fedlora.privacy.ledger import Receipt
+from fedlora.privacy.mechanisms import NoiseSource, release_sum
+from fedlora.tasks import task_class
 from fedlora.tasks.metrics import NoisedCounts
 
 log = logging.getLogger("fedlora.edge")

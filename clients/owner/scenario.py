@@ -10,7 +10,7 @@ from clients.owner.words import about
 from fedlora.config import DataConfig, Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.tasks.base import task_class
+from fedlora.tasks import task_class
 
 _INSTALLED: Final = "package:"
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from clients.owner.origins import content
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.privacy.ledger.ledger import record_ids
-from fedlora.privacy.ledger.records import Book
-from fedlora.tasks.data import Record
+from fedlora.privacy.ledger import Book, record_ids
+from fedlora.tasks import Record
 
 log = logging.getLogger("fedlora.edge")
 

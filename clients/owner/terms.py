@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fedlora.config import ClientLimit
 from fedlora.config.node import NodeKeys, Report
-from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 
 DATA, TEXT = "data", "text"

@@ -7,14 +7,10 @@ from operator import itemgetter
 
 import torch
 
-from clients.owner.charges import Charges
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private, together
-from clients.owner.terms import TEXT
-from fedlora.config.privacy import PrivacyPolicy
-from fedlora.privacy.ledger.ledger import Receipt
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.noise import NoiseSource
+from clients.owner import TEXT, Charges, Door, Leaving, Private, together
+from fedlora.config import PrivacyPolicy
+from fedlora.privacy.ledger import Receipt
+from fedlora.privacy.mechanisms import NoiseSource, release
 
 
 class NoisyActivations:

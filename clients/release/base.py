@@ -8,10 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private, PrivateSamples
-from clients.owner.reporting import Reporting
-from clients.owner.terms import DATA, TEXT
+from clients.owner import DATA, TEXT, Door, Leaving, Private, PrivateSamples, Reporting
 
 T = TypeVar("T")
 

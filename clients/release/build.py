@@ -15,22 +15,28 @@ from dataclasses import asdict
 
 from torch import nn
 
-from clients.owner.charges import Charges
-from clients.owner.door import Door
-from clients.owner.origins import Origins
-from clients.owner.private import PrivateSamples
-from clients.owner.reporting import Reporting, plan_reporting
-from clients.owner.terms import OwnerTerms
+from clients.owner import (
+    Charges,
+    Door,
+    Origins,
+    OwnerTerms,
+    PrivateSamples,
+    Reporting,
+    plan_reporting,
+)
 from clients.release.base import GradientRelease, PlainRelease
 from clients.release.private import PrivateRelease
 from clients.release.randomised import RandomisedRelease
 from clients.release.upload_noise import UploadNoise
-from fedlora.config import Scenario
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
-from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
-from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
+from fedlora.privacy.mechanisms import (
+    InsecureNoise,
+    NoisedLabels,
+    NoiseSource,
+    RandomisedLabels,
+    SystemNoise,
+)
 from fedlora.privacy.plan import ReleasePlan, plan_release
 
 

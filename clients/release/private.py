@@ -11,23 +11,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from clients.owner.charges import Charges
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private, PrivateSamples, together, width_of
-from clients.owner.reporting import Reporting
+from clients.owner import (
+    Charges,
+    Door,
+    Leaving,
+    Private,
+    PrivateSamples,
+    Reporting,
+    together,
+    width_of,
+)
 from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.config import Scenario
-from fedlora.privacy.ledger.ledger import Receipt
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.head_releases import (
+from fedlora.privacy.ledger import Receipt
+from fedlora.privacy.mechanisms import (
+    NoisedLabels,
+    NoiseSource,
     label_corners,
     label_reach,
+    release,
     row_space_coordinates,
 )
-from fedlora.privacy.mechanisms.noise import NoiseSource
-from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
 from fedlora.privacy.plan import ReleasePlan
 
 

@@ -11,18 +11,14 @@ from dataclasses import replace
 
 import torch
 
-from clients.owner.charges import Charges
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private, PrivateSamples
-from clients.owner.reporting import Reporting
+from clients.owner import Charges, Door, Leaving, Private, PrivateSamples, Reporting
 from clients.release.activations import NoisyActivations
 from clients.release.base import ExactGradient, T
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.ledger.ledger import Receipt
-from fedlora.privacy.mechanisms.noise import NoiseSource
-from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
-from fedlora.tasks.base import Sample
+from fedlora.privacy.ledger import Receipt
+from fedlora.privacy.mechanisms import NoiseSource, RandomisedLabels
+from fedlora.tasks import Sample
 
 
 class RandomisedRelease(ExactGradient):

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.budget_schedule import BudgetSpread, ChannelWeight
-from fedlora.privacy.accounting.rdp import add_up, upload_cost
-from fedlora.privacy.ledger.ledger import BudgetSpentError
-from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
-from fedlora.privacy.mechanisms.noise import NoiseSource
+from fedlora.privacy.accounting import BudgetSpread, ChannelWeight, add_up, upload_cost
+from fedlora.privacy.ledger import BudgetSpentError
+from fedlora.privacy.mechanisms import AirNoise, AnalogNoise, NoiseSource, receiver_noise, top_up
 from fedlora.privacy.plan import ReleasePlan
 
 

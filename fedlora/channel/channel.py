@@ -20,7 +20,7 @@ from fedlora.channel.models.measured import MeasuredChannel
 from fedlora.channel.rate import RateRule, Shannon, rate_rule
 from fedlora.channel.state import ChannelState
 from fedlora.channel.streams import Stream, stream
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 _REMEMBERED_LINKS = 4096

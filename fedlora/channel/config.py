@@ -2,7 +2,7 @@
 
 import warnings
 
-from fedlora.config.channel import ChannelConfig, ReportConfig, ScheduleConfig
+from fedlora.config import ChannelConfig, ReportConfig, ScheduleConfig
 
 __all__ = ["ChannelConfig", "ReportConfig", "ScheduleConfig"]
 

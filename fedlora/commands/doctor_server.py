@@ -14,7 +14,7 @@ from pathlib import Path
 from fedlora import __version__
 from fedlora.commands.doctor import Finding
 from fedlora.errors import FedloraError
-from fedlora.link.handshake import PROTOCOL
+from fedlora.link import PROTOCOL
 
 _TIMEOUT_S = 5.0
 _OFFSET_S = 30.0
@@ -46,9 +46,8 @@ def examine_server(
 
 def examine_model(path: str) -> Iterator[Finding]:
     """Look at a model folder or edge package; its digests must be those of the server's."""
-    from fedlora.split.checkpoint import Checkpoint
-    from fedlora.split.resolve import model_folder
-    from fedlora.tasks.tokenizer import load_tokenizer
+    from fedlora.split import Checkpoint, model_folder
+    from fedlora.tasks import load_tokenizer
 
     try:
         checkpoint = Checkpoint(model_folder(path))

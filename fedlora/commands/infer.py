@@ -22,13 +22,8 @@ from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import head_file
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import pool_packed
-from fedlora.split.family import find_family
-from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import task_class
-from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
+from fedlora.tasks import Tokenizer, load_tokenizer, task_class
 from fedlora.unicode import require_unicode
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import typer
 
-from fedlora.split.resolve import model_folder
+from fedlora.split import model_folder
 from fedlora.split.slice import slice_checkpoint
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks import load_tokenizer
 
 
 def slice_model(model: str, out: Path, client_front: int, client_back: int) -> None:

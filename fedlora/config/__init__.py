@@ -6,6 +6,7 @@ value is checked when it is read; an error quotes the value and the mend.
 """
 
 from fedlora.checks import require
+from fedlora.config.channel import SNR_LIMIT_DB, ChannelConfig, ReportConfig, ScheduleConfig
 from fedlora.config.learning import (
     DataConfig,
     HeadConfig,
@@ -16,6 +17,7 @@ from fedlora.config.learning import (
     TrainConfig,
 )
 from fedlora.config.observe import ObserveConfig
+from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Release, Unit
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
@@ -28,6 +30,9 @@ from fedlora.config.system import (
 from fedlora.config.toml import load_scenario, scenario_from_toml, scenario_to_toml, with_overrides
 
 __all__ = [
+    "SNR_LIMIT_DB",
+    "ChannelConfig",
+    "ClientLimit",
     "ComputeConfig",
     "DataConfig",
     "EvaluateConfig",
@@ -38,11 +43,16 @@ __all__ = [
     "ModelConfig",
     "ObserveConfig",
     "PartitionConfig",
+    "PrivacyPolicy",
     "RanksConfig",
+    "Release",
+    "ReportConfig",
     "RobustConfig",
     "Scenario",
+    "ScheduleConfig",
     "TaskConfig",
     "TrainConfig",
+    "Unit",
     "load_scenario",
     "require",
     "scenario_from_toml",

@@ -1,1 +1,31 @@
-"""Frames, codecs, and the links that carry them between the engine and its clients."""
+"""How a client and the server talk: frames, messages, codecs, and links that carry them."""
+
+from fedlora.link.base import Link
+from fedlora.link.codec import Codec, create_codec, pack, unpack
+from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.link.handshake import PROTOCOL, Identity, check_identity
+from fedlora.link.local import LocalLink, edge_executor
+from fedlora.link.reasons import ERROR, NUMBERS, REASON, Words, closed_words, through_flower, told
+
+__all__ = [
+    "ERROR",
+    "NUMBERS",
+    "PROTOCOL",
+    "REASON",
+    "Codec",
+    "Frame",
+    "Identity",
+    "Link",
+    "LocalLink",
+    "Words",
+    "check_identity",
+    "closed_words",
+    "create_codec",
+    "decode_frame",
+    "edge_executor",
+    "encode_frame",
+    "pack",
+    "through_flower",
+    "told",
+    "unpack",
+]

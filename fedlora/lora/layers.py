@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora.config import LoraConfig
 from fedlora.lora.targets import choose_targets
-from fedlora.split.blocks import Blocks
+from fedlora.split import Blocks
 
 ADAPTER = "default"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import A_WEIGHT, B_WEIGHT, CONFIG_FILE, PREFIX, WEIGHTS_FILE
-from fedlora.split.resolve import resolve_path
+from fedlora.split import resolve_path
 
 if TYPE_CHECKING:  # layers bring PEFT, which checking a scenario need not load
     from fedlora.lora.layers import Projection

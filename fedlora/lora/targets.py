@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 
 from fedlora.errors import FedloraError
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.family import find_family
+from fedlora.split import Checkpoint, Cut, find_family
 
 ALL_LINEAR = "all-linear"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedlora.config import Scenario
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import gradient_sigma
-from fedlora.privacy.accounting.rdp import rdp_epsilon, upload_cost
+from fedlora.privacy.accounting import gradient_sigma, rdp_epsilon, upload_cost
 from fedlora.privacy.statement import Exposure
 
 

@@ -16,9 +16,8 @@ import math
 
 import torch
 
-from fedlora.config.privacy import PrivacyPolicy
-from fedlora.privacy.mechanisms.head_releases import label_corners, row_space_basis
-from fedlora.privacy.mechanisms.randomised_response import flip_probability
+from fedlora.config import PrivacyPolicy
+from fedlora.privacy.mechanisms import flip_probability, label_corners, row_space_basis
 from fedlora.privacy.plan import label_epsilon
 
 

@@ -13,10 +13,10 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from fedlora.checks import finite
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.rdp import SampledAccountant, convert, exact_epsilon, rdp_epsilon
-from fedlora.privacy.mechanisms.randomised_response import label_auc
+from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
+from fedlora.privacy.mechanisms import label_auc
 
 Accountant = Callable[[float, float], float]
 

@@ -3,7 +3,7 @@
 Whoever writes a strategy needs this module alone.
 """
 
-from fedlora.channel.state import ChannelState
+from fedlora.channel import ChannelState
 from fedlora.errors import FedloraError
 from fedlora.ranks.budget import fit_budget
 from fedlora.ranks.check import check_rank_strategy

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedlora.channel.state import ChannelState
+from fedlora.channel import ChannelState
 from fedlora.errors import FedloraError
 from fedlora.ranks.calls import Caller, CallError, read_decisions
 from fedlora.ranks.reports import ClientOutcome, ClientReport, DataStatistics, DeviceInfo

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from fedlora.channel.state import ChannelState
+from fedlora.channel import ChannelState
 from fedlora.checks import number
 from fedlora.errors import FedloraError, ProtocolError
 

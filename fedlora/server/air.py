@@ -8,10 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from fedlora.channel.channel import build_channel
-from fedlora.channel.ledger import AirLedger, AirRow
+from fedlora.channel import AirLedger, AirRow, ChannelState, build_channel
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
-from fedlora.channel.state import ChannelState
 from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError

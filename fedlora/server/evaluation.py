@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import Frame, create_codec, pack
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, pack
-from fedlora.link.frame import Frame
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.exchange.answers import read_batch
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import Activation
 from fedlora.server.steps import Ranks
-from fedlora.tasks.base import Counts, Task
+from fedlora.tasks import Counts, Task
 
 _TELL_EVERY_S = 1.0
 

@@ -19,7 +19,7 @@ from fedlora.report.summary import Summary
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.run import ServerRun
 from fedlora.storage.files import replace_file
-from fedlora.tasks.base import task_class
+from fedlora.tasks import task_class
 
 
 def write_results(

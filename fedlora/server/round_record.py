@@ -14,7 +14,7 @@ from fedlora.server.air import Air
 from fedlora.server.evaluation import Evaluation
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.steps import StepTally
-from fedlora.tasks.base import Counts
+from fedlora.tasks import Counts
 
 
 class Outcome:

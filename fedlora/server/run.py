@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from fedlora.channel.state import ChannelState
+from fedlora.channel import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
+from fedlora.link import PROTOCOL, Frame, Identity, Link, check_identity
 from fedlora.link import messages as m
-from fedlora.link.base import Link
-from fedlora.link.frame import Frame
-from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.observe.status import ClientStatus
 from fedlora.ranks.space import RankSpace
 from fedlora.server.air import Air
@@ -24,10 +22,8 @@ from fedlora.server.exchange.member import Member, Request
 from fedlora.server.exchange.watch import Watch
 from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import check_length
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.split import Checkpoint, model_folder
+from fedlora.tasks import check_length, load_tokenizer
 
 _MAX_ROWS = 1 << 40
 

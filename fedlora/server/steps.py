@@ -14,9 +14,8 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import Deserted, FedloraError, ProtocolError
+from fedlora.link import Frame, create_codec, pack
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, pack
-from fedlora.link.frame import Frame
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead

@@ -28,7 +28,7 @@ from fedlora.server.exchange.reports import Reports
 from fedlora.server.ranking import Ranking, Told
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
-from fedlora.tasks.base import Task, task_class
+from fedlora.tasks import Task, task_class
 
 log = logging.getLogger("fedlora.server")
 

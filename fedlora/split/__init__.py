@@ -1,1 +1,23 @@
-"""Cutting a transformer, and loading only the part that a side needs."""
+"""A checkpoint cut between client and server, one file a family."""
+
+from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
+from fedlora.split.checkpoint import DTYPES, Checkpoint
+from fedlora.split.edge import Back, Front, language_head, pool_packed
+from fedlora.split.family import find_family
+from fedlora.split.resolve import model_folder, resolve_path
+
+__all__ = [
+    "DTYPES",
+    "Back",
+    "Blocks",
+    "Checkpoint",
+    "Cut",
+    "Front",
+    "cut_widths",
+    "find_family",
+    "language_head",
+    "model_folder",
+    "pad_rows",
+    "pool_packed",
+    "resolve_path",
+]

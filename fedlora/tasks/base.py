@@ -13,7 +13,7 @@ from torch import nn
 from fedlora.config import DataConfig, Scenario, TaskConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import resolve
-from fedlora.split.checkpoint import Checkpoint
+from fedlora.split import Checkpoint
 from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import Metric
 from fedlora.tasks.tokenizer import Tokenizer

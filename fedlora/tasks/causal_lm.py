@@ -12,9 +12,7 @@ from torch import nn
 
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import language_head
-from fedlora.split.family import find_family
+from fedlora.split import Checkpoint, find_family, language_head
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import LanguageCounts

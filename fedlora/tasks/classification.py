@@ -11,7 +11,7 @@ from torch import nn
 
 from fedlora.config import DataConfig
 from fedlora.errors import ProtocolError
-from fedlora.split.checkpoint import Checkpoint
+from fedlora.split import Checkpoint
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record, require_column
 from fedlora.tasks.metrics import ClassificationCounts, NoisedCounts

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
-from fedlora.split.resolve import resolve_path
+from fedlora.split import resolve_path
 from fedlora.tasks.delimited import csv_records, lines, tsv_records
 from fedlora.unicode import require_unicode
 

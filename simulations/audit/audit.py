@@ -11,15 +11,13 @@ from typing import Any
 import torch
 
 from clients.build import EdgeParts, SimulatedData
-from fedlora.config import Scenario
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.rdp import exact_epsilon, upload_cost
+from fedlora.privacy.accounting import exact_epsilon, upload_cost
 from fedlora.privacy.plan import upload_plan
 from fedlora.report.run_folder import RunFolder
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.resolve import model_folder
-from fedlora.tasks.base import task_class
+from fedlora.split import Checkpoint, model_folder
+from fedlora.tasks import task_class
 from simulations.audit import gradients, labels, members, tokens
 from simulations.audit.canaries import Canary, guess_canaries, plant, planted
 from simulations.audit.effort import Effort

@@ -10,7 +10,7 @@ import numpy as np
 
 from clients.build import SimulatedData
 from fedlora.config import Scenario
-from fedlora.tasks.base import Sample
+from fedlora.tasks import Sample
 from simulations.audit.attacks.auc import auc
 from simulations.audit.attacks.canaries import epsilon_lower_bound
 from simulations.audit.final_model import losses, trained_model

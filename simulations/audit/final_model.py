@@ -14,15 +14,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from clients.build import EdgeParts, SimulatedData, load_parts
-from fedlora.config import FederationConfig, PartitionConfig, RanksConfig
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import FederationConfig, PartitionConfig, PrivacyPolicy, RanksConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.results import head_file
-from fedlora.tasks.base import Sample, head_trains
-from fedlora.tasks.data import Record as DataRecord
+from fedlora.tasks import Record as DataRecord
+from fedlora.tasks import Sample, head_trains
 from simulations.audit.recording import Advance, Observed
 from simulations.in_process import Record, connect
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fedlora.privacy.mechanisms.head_releases import head_gradients
-from fedlora.split.edge import pool_packed
-from fedlora.tasks.base import Sample
+from fedlora.privacy.mechanisms import head_gradients
+from fedlora.split import pool_packed
+from fedlora.tasks import Sample
 from simulations.audit.attacks.gradient_inversion import AdapterGradients, invert_gradients
 from simulations.audit.attacks.tokens import nearest_tokens, token_accuracy
 from simulations.audit.recording import Advance, Observed, Upload

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlora.config.privacy import PrivacyPolicy, Release
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.head_releases import label_reach
-from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.config import PrivacyPolicy, Release
+from fedlora.privacy.mechanisms import SystemNoise, label_reach, release
 from simulations.audit.attacks.auc import auc, label_auc_bound
 from simulations.audit.attacks.labels import (
     direction_scores,

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from clients.owner.private import Private, PrivateSamples
-from clients.owner.terms import OwnerTerms
+from clients.owner import OwnerTerms, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.release.build import build_release
 from fedlora.config import Scenario
-from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.mechanisms.head_releases import label_corners, zero_sum_basis
-from fedlora.tasks.base import Sample
+from fedlora.privacy.accounting import calibrate_sigma
+from fedlora.privacy.mechanisms import label_corners, zero_sum_basis
+from fedlora.tasks import Sample
 from simulations.audit.attacks.mechanism_audit import (
     PROBE_WIDTH,
     RELEASES_MIN,

@@ -12,24 +12,16 @@ import torch
 from clients.batches import BatchStream
 from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private
-from clients.owner.reporting import Reporting
-from clients.owner.terms import OwnerTerms
+from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
-from fedlora.config import Scenario
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy, Scenario
+from fedlora.link import Frame, LocalLink, create_codec, edge_executor, unpack
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, unpack
-from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink, edge_executor
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.head_releases import release_width
-from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.privacy.mechanisms import SystemNoise, release, release_width
 from fedlora.server.compute.engine import AdapterState
 from fedlora.server.run import ServerRun
-from fedlora.tasks.base import Sample
-from fedlora.tasks.data import Record as DataRecord
+from fedlora.tasks import Record as DataRecord
+from fedlora.tasks import Sample
 from simulations.in_process import Record
 
 Advance = Callable[[], None]

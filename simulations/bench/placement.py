@@ -17,7 +17,7 @@ import torch
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.server.compute.engine import ClientRows, SplitEngine
-from fedlora.split.checkpoint import Checkpoint
+from fedlora.split import Checkpoint
 
 LAYERS, WIDTH, ROWS, TOKENS = 16, 1024, 4, 64
 SETTINGS = {

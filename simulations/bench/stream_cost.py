@@ -9,9 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.link.base import Link
-from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink, edge_executor
+from fedlora.link import Frame, Link, LocalLink, edge_executor
 from fedlora.link.messages import END, STEP
 from simulations.bench.context import Context, Tick
 from simulations.bench.federation import Door, EdgeProcess, accept_all, admit_all

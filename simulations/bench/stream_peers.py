@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
 from fedlora.link.messages import HELLO, READY
 from fedlora.link.stream.client.client import StreamClient
 

@@ -14,8 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from fedlora.server.compute.engine import SplitEngine
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.resolve import model_folder
+from fedlora.split import Checkpoint, model_folder
 from simulations.bench.workload import Workload
 
 

@@ -25,8 +25,7 @@ from fedlora.config import (
     TaskConfig,
     TrainConfig,
 )
-from fedlora.tasks.base import Sample, Task, task_class
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks import Sample, Task, load_tokenizer, task_class
 
 CLASSES = ("negative", "positive")
 _LETTERS = "etaoinshrdlu"

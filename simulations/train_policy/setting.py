@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedlora.channel.channel import build_channel
+from fedlora.channel import build_channel
 from fedlora.checks import number
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError

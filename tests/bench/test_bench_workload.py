@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks import load_tokenizer
 from simulations.bench import models
 from simulations.bench.workload import Load, Workload
 

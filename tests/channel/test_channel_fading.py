@@ -18,7 +18,7 @@ from fedlora.channel.models.fading import (
 )
 from fedlora.channel.rate import Shannon
 from fedlora.channel.streams import Stream
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 DOWN, UP = Stream.DOWN_FADING, Stream.UP_FADING

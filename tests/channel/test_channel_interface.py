@@ -11,11 +11,11 @@ import sys
 import numpy as np
 import pytest
 
-from fedlora.channel.channel import Channel, build_channel
+from fedlora.channel import ChannelState, build_channel
+from fedlora.channel.channel import Channel
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.rate import Shannon
-from fedlora.channel.state import ChannelState
-from fedlora.config.channel import ChannelConfig, ReportConfig, ScheduleConfig
+from fedlora.config import ChannelConfig, ReportConfig, ScheduleConfig
 from fedlora.errors import FedloraError, ProtocolError
 
 AIRLLM = ChannelConfig(snr_db=(-5.0, 0.0, 5.0, 10.0, 15.0), bandwidth_hz=(5e6, 1e7))

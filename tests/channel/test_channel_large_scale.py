@@ -10,7 +10,7 @@ from scipy import stats
 
 from fedlora.channel.models.log_distance import LogDistanceChannel, ShadowMap, budget_snr_db
 from fedlora.channel.models.mobility import Linear, RandomWaypoint
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 QUIET = {"shadowing_db": 0.0, "small_scale": "none"}

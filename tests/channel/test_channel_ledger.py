@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedlora.channel.channel import Channel, build_channel
+from fedlora.channel import AirLedger, build_channel
+from fedlora.channel.channel import Channel
 from fedlora.channel.delivery import Delivery, deliver
-from fedlora.channel.ledger import AirLedger
 from fedlora.channel.models.awgn import AwgnChannel
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.fading import RayleighChannel
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 ZERO_DB = ChannelConfig(snr_db=(0.0,), deadline_s=2.0, up_power_w=0.5, down_power_w=4.0)

@@ -7,7 +7,7 @@ import pytest
 from fedlora.channel.channel import Channel
 from fedlora.channel.delivery import communication_cost, deliver
 from fedlora.channel.models.awgn import AwgnChannel
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 
 HIDDEN, FEED_FORWARD, LAYERS = 2048, 8192, 24
 PROJECTIONS = [(HIDDEN, HIDDEN)] * 4 + [(HIDDEN, FEED_FORWARD), (FEED_FORWARD, HIDDEN)]

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from fedlora.channel import ChannelState
 from fedlora.channel.channel import Channel
 from fedlora.channel.models.fading import RayleighChannel
 from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.channel.schedule.lyapunov import LyapunovScheduler
 from fedlora.channel.schedule.simple import AllClients, RandomClients
-from fedlora.channel.state import ChannelState
-from fedlora.config.channel import ChannelConfig, ScheduleConfig
+from fedlora.config import ChannelConfig, ScheduleConfig
 from fedlora.errors import FedloraError
 
 COMMON = {"rounds": 100, "seed": 0}

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fedlora.channel.models.sionna import CdlChannel, TdlChannel, UmaChannel, UmiChannel
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 MODELS = [TdlChannel, CdlChannel, UmiChannel, UmaChannel]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.channel.models.trace import TraceChannel
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from clients.batches import BatchStream
-from fedlora.tasks.base import Sample
+from fedlora.tasks import Sample
 
 SAMPLES = [Sample((number,), 0) for number in range(7)]
 

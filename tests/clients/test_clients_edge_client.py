@@ -14,12 +14,10 @@ from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Back, Front
-from fedlora.tasks.base import Sample
+from fedlora.split import Back, Checkpoint, Cut, Front
+from fedlora.tasks import Sample
 from fedlora.tasks.classification import Classification
 
 SAMPLES = [Sample(tuple(range(3, 3 + length)), length % 3) for length in (2, 5, 3, 4, 6)]

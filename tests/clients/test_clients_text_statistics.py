@@ -18,8 +18,7 @@ from clients.text_statistics import text_statistics, token_surprisals
 from fedlora.config import with_overrides
 from fedlora.ranks import DataStatistics
 from fedlora.scenarios import find_scenario
-from fedlora.tasks.base import Sample
-from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
+from fedlora.tasks import Sample, Tokenizer, load_tokenizer
 
 QUICKSTART = Path(__file__).parents[2] / "simulations" / "quickstart"
 DIALECTS = ["partition.kind=column", "partition.column=dialect"]

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedlora.config import load_scenario, with_overrides
-from fedlora.config.channel import ScheduleConfig
+from fedlora.config import ScheduleConfig, load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario

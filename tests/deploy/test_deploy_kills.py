@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedlora.privacy.accounting.rdp import upload_cost
-from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.accounting import upload_cost
+from fedlora.privacy.ledger import Ledger
 from fedlora.storage.state import RoundStates
 
 E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`")

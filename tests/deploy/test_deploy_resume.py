@@ -12,7 +12,7 @@ from clients.edge_client import EdgeClient
 from clients.keeper import Keeper
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.run import ServerRun

@@ -26,10 +26,9 @@ from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.launch.simulation import free_port
-from fedlora.link.frame import Frame
-from fedlora.link.reasons import through_flower
+from fedlora.link import Frame, through_flower
 from fedlora.link.stream.client.client import StreamClient
-from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.ledger import Ledger
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.flower.nodes import RECORD, Node
 from fedlora.server.flower.run import _train

@@ -14,12 +14,9 @@ from safetensors.torch import load_file, save_file
 from clients.build import SimulatedData, hello, load_parts
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.errors import FedloraError
-from fedlora.link.local import LocalLink, edge_executor
+from fedlora.link import LocalLink, edge_executor
 from fedlora.server.run import ServerRun
-from fedlora.split.blocks import Blocks, Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Back, Front, language_head
-from fedlora.split.family import find_family
+from fedlora.split import Back, Blocks, Checkpoint, Cut, Front, find_family, language_head
 from fedlora.split.slice import slice_checkpoint
 from simulations.in_process import Record
 

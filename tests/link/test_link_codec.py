@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link.codec import Bf16Codec, Codec, Fp32Codec, Int8Codec, pack, unpack
-from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.link import Codec, Frame, decode_frame, encode_frame, pack, unpack
+from fedlora.link.codec import Bf16Codec, Fp32Codec, Int8Codec
 
 CODECS = [Fp32Codec(), Bf16Codec(), Int8Codec()]
 every_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda c: type(c).__name__)
@@ -25,7 +25,9 @@ def over_the_wire(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_fp32_is_exact() -> None:
     x = random()
-    assert torch.equal(unpack(over_the_wire(pack("z", x, Fp32Codec())), "z", Fp32Codec(), (37, 24)), x)
+    assert torch.equal(
+        unpack(over_the_wire(pack("z", x, Fp32Codec())), "z", Fp32Codec(), (37, 24)), x
+    )
 
 
 def test_bf16_is_exact_for_bf16_inputs() -> None:

@@ -10,8 +10,7 @@ import torch
 from support.link_peers import echo
 
 from fedlora.errors import ClientLost, ProtocolError
-from fedlora.link.frame import Frame, encode_frame
-from fedlora.link.local import LocalLink, edge_executor
+from fedlora.link import Frame, LocalLink, edge_executor, encode_frame
 
 
 def test_a_reply_is_what_the_handler_made_and_its_bytes_are_counted() -> None:

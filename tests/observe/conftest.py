@@ -12,8 +12,8 @@ import pytest
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import ClientLost
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 from fedlora.observe.recorder import observed
 from fedlora.report.run_folder import RunFolder
 from simulations.in_process import Handler, connect

@@ -10,10 +10,9 @@ import torch
 from support.owner_device import WIDTH, Ask, Device, attack, scenario
 
 from fedlora.config import Scenario
+from fedlora.link import Frame, create_codec, pack
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, pack
-from fedlora.link.frame import Frame
-from fedlora.privacy.accounting.rdp import upload_cost
+from fedlora.privacy.accounting import upload_cost
 from fedlora.privacy.plan import upload_plan
 
 HEAD = "head_weight.weight"

@@ -14,17 +14,15 @@ import pytest
 import torch
 
 from clients.head import ClientHead
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private, PrivateSamples
+from clients.owner import Door, Leaving, OwnerTerms, Private, PrivateSamples
 from clients.owner.table import TABLE, rows
-from clients.owner.terms import OwnerTerms
 from fedlora.config import HeadConfig, TrainConfig
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.reasons import KINDS
-from fedlora.privacy.ledger.ledger import Ledger
-from fedlora.tasks.base import Sample
+from fedlora.privacy.ledger import Ledger
+from fedlora.tasks import Sample
 
 ROOT = Path(__file__).parents[2]
 STRICT = OwnerTerms.of(

@@ -14,11 +14,10 @@ from dp_accounting.rdp import RdpAccountant
 import clients.device
 from clients.head import ClientHead
 from clients.own_records import OwnRecords
-from clients.owner.door import Door, Leaving
-from clients.owner.terms import OwnerTerms
+from clients.owner import Door, Leaving, OwnerTerms
 from clients.release import build as build_release
 from clients.release.private import PrivateRelease
-from fedlora.privacy.accounting.calibration import epsilon_of
+from fedlora.privacy.accounting import epsilon_of
 from fedlora.privacy.accounting.rdp import ORDERS
 from fedlora.tasks.metrics import ClassificationCounts
 from simulations.audit.device.interference import DeviceAudit, audit_device

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from clients.owner.process import in_simulation
-from clients.owner.typed import check_arrived, keys_in, options_in
+from clients.owner import check_arrived
+from clients.owner.typed import keys_in, options_in
+from clients.process import in_simulation
 from fedlora.commands.keys import node_keys
 from fedlora.config.node import NodeKeys, dashed
 from fedlora.errors import FedloraError

@@ -12,16 +12,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.rdp import (
-    ORDERS,
-    SampledAccountant,
-    conversion,
-    convert,
-    exact_epsilon,
-    gaussian_delta,
-    rdp_epsilon,
-    rho,
-)
+from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
+from fedlora.privacy.accounting.rdp import ORDERS, conversion, gaussian_delta, rho
 
 OPACUS_ORDERS = tuple([1 + x / 10.0 for x in range(1, 100)] + list(range(12, 64)))
 DELTA = 1e-5

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
-from fedlora.privacy.mechanisms.noise import InsecureNoise
+from fedlora.privacy.mechanisms import AirNoise, AnalogNoise, InsecureNoise, receiver_noise, top_up
 
 C = 0.05
 

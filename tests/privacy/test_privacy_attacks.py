@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from scipy.special import ndtr
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.noise import InsecureNoise
+from fedlora.privacy.mechanisms import InsecureNoise, release
 from simulations.audit.attacks.auc import Auc, auc, label_auc_bound
 from simulations.audit.attacks.labels import direction_scores, label_distances, norm_scores
 from simulations.audit.attacks.tokens import nearest_tokens, recover_tokens, token_accuracy

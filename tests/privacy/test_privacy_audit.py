@@ -9,9 +9,8 @@ import torch
 from scipy.stats import norm
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.mechanisms.gaussian import clip_rows, release
-from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
+from fedlora.privacy.accounting import calibrate_sigma
+from fedlora.privacy.mechanisms import InsecureNoise, NoiseSource, SystemNoise, clip_rows, release
 from simulations.audit.attacks.mechanism_audit import (
     RELEASES_MIN,
     Mechanism,

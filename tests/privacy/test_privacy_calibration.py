@@ -5,14 +5,9 @@ import math
 import pytest
 from opacus.accountants.utils import get_noise_multiplier
 
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import (
-    calibrate_sigma,
-    epsilon_of,
-    gradient_sigma,
-    rho_budget,
-)
+from fedlora.privacy.accounting import calibrate_sigma, epsilon_of, gradient_sigma, rho_budget
 from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.plan import planned_uploads
 

@@ -9,8 +9,7 @@ import transformers
 from torch import nn
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms.gaussian import clip_rows, release
-from fedlora.privacy.mechanisms.noise import InsecureNoise
+from fedlora.privacy.mechanisms import InsecureNoise, clip_rows, release
 from fedlora.privacy.noise_propagation import (
     cut_projection_noise_energy,
     predict_noise_energy,

@@ -6,10 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedlora.config.privacy import ClientLimit
+from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import calibrate_sigma, rho_budget
-from fedlora.privacy.accounting.rdp import add_up, rdp_epsilon, upload_cost
+from fedlora.privacy.accounting import add_up, calibrate_sigma, rdp_epsilon, rho_budget, upload_cost
 from fedlora.privacy.ledger.budget import OwnerBudget
 
 EPSILON, DELTA = 8.0, 1e-5

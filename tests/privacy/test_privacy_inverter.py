@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.noise import InsecureNoise
+from fedlora.privacy.mechanisms import InsecureNoise, release
 from simulations.audit.attacks.inverter import Fit, TokenInverter, train_inverter
 from simulations.audit.attacks.tokens import nearest_tokens, token_accuracy
 

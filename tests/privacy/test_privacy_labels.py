@@ -7,12 +7,8 @@ import pytest
 from scipy.stats import binomtest
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms.randomised_response import (
-    RandomisedLabels,
-    flip_probability,
-    label_auc,
-    randomise,
-)
+from fedlora.privacy.mechanisms import RandomisedLabels, flip_probability, label_auc
+from fedlora.privacy.mechanisms.randomised_response import randomise
 from fedlora.storage import journal
 
 NAMES = ["maybe", "off", "on"]

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlora.config.privacy import ClientLimit
+from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.accounting.rdp import rho, upload_cost
+from fedlora.privacy.accounting import calibrate_sigma, upload_cost
+from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.ledger import BudgetSpentError, Ledger
 from fedlora.privacy.ledger import store as module
-from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
 from fedlora.privacy.ledger.records import RUNS_KEPT
 from fedlora.storage import journal
 

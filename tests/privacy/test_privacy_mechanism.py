@@ -9,8 +9,7 @@ import torch
 from scipy import stats
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms.gaussian import clip_rows, release, rounding_step
-from fedlora.privacy.mechanisms.noise import InsecureNoise, SystemNoise
+from fedlora.privacy.mechanisms import InsecureNoise, SystemNoise, clip_rows, release, rounding_step
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 C = 0.05

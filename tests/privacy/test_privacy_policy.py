@@ -4,9 +4,15 @@ import math
 
 import pytest
 
-from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
+from fedlora.config import (
+    ClientLimit,
+    PrivacyPolicy,
+    Scenario,
+    scenario_from_toml,
+    scenario_to_toml,
+    with_overrides,
+)
 from fedlora.config.node import NodeKeys
-from fedlora.config.privacy import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.plan import check_samples
 

@@ -6,16 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedlora.config import with_overrides
-from fedlora.config.privacy import PrivacyPolicy
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.head_releases import (
+from fedlora.config import PrivacyPolicy, with_overrides
+from fedlora.privacy.mechanisms import (
+    RandomisedLabels,
+    SystemNoise,
     head_gradients,
     label_corners,
+    release,
     row_space_coordinates,
 )
-from fedlora.privacy.mechanisms.noise import SystemNoise
-from fedlora.privacy.mechanisms.randomised_response import RandomisedLabels
 from fedlora.privacy.noise_propagation import SNR_MAX, SnrMeter
 from fedlora.privacy.plan import label_epsilon
 from fedlora.privacy.probe import noise_probe

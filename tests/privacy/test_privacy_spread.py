@@ -6,9 +6,14 @@ import random
 
 import pytest
 
-from fedlora.privacy.accounting.budget_schedule import BudgetSpread, ChannelWeight
-from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.accounting.rdp import add_up, rdp_epsilon, upload_cost
+from fedlora.privacy.accounting import (
+    BudgetSpread,
+    ChannelWeight,
+    add_up,
+    calibrate_sigma,
+    rdp_epsilon,
+    upload_cost,
+)
 
 EPSILON, DELTA, UPLOADS = 4.0, 1e-5, 12
 SIGMA = calibrate_sigma(EPSILON, DELTA, UPLOADS)

@@ -5,10 +5,15 @@ import math
 
 import pytest
 
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.accounting.rdp import SampledAccountant, exact_epsilon, rdp_epsilon, rho
+from fedlora.privacy.accounting import (
+    SampledAccountant,
+    calibrate_sigma,
+    exact_epsilon,
+    rdp_epsilon,
+)
+from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.statement import (
     ACTIVATIONS,
     CARRIED,

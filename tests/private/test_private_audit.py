@@ -11,16 +11,12 @@ import pytest
 import torch
 from support.private_federation import scenario, write_records
 
-from clients.owner.door import Door, Leaving
-from clients.owner.private import Private
-from clients.owner.reporting import Reporting
-from clients.owner.terms import OwnerTerms
+from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
 from clients.release.build import build_release
-from fedlora.config import Scenario
-from fedlora.config.privacy import PrivacyPolicy
-from fedlora.privacy.mechanisms.gaussian import release as noised
-from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.config import PrivacyPolicy, Scenario
+from fedlora.privacy.mechanisms import SystemNoise
+from fedlora.privacy.mechanisms import release as noised
 from fedlora.report.gallery import AUDIT_GALLERY
 from fedlora.report.page import render
 from fedlora.report.run_folder import RunFolder

@@ -10,16 +10,13 @@ from support.private_federation import Federation, scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
-from clients.owner.private import Private
-from clients.owner.terms import OwnerTerms
-from fedlora.config import Scenario
-from fedlora.config.privacy import ClientLimit
+from clients.owner import OwnerTerms, Private
+from fedlora.config import ClientLimit, Scenario
 from fedlora.errors import FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.privacy.accounting.calibration import calibrate_sigma
-from fedlora.privacy.accounting.rdp import rdp_epsilon
-from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.accounting import calibrate_sigma, rdp_epsilon
+from fedlora.privacy.ledger import Ledger
 
 FADING = ("channel.model=rayleigh", "privacy.release=row_space")
 SPREAD = (*FADING, "privacy.spread=channel", "privacy.uploads=8", "train.rounds=8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedlora.privacy.mechanisms.head_releases import (
+from fedlora.privacy.mechanisms import (
     head_gradients,
     label_corners,
     label_reach,

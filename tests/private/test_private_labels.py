@@ -11,14 +11,19 @@ from support.private_federation import Federation, scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
-from clients.owner.terms import OwnerTerms
-from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml
-from fedlora.config.privacy import ClientLimit, PrivacyPolicy
+from clients.owner import OwnerTerms
+from fedlora.config import (
+    ClientLimit,
+    PrivacyPolicy,
+    Scenario,
+    scenario_from_toml,
+    scenario_to_toml,
+)
 from fedlora.errors import FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.privacy.ledger.ledger import Ledger
-from fedlora.privacy.mechanisms.randomised_response import flip_probability
+from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.mechanisms import flip_probability
 from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import write_results

@@ -11,20 +11,17 @@ from support.private_federation import scenario
 
 from clients.build import SimulatedData, load_parts
 from clients.edge_client import EdgeClient
+from clients.owner import OwnerTerms, Private, local_scenario, own_number
 from clients.owner.origins import origins
-from clients.owner.private import Private
-from clients.owner.scenario import local_scenario
-from clients.owner.terms import OwnerTerms, own_number
-from fedlora.config import Scenario, with_overrides
+from fedlora.config import ClientLimit, Scenario, with_overrides
 from fedlora.config.node import NodeKeys
-from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.privacy.accounting.rdp import rdp_epsilon, rho
-from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
-from fedlora.tasks.base import Sample
-from fedlora.tasks.data import load_records
+from fedlora.privacy.accounting import rdp_epsilon
+from fedlora.privacy.accounting.rdp import rho
+from fedlora.privacy.ledger import BudgetSpentError, Ledger
+from fedlora.tasks import Sample, load_records
 
 LIMIT = ClientLimit(8.0)
 

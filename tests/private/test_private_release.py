@@ -12,18 +12,15 @@ from support.private_federation import scenario
 from clients.build import SimulatedData, load_parts
 from clients.device import take_part
 from clients.edge_client import EdgeClient
-from clients.owner.origins import content
-from clients.owner.private import Private
-from clients.owner.terms import OwnerTerms
+from clients.owner import OwnerTerms, Private, content
 from clients.release import private
-from fedlora.config import Scenario, scenario_to_toml
+from fedlora.config import ClientLimit, PrivacyPolicy, Scenario, scenario_to_toml
 from fedlora.config.node import NodeKeys
-from fedlora.config.privacy import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger
-from fedlora.privacy.mechanisms.gaussian import clip_rows
+from fedlora.privacy.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.mechanisms import clip_rows
 from fedlora.server.run import ServerRun
 from simulations.in_process import Record
 

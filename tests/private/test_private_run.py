@@ -15,14 +15,13 @@ from dp_accounting.rdp import RdpAccountant
 from support.private_federation import Federation, scenario
 
 from clients.edge_host import EdgeHost
-from clients.owner.terms import OwnerTerms
-from fedlora.config import scenario_from_toml, scenario_to_toml
-from fedlora.config.privacy import ClientLimit
+from clients.owner import OwnerTerms
+from fedlora.config import ClientLimit, scenario_from_toml, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.lora.export import Adapter
 from fedlora.privacy.accounting.rdp import ORDERS
-from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.ledger import Ledger
 from fedlora.report.page import write_report
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import export, write_results

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.channel.channel import build_channel
+from fedlora.channel import build_channel
 from fedlora.check import check_scenario
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError

@@ -21,9 +21,7 @@ from test_engine_equals_peft import (
 
 from fedlora.config import LoraConfig, RobustConfig, Scenario, TaskConfig, TrainConfig
 from fedlora.server.compute.engine import ClientRows, SplitEngine
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Back, Front
+from fedlora.split import Back, Checkpoint, Cut, Front
 
 
 def make_engine(

@@ -12,9 +12,7 @@ from transformers import AutoModel
 
 from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
 from fedlora.server.compute.engine import ClientRows, SplitEngine
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Back, Front
+from fedlora.split import Back, Checkpoint, Cut, Front
 
 R_MAX, ALPHA = 4, 6.0
 LENGTHS = {"0": [9, 5], "1": [7], "2": [4, 8, 3]}

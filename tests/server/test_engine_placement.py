@@ -9,9 +9,7 @@ from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.placement import AwayWeights
-from fedlora.split.blocks import Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Front
+from fedlora.split import Checkpoint, Cut, Front
 
 RANKS = {"0": 4, "1": 2, "2": 0, "3": 3, "4": 4}
 DISK = ['compute.device_map={disk = "1-2"}', "compute.checkpoint=true"]

@@ -8,10 +8,17 @@ import torch.nn.functional as F
 from support.tiny_models import CAUSAL, CONFIGS, ENCODERS
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fedlora.split.blocks import Blocks, Cut
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Back, Front, language_head, pool_packed, run_packed
-from fedlora.split.family import find_family
+from fedlora.split import (
+    Back,
+    Blocks,
+    Checkpoint,
+    Cut,
+    Front,
+    find_family,
+    language_head,
+    pool_packed,
+)
+from fedlora.split.edge import run_packed
 
 LENGTHS = [9, 5, 7]
 CUTS = [(0, 0), (1, 0), (0, 2), (1, 1)]

@@ -34,9 +34,8 @@ import clients.device
 import clients.keeper
 import fedlora.server.flower.questions
 import fedlora.server.flower.sessions
+from fedlora.link import Frame, encode_frame, through_flower
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame, encode_frame
-from fedlora.link.reasons import through_flower
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
 from fedlora.server.flower.nodes import RECORD

@@ -13,11 +13,10 @@ import pytest
 import clients.device
 from clients.device import take_part
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
-from fedlora.link.frame import Frame, decode_frame, encode_frame
-from fedlora.link.reasons import Words
+from fedlora.link import Frame, Words, decode_frame, encode_frame
 from fedlora.link.stream.client.answer import answer
 from fedlora.link.stream.client.session import ClientSession
-from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.ledger import Ledger
 
 MODEL = "package:simulations/quickstart/decoder"
 WIDTH = 128

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 from clients.edge_client import EdgeClient
-from clients.owner.terms import OwnerTerms
+from clients.owner import OwnerTerms
 from fedlora.config import Scenario, with_overrides
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
 from fedlora.report.run_folder import RunFolder
 from simulations import in_process
 from simulations.in_process import Handler, Record

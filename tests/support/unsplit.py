@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from clients.batches import BatchStream
-from fedlora.tasks.base import Sample
+from fedlora.tasks import Sample
 from support.federation import Federation
 
 PREFIXES = {"gpt2": "transformer.", "bert": ""}

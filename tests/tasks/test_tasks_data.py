@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks.data import load_records, require_column
+from fedlora.tasks import load_records, require_column
 
 RECORDS = [
     {"text": 'say "yes", twice', "label": "one"},

@@ -9,7 +9,8 @@ import pytest
 
 from fedlora.config import PartitionConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks.partition import holdout_split, label_table, partition
+from fedlora.tasks import holdout_split
+from fedlora.tasks.partition import label_table, partition
 
 
 def _records(count, labels=4, speakers=30, seed=0):
@@ -216,7 +217,7 @@ def test_label_table_counts_what_each_client_holds():
 
 def test_real_speakers_are_dealt_whole(shared):
     from fedlora.config import DataConfig
-    from fedlora.tasks.data import load_records
+    from fedlora.tasks import load_records
 
     config = DataConfig(
         train=str(shared / "data" / "shakespeare" / "input.txt"),

@@ -16,7 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedlora.errors import FedloraError
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks import load_tokenizer
 
 TEXTS = [
     "",

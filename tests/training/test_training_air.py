@@ -14,8 +14,8 @@ from support.federation import Federation, Handler, scenario
 from support.unsplit import SampleStream, Unsplit
 
 from clients.edge_client import EdgeClient
-from fedlora.channel.state import ChannelState
-from fedlora.link.frame import Frame
+from fedlora.channel import ChannelState
+from fedlora.link import Frame
 from fedlora.ranks import ClientReport
 from fedlora.report.summary import Summary
 

@@ -20,7 +20,7 @@ from fedlora.report.run_folder import RunFolder
 from fedlora.server.checkpoint import Checkpoints
 from fedlora.server.compute.engine import ClientRows
 from fedlora.server.results import write_results
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks import load_tokenizer
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from fedlora.lora.export import Adapter
 from fedlora.report.run_folder import RunFolder
 from fedlora.server.compute.engine import ClientRows
 from fedlora.server.results import export
-from fedlora.tasks.base import Sample
+from fedlora.tasks import Sample
 
 LANGUAGE = ["task.kind=causal_lm"]
 CASES = [

@@ -13,12 +13,12 @@ from support.federation import Federation, Handler, relative, scenario
 from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
+from fedlora.channel import ChannelState
 from fedlora.channel.rate import Shannon
 from fedlora.channel.schedule.base import Scheduler
-from fedlora.channel.state import ChannelState
 from fedlora.errors import ClientLost, Deserted, FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 
 Change = Callable[[Frame], Frame]
 BAD = "1"

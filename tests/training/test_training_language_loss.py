@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fedlora.config import TaskConfig
-from fedlora.tasks import causal_lm
-from fedlora.tasks.base import IGNORED, Sample
+from fedlora.tasks import IGNORED, Sample, causal_lm
 from fedlora.tasks.causal_lm import CausalLanguageModelling, LanguageHead
 
 VOCABULARY, WIDTH = 53, 8

@@ -9,8 +9,8 @@ from support.federation import scenario
 from fedlora.config import TaskConfig
 from fedlora.errors import FedloraError
 from fedlora.server.compute.engine import ClientRows, SplitEngine
-from fedlora.split.checkpoint import Checkpoint
-from fedlora.tasks.base import check_length
+from fedlora.split import Checkpoint
+from fedlora.tasks import check_length
 
 POSITIONS = 64
 

@@ -10,7 +10,7 @@ from support.federation import Federation, scenario
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.server.compute.engine import ClientRows, SplitEngine
-from fedlora.split.checkpoint import Checkpoint
+from fedlora.split import Checkpoint
 
 
 def living_bytes() -> int:

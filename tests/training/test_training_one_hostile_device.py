@@ -14,8 +14,8 @@ from support.federation import Federation, Handler, Recorder, relative, same, sc
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLost, ProtocolError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 from fedlora.server.run import ServerRun
 
 BAD = "3"

@@ -11,8 +11,8 @@ from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLost
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 from fedlora.server.compute.shared_head import most_common
 from fedlora.server.exchange.uploads import clip_rows
 from simulations.studies.poison.attackers import POISONS, poisoner

@@ -7,10 +7,9 @@ from support.federation import LABELS
 
 from fedlora.config import DataConfig, TaskConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks.base import IGNORED, Sample
+from fedlora.tasks import IGNORED, Sample, load_tokenizer
 from fedlora.tasks.causal_lm import CausalLanguageModelling
 from fedlora.tasks.classification import Classification
-from fedlora.tasks.tokenizer import load_tokenizer
 
 PROMPT = DataConfig(prompt_separator="w5")
 

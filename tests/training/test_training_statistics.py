@@ -12,13 +12,13 @@ import pytest
 from support.federation import Federation, Handler, same, scenario
 
 from clients.edge_client import EdgeClient
-from clients.owner.terms import OwnerTerms
+from clients.owner import OwnerTerms
 from clients.reports import device_report
 from clients.text_statistics import text_statistics
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 from fedlora.ranks import (
     ClientReport,
     DataStatistics,
@@ -26,7 +26,7 @@ from fedlora.ranks import (
     RankSpace,
     RankStrategy,
 )
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.tasks import load_tokenizer
 
 TOLD: list[dict[str, DataStatistics | None]] = []
 ASKED = ("ranks.statistics=true",)

@@ -13,9 +13,8 @@ from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLate, FedloraError
+from fedlora.link import Frame, LocalLink
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.link.local import LocalLink
 from fedlora.server import steps
 
 SLOW = "2"

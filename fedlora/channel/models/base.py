@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedlora.channel.streams import Stream, stream
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy.special import j0
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.streams import Stream, stream
 from fedlora.checks import choice, number, positive
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 Scatter = Callable[[Stream, int, int], complex]

@@ -11,7 +11,7 @@ from fedlora.channel.models.fading import SmallScaleFading
 from fedlora.channel.models.mobility import Linear, Mobility, RandomWaypoint
 from fedlora.channel.streams import Stream, stream
 from fedlora.checks import choice, number, positive
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 
 SPEED_OF_LIGHT_MPS = 299_792_458.0
 THERMAL_NOISE_DBM_PER_HZ = -174.0

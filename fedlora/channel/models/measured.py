@@ -6,7 +6,7 @@ from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.rate import Shannon
 from fedlora.channel.state import RATE_MAX_BPS, RATE_MIN_BPS, ChannelState
 from fedlora.checks import number
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 

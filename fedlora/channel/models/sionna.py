@@ -21,7 +21,7 @@ from fedlora.channel.models.log_distance import budget_snr_db
 from fedlora.channel.rate import Shannon
 from fedlora.channel.streams import Stream, stream
 from fedlora.checks import choice, number, positive
-from fedlora.config.channel import ChannelConfig
+from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 _SUBCARRIERS = 64

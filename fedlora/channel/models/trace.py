@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.checks import bandwidth, number
-from fedlora.config.channel import SNR_LIMIT_DB, ChannelConfig
+from fedlora.config import SNR_LIMIT_DB, ChannelConfig
 from fedlora.errors import FedloraError
 
 _COLUMNS = ("time_s", "client", "snr_db", "up_snr_db", "down_snr_db", "bandwidth_hz")

@@ -10,7 +10,7 @@ from typing import Any
 from fedlora import registry
 from fedlora.channel.channel import check_options
 from fedlora.channel.state import ChannelState
-from fedlora.config.channel import ScheduleConfig
+from fedlora.config import ScheduleConfig
 
 
 @dataclass(frozen=True)

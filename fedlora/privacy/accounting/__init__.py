@@ -1,1 +1,32 @@
 """What an upload costs, and how much noise a budget buys."""
+
+from fedlora.privacy.accounting.budget_schedule import BudgetSpread, ChannelWeight
+from fedlora.privacy.accounting.calibration import (
+    calibrate_sigma,
+    epsilon_of,
+    gradient_sigma,
+    rho_budget,
+)
+from fedlora.privacy.accounting.rdp import (
+    SampledAccountant,
+    add_up,
+    convert,
+    exact_epsilon,
+    rdp_epsilon,
+    upload_cost,
+)
+
+__all__ = [
+    "BudgetSpread",
+    "ChannelWeight",
+    "SampledAccountant",
+    "add_up",
+    "calibrate_sigma",
+    "convert",
+    "epsilon_of",
+    "exact_epsilon",
+    "gradient_sigma",
+    "rdp_epsilon",
+    "rho_budget",
+    "upload_cost",
+]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fedlora.checks import EPSILON_MAX, check_target
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import (
     ORDERS,

@@ -1,1 +1,12 @@
 """What each record has spent, on the disk of its owner."""
+
+from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger, Receipt, record_ids
+from fedlora.privacy.ledger.records import Book
+
+__all__ = [
+    "Book",
+    "BudgetSpentError",
+    "Ledger",
+    "Receipt",
+    "record_ids",
+]

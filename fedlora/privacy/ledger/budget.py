@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fedlora.config.privacy import ClientLimit
+from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import epsilon_of, rho_budget
+from fedlora.privacy.accounting import epsilon_of, rho_budget
 
 
 class OwnerBudget:

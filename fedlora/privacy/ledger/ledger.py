@@ -21,10 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fedlora.config.privacy import ClientLimit
+from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.calibration import epsilon_of
-from fedlora.privacy.accounting.rdp import add_up, upload_cost
+from fedlora.privacy.accounting import add_up, epsilon_of, upload_cost
 from fedlora.privacy.ledger.budget import OwnerBudget
 from fedlora.privacy.ledger.records import FORMAT, OLD_FORMAT
 from fedlora.privacy.ledger.store import LedgerFile

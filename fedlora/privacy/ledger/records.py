@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.rdp import add_up
+from fedlora.privacy.accounting import add_up
 from fedlora.storage import journal
 
 FORMAT = "fedlora-privacy-ledger/2"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.checks import positive
-from fedlora.config.privacy import Unit
+from fedlora.config import Unit
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms.noise import NoiseSource
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.config.privacy import Release
+from fedlora.config import Release
 
 _RANK_TOLERANCE = 1e-6  # singular values below this fraction of the largest carry nothing
 

@@ -19,9 +19,7 @@ from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
-from fedlora.split.blocks import Blocks, pad_rows
-from fedlora.split.checkpoint import DTYPES, Checkpoint
-from fedlora.split.edge import pool_packed
+from fedlora.split import DTYPES, Blocks, Checkpoint, pad_rows, pool_packed
 
 AdapterState = Mapping[str, torch.Tensor]
 

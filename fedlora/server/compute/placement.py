@@ -22,7 +22,7 @@ from fedlora.config.placement import is_away, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.lora.device import check_device
 from fedlora.lora.layers import Projection
-from fedlora.split.blocks import Blocks
+from fedlora.split import Blocks
 
 
 class AwayWeights(Mapping[str, torch.Tensor]):

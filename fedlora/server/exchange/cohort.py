@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
+from fedlora.link import Frame, told
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.link.reasons import told
 from fedlora.printable import printable
 from fedlora.server.exchange.member import Book, Member, Request, natural
 from fedlora.server.exchange.patience import Patience

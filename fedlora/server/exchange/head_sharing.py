@@ -7,13 +7,13 @@ from typing import Any
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
 from fedlora.server.compute.shared_head import SharedHead, Weights, most_common
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import check_weights, read_named
-from fedlora.tasks.base import head_trains
+from fedlora.tasks import head_trains
 
 
 class HeadSharing:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedlora.link.base import Link
+from fedlora.link import Link
 
 Book = Callable[[str, str, Mapping[str, torch.Tensor], int], None]
 

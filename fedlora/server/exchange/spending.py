@@ -8,13 +8,13 @@ from typing import Any
 
 from fedlora.checks import finite
 from fedlora.config import Scenario
-from fedlora.link.frame import Frame
-from fedlora.privacy.accounting.rdp import rdp_epsilon
+from fedlora.link import Frame
+from fedlora.privacy.accounting import rdp_epsilon
 from fedlora.privacy.plan import exposure
 from fedlora.privacy.statement import Sampling, privacy_statement
 from fedlora.report.records import RoundRecord, Rounds
 from fedlora.server.exchange.uploads import read_number
-from fedlora.tasks.base import head_trains
+from fedlora.tasks import head_trains
 
 _SIGMA_MIN = 1e-3  # less noise than this promises nothing
 _SPENT_MAX = 1e18  # far beyond any promise, and far from where a statement would overflow

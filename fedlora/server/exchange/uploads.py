@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link.codec import Codec, unpack
-from fedlora.link.frame import Frame
+from fedlora.link import Codec, Frame, unpack
 
 MOST_WEIGHT = 1e6
 """Far beyond any weight of a head that works."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora.link.reasons import ERROR, told
+from fedlora.link import ERROR, told
 from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.server")

@@ -16,8 +16,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import ClientLost, FedloraError
-from fedlora.link.frame import Frame
-from fedlora.link.reasons import ERROR, told
+from fedlora.link import ERROR, Frame, told
 from fedlora.link.stream.address import address_of
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlora.split.blocks import pad_rows
+from fedlora.split import pad_rows
 from simulations.audit.attacks.tokens import token_accuracy
 
 Observe = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]

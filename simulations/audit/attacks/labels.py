@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.config.privacy import Release
+from fedlora.config import Release
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms.gaussian import clip_rows
-from fedlora.privacy.mechanisms.head_releases import label_corners, row_space_coordinates
+from fedlora.privacy.mechanisms import clip_rows, label_corners, row_space_coordinates
 
 
 def norm_scores(gradients: torch.Tensor) -> torch.Tensor:

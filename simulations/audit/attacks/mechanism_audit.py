@@ -34,9 +34,9 @@ import torch
 from scipy.special import ndtri
 from scipy.stats import beta
 
-from fedlora.config.privacy import Unit
+from fedlora.config import Unit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting.rdp import exact_epsilon
+from fedlora.privacy.accounting import exact_epsilon
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

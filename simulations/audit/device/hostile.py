@@ -11,9 +11,8 @@ import torch
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.link import Frame, create_codec, decode_frame, pack
 from fedlora.link import messages as m
-from fedlora.link.codec import create_codec, pack
-from fedlora.link.frame import Frame, decode_frame
 
 _CLASSES = ("neg", "pos", "odd")
 _RUNS = ("0" * 16, "0" * 16, "1" * 16)

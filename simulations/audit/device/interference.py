@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config import Scenario
-from fedlora.link.frame import Frame, decode_frame
-from fedlora.split.resolve import model_folder
-from fedlora.tasks.tokenizer import load_tokenizer
+from fedlora.link import Frame, decode_frame
+from fedlora.split import model_folder
+from fedlora.tasks import load_tokenizer
 from simulations.audit.device.differences import difference
 from simulations.audit.device.hostile import MODEL, HostileServer
 from simulations.audit.device.spending import Left, leaving, underpaid

@@ -11,8 +11,7 @@ from unittest import mock
 
 import torch
 
-from clients.owner.door import Leaving
-from clients.owner.reporting import Reporting
+from clients.owner import Leaving, Reporting
 from clients.release.activations import NoisyActivations
 from clients.release.private import PrivateRelease
 from simulations.audit.device.world import World

@@ -17,11 +17,10 @@ from unittest import mock
 
 import clients.app
 import clients.device
-from fedlora.link.frame import Frame, encode_frame
-from fedlora.link.reasons import Words
+from fedlora.link import Frame, Words, encode_frame
 from fedlora.link.stream.client.answer import answer
 from fedlora.link.stream.client.session import ClientSession
-from fedlora.privacy.ledger.ledger import Ledger
+from fedlora.privacy.ledger import Ledger
 
 Row = Mapping[str, str]
 Server = Callable[[Frame, Callable[[Frame], bytes | None]], None]

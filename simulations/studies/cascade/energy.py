@@ -10,10 +10,9 @@ import torch
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.link import Frame
 from fedlora.link import messages as m
-from fedlora.link.frame import Frame
-from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.privacy.mechanisms import SystemNoise, release
 from fedlora.privacy.probe import noise_probe
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from simulations.in_process import Handler, Record, connect

@@ -14,8 +14,7 @@ from statistics import mean
 
 import numpy as np
 
-from fedlora.config import Scenario
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy, Scenario
 from simulations.in_process import Record, connect
 
 

@@ -85,7 +85,7 @@ def compare(
 
 def _check(base: Scenario, trials: Sequence[Trial]) -> None:
     """Refuse contenders that cannot be made, and SNRs that make no difference."""
-    from fedlora.channel.channel import build_channel
+    from fedlora.channel import build_channel
     from fedlora.ranks import create_strategy
     from fedlora.server.run import ServerRun
     from simulations.in_process import Record

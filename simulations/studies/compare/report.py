@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.config import Scenario
-from fedlora.tasks.base import task_class
+from fedlora.tasks import task_class
 from simulations.studies.compare.plots import draw_all
 from simulations.studies.compare.statistics import (
     WINNER_COLUMNS,

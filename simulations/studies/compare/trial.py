@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.config import RanksConfig, Scenario
-from fedlora.config.channel import ScheduleConfig
+from fedlora.config import RanksConfig, Scenario, ScheduleConfig
 from simulations.in_process import Record, connect
 from simulations.studies.compare.reward import (
     Losses,

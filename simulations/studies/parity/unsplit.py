@@ -17,7 +17,7 @@ from clients.build import EdgeParts, SimulatedData, load_parts
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import AdapterState
-from fedlora.tasks.base import IGNORED, Sample
+from fedlora.tasks import IGNORED, Sample
 
 _EVALUATION_ROWS = 64
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from fedlora.config import Scenario, load_scenario, scenario_to_toml, with_overrides
-from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config import PrivacyPolicy, Scenario, load_scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.storage.files import replace_file
 from simulations.in_process import Record, connect
