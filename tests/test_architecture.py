@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "channel launch privacy report robust scenarios tasks",
         "config link split storage",
         "checks registry scaffold unicode",
-        "errors printable",
+        "errors machine printable",
     ),
     "fedlora.server": (
         "app",

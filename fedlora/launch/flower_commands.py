@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
+from fedlora.machine import stretch
 
 TOOLS = Path(sys.executable).parent
-START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
+_START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
 _CONNECTION = "fedlora"
 _WORDS_S = 30.0
 
@@ -27,6 +28,11 @@ _QUIET = {
     # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+
+
+def start_s() -> float:
+    """Return how long Flower's processes may take to start on this machine, in seconds."""
+    return _START_S * stretch()
 
 
 class FlowerCommands:
@@ -78,10 +84,10 @@ class FlowerCommands:
         )
         words = ["run", str(app), _CONNECTION, "--federation-config", settings]
         try:
-            said = self._ask(words, START_S)
+            said = self._ask(words, limit_s := start_s())
         except subprocess.TimeoutExpired:
             raise FedloraError(
-                f"Flower did not take the run within {START_S:g} s; end other work on this "
+                f"Flower did not take the run within {limit_s:.0f} s; end other work on this "
                 "machine and try again"
             ) from None
         found = _object(said.stdout)

@@ -23,9 +23,10 @@ import psutil
 
 from fedlora import __version__
 from fedlora.errors import FedloraError
-from fedlora.launch.flower_commands import START_S, TOOLS, FlowerCommands
+from fedlora.launch.flower_commands import TOOLS, FlowerCommands, start_s
 from fedlora.launch.guard import END_S
 from fedlora.link.stream.address import check_listens
+from fedlora.machine import stretch
 
 _GONE_S = 3.0
 # Ray gives its own processes 30 s to start (ray/_private/node.py), which a busy machine exceeds.
@@ -130,11 +131,13 @@ class FlowerSimulation:
         if any(map(_simulates, family)):
             self._seen = now
         # One look that misses it is no proof: the list of processes is not read at one moment.
-        return now < (self._submitted + START_S if self._seen is None else self._seen + _GONE_S)
+        if self._seen is None:
+            return now < self._submitted + start_s()
+        return now < self._seen + _GONE_S * stretch()
 
     def begins_again(self) -> bool:
         """Give a run to Flower once more where its Ray was late, at which nothing was begun yet."""
-        if not self.running or self._starts >= _RAY_STARTS:
+        if not self.running or self._starts >= _RAY_STARTS * stretch():
             return False
         if _LATE_RAY not in self._flower.log(self._run_id):
             return False
@@ -181,7 +184,7 @@ class FlowerSimulation:
 
     def _start_superlink(self) -> int:
         """Start a SuperLink and return its port: another one where somebody was faster."""
-        home, deadline = Path(self._home.name), time.monotonic() + START_S
+        home, deadline = Path(self._home.name), time.monotonic() + (limit_s := start_s())
         while True:
             port = free_port()
             home.mkdir(exist_ok=True)  # a guard that ended has removed it
@@ -202,8 +205,8 @@ class FlowerSimulation:
                 return port
             if self.running or time.monotonic() > deadline or not _is_taken(port):
                 raise FedloraError(
-                    f"flower-superlink did not start within {START_S:g} s; see {self.log} for its "
-                    "words"
+                    f"flower-superlink did not start within {limit_s:.0f} s; see {self.log} for "
+                    "its words"
                 )
             _let_go(self._guard)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
+from fedlora.machine import waited_s
 from fedlora.ranks.space import RankDecision, RankSpace
 
 _MOST_TEXT = 300
@@ -27,7 +29,8 @@ class Caller:
     Parameters
     ----------
     time_limit_s
-        Longest that a call may take, in seconds.
+        Longest that a call may take, in seconds; those in which it was ready and the machine had
+        no processor for it are not counted.
     """
 
     def __init__(self, time_limit_s: float) -> None:
@@ -51,8 +54,15 @@ class Caller:
             raise CallError(f"{name} was not called; an earlier call has not returned yet")
         future = self._running = Future[Any]()
         # A daemon thread: one of an executor would keep the process from ending.
-        threading.Thread(target=_run, args=(function, future), daemon=True).start()
-        wait([future], self.time_limit_s)
+        thread = threading.Thread(target=_run, args=(function, future), daemon=True)
+        thread.start()
+        began = time.monotonic()
+        while not future.done():
+            waited = waited_s(thread.native_id or 0)
+            left = self.time_limit_s - (time.monotonic() - began - waited)
+            if left <= 0:
+                break
+            wait([future], left)
         if not future.done():
             raise CallError(f"{name} took longer than {self.time_limit_s:g} s; make it faster")
         error = future.exception()

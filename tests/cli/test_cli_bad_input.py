@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import patient
 
 from fedlora.check import check_scenario
 from fedlora.errors import FedloraError
@@ -313,7 +314,7 @@ def test_process_exits_without_a_traceback(scenario, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patient(120),
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith("fedlora: lora.targets names 'q_proj'")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.patience import patient
 
 from fedlora.privacy.accounting import upload_cost
 from fedlora.privacy.ledger import Ledger
@@ -28,7 +29,7 @@ def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path,
         capture_output=True,
         text=True,
         check=False,
-        timeout=550,
+        timeout=patient(550),
     )
     words = "\n".join(p.read_text()[-1500:] for p in tmp_path.glob("*.txt"))
     assert done.returncode == 0, done.stderr + words

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.patience import patient
 from test_deploy_sessions import letter, letters, tiny, train  # noqa: F401  # a fixture
 
 import fedlora.server.flower.sessions
@@ -59,7 +60,7 @@ def test_lost_packets_change_no_bit(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=patient(300),
         )
     assert done.returncode == 0, done.stderr[-3000:]
     _, whole, _ = train(tiny(), tmp_path / "plain")

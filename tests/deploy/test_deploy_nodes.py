@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from support.patience import patient
 
 import fedlora.server.flower.nodes
 import fedlora.server.flower.questions
@@ -154,7 +155,7 @@ def test_a_node_that_does_not_answer_keeps_nobody_waiting(tmp_path):
     began = time.monotonic()
     nodes = find_nodes(Nodes(99, 2, 1), scenario(), RunFolder.create(tmp_path))
     assert [node.id for node in nodes] == [1, 2]
-    assert time.monotonic() - began < 20.0  # it was waited for a minute
+    assert time.monotonic() - began < patient(20.0)  # it was waited for a minute
 
 
 @pytest.mark.parametrize("client", [-1, 10**30, 2**70])

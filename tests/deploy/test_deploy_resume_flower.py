@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.patience import patient
 
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.server.results import export
@@ -66,7 +67,7 @@ def test_all_processes_killed_in_a_round_and_resumed_equal_an_uninterrupted_run(
     path, out = tmp_path / "tiny.toml", tmp_path / "run"
     path.write_text(scenario_to_toml(scenario))
     process = subprocess.Popen([FEDLORA, "run", path, "--out", out], cwd=tmp_path)
-    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 200
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + patient(200)
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.patience import patient
 
 # A child that ignores the polite request, and one that has left its parent and its session.
 FAMILY = """
@@ -54,7 +55,7 @@ def test_nothing_of_a_command_outlives_the_process_that_began_it(tmp_path, numbe
         # A test run that was begun with nohup ignores SIGHUP, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + patient(180)
     # Parent, guard, command, child, orphan; a process that has just begun may have no name yet.
     while not (home / "begun").exists() or len(family_of(home)) != 5:
         assert time.monotonic() < deadline

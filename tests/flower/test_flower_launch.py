@@ -82,12 +82,18 @@ def test_what_flower_knows_of_a_run_that_ended_is_asked_for_and_its_log_is_kept(
     assert "the log of run 7\n" in (tmp_path / "flower.txt").read_text()
 
 
-def test_a_run_whose_ray_was_late_is_begun_again_a_few_times(tools, tmp_path):
+@pytest.mark.parametrize(("load", "times"), [(1.0, 3), (1.5, 5)])
+def test_a_run_whose_ray_was_late_is_begun_again_more_often_the_busier_the_machine(
+    tools, tmp_path, monkeypatch, load, times
+):
+    monkeypatch.setattr(launch, "stretch", lambda: load)
     with ask_for(tmp_path) as simulation:
         assert not simulation.begins_again()
         said = "Exception: The current node timed out during startup."
         (tools / "flwr").write_text(FLWR.replace("the log of run $2", said).replace("7", "8"))
-        assert [simulation.begins_again() for _ in range(5)] == [True] * 3 + [False] * 2
+        assert [simulation.begins_again() for _ in range(7)] == [True] * times + [False] * (
+            7 - times
+        )
         assert simulation._run_id == "8"
     assert not simulation.begins_again()
 

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 from support.flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
+from support.patience import patient
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
@@ -86,7 +87,7 @@ class Begun:
         return next(filter(_simulates, self.family))
 
     def assert_nothing_is_left(self) -> None:
-        psutil.wait_procs(self.family, timeout=120)
+        psutil.wait_procs(self.family, timeout=patient(120))
         left = [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         assert left == []
         assert list(self.temporary.glob("fedlora-flower-*")) == []
@@ -110,7 +111,7 @@ def begun(folder: Path, out: Path) -> Iterator[Begun]:
         )
         family: list[psutil.Process] = []
         try:
-            deadline = time.monotonic() + PATIENCE_S
+            deadline = time.monotonic() + patient(PATIENCE_S)
             while not RunFolder(out).read_metrics():
                 assert process.poll() is None and time.monotonic() < deadline, out
                 time.sleep(0.2)
@@ -118,7 +119,7 @@ def begun(folder: Path, out: Path) -> Iterator[Begun]:
             yield Begun(process, family, Path(temporary))
         finally:
             process.kill()
-            process.communicate(timeout=60)
+            process.communicate(timeout=patient(60))
             for left in family:
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
@@ -128,7 +129,7 @@ def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     out = tmp_path / "run"
     with begun(tmp_path, out) as run_:
         run_.process.send_signal(signal.SIGINT)
-        output, _ = run_.process.communicate(timeout=PATIENCE_S)
+        output, _ = run_.process.communicate(timeout=patient(PATIENCE_S))
         assert run_.process.returncode == 130, output
         assert "Traceback" not in output
         run_.assert_nothing_is_left()
@@ -156,7 +157,7 @@ def test_a_run_whose_server_is_killed_ends_with_a_sentence_and_keeps_its_rounds(
     out = tmp_path / """a"b 'ü' $x"""
     with begun(tmp_path, out) as run_:
         run_.server.kill()
-        output, _ = run_.process.communicate(timeout=PATIENCE_S)
+        output, _ = run_.process.communicate(timeout=patient(PATIENCE_S))
         assert run_.process.returncode == 2, output
         assert "Flower ended the run" in " ".join(output.split())
         run_.assert_nothing_is_left()

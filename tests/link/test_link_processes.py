@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from support.link_peers import LIMIT, ask, start_process
+from support.patience import patient
 
 from fedlora.errors import ClientLost
 from fedlora.link import Frame
@@ -78,7 +79,7 @@ def test_a_killed_client_is_noticed_at_once_and_others_go_on(
     with pytest.raises(ClientLost, match="client a is gone"):
         for seq in range(1, 1_000_000):
             ask(links["a"], Frame(m.STEP, "a", seq))
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < patient(5.0)
     assert ask(links["b"], Frame(m.STEP, "b", 1)).seq == 1
 
 
@@ -95,7 +96,7 @@ def test_a_client_that_falls_silent_is_noticed_by_keepalive_and_does_not_hold_up
         links["a"].receive(20.0)
     began = time.monotonic()
     server.stop(grace_s=0.5)
-    assert time.monotonic() - began < 8.0
+    assert time.monotonic() - began < patient(8.0)
 
 
 def test_stop_does_not_wait_for_a_client_that_does_not_read(
@@ -107,7 +108,7 @@ def test_stop_does_not_wait_for_a_client_that_does_not_read(
         links["a"].send(Frame(m.STEP, "a", seq, {}, {"z": torch.zeros(LIMIT // 4 - 1000)}))
     began = time.monotonic()
     server.stop(grace_s=0.5)
-    assert time.monotonic() - began < 8.0
+    assert time.monotonic() - began < patient(8.0)
     with pytest.raises(ClientLost):
         links["a"].receive(1.0)
 

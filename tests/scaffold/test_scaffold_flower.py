@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 from support.flower_runs import FEDLORA, PATIENCE_S, adapter_in, adapter_of, flwr_run, same
+from support.patience import patient
 from transformers import AutoModel
 
 from fedlora.config import load_scenario
@@ -54,7 +55,12 @@ def test_fedlora_run_takes_the_app_from_any_folder_and_equals_the_in_process_fed
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=patient(PATIENCE_S),
+        check=False,
     )
     words = "\n".join(file.read_text()[-3000:] for file in out.glob("*.txt"))
     assert done.returncode == 0, done.stdout + done.stderr + words
@@ -92,7 +98,7 @@ def test_the_commands_of_its_readme_check_and_compare_it(app):
         cwd=app,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=patient(PATIENCE_S),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import psutil
 
 from fedlora.commands.certs import write_certificates
 from fedlora.launch.simulation import free_port
+from support.patience import patient
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
@@ -161,7 +162,7 @@ class Deployment:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=START_S,
+            timeout=patient(START_S),
             check=False,
         )
 
@@ -185,7 +186,7 @@ class Deployment:
 
     def until(self, condition, what: str, timeout_s: float = START_S) -> None:
         """Wait for a condition; fail with everybody's last words when it does not come."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patient(timeout_s)
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not come in time\n{self.words()}"
             time.sleep(0.5)

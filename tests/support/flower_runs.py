@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fedlora.launch.simulation import free_port
 from fedlora.server.results import export
 from fedlora.server.run import ServerRun
+from support.patience import patient
 
 FEDLORA = Path(sys.executable).with_name("fedlora")
 PATIENCE_S = 600.0  # on a busy machine Flower and Ray take minutes
@@ -73,11 +74,11 @@ def flwr_run(app: Path, home: Path, nodes: int, run_config: str, out: Path) -> s
             cwd=app,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=patient(PATIENCE_S),
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patient(PATIENCE_S)
         while not (out / "report.html").exists() and time.monotonic() < deadline:
             time.sleep(0.5)
         assert (out / "report.html").exists(), done.stdout

@@ -42,6 +42,7 @@ from fedlora.server.flower.nodes import RECORD
 from fedlora.server.flower.questions import HELLO
 from fedlora.server.flower.run import run_over_flower
 from support.kills import Post, fork, put
+from support.patience import patient
 
 STEP_TIMEOUT_S = 5.0
 SCENARIO = f"""
@@ -374,7 +375,7 @@ def run(home: Path, kind: str) -> dict[str, Any]:
     began, code, memory = time.monotonic(), None, []
     first: dict[Path, float] = {}
     process = psutil.Process(engine)
-    while code is None and time.monotonic() - began < LIMIT_S:
+    while code is None and time.monotonic() - began < patient(LIMIT_S):
         child, status = os.waitpid(engine, os.WNOHANG)
         if child:
             code = os.waitstatus_to_exitcode(status)

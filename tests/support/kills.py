@@ -35,6 +35,7 @@ from fedlora.server.flower.run import _train
 from fedlora.server.results import write_results
 from fedlora.server.run import ServerRun
 from fedlora.storage.state import RoundStates
+from support.patience import patient
 
 SCENARIO = """
 [model]
@@ -256,7 +257,7 @@ def main() -> None:
     while killed.total() < kills:
         federation = Federation(home, len(runs), chance)
         began, due, here = time.monotonic(), time.monotonic() + chance.uniform(0.5, 3.0), 0
-        while (code := federation.over()) is None and time.monotonic() - began < LIMIT_S:
+        while (code := federation.over()) is None and time.monotonic() - began < patient(LIMIT_S):
             if here < KILLS_A_RUN and killed.total() < kills and time.monotonic() > due:
                 killed[federation.kill()] += 1
                 here += 1

@@ -21,6 +21,7 @@ from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.tls import open_channel
+from support.patience import patient
 
 LIMIT = 1 << 20  # largest frame of the test servers, in bytes
 
@@ -105,7 +106,7 @@ class HostilePeer:
     def open(self, token: str, key: str = TOKEN_KEY, **options: Any) -> None:
         self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.call = self.channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            iter(self.outgoing.get, None), metadata=((key, token),), timeout=20, **options
+            iter(self.outgoing.get, None), metadata=((key, token),), timeout=patient(20), **options
         )
 
     def send(self, data: bytes) -> None:

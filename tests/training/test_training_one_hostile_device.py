@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.federation import Federation, Handler, Recorder, relative, same, scenario
+from support.patience import patient
 
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
@@ -166,7 +167,7 @@ def test_answers_just_below_the_limit_cost_the_others_one_limit_in_all(tiny, rec
     federation, hostile_s = deployed(setup, slow(0.9 * LIMIT_S, *kinds))
     assert len(federation.recorder.rounds) == 2
     # 20 steps of 0.9 s; a busy machine may take the honest run's time another time
-    assert hostile_s < 2.5 * honest_s + 2 * LIMIT_S
+    assert hostile_s < patient(2.5 * honest_s + 2 * LIMIT_S)
     for client in "012":
         assert federation.recorder.rounds[-1]["clients"][client]["rows"] == 30
 
@@ -176,7 +177,7 @@ def test_a_silent_device_costs_the_others_one_limit_in_all(tiny, records):
     _, honest_s = deployed(setup, honest)
     federation, hostile_s = deployed(setup, slow(12 * LIMIT_S, m.STEP))
     assert len(federation.recorder.rounds) == 2
-    assert hostile_s < 2.5 * honest_s + 2 * LIMIT_S
+    assert hostile_s < patient(2.5 * honest_s + 2 * LIMIT_S)
 
 
 def test_a_device_whose_hardware_is_slow_keeps_its_place_and_takes_part(tiny, records):
@@ -219,7 +220,7 @@ def test_who_evaluates_without_end_is_left_out_of_the_evaluation(tiny, records):
     cohort[BAD].held_out_rows = 100_000
     began = time.monotonic()
     federation.run()
-    assert time.monotonic() - began < 2.5 * honest_s + 2 * LIMIT_S
+    assert time.monotonic() - began < patient(2.5 * honest_s + 2 * LIMIT_S)
     record, whole = federation.recorder.rounds[0], setup_honest.recorder.rounds[0]
     for client in "012":
         assert record["clients"][client]["loss"] == whole["clients"][client]["loss"]
