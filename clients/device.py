@@ -15,7 +15,6 @@ import torch
 
 from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
-from clients.keeper import Keeper, binding, forget_ended
 from clients.own_records import OwnRecords
 from clients.owner import (
     Door,
@@ -28,6 +27,7 @@ from clients.owner import (
     warn_of_other_ledgers,
 )
 from clients.reports import device_report
+from clients.state_store import ClientStateStore, binding, forget_ended
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.config.node import NodeKeys
 from fedlora.errors import ClientLost, FedloraError
@@ -159,9 +159,9 @@ def _take_part(invitation: Invitation, keys: NodeKeys, terms: OwnerTerms) -> Non
                 words=edge.door.told,
             )
         edge.report = device_report(scenario, number, stream)
-        keeper = Keeper(edge, states / edge.name, binding(scenario, invitation.run))
+        store = ClientStateStore(edge, states / edge.name, binding(scenario, invitation.run))
         opening = hello(parts, edge, invitation.token)
-        stream.serve({edge.name: keeper.handle}, [opening], idle_s=keys.idle_limit_s)
+        stream.serve({edge.name: store.handle}, [opening], idle_s=keys.idle_limit_s)
 
 
 def _load(invitation: Invitation, keys: NodeKeys) -> tuple[SimulatedData, EdgeParts]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clients.batches import BatchStream
-from clients.cut import Cut, Parts, integer
+from clients.cut_layer import CutLayer, Parts, integer
 from clients.edge_model import EdgeModel
 from clients.evaluation import Evaluation
 from clients.head import ClientHead
@@ -81,7 +81,7 @@ class EdgeClient:
         self.batches = BatchStream(train, scenario.train.batch_size, scenario.seed, number)
         self.report = report
         self.statistics = statistics
-        self._cut = Cut(name, scenario, model, release)
+        self._cut = CutLayer(name, scenario, model, release)
         self._evaluation = Evaluation(self._cut, head, held_out, len(train))
         self._batch: list[int] = []
         self._pending: Private[torch.Tensor] | None = None

@@ -67,18 +67,18 @@ class EdgeHost:
     def attach(self, client: int, token: str) -> dict[str, Any]:
         """Build a client and open its session; return what is wrong, or nothing."""
         from clients.build import hello
-        from clients.keeper import Keeper, binding
         from clients.reports import device_report
+        from clients.state_store import ClientStateStore, binding
 
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None
             edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger), run=self._run)
             scenario = self._parts.scenario
             edge.report = device_report(scenario, client, self._stream)
-            keeper = Keeper(edge, self._keep / edge.name, binding(scenario, self._run))
+            store = ClientStateStore(edge, self._keep / edge.name, binding(scenario, self._run))
             opening = hello(self._parts, edge, token)
             self._sessions[client] = self._stream.attach(
-                edge.name, partial(_told, keeper.handle), opening
+                edge.name, partial(_told, store.handle), opening
             )
         except FedloraError as error:
             return _DOOR.told(error)

@@ -1,4 +1,9 @@
-"""The parts of the model that a client holds, and what it computes with them."""
+"""The parts of the model that a client holds, and what it computes with them.
+
+What its front makes of a sample are the smashed data (activations at the cut layer). With blocks on
+both ends (``model.client_front``, ``model.client_back``) the split is U-shaped: labels, head and
+the last blocks stay here.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from clients.cut import Cut, integer
+from clients.cut_layer import CutLayer, integer
 from clients.head import ClientHead
 from clients.owner import Private, PrivateSamples, Reporting
 from fedlora.errors import ProtocolError
@@ -31,7 +31,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, cut: Cut, head: ClientHead, held_out: PrivateSamples, train_samples: int
+        self, cut: CutLayer, head: ClientHead, held_out: PrivateSamples, train_samples: int
     ) -> None:
         self.held_out = held_out
         self._cut, self._head, self._first = cut, head, train_samples

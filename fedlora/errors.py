@@ -35,5 +35,5 @@ class ClientLate(ClientLost):
     """A client missed a deadline; its link is open, and its answer may still come."""
 
 
-class Deserted(FedloraError):
+class NoClientsLeft(FedloraError):
     """No client is left in a round; with devices it is begun again when some are back."""

@@ -1,6 +1,6 @@
 """How a client and the server talk: frames, messages, codecs, and links that carry them."""
 
-from fedlora.link.base import Link
+from fedlora.link.base import ClientLink
 from fedlora.link.codec import Codec, create_codec, pack, unpack
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
@@ -12,10 +12,10 @@ __all__ = [
     "NUMBERS",
     "PROTOCOL",
     "REASON",
+    "ClientLink",
     "Codec",
     "Frame",
     "Identity",
-    "Link",
     "LocalLink",
     "Words",
     "check_identity",

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from fedlora.link.frame import Frame
 
 
-class Link(ABC):
+class ClientLink(ABC):
     """A connection to one client.
 
     Attributes

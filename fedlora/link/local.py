@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutErro
 import torch
 
 from fedlora.errors import ClientLate, ClientLost, ProtocolError
-from fedlora.link.base import Link
+from fedlora.link.base import ClientLink
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 
 Handler = Callable[[Frame], Frame]
@@ -23,7 +23,7 @@ def edge_executor(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "edge", initializer=torch.set_num_threads, initargs=(1,))
 
 
-class LocalLink(Link):
+class LocalLink(ClientLink):
     """Calls a client's handler in another thread.
 
     Parameters
@@ -50,7 +50,7 @@ class LocalLink(Link):
         self._closed = ""
 
     def send(self, frame: Frame) -> None:
-        """See ``Link``."""
+        """See ``ClientLink``."""
         if self._closed:
             raise ClientLost(f"client {self.client} is gone ({self._closed})")
         data = encode_frame(frame)
@@ -60,7 +60,7 @@ class LocalLink(Link):
         self._reply.add_done_callback(self._note_answer)
 
     def receive(self, timeout_s: float) -> Frame:
-        """See ``Link``."""
+        """See ``ClientLink``."""
         if self._reply is None:
             raise ClientLost(f"client {self.client} was asked nothing, so it has no reply")
         try:
@@ -77,7 +77,7 @@ class LocalLink(Link):
         return reply
 
     def close(self, reason: str = "") -> None:
-        """See ``Link``."""
+        """See ``ClientLink``."""
         self._closed = reason or "closed"
 
     def _note_answer(self, reply: Future[bytes]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedlora.errors import FedloraError
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 
 _EPS = 1e-8
 
@@ -32,7 +32,7 @@ class ComponentAdamW:
 
     def __init__(
         self,
-        projections: Sequence[Projection],
+        projections: Sequence[LoraProjection],
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:

@@ -3,6 +3,15 @@
 With prefix masks, component j of a projection gets gradient only from clients with a rank above
 j. Dividing by all clients' samples would dilute high components, so component j is divided by the
 samples of its own contributors (RBLA, arXiv 2408.08699, applied to gradients at a common A and B).
+Where all clients have the same rank this is the aggregation of FedSGD, which is FedAvg (McMahan et
+al. 2017) with one local step: A and B are averaged as gradients, so no product of means errs.
+
+===============  ==========================================================
+``A``, ``B``     LoRA factors, shapes (r_max, d_in) and (d_out, r_max)
+``r``            r_k, a client's rank at a projection
+``weight``       n_k, its samples or target tokens
+``count``        sum of n_k over the clients k with r_k > j, by component j
+===============  ==========================================================
 """
 
 from __future__ import annotations
@@ -11,7 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 
 
 class ContributionCount:
@@ -34,7 +43,9 @@ class ContributionCount:
         self.weight += weight * (torch.arange(self.weight.shape[1]) < r)
 
 
-def average_gradients(projections: Sequence[Projection], count: ContributionCount) -> torch.Tensor:
+def average_gradients(
+    projections: Sequence[LoraProjection], count: ContributionCount
+) -> torch.Tensor:
     """Divide the summed gradients by their contributors' weight, in place.
 
     Parameters

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedlora.lora.layers import ADAPTER, Projection
+from fedlora.lora.layers import ADAPTER, LoraProjection
 from fedlora.robust.base import Block
 
 
@@ -30,7 +30,7 @@ class ClientGradients:
         ``lora_A`` is what the masks let through.
     """
 
-    def __init__(self, projections: Sequence[Projection]) -> None:
+    def __init__(self, projections: Sequence[LoraProjection]) -> None:
         self._r_max = projections[0].A.shape[0]
         self._slots: dict[str, int] = {}
         self._ranks: list[Sequence[int]] = []

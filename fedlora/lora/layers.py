@@ -21,7 +21,7 @@ ADAPTER = "default"
 
 
 @dataclass(frozen=True)
-class Projection:
+class LoraProjection:
     """One adapted matrix.
 
     Attributes
@@ -47,7 +47,7 @@ class Projection:
     module: LoraLayer
 
 
-def add_lora(blocks: Blocks, config: LoraConfig, seed: int) -> list[Projection]:
+def add_lora(blocks: Blocks, config: LoraConfig, seed: int) -> list[LoraProjection]:
     """Put LoRA layers of rank ``r_max`` on the target modules of the blocks.
 
     Parameters
@@ -62,7 +62,7 @@ def add_lora(blocks: Blocks, config: LoraConfig, seed: int) -> list[Projection]:
 
     Returns
     -------
-    list of Projection
+    list of LoraProjection
         In the order of the model.
 
     Raises
@@ -87,7 +87,7 @@ def add_lora(blocks: Blocks, config: LoraConfig, seed: int) -> list[Projection]:
     return list(_projections(blocks))
 
 
-def set_adapter_dropout(projections: Sequence[Projection], training: bool) -> None:
+def set_adapter_dropout(projections: Sequence[LoraProjection], training: bool) -> None:
     """Switch the adapters' dropout; the frozen backbone's own dropout always stays off."""
     for projection in projections:
         projection.module.lora_dropout.train(training)
@@ -102,7 +102,7 @@ def _linear(blocks: Blocks) -> list[str]:
     ]
 
 
-def _projections(blocks: Blocks) -> Iterator[Projection]:
+def _projections(blocks: Blocks) -> Iterator[LoraProjection]:
     for name, module in blocks.model.named_modules():
         if isinstance(module, LoraLayer):
             original = blocks.original_name(name)
@@ -110,4 +110,6 @@ def _projections(blocks: Blocks) -> Iterator[Projection]:
             assert number is not None
             A = module.lora_A[ADAPTER].weight
             B = module.lora_B[ADAPTER].weight
-            yield Projection(original, int(number.group(1)), A.shape[1], B.shape[0], A, B, module)
+            yield LoraProjection(
+                original, int(number.group(1)), A.shape[1], B.shape[0], A, B, module
+            )

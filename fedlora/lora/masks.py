@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from fedlora.lora.layers import ADAPTER, Projection
+from fedlora.lora.layers import ADAPTER, LoraProjection
 
 
 class RankMasks:
@@ -27,7 +27,7 @@ class RankMasks:
         Number of components of each.
     """
 
-    def __init__(self, projections: Sequence[Projection], r_max: int) -> None:
+    def __init__(self, projections: Sequence[LoraProjection], r_max: int) -> None:
         self.r_max = r_max
         self._masks: list[torch.Tensor | None] = [None] * len(projections)
         for index, projection in enumerate(projections):

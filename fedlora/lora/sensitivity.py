@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 
 
 class Sensitivity:
@@ -18,7 +18,7 @@ class Sensitivity:
         Adapted projections, in order.
     """
 
-    def __init__(self, projections: Sequence[Projection]) -> None:
+    def __init__(self, projections: Sequence[LoraProjection]) -> None:
         self._projections = projections
         self._forget()
 

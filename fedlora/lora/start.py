@@ -18,7 +18,7 @@ from fedlora.lora.export import A_WEIGHT, B_WEIGHT, CONFIG_FILE, PREFIX, WEIGHTS
 from fedlora.split import resolve_path
 
 if TYPE_CHECKING:  # layers bring PEFT, which checking a scenario need not load
-    from fedlora.lora.layers import Projection
+    from fedlora.lora.layers import LoraProjection
 
 _KEY = "lora.start"
 _OTHERWISE = ("use_dora", "modules_to_save", "bias", "layer_replication")  # more than A and B
@@ -81,7 +81,7 @@ def read_start(config: LoraConfig, names: Sequence[str]) -> Factors:
 
 
 @torch.no_grad()
-def start_from(projections: Sequence[Projection], config: LoraConfig) -> None:
+def start_from(projections: Sequence[LoraProjection], config: LoraConfig) -> None:
     """Put the adapter that ``lora.start`` names into the projections' first components.
 
     Components beyond its rank stay as they were drawn, with B = 0, so that they can be learned.

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Complaint:
+class StrategyFault:
     """What a strategy did wrong.
 
     Attributes
@@ -64,7 +64,7 @@ class GuardedStrategy(RankStrategy):
 
     def __init__(self, strategy: RankStrategy, *, time_limit_s: float = 10.0) -> None:
         self.strategy = strategy
-        self.complaints: list[Complaint] = []
+        self.complaints: list[StrategyFault] = []
         self._caller = Caller(time_limit_s)
         self._last: dict[str, RankDecision] = {}
         self._round = 0
@@ -156,7 +156,7 @@ class GuardedStrategy(RankStrategy):
         return "its last valid ranks stay" if client in self._last else "it gets the smallest ranks"
 
     def _complain(self, problems: Mapping[Any, str]) -> None:
-        new = [Complaint(self._round, client, problem) for client, problem in problems.items()]
+        new = [StrategyFault(self._round, client, problem) for client, problem in problems.items()]
         self.complaints += new
         if new:
             # One line a call, or a fault that repeats for a hundred clients would flood the log.

@@ -1,7 +1,14 @@
-"""What a robust average is: the clients' gradients in, one gradient out.
+"""What a Byzantine-robust aggregation rule is: the clients' gradients in, one gradient out.
+
+A hostile client is a Byzantine one: it may send anything.
 
 Gradients come as blocks, one for each matrix, whose rows are components. A client that has no
 gradient of a component, because its rank is lower, does not count there.
+
+===========  =========================================
+``clients``  n
+``hostile``  f, the most of them that may be Byzantine
+===========  =========================================
 """
 
 from __future__ import annotations

@@ -4,6 +4,11 @@ Clients with different labels have different gradients, and the median of each c
 what only a few of them know. Allouah et al. (2023, arXiv 2302.01772) replace each client's vector
 by the mean over its n - f nearest ones first: honest clients then hardly differ, and a vector that
 lies far off is nobody's neighbour.
+
+============  ===============================================
+``hostile``   f
+``clients``   n; each vector becomes a mean over n - f of them
+============  ===============================================
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from fedlora.server.air import Air
 
 
 @dataclass(frozen=True)
-class Told:
+class RoundSignals:
     """What a strategy is told of a round besides its losses.
 
     Attributes
@@ -65,7 +65,7 @@ class Ranking:
         self,
         round_: int,
         losses: Mapping[str, float | None],
-        told: Told,
+        told: RoundSignals,
         air: Air,
     ) -> None:
         """Tell the strategy how the round ended.

@@ -11,7 +11,7 @@ import torch
 from fedlora.channel import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import PROTOCOL, Frame, Identity, Link, check_identity
+from fedlora.link import PROTOCOL, ClientLink, Frame, Identity, check_identity
 from fedlora.link import messages as m
 from fedlora.observe.status import ClientStatus
 from fedlora.ranks.space import RankSpace
@@ -97,7 +97,7 @@ class ServerRun:
             )
         return {"rounds": self.scenario.train.rounds, "steps": self.scenario.train.steps}
 
-    def join(self, link: Link, hello: Frame, ready: Frame | None = None) -> None:
+    def join(self, link: ClientLink, hello: Frame, ready: Frame | None = None) -> None:
         """Take in an admitted client.
 
         Parameters

@@ -1,4 +1,9 @@
-"""The step loop: forward over all clients, gradients back from the clients, one update."""
+"""The step loop: forward over all clients, gradients back from the clients, one update.
+
+One step of split learning for all clients in one batch: their smashed data go forward through the
+server's blocks, representations go down, the gradients at the cut layer come up and go backward,
+and the adapters take one step. Stragglers are taken in again with the batch that they send late.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedlora.config import Scenario
-from fedlora.errors import Deserted, FedloraError, ProtocolError
+from fedlora.errors import FedloraError, NoClientsLeft, ProtocolError
 from fedlora.link import Frame, create_codec, pack
 from fedlora.link import messages as m
 from fedlora.lora.adamw import clip_global_norm
@@ -127,7 +132,7 @@ class StepLoop:
 
         Raises
         ------
-        Deserted
+        NoClientsLeft
             When no client is left.
         FedloraError
             When a simulation takes longer than its limits.
@@ -276,8 +281,8 @@ class StepLoop:
             raise FedloraError(f"{told}; set it higher or to 0, a simulation leaves no step out")
         log.warning("%s; its last %d steps are left out", told, steps)
 
-    def _deserted(self, step: int) -> Deserted:
-        return Deserted(
+    def _deserted(self, step: int) -> NoClientsLeft:
+        return NoClientsLeft(
             f"no client is left at step {step + 1} ({self.cohort.reasons()}); mend that and start "
             "again"
         )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedlora.config import Scenario
-from fedlora.errors import Deserted
+from fedlora.errors import NoClientsLeft
 from fedlora.link import messages as m
 from fedlora.privacy.plan import check_release
 from fedlora.ranks.reports import ClientReport
@@ -25,7 +25,7 @@ from fedlora.server.exchange.deliveries import Deliveries
 from fedlora.server.exchange.head_sharing import HeadSharing
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.reports import Reports
-from fedlora.server.ranking import Ranking, Told
+from fedlora.server.ranking import Ranking, RoundSignals
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
 from fedlora.tasks import Task, task_class
@@ -127,7 +127,7 @@ class Training:
 
         Raises
         ------
-        Deserted
+        NoClientsLeft
             When fewer clients are left than a round needs, or none in the middle of it.
         """
         if self.scenario.evaluate.baseline and restore is None:
@@ -205,7 +205,7 @@ class Training:
         if snr is not None:
             record["gradient_snr"] = snr
         epsilons = {client: self.spending.epsilon(client) for client in losses}
-        told = Told(self.engine.update.sensitivity.take(), snr, epsilons)
+        told = RoundSignals(self.engine.update.sensitivity.take(), snr, epsilons)
         self.ranking.observe(round_, losses, told, self.air)
         self.air.end_round(round_, decisions)
         record["seconds"] = time.perf_counter() - started
@@ -221,9 +221,9 @@ class Training:
         )
 
     def _some(self, reports: dict[str, ClientReport]) -> dict[str, ClientReport]:
-        """Return the reports; raises ``Deserted`` when there is none."""
+        """Return the reports; raises ``NoClientsLeft`` when there is none."""
         if not reports:
-            raise Deserted(
+            raise NoClientsLeft(
                 f"no client began round {self._round} ({self.cohort.reasons()}); mend that and "
                 "start again"
             )
@@ -255,7 +255,7 @@ class Training:
         """Draw the clients of a round; the same for the same seed and round."""
         clients = self.cohort.clients
         if len(clients) < self.scenario.federation.min_clients:
-            raise Deserted(
+            raise NoClientsLeft(
                 f"{len(clients)} clients are connected, federation.min_clients is "
                 f"{self.scenario.federation.min_clients} ({self.cohort.reasons()}); mend that and "
                 "start again"

@@ -1,5 +1,7 @@
 """Who holds which records in a simulation: flwr-datasets partitioners over one column.
 
+IID, or non-IID by label skew: a Dirichlet distribution over classes, shards, a natural column.
+
 Partitioners see row numbers and a column of group numbers only, never the texts.
 """
 

@@ -1,4 +1,4 @@
-"""Paired timing: a step of the split run, then a step of each rival on the same batch."""
+"""Paired timing: a step of the split run, then a step of each baseline on the same batch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 
 from fedlora.report.records import RoundRecord
-from simulations.bench.unsplit import Rival
+from simulations.bench.unsplit import Baseline
 
 SPLIT = "split"
 
 
 class Contest:
-    """The recorder of a run, which times its steps and lets the rivals go in between.
+    """The recorder of a run, which times its steps and lets the baselines go in between.
 
-    A step of the run is everything from the end of the rivals' last step: the forward, the
+    A step of the run is everything from the end of the baselines' last step: the forward, the
     exchange with all clients, the backward, the update. On a machine that others use, too, the
     ratio of two neighbouring steps is steadier than either, so ratios are medians over pairs.
 
@@ -30,7 +30,7 @@ class Contest:
     """
 
     def __init__(self, warm_up: int, pairs: int, tick: Callable[[], None]) -> None:
-        self.rivals: Mapping[str, Rival] = {}
+        self.baselines: Mapping[str, Baseline] = {}
         self.seconds: list[dict[str, float]] = []
         self.loss_difference = 0.0
         self._counted = range(warm_up + 1, warm_up + pairs + 1)
@@ -38,15 +38,15 @@ class Contest:
         self._mark = time.perf_counter()
 
     def append_event(self, event: str, /, **fields: object) -> None:
-        """Note the end of a step, and let the rivals make theirs."""
+        """Note the end of a step, and let the baselines make theirs."""
         if event != "step":
             return
         pair = {SPLIT: time.perf_counter() - self._mark}
         number, loss = fields["step"], fields["loss"]
         assert isinstance(number, int) and isinstance(loss, float)
-        for name, rival in self.rivals.items():
+        for name, baseline in self.baselines.items():
             begun = time.perf_counter()
-            theirs = rival.step(number - 1)
+            theirs = baseline.step(number - 1)
             pair[name] = time.perf_counter() - begun
             self.loss_difference = max(self.loss_difference, abs(loss - theirs) / abs(theirs))
         if number in self._counted:
@@ -57,10 +57,10 @@ class Contest:
     def append_round(self, record: RoundRecord) -> None:
         """See ``Recorder``; rounds are not kept."""
 
-    def ratio_quartiles(self, name: str, rival: str) -> tuple[float, float]:
+    def ratio_quartiles(self, name: str, baseline: str) -> tuple[float, float]:
         """Return the first and third quartile of ``speed_ratio`` over the pairs."""
         first, _, third = statistics.quantiles(
-            [pair[rival] / pair[name] for pair in self.seconds], n=4, method="inclusive"
+            [pair[baseline] / pair[name] for pair in self.seconds], n=4, method="inclusive"
         )
         return first, third
 
@@ -68,6 +68,6 @@ class Contest:
         """Return the median duration of one participant's step."""
         return statistics.median(pair[name] for pair in self.seconds)
 
-    def speed_ratio(self, name: str, rival: str) -> float:
-        """Return how many times as fast as a rival a participant is: above 1, it is faster."""
-        return statistics.median(pair[rival] / pair[name] for pair in self.seconds)
+    def speed_ratio(self, name: str, baseline: str) -> float:
+        """Return how many times as fast as a baseline a participant is: above 1, it is faster."""
+        return statistics.median(pair[baseline] / pair[name] for pair in self.seconds)

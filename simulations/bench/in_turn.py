@@ -48,7 +48,7 @@ class InTurn:
         }
 
     def step(self, number: int) -> float:
-        """See ``Rival``."""
+        """See ``Baseline``."""
         engine, total, weights = self._server.engine, 0.0, 0.0
         for client, batch in self._open.items():
             rows = ClientRows(batch.packed, batch.lengths, engine.full_ranks())

@@ -27,7 +27,7 @@ AVERAGES: Mapping[str, list[str]] = {
 
 
 class OtherRun:
-    """A run that goes a step further when it is asked to, as a rival in a contest.
+    """A run that goes a step further when it is asked to, as a baseline in a contest.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class OtherRun:
         run()
 
     def step(self, number: int) -> float:
-        """See ``Rival``."""
+        """See ``Baseline``."""
         del number
         self._go.release()
         self._stands.acquire()
@@ -81,7 +81,7 @@ def robust_averages(context: Context, model: str, tick: Tick) -> list[Figure]:
         # One thread each: OpenMP's teams of several runs would wait for each other's cores.
         scenario = with_overrides(workload.scenario, ["compute.threads=1"])
         server = connect(scenario, contest)
-        contest.rivals = {
+        contest.baselines = {
             name: OtherRun(with_overrides(scenario, overrides))
             for name, overrides in AVERAGES.items()
         }

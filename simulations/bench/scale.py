@@ -41,7 +41,7 @@ def many_clients(context: Context, model: str, tick: Tick) -> list[Figure]:
 
 
 def _resident_mib(load: Load, hosts: int, tick: Tick) -> float:
-    """Return the peaks of server and host processes, added up, of a run without a rival."""
+    """Return the peaks of server and host processes, added up, of a run without a baseline."""
     with tempfile.TemporaryDirectory() as folder:
         workload = Workload(load, MEMORY_STEPS, Path(folder))
         with over_tls(workload, Contest(0, MEMORY_STEPS, tick), hosts) as (server, processes):

@@ -25,9 +25,9 @@ def in_process(load: Load, settings: Settings, tick: Tick, *, in_turn: bool) -> 
         workload = Workload(load, contest_steps(settings), Path(folder))
         contest = Contest(settings.warm_up, settings.pairs, tick)
         server = connect(workload.scenario, contest)
-        contest.rivals = {UNSPLIT: Unsplit(workload, server.engine)}
+        contest.baselines = {UNSPLIT: Unsplit(workload, server.engine)}
         if in_turn:
-            contest.rivals[IN_TURN] = InTurn(connect(workload.scenario, contest))
+            contest.baselines[IN_TURN] = InTurn(connect(workload.scenario, contest))
         server.training.run()
         server.end()
     return contest
@@ -39,7 +39,7 @@ def over_stream(load: Load, settings: Settings, tick: Tick, *, hosts: int = 0) -
         workload = Workload(load, contest_steps(settings), Path(folder))
         contest = Contest(settings.warm_up, settings.pairs, tick)
         with over_tls(workload, contest, hosts) as (server, _):
-            contest.rivals = {UNSPLIT: Unsplit(workload, server.engine)}
+            contest.baselines = {UNSPLIT: Unsplit(workload, server.engine)}
             server.training.run()
     return contest
 

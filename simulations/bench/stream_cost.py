@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.link import Frame, Link, LocalLink, edge_executor
+from fedlora.link import ClientLink, Frame, LocalLink, edge_executor
 from fedlora.link.messages import END, STEP
 from simulations.bench.context import Context, Tick
 from simulations.bench.federation import Door, EdgeProcess, accept_all, admit_all
@@ -32,7 +32,7 @@ def exchange(context: Context, _model: str, tick: Tick) -> list[Figure]:
     door = Door(admit_all)
     processes = [EdgeProcess("echo", [door.session(client)]) for client in clients]
     try:
-        links: list[Link] = list(accept_all(door.stream, processes, len(clients)))
+        links: list[ClientLink] = list(accept_all(door.stream, processes, len(clients)))
         over_tls = _exchange_ms(links, (together, each), settings.exchanges)
         tick()
         for link in links:
@@ -45,7 +45,7 @@ def exchange(context: Context, _model: str, tick: Tick) -> list[Figure]:
         for process in processes:
             process.process.kill()
     executor = edge_executor(2)
-    local: list[Link] = [LocalLink(str(client), _echo, executor) for client in clients]
+    local: list[ClientLink] = [LocalLink(str(client), _echo, executor) for client in clients]
     in_process = _exchange_ms(local, (together, each), settings.exchanges)
     tick()
     return [
@@ -82,7 +82,7 @@ def idle_streams(context: Context, _model: str, tick: Tick) -> list[Figure]:
     ]
 
 
-def _exchange_ms(links: Sequence[Link], sizes: Sequence[int], exchanges: int) -> list[float]:
+def _exchange_ms(links: Sequence[ClientLink], sizes: Sequence[int], exchanges: int) -> list[float]:
     numbers, medians = itertools.count(1), []
     for size in sizes:
         payload = {"payload": torch.zeros(size // 4)}

@@ -18,7 +18,7 @@ from fedlora.split import Checkpoint, model_folder
 from simulations.bench.workload import Workload
 
 
-class Rival(Protocol):
+class Baseline(Protocol):
     """Something that is timed beside the split run."""
 
     def step(self, number: int) -> float:
@@ -74,7 +74,7 @@ class Unsplit:
         )
 
     def step(self, number: int) -> float:
-        """See ``Rival``."""
+        """See ``Baseline``."""
         del number
         ids, classes = next(self._batches)
         if self._head is None:

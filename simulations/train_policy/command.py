@@ -64,8 +64,8 @@ def train_policy(
     from fedlora.storage.files import held_folder
     from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
+    from simulations.train_policy.savings import SavingsTarget
     from simulations.train_policy.setting import Setting
-    from simulations.train_policy.thrift import Thrift
 
     snrs_db = tuple(parse_snrs_db(snr))
     savings = _savings(saving, len(snrs_db))
@@ -80,7 +80,7 @@ def train_policy(
         tuple(name.strip() for name in channels.split(",")),
         tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
         price,
-        Thrift() if plain_ppo else Thrift(snrs_db, savings, margin),
+        SavingsTarget() if plain_ppo else SavingsTarget(snrs_db, savings, margin),
     )
     try:
         from simulations.train_policy.train import PolicyTraining

@@ -11,8 +11,8 @@ from fedlora.channel import build_channel
 from fedlora.checks import number
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from simulations.train_policy.savings import SavingsTarget
 from simulations.train_policy.seeds import FIRST_SEED
-from simulations.train_policy.thrift import Thrift
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Setting:
     channels: Sequence[str]
     seeds: Sequence[int]
     price: float
-    thrift: Thrift = field(default_factory=Thrift)
+    thrift: SavingsTarget = field(default_factory=SavingsTarget)
 
     def __post_init__(self) -> None:
         if self.scenario.seed >= FIRST_SEED:

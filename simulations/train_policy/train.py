@@ -28,9 +28,9 @@ from simulations.train_policy.learner import (
 )
 from simulations.train_policy.profile import Profile, measure_profile, profile_ranks
 from simulations.train_policy.replay import Refiner, Replay
+from simulations.train_policy.savings import PriceList
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import NO_SHADOW, Demonstrations, ShadowPrices
-from simulations.train_policy.thrift import PriceList
 from simulations.train_policy.warm_start import (
     clone,
     demonstrations,

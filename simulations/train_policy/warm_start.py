@@ -11,9 +11,9 @@ from torch import nn
 
 from fedlora.config import Scenario
 from fedlora.ranks import Projection, RankSpace
+from simulations.train_policy.savings import PriceList
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import Demonstrations, Fading, Result, demonstrate
-from simulations.train_policy.thrift import PriceList
 from strategies.airllm.features import projection_features
 from strategies.airllm.network import LATENT, Actor, Denoiser
 from strategies.airllm.plan import draft, drafted_parts

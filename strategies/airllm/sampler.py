@@ -1,6 +1,14 @@
 """Denoising diffusion with implicit sampling (DDIM), deterministic, with classifier-free guidance.
 
 Song, Meng and Ermon, ICLR 2021, eq. 12 with eta 0; schedule and guidance as AirLLM's released code.
+
+==============  ==========================================================
+``alpha_bar``   alpha_t of Song et al., the product of 1 - beta_s up to t
+``x``           x_t, the noised rank vector
+``noise``       epsilon_theta(x_t, t, condition)
+``clean``       the predicted x_0, kept within -1 to 1
+``guidance``    w: noise = unconditional + w (conditional - unconditional)
+==============  ==========================================================
 """
 
 from __future__ import annotations

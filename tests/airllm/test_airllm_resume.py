@@ -7,8 +7,8 @@ from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from simulations.train_policy import replay, thrift
 from simulations.train_policy.folder import TrainingFolder
+from simulations.train_policy.savings import SavingsTarget
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.thrift import Thrift
 
 pytest.importorskip(
     "stable_baselines3", reason="policies are trained with the extra fedlora[policy]"
@@ -41,7 +41,13 @@ def setting():
         ],
     )
     return Setting(
-        scenario, 0, (0.0, 10.0), ("awgn", "rayleigh"), (1000,), 0.2, Thrift((0.0,), (0.2,), 0.01)
+        scenario,
+        0,
+        (0.0, 10.0),
+        ("awgn", "rayleigh"),
+        (1000,),
+        0.2,
+        SavingsTarget((0.0,), (0.2,), 0.01),
     )
 
 

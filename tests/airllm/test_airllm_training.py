@@ -15,6 +15,7 @@ from fedlora.errors import FedloraError
 from fedlora.ranks import Projection, RankSpace
 from simulations.train_policy.folder import TrainingFolder
 from simulations.train_policy.profile import Profile, profile_ranks
+from simulations.train_policy.savings import PriceList, SavingsTarget, Target, play, play_fixed
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import (
     FRACTIONS,
@@ -24,7 +25,6 @@ from simulations.train_policy.teacher import (
     ShadowPrices,
     demonstrate,
 )
-from simulations.train_policy.thrift import PriceList, Target, Thrift, play, play_fixed
 from simulations.train_policy.warm_start import noise_loss, random_space
 from strategies.airllm.features import STATE_FEATURES, projection_features
 from strategies.airllm.network import CHANNELS, LATENT, Denoiser
@@ -104,9 +104,9 @@ def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
 @pytest.mark.parametrize("snr_db", [-2.0, 8.0, 12.0])
 def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, snr_db):
     fading = Fading(snr_db, 2.0, rayleigh=True)
-    prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift((0.0,), (0.2,), 0.02), seed=0).of(
-        fading
-    )
+    prices = PriceList(
+        profile, ROUNDS, R_MAX, PRICE, SavingsTarget((0.0,), (0.2,), 0.02), seed=0
+    ).of(fading)
 
     def planner(shadow):
         rng = np.random.default_rng(1)
@@ -127,7 +127,7 @@ def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, s
 
 def test_nothing_is_saved_over_a_constant_channel_or_where_nothing_is_to_be_saved(profile):
     for fading, saving in ((Fading(5, 2, rayleigh=False), 0.3), (Fading(5, 2, rayleigh=True), 0.0)):
-        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift((0.0,), (saving,)), seed=0)
+        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, SavingsTarget((0.0,), (saving,)), seed=0)
         assert prices.of(fading) == ShadowPrices()
 
 
@@ -177,7 +177,7 @@ def test_what_a_student_does_is_told_from_what_the_teacher_would_do_there(profil
 
 
 def test_what_is_wanted_is_interpolated_between_snrs():
-    thrift = Thrift((10.0, -5.0), (0.2, 0.5), 0.1)
+    thrift = SavingsTarget((10.0, -5.0), (0.2, 0.5), 0.1)
     assert thrift.at(2.5) == Target(0.35, 0.1)
     assert thrift.at(-20.0) == Target(0.5, 0.1)
     assert thrift.at(30.0) == Target(0.2, 0.1)
@@ -196,7 +196,7 @@ def test_savings_that_do_not_parse_are_refused(text, tmp_path, capsys, monkeypat
 
 def test_prices_are_corrected_by_what_the_student_falls_short_of(profile):
     def prices():
-        return PriceList(profile, ROUNDS, R_MAX, PRICE, Thrift((0.0,), (0.2,), 0.02), seed=0)
+        return PriceList(profile, ROUNDS, R_MAX, PRICE, SavingsTarget((0.0,), (0.2,), 0.02), seed=0)
 
     fading = Fading(5.0, 2.0, rayleigh=True)
     plain, corrected = prices(), prices()
@@ -250,7 +250,7 @@ def test_a_scenario_with_a_training_seed_is_refused():
     ("more", "message"),
     [
         ({"price": float("nan")}, "--price is nan; set a finite number"),
-        ({"thrift": Thrift(margin=float("nan"))}, "--margin is nan; set a finite number"),
+        ({"thrift": SavingsTarget(margin=float("nan"))}, "--margin is nan; set a finite number"),
         ({"channels": ("awgn", "raileigh")}, "did you mean rayleigh?"),
         ({"channels": ("awgn", "awgn")}, "--channels is awgn,awgn; name each channel model once"),
         ({"channels": ("measured",)}, "which is what devices measure; choose simulated"),

@@ -27,7 +27,7 @@ def test_split_in_turn_and_unsplit_training_have_the_same_losses(model, task, tm
 
 
 class Recited:
-    """A rival whose losses are given."""
+    """A baseline whose losses are given."""
 
     def __init__(self, *losses: float) -> None:
         self.losses = list(losses)
@@ -38,7 +38,7 @@ class Recited:
 
 def test_the_largest_difference_of_a_loss_is_kept_even_from_the_warm_up():
     contest = Contest(2, 1, lambda: None)
-    contest.rivals = {UNSPLIT: Recited(2.0, 4.0, 1.0)}
+    contest.baselines = {UNSPLIT: Recited(2.0, 4.0, 1.0)}
     for step, loss in enumerate((2.0, 5.0, 1.0), 1):
         contest.append_event("step", step=step, loss=loss)
     assert contest.loss_difference == pytest.approx(0.25)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clients.edge_client import EdgeClient
-from clients.keeper import Keeper
+from clients.state_store import ClientStateStore
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
@@ -52,7 +52,7 @@ def tiny(*overrides: str) -> Scenario:
 
 def connect(scenario: Scenario, record: Record, states: Path) -> ServerRun:
     def kept(client: EdgeClient) -> Handler:
-        return Keeper(client, states / client.name).handle
+        return ClientStateStore(client, states / client.name).handle
 
     return in_process.connect(scenario, record, 1, kept)
 
@@ -145,10 +145,10 @@ def test_two_rounds_are_kept_on_both_sides_and_no_part_of_a_file(tmp_path):
 def test_a_keeper_refuses_rounds_that_are_none(tmp_path):
     scenario = tiny()
     client = in_process.Federation(scenario, Record()).clients[0]
-    keeper = Keeper(client, tmp_path)
+    store = ClientStateStore(client, tmp_path)
     for round_ in (None, -1, True, "../../x", 10**6):
         with pytest.raises(FedloraError, match="needs a round"):
-            keeper.handle(Frame("keep", "0", 1, {"round": round_}))
+            store.handle(Frame("keep", "0", 1, {"round": round_}))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,7 +21,7 @@ import clients.device
 import fedlora.server.flower.questions
 import fedlora.server.flower.sessions
 from clients.device import take_part
-from clients.keeper import Keeper
+from clients.state_store import ClientStateStore
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
@@ -174,7 +174,7 @@ def cut_off(monkeypatch):
             breaks.streams |= dict.fromkeys(clients, self)
             super().serve(clients, hellos, **limits)
 
-    class Unlucky(Keeper):
+    class Unlucky(ClientStateStore):
         def handle(self, frame):
             breaks.look(frame.client, frame.kind)
             reply = super().handle(frame)
@@ -183,7 +183,7 @@ def cut_off(monkeypatch):
             return reply
 
     monkeypatch.setattr(clients.device, "StreamClient", Noted)
-    monkeypatch.setattr(clients.device, "Keeper", Unlucky)
+    monkeypatch.setattr(clients.device, "ClientStateStore", Unlucky)
     return breaks
 
 
@@ -402,7 +402,7 @@ def test_a_device_that_is_refused_on_joining_is_told_and_set_free(
     told: dict[str, dict[str, Any]] = {}
     free = threading.Event()
 
-    class Odd(Keeper):
+    class Odd(ClientStateStore):
         def handle(self, frame):
             reply = super().handle(frame)
             return change(reply) if frame.kind == "welcome" and frame.client == "0" else reply
@@ -415,7 +415,7 @@ def test_a_device_that_is_refused_on_joining_is_told_and_set_free(
             free.set()
         return answer
 
-    monkeypatch.setattr(clients.device, "Keeper", Odd)
+    monkeypatch.setattr(clients.device, "ClientStateStore", Odd)
     monkeypatch.setitem(globals(), "take_part", noted)
     scenario = tiny(
         "channel.model=measured",

@@ -31,7 +31,7 @@ import psutil
 import torch
 
 import clients.device
-import clients.keeper
+import clients.state_store
 import fedlora.server.flower.questions
 import fedlora.server.flower.sessions
 from fedlora.link import Frame, encode_frame, through_flower
@@ -206,12 +206,12 @@ def answers(change: Change) -> Callable[[], None]:
     """Let the device answer as told."""
 
     def arm() -> None:
-        handle = clients.keeper.Keeper.handle
+        handle = clients.state_store.ClientStateStore.handle
 
         def hostile(self: Any, request: Frame) -> Frame:
             return change(request, lambda: handle(self, request))
 
-        clients.keeper.Keeper.handle = hostile  # type: ignore[method-assign]
+        clients.state_store.ClientStateStore.handle = hostile  # type: ignore[method-assign]
 
     return arm
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 
 SIZES = [(6, 5), (4, 7)]  # d_in and d_out of each projection
 
 
-def factors(r_max: int = 3) -> list[Projection]:
+def factors(r_max: int = 3) -> list[LoraProjection]:
     generator = torch.Generator().manual_seed(3)
     nothing: Any = None
     return [
-        Projection(
+        LoraProjection(
             f"layers.{layer}.proj",
             layer,
             d_in,
@@ -28,12 +28,12 @@ def factors(r_max: int = 3) -> list[Projection]:
     ]
 
 
-def set_random_gradients(projections: list[Projection], step: int) -> None:
+def set_random_gradients(projections: list[LoraProjection], step: int) -> None:
     generator = torch.Generator().manual_seed(100 + step)
     for projection in projections:
         for factor in (projection.A, projection.B):
             factor.grad = torch.randn(factor.shape, generator=generator)
 
 
-def values(projections: list[Projection]) -> list[torch.Tensor]:
+def values(projections: list[LoraProjection]) -> list[torch.Tensor]:
     return [f.detach().clone() for p in projections for f in (p.A, p.B)]

@@ -11,7 +11,7 @@ import torch
 from support.federation import Federation, scenario
 from test_training_air import ARRIVES, DELIVERY, RANKS
 
-from clients.keeper import Keeper
+from clients.state_store import ClientStateStore
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.config import scenario_to_toml
@@ -29,7 +29,9 @@ def ran(tiny, records, tmp_path) -> tuple[Federation, RunFolder, list[dict[str, 
     config = scenario(tiny["gpt2"], records, *DELIVERY)
     folder = RunFolder.create(tmp_path / "run")
     keep = folder.checkpoint / "clients"
-    federation = Federation(config, wrap=lambda edge: Keeper(edge, keep / edge.name).handle)
+    federation = Federation(
+        config, wrap=lambda edge: ClientStateStore(edge, keep / edge.name).handle
+    )
     folder.write_scenario(scenario_to_toml(config))
     training, checkpoints = federation.server.training, Checkpoints(folder.checkpoint)
     adapters = []

@@ -16,7 +16,7 @@ from clients.edge_client import EdgeClient
 from fedlora.channel import ChannelState
 from fedlora.channel.rate import Shannon
 from fedlora.channel.schedule.base import Scheduler
-from fedlora.errors import ClientLost, Deserted, FedloraError
+from fedlora.errors import ClientLost, FedloraError, NoClientsLeft
 from fedlora.link import Frame
 from fedlora.link import messages as m
 
@@ -213,7 +213,9 @@ def test_a_scheduler_that_chooses_nobody_or_divides_nonsense_is_named(
     with pytest.raises(FedloraError, match=r"channel\.schedule\.scheduler test_tra") as found:
         federation.run()
     assert reason in str(found.value)
-    assert not isinstance(found.value, Deserted)  # with devices the round would begin again forever
+    assert not isinstance(
+        found.value, NoClientsLeft
+    )  # with devices the round would begin again forever
 
 
 def test_a_share_below_a_hertz_is_one(tiny, records):

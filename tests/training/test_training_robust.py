@@ -14,7 +14,7 @@ from fedlora.errors import ClientLost
 from fedlora.link import Frame
 from fedlora.link import messages as m
 from fedlora.server.compute.shared_head import most_common
-from fedlora.server.exchange.uploads import clip_rows
+from fedlora.server.exchange.uploads import limit_rows
 from simulations.studies.poison.attackers import POISONS, poisoner
 
 EIGHT = ["federation.clients=8", "partition.min_rows=2", "train.rounds=1"]
@@ -99,12 +99,12 @@ def test_too_few_clients_for_a_robust_average_change_nothing_and_it_is_said(tiny
 
 def test_row_limit_bounds_every_row_and_leaves_short_ones_as_they_are():
     gradient = torch.randn(9, 5) * torch.logspace(-3, 30, 9)[:, None]
-    limited = clip_rows(gradient, None, 1.0)
+    limited = limit_rows(gradient, None, 1.0)
     norms = gradient.double().norm(dim=1)
     assert torch.allclose(limited.norm(dim=1).double(), norms.clamp(max=1.0), rtol=1e-5)
     assert torch.equal(limited[norms < 1], gradient[norms < 1])
     lengths = [2, 4, 3]
-    packed = clip_rows(gradient[:, :], lengths, 1.0)
+    packed = limit_rows(gradient[:, :], lengths, 1.0)
     for part, whole in zip(packed.split(lengths), gradient.split(lengths), strict=True):
         norm = whole.double().norm()
         assert part.norm().item() == pytest.approx(min(1.0, float(norm)), rel=1e-5)

@@ -1,4 +1,8 @@
-"""Secrets by which a session whose stream broke is taken up again on another stream."""
+"""Secrets by which a session whose stream broke is taken up again on another stream.
+
+With the numbers of requests they make a request idempotent: sent again, it is answered from what
+was kept, so that it is computed exactly once.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,13 @@ noise each, and rounding the exact mechanism's output costs no privacy. What rem
 relative error of that order in each probability, and the noise's tail beyond 9.4 standard
 deviations, which has a mass of 2^-64. Multiples of the step are exact in fp32, so the encoder sees
 what was accounted for.
+
+=============  ==========================================
+``gradient``   g, packed rows of the samples
+``clip_norm``  C
+``sigma``      sigma = s / C
+``step``       the grid that what is released lies on
+=============  ==========================================
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Randomised response: protect a class label once instead of every gradient it leads to.
+"""Randomised response: label DP (label differential privacy), paid once and not every gradient.
 
 Against a server that holds the activations, a classification gradient adds one secret: the label.
 So the client may draw a randomised label once for each sample and train on it for good (Warner
@@ -9,6 +9,12 @@ epsilon 8 one label in 3,000 is wrong for two classes, at epsilon 1 one in 4.
 
 What it does not cover are the inputs, as little as noise on gradients does, and labels that follow
 from the inputs, such as the next tokens of a text.
+
+=====================  ====================================================
+``classes``            K
+``epsilon``            of the label, at delta 0
+``flip_probability``   (K - 1) / (e^epsilon + K - 1)
+=====================  ====================================================
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from fedlora.config import Scenario
 from fedlora.lora.adamw import ComponentAdamW, clip_global_norm
 from fedlora.lora.average import ContributionCount, average_gradients
 from fedlora.lora.client_gradients import ClientGradients
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 from fedlora.lora.sensitivity import Sensitivity
 from fedlora.robust.aggregation import create_average, robust_mean
 from fedlora.robust.momentum import ClientMomentum
@@ -42,7 +42,7 @@ class AdapterUpdate:
         What the adapter's gradients say of each projection.
     """
 
-    def __init__(self, projections: Sequence[Projection], scenario: Scenario) -> None:
+    def __init__(self, projections: Sequence[LoraProjection], scenario: Scenario) -> None:
         self.projections, self.scenario = projections, scenario
         self.average = create_average(scenario.robust)
         self.momentum = ClientMomentum(scenario.robust.momentum)

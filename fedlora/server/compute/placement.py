@@ -21,7 +21,7 @@ from fedlora.config import ComputeConfig
 from fedlora.config.placement import is_away, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.lora.device import check_device
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 from fedlora.split import Blocks
 
 
@@ -113,7 +113,7 @@ class Placement:
                 tensor = tensor.to(self.places[number])
             self._blocks.assign(name, tensor)
 
-    def attach(self, projections: list[Projection]) -> None:
+    def attach(self, projections: list[LoraProjection]) -> None:
         """Bring what is resident to its device, and hook the rest; call it once LoRA is there."""
         from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 

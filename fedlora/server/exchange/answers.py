@@ -20,7 +20,7 @@ from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.exchange.uploads import (
     Activation,
-    clip_rows,
+    limit_rows,
     read_activation,
     read_gradient,
     read_named,
@@ -114,7 +114,7 @@ class Answers:
                 self._check_head(own, weight)
                 if gradient is not None and limit > 0:
                     lengths = None if self.engine.pool else batch[client].lengths
-                    gradient = clip_rows(gradient, lengths, limit)
+                    gradient = limit_rows(gradient, lengths, limit)
                 read[client] = Answer(gradient, weight, loss, own)
             except ProtocolError as error:
                 self.cohort.drop(client, str(error))

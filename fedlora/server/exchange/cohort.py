@@ -1,4 +1,8 @@
-"""The connected clients: ask them all, wait for them all, go on without those who fail."""
+"""The connected clients: ask them all, wait for them all, go on without stragglers and lost ones.
+
+A straggler (late client) keeps its place: the exchange goes on without it, and its answer is taken
+when it comes. What came too late for a step is left out of the step's average.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
 from fedlora.link import Frame, told
 from fedlora.link import messages as m
 from fedlora.printable import printable
-from fedlora.server.exchange.member import Book, Member, Request, natural
+from fedlora.server.exchange.member import BookFrame, Member, Request, natural
 from fedlora.server.exchange.patience import Patience
 
 log = logging.getLogger("fedlora.server")
@@ -66,7 +70,7 @@ class Cohort:
     """
 
     def __init__(
-        self, timeout_s: float, book: Book, max_misses: int = 3, patience: float = 0.3
+        self, timeout_s: float, book: BookFrame, max_misses: int = 3, patience: float = 0.3
     ) -> None:
         self.timeout_s = timeout_s
         self.patience = Patience(timeout_s, patience)

@@ -1,4 +1,8 @@
-"""How a run's clients come to one head: theirs are taken, and the common one is given to all."""
+"""How a run's clients come to one head: theirs are taken, and the common one is given to all.
+
+``head.share = "round"`` is FedAvg (McMahan et al. 2017) on the head: every client steps alone for a
+round, and the server averages the weights by samples. ``step`` averages gradients at every step.
+"""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fedlora.link import Link
+from fedlora.link import ClientLink
 
-Book = Callable[[str, str, Mapping[str, torch.Tensor], int], None]
+BookFrame = Callable[[str, str, Mapping[str, torch.Tensor], int], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Member:
         Its kind.
     """
 
-    link: Link
+    link: ClientLink
     rows: int
     held_out_rows: int
     seq: int = 0

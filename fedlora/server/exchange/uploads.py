@@ -59,7 +59,7 @@ def read_gradient(frame: Frame, codec: Codec, shape: tuple[int, int]) -> torch.T
     return unpack(frame.tensors, "gradient", codec, shape)
 
 
-def clip_rows(gradient: torch.Tensor, lengths: Sequence[int] | None, limit: float) -> torch.Tensor:
+def limit_rows(gradient: torch.Tensor, lengths: Sequence[int] | None, limit: float) -> torch.Tensor:
     """Scale each row's gradient down to a norm, as ``robust.row_clip`` announces.
 
     Parameters

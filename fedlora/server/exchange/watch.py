@@ -10,7 +10,7 @@ import torch
 
 from fedlora.observe.status import ClientStatus
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.member import Book
+from fedlora.server.exchange.member import BookFrame
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Watch:
         Time in seconds since the epoch.
     """
 
-    def __init__(self, book: Book, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, book: BookFrame, clock: Callable[[], float] = time.time) -> None:
         self._book = book
         self._clock = clock
         self._seen: dict[str, _Seen] = {}

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
-from fedlora.errors import Deserted, FedloraError
+from fedlora.errors import FedloraError, NoClientsLeft
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
 from fedlora.report.notices import NoticeHandler
@@ -136,7 +136,7 @@ def _train(
             try:
                 training.run(partial(checkpoints.restore, training, state) if state else None)
                 break
-            except Deserted:
+            except NoClientsLeft:
                 if not server.cohort.deployed:
                     raise
                 state = latest()

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedlora.lora.layers import Projection
+from fedlora.lora.layers import LoraProjection
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """Maps embeddings (samples, tokens, width) of equal lengths to what the head takes."""
@@ -62,7 +62,7 @@ class AdapterGradients:
         Its adapted projections.
     """
 
-    def __init__(self, forward: Forward, projections: Sequence[Projection]) -> None:
+    def __init__(self, forward: Forward, projections: Sequence[LoraProjection]) -> None:
         self._forward = forward
         self._projections = projections
         self._seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

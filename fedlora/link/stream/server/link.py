@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
-from fedlora.link.base import Link
+from fedlora.link.base import ClientLink
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.messages import END
 from fedlora.link.stream.protocol import CLOSED, RESUMED, SECRET, farewell
@@ -21,7 +21,7 @@ log = logging.getLogger("fedlora.link")
 Post = Callable[[bytes], None]
 
 
-class StreamLink(Link):
+class StreamLink(ClientLink):
     """A link to a client whose frames travel over a gRPC stream, and over another if that breaks.
 
     The engine's thread calls ``send``, ``receive`` and ``close``; encoding and decoding happen
@@ -89,7 +89,7 @@ class StreamLink(Link):
         return self._lost
 
     def send(self, frame: Frame) -> None:
-        """See ``Link``; while the client is away the request waits for it."""
+        """See ``ClientLink``; while the client is away the request waits for it."""
         if frame.client != self.client:
             raise FedloraError(f"a frame for client {frame.client!r} is sent to {self.client!r}")
         data = encode_frame(frame)
@@ -113,7 +113,7 @@ class StreamLink(Link):
                 raise ClientLost(f"client {self.client} is gone (the server stopped)") from None
 
     def receive(self, timeout_s: float) -> Frame:
-        """See ``Link``; a reply that came before the stream broke is still returned."""
+        """See ``ClientLink``; a reply that came before the stream broke is still returned."""
         with self._changed:
             if self._reply is None and not self._owed and not self._lost:
                 raise ClientLost(f"client {self.client} was asked nothing, so it has no reply")
@@ -132,7 +132,7 @@ class StreamLink(Link):
             raise
 
     def close(self, reason: str = "") -> None:
-        """See ``Link``; what the client still sends is ignored."""
+        """See ``ClientLink``; what the client still sends is ignored."""
         data = encode_frame(farewell(CLOSED, self.client, reason))
         with self._changed:
             if self.lose(reason or "closed"):

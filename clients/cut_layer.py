@@ -1,4 +1,4 @@
-"""What crosses the cut at a client: activations up, representations down, and the replies."""
+"""What crosses the cut layer at a client: smashed data up, representations down, replies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlora.tasks import Sample
 Parts = dict[str, Leaving[Any]]
 
 
-class Cut:
+class CutLayer:
     """Encodes, decodes and releases what one client exchanges.
 
     Parameters

@@ -25,7 +25,7 @@ _BOUND = "bound"
 _FORGOTTEN_S = 30 * 24 * 3600.0  # after which a run that nobody ended counts as over
 
 
-class Keeper:
+class ClientStateStore:
     """Answers ``keep`` and ``restore`` from a folder, and leaves the rest to the client.
 
     Parameters

@@ -46,7 +46,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Thrift:
+class SavingsTarget:
     """What is to be saved under fading.
 
     Attributes
@@ -113,7 +113,7 @@ class PriceList:
         rounds: int,
         r_max: int,
         price: float,
-        thrift: Thrift,
+        thrift: SavingsTarget,
         seed: int,
     ) -> None:
         self.profile, self.rounds, self.r_max, self.price = profile, rounds, r_max, price
