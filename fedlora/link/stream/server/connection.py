@@ -258,7 +258,9 @@ class ServerStream:
         self._unconfirmed[client] = lambda: secrets.confirm(session)
 
     def _refuse(self, client: str, reason: str) -> None:
-        log.warning("client %s from %s is refused: %s", client, self.peer, printable(reason))
+        self._terms.refusals.write(
+            "client %s from %s is refused: %s", client, self.peer, printable(reason)
+        )
         self._refusals += 1
         self._outgoing.put_nowait(encode_frame(farewell(REFUSED, client, reason)))
         if self._refusals >= MAX_REFUSALS:

@@ -27,6 +27,7 @@ from fedlora.link.stream.server.admitted import Admitted
 from fedlora.link.stream.server.connection import ANEW, ServerStream
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.places import StreamPlaces
+from fedlora.link.stream.server.refusals import Refusals
 from fedlora.link.stream.server.terms import Admit, StreamTerms
 from fedlora.link.stream.session_secrets import ResumeSecrets
 from fedlora.link.stream.tokens import TokenStore
@@ -107,8 +108,10 @@ class StreamServer:
         self._loop = asyncio.new_event_loop()
         self._give_up_s = give_up_s
         self._secrets = ResumeSecrets()
+        self._refusals = Refusals(log)
         self._terms = StreamTerms(
             tokens=tokens,
+            refusals=self._refusals,
             secrets=self._secrets,
             admit=admit,
             max_frame_bytes=max_frame_bytes,
@@ -217,6 +220,7 @@ class StreamServer:
             await asyncio.wait(calls, timeout=1.0)
         for link in self._links.values():
             link.lose(STOPPED)
+        self._refusals.flush()
         stop.add_done_callback(lambda _: self._loop.stop())
 
     async def _serve(self, _requests: Any, context: grpc.aio.ServicerContext) -> None:
@@ -228,7 +232,7 @@ class StreamServer:
             else:
                 opener = self.tokens.check(shown.get(TOKEN_KEY, ""))
         except FedloraError as error:
-            log.warning("stream from %s is refused: %s", context.peer(), error)
+            self._refusals.write("stream from %s is refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         stream = ServerStream(self._terms, context)
         if not self._streams.take(stream, opener):

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedlora.link.frame import Frame
 from fedlora.link.stream.server.link import StreamLink
+from fedlora.link.stream.server.refusals import Refusals
 from fedlora.link.stream.session_secrets import ResumeSecrets
 from fedlora.link.stream.tokens import TokenStore
 
@@ -24,6 +25,8 @@ class StreamTerms:
     ----------
     tokens, admit, max_frame_bytes, queue_frames, hello_timeout_s, max_clients
         See ``StreamServer``.
+    refusals
+        Where the server writes whom it refuses.
     secrets
         By which sessions are taken up again.
     offer
@@ -37,6 +40,7 @@ class StreamTerms:
     """
 
     tokens: TokenStore
+    refusals: Refusals
     secrets: ResumeSecrets
     admit: Admit
     max_frame_bytes: int
