@@ -144,7 +144,8 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 def start_process(port: int, certificate: Path, token: str, client: str) -> subprocess.Popen[bytes]:
     """Start an honest client in a process of its own."""
     address = f"localhost:{port}"
-    return subprocess.Popen([sys.executable, __file__, address, str(certificate), token, client])
+    command = [sys.executable, "-m", "support.link_peers", address, str(certificate), token, client]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1])
 
 
 def main() -> None:
