@@ -126,7 +126,7 @@ def _told(handler: Callable[[Frame], Frame], request: Frame) -> Frame:
 def hand_over(session: Mapping[str, Any]) -> dict[str, Any]:
     """Give a session to its edge host, made if need be; return what is wrong, or nothing."""
     plain = dict(session)
-    actor = ray.remote(EdgeHost).options(  # type: ignore[attr-defined]  # ray's decorator is untyped
+    actor = ray.remote(EdgeHost).options(
         name=session["host"],
         namespace=NAMESPACE,
         get_if_exists=True,

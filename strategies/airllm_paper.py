@@ -12,6 +12,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
@@ -97,7 +98,8 @@ def state(
 def decode(x: ArrayLike, r_max: int, r_min: int = R_MIN) -> NDArray[np.int64]:
     """Return ranks of actions in [-1, 1]; r_max is reached at 1 only."""
     ranks = np.floor((np.asarray(x) + 1) / 2 * (r_max - r_min)) + r_min
-    return np.clip(ranks, r_min, r_max).astype(np.int64)
+    clipped: npt.NDArray[np.int64] = np.clip(ranks, r_min, r_max).astype(np.int64)
+    return clipped
 
 
 def encode(ranks: ArrayLike, r_max: int, r_min: int = R_MIN) -> Array:
@@ -125,7 +127,8 @@ class PaperActor(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the latents before their tanh."""
-        return self.mean(self.encoder(states))
+        means: torch.Tensor = self.mean(self.encoder(states))
+        return means
 
 
 class PaperDenoiser(nn.Module):

@@ -102,4 +102,5 @@ def _signal(outcome: ClientOutcome) -> np.ndarray:
     if outcome.gradient_snr is None:
         return sensitivity
     snr = np.asarray(outcome.gradient_snr)
-    return sensitivity * snr / (1 + snr)
+    signal: np.ndarray = sensitivity * snr / (1 + snr)
+    return signal

@@ -19,7 +19,7 @@ owns everything, and the door lets everything through as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
@@ -204,7 +204,8 @@ class Door:
         """
         if not self.terms.simulated:
             self._refuse()
-        return list(open_private(samples.all))
+        every: Sequence[Sample] = open_private(samples.all)
+        return list(every)
 
     def _refuse(self) -> NoReturn:
         raise FedloraError("a device's samples are its owner's; this exists in a simulation alone")

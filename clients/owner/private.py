@@ -45,7 +45,7 @@ class Private(Generic[T]):
         raise TypeError("a private value is computed with by map, and leaves by the door alone")
 
     __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = _refuse
-    __eq__ = __lt__ = __le__ = __float__ = __int__ = __reduce_ex__ = _refuse  # type: ignore[assignment]
+    __eq__ = __lt__ = __le__ = __float__ = __int__ = __reduce_ex__ = _refuse
     __hash__ = None  # type: ignore[assignment]
 
 

@@ -70,7 +70,7 @@ class ChannelMemory:
     @property
     def spread(self) -> float:
         """Standard deviation of the coverage."""
-        return max(self.squares / max(self.count, 1.0) - self.mean**2, 0.0) ** 0.5
+        return float(max(self.squares / max(self.count, 1.0) - self.mean**2, 0.0) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -184,4 +184,5 @@ def projection_features(space: RankSpace) -> Array:
         )
         for p, unit in zip(space.projections, units, strict=True)
     ]
-    return np.clip(np.array(rows), -1.5, 1.5)
+    clipped: NDArray[np.float64] = np.clip(np.array(rows), -1.5, 1.5)
+    return clipped

@@ -33,7 +33,8 @@ class Actor(nn.Module):
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         """Return means, shape (clients, 5), of states, shape (clients, features)."""
-        return self.mean(self.body(state))
+        means: torch.Tensor = self.mean(self.body(state))
+        return means
 
 
 class Denoiser(nn.Module):
@@ -83,7 +84,8 @@ class Denoiser(nn.Module):
         hidden = self.norm(hidden)
         pooled = self.context(hidden.mean(dim=1, keepdim=True))
         hidden = hidden + nn.functional.silu(self.middle(hidden) + pooled)
-        return self.out(hidden)
+        noise: torch.Tensor = self.out(hidden)
+        return noise
 
 
 def _time_embedding(timestep: torch.Tensor) -> torch.Tensor:

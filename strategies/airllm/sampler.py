@@ -57,12 +57,13 @@ def ddim_step(
     timestep, following
         Of x and of the result; None returns the clean sample.
     """
-    now = alpha_bar()[timestep].item()
-    clean = ((x - (1 - now) ** 0.5 * noise) / now**0.5).clamp(-1, 1)
+    now = float(alpha_bar()[timestep])
+    clean: torch.Tensor = ((x - (1 - now) ** 0.5 * noise) / now**0.5).clamp(-1, 1)
     if following is None:
         return clean
-    then = alpha_bar()[following].item()
-    return then**0.5 * clean + (1 - then) ** 0.5 * noise
+    then = float(alpha_bar()[following])
+    later: torch.Tensor = then**0.5 * clean + (1 - then) ** 0.5 * noise
+    return later
 
 
 def sample(start: torch.Tensor, predict: Noise, steps: int, guidance: float) -> torch.Tensor:
