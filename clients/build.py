@@ -21,7 +21,7 @@ from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import PROTOCOL, Frame, Identity
 from fedlora.link.messages import HELLO
-from fedlora.ranks.reports import DataStatistics
+from fedlora.ranks import DataStatistics
 from fedlora.split import DTYPES, Back, Checkpoint, Front, model_folder
 from fedlora.tasks import (
     Record,

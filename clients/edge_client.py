@@ -23,10 +23,9 @@ from clients.release.base import GradientRelease
 from clients.reports import Report
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame, unpack
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m, unpack
 from fedlora.privacy.ledger import BudgetSpentError
-from fedlora.ranks.reports import DataStatistics
+from fedlora.ranks import DataStatistics
 from fedlora.tasks import Sample, TaskLoss
 
 Fields = Mapping[str, Any]

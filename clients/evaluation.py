@@ -10,8 +10,7 @@ from clients.cut_layer import CutLayer, integer
 from clients.head import ClientHead
 from clients.owner import Private, PrivateSamples, Reporting
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.tasks import Counts, Sample
 
 

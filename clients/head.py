@@ -12,8 +12,7 @@ from torch import nn
 from clients.owner import Private
 from fedlora.config import HeadConfig, TrainConfig
 from fedlora.errors import ProtocolError
-from fedlora.link.messages import HEAD_GRADIENT as GRADIENT
-from fedlora.link.messages import HEAD_WEIGHT as WEIGHT
+from fedlora.link.messages import HEAD_GRADIENT as GRADIENT, HEAD_WEIGHT as WEIGHT
 from fedlora.storage.state import load_optimizer_state, load_tensors, optimizer_state
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.storage.state import RoundStates
 
 log = logging.getLogger("fedlora.edge")

@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.ranks.reports import DataStatistics
+from fedlora.ranks import DataStatistics
 from fedlora.tasks import Sample, Tokenizer
 
 WINDOW_TOKENS = 64

@@ -20,9 +20,7 @@ from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.privacy.plan import check_classes, plan_release
-from fedlora.ranks.guard import GuardedStrategy
-from fedlora.ranks.space import RankSpace
-from fedlora.ranks.strategy import create_strategy
+from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
 from fedlora.split import Checkpoint, Cut, find_family, language_head, model_folder

@@ -11,7 +11,7 @@ from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
 from fedlora.config import Scenario
 from fedlora.link import Frame, LocalLink, edge_executor
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder
 

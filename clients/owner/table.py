@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fedlora.link import NUMBERS, REASON
-from fedlora.link import messages as m
+from fedlora.link import NUMBERS, REASON, messages as m
 
 How = Literal["public", "released", "allowed"]
 """How a part may leave: it is a function of what the server knows, paid for, or the owner's key

@@ -15,7 +15,7 @@ import typer
 from fedlora.config import Scenario, TaskConfig, load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.storage.files import replace_file
 from fedlora.storage.state import RoundStates

@@ -20,7 +20,7 @@ from fedlora.commands.export import DEVICE_FILE, TaskFacts, chosen_adapter
 from fedlora.config import load_scenario
 from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
 from fedlora.tasks import Tokenizer, load_tokenizer, task_class

@@ -13,9 +13,9 @@ from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
+from fedlora.report import RunFolder
 from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
-from fedlora.report.run_folder import RunFolder
 from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
 from fedlora.server.unfinished import summarise_rounds

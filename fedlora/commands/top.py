@@ -12,7 +12,7 @@ from rich.live import Live
 from fedlora.checks import number
 from fedlora.errors import FedloraError
 from fedlora.observe.top import RunView
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 
 
 def show_run(path: Path, *, once: bool, interval_s: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.observe.status import RunState
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 
 
 class Observer(ABC):  # noqa: B024 (both may be left as they are)

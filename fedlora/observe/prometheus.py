@@ -12,7 +12,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.observe.observer import Observer
 from fedlora.observe.status import RunState
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 
 _MISSING = (
     "observe.prometheus_port is set and prometheus_client is not installed; install "

@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager
 from fedlora.config import Scenario
 from fedlora.observe.observer import Observer
 from fedlora.observe.status import ClientStatus, RunState
-from fedlora.report.records import RoundRecord
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RoundRecord, RunFolder
 
 
 class ObservedFolder:

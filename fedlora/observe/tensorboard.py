@@ -11,7 +11,7 @@ from fedlora.checks import finite
 from fedlora.errors import FedloraError
 from fedlora.observe.observer import Observer
 from fedlora.observe.status import RunState
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 
 
 class TensorBoard(Observer):

@@ -11,14 +11,7 @@ from rich.text import Text
 
 from fedlora.checks import finite
 from fedlora.observe.status import ClientStatus, RunState
-from fedlora.report.run_folder import RunFolder
-from fedlora.report.units import (
-    ABSENT,
-    bits_text,
-    count_text,
-    number_text,
-    seconds_text,
-)
+from fedlora.report import ABSENT, RunFolder, bits_text, count_text, number_text, seconds_text
 
 _HEADER_LINES = 8
 _WHERE_TOLD = ("epsilon", "misses", "reason")  # columns that are left out where they are empty

@@ -13,8 +13,8 @@ from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.ranks.reports import ClientReport, DataStatistics
-from fedlora.report.records import ClientRecord, RoundRecord
+from fedlora.ranks import ClientReport, DataStatistics
+from fedlora.report import ClientRecord, RoundRecord
 
 Purpose = Literal["train", "evaluation", "baseline"]
 Drop = Callable[[str, str], None]

@@ -12,7 +12,7 @@ from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.exchange.member import Request
 from fedlora.storage.files import lock_file, replace_file
 from fedlora.storage.state import RoundStates

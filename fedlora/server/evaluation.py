@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame, create_codec, pack
-from fedlora.link import messages as m
+from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.exchange.answers import read_batch
 from fedlora.server.exchange.cohort import Cohort

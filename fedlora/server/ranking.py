@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.config import Scenario
-from fedlora.ranks.guard import GuardedStrategy
-from fedlora.ranks.reports import ClientOutcome, ClientReport
-from fedlora.ranks.space import RankDecision, RankSpace
-from fedlora.ranks.strategy import create_strategy
+from fedlora.ranks import (
+    ClientOutcome,
+    ClientReport,
+    GuardedStrategy,
+    RankDecision,
+    RankSpace,
+    create_strategy,
+)
 from fedlora.server.air import Air
 
 

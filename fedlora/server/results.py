@@ -12,9 +12,8 @@ from safetensors.torch import save
 from transformers.pytorch_utils import Conv1D
 
 from fedlora.lora.export import Adapter
+from fedlora.report import RunFolder, client_ids
 from fedlora.report.gallery import write_holdings
-from fedlora.report.records import client_ids
-from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.run import ServerRun

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.ranks.reports import ClientReport
-from fedlora.ranks.space import RankDecision
-from fedlora.report.records import ClientRecord, RoundRecord
+from fedlora.ranks import ClientReport, RankDecision
+from fedlora.report import ClientRecord, RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.evaluation import Evaluation
 from fedlora.server.exchange.spending import Spending

@@ -11,10 +11,9 @@ import torch
 from fedlora.channel import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import PROTOCOL, ClientLink, Frame, Identity, check_identity
-from fedlora.link import messages as m
+from fedlora.link import PROTOCOL, ClientLink, Frame, Identity, check_identity, messages as m
 from fedlora.observe.status import ClientStatus
-from fedlora.ranks.space import RankSpace
+from fedlora.ranks import RankSpace
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort

@@ -19,8 +19,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, NoClientsLeft, ProtocolError
-from fedlora.link import Frame, create_codec, pack
-from fedlora.link import messages as m
+from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead

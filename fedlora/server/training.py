@@ -13,9 +13,8 @@ from fedlora.config import Scenario
 from fedlora.errors import NoClientsLeft
 from fedlora.link import messages as m
 from fedlora.privacy.plan import check_release
-from fedlora.ranks.reports import ClientReport
-from fedlora.ranks.space import RankDecision
-from fedlora.report.records import RoundRecord
+from fedlora.ranks import ClientReport, RankDecision
+from fedlora.report import RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead

@@ -6,8 +6,7 @@ import math
 
 from fedlora.config import load_scenario
 from fedlora.lora.export import Adapter
-from fedlora.report.records import client_ids
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder, client_ids
 from fedlora.report.summary import Summary
 from fedlora.server.exchange.spending import statement_of_rounds
 

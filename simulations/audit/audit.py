@@ -15,7 +15,7 @@ from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import exact_epsilon, upload_cost
 from fedlora.privacy.plan import upload_plan
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.split import Checkpoint, model_folder
 from fedlora.tasks import task_class
 from simulations.audit import gradients, labels, members, tokens

@@ -16,7 +16,7 @@ from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 
 if TYPE_CHECKING:
-    from fedlora.report.run_folder import RunFolder
+    from fedlora.report import RunFolder
 
 
 def audit(
@@ -102,7 +102,7 @@ def _run_folder(target: str) -> RunFolder | None:
         When the folder holds no run, or one without an adapter.
     """
     from fedlora.lora.export import Adapter
-    from fedlora.report.run_folder import RunFolder
+    from fedlora.report import RunFolder
 
     path = Path(target).expanduser()
     if not path.is_dir():
@@ -157,7 +157,7 @@ def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None)
 
 
 def _table(result: dict[str, Any]) -> Table:
-    from fedlora.report.units import seconds_text
+    from fedlora.report import seconds_text
     from simulations.audit.findings import HEADER
 
     title = f"audit of {result['scenario']}, {seconds_text(result['seconds'])}"

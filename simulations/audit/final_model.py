@@ -17,11 +17,10 @@ from clients.build import EdgeParts, SimulatedData, load_parts
 from fedlora.config import FederationConfig, PartitionConfig, PrivacyPolicy, RanksConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.results import head_file
-from fedlora.tasks import Record as DataRecord
-from fedlora.tasks import Sample, head_trains
+from fedlora.tasks import Record as DataRecord, Sample, head_trains
 from simulations.audit.recording import Advance, Observed
 from simulations.in_process import Record, connect
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedlora.tasks import Record as DataRecord
-from fedlora.tasks import Sample
+from fedlora.tasks import Record as DataRecord, Sample
 from simulations.audit.attacks.auc import auc
 from simulations.audit.attacks.membership import (
     calibrated_scores,

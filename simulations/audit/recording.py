@@ -15,13 +15,11 @@ from clients.edge_client import EdgeClient
 from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
 from fedlora.config import PrivacyPolicy, Scenario
-from fedlora.link import Frame, LocalLink, create_codec, edge_executor, unpack
-from fedlora.link import messages as m
+from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
 from fedlora.privacy.mechanisms import SystemNoise, release, release_width
 from fedlora.server.compute.engine import AdapterState
 from fedlora.server.run import ServerRun
-from fedlora.tasks import Record as DataRecord
-from fedlora.tasks import Sample
+from fedlora.tasks import Record as DataRecord, Sample
 from simulations.in_process import Record
 
 Advance = Callable[[], None]

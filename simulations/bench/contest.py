@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 from simulations.bench.unsplit import Baseline
 
 SPLIT = "split"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config import Scenario, with_overrides
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 from simulations.bench.contest import SPLIT, Contest
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM

@@ -23,8 +23,12 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers import get_cosine_schedule_with_warmup as cosine_schedule
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup as cosine_schedule,
+)
 
 from simulations.quickstart.stories import iter_pretraining_text
 

@@ -13,7 +13,7 @@ import tokenizers
 
 from fedlora.cli import main
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.results import write_results
 from simulations.in_process import Record, run
 

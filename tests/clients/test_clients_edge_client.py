@@ -14,8 +14,7 @@ from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.split import Back, Checkpoint, Cut, Front
 from fedlora.tasks import Sample
 from fedlora.tasks.classification import Classification

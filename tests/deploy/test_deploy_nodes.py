@@ -14,7 +14,7 @@ import fedlora.server.flower.nodes
 import fedlora.server.flower.questions
 from fedlora.config import FederationConfig, Scenario
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.flower.nodes import Node, Seats, find_nodes
 from fedlora.server.flower.questions import Questions
 

@@ -13,7 +13,7 @@ from clients.state_store import ClientStateStore
 from fedlora.config import Scenario, scenario_from_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.run import ServerRun
 from fedlora.storage.state import RoundStates, read_state, write_state

@@ -29,7 +29,7 @@ from fedlora.launch.simulation import free_port
 from fedlora.link import Frame, through_flower
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.privacy.ledger import Ledger
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.flower.nodes import RECORD, Node
 from fedlora.server.flower.run import _train
 from fedlora.server.flower.sessions import Places, Sessions, session_ttl_s

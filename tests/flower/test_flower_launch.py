@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.launch import flower_commands
-from fedlora.launch import simulation as launch
+from fedlora.launch import flower_commands, simulation as launch
 from fedlora.launch.simulation import FlowerSimulation, SimulationRequest, free_port
 
 SUPERLINK = f"""#!{sys.executable}

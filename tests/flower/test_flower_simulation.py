@@ -25,7 +25,7 @@ from support.patience import patient
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch.simulation import _simulates
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from simulations.in_process import Record, run
 
 pytestmark = pytest.mark.flower

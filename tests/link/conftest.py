@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from support.link_peers import LIMIT, HostilePeer, ask, echo, hello
 
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer

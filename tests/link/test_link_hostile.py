@@ -32,8 +32,7 @@ from support.link_peers import (
 )
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.link import Frame, decode_frame, encode_frame, unpack
-from fedlora.link import messages as m
+from fedlora.link import Frame, decode_frame, encode_frame, messages as m, unpack
 from fedlora.link.codec import Fp32Codec
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import CLOSED, REFUSED

@@ -17,8 +17,7 @@ from support.link_peers import LIMIT, ask, start_process
 from support.patience import patient
 
 from fedlora.errors import ClientLost
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer

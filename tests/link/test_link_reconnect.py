@@ -17,8 +17,7 @@ from support.patience import patient
 from support.relay import Relay
 
 from fedlora.errors import ClientLate, ClientLost
-from fedlora.link import Frame, decode_frame, encode_frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, decode_frame, encode_frame, messages as m
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import CLOSED, REFUSED, RESUME, RESUME_KEY, RESUMED, SECRET
 from fedlora.link.stream.server.link import StreamLink

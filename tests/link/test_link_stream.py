@@ -13,8 +13,7 @@ from support.link_peers import ask, echo, hello, in_thread
 from support.patience import patient
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.link import Frame, encode_frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import CLOSED
 from fedlora.link.stream.server import listener as stream_server

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from transformers import AutoModel
 
 from fedlora.config import LoraConfig, Scenario

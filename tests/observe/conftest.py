@@ -13,10 +13,9 @@ from support.patience import patient
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import ClientLost
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.observe.recorder import observed
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from simulations.in_process import Handler, connect
 
 SETTINGS = (

@@ -18,7 +18,7 @@ from fedlora.errors import FedloraError
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
 from fedlora.observe.top import RunView
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 
 
 def samples(text: str) -> dict[str, float]:

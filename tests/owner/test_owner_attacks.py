@@ -10,8 +10,7 @@ import torch
 from support.owner_device import WIDTH, Ask, Device, attack, scenario
 
 from fedlora.config import Scenario
-from fedlora.link import Frame, create_codec, pack
-from fedlora.link import messages as m
+from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.privacy.accounting import upload_cost
 from fedlora.privacy.plan import upload_plan
 

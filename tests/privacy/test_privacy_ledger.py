@@ -17,8 +17,7 @@ from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import calibrate_sigma, upload_cost
 from fedlora.privacy.accounting.rdp import rho
-from fedlora.privacy.ledger import BudgetSpentError, Ledger
-from fedlora.privacy.ledger import store as module
+from fedlora.privacy.ledger import BudgetSpentError, Ledger, store as module
 from fedlora.privacy.ledger.records import RUNS_KEPT
 from fedlora.storage import journal
 

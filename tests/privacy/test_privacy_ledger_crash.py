@@ -11,8 +11,7 @@ import pytest
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import rho
-from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.ledger import store as module
+from fedlora.privacy.ledger import Ledger, store as module
 from fedlora.storage import journal
 
 SIGMA = 2.0

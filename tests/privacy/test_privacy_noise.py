@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fedlora.privacy.mechanisms import SystemNoise
-from fedlora.privacy.mechanisms import noise as module
+from fedlora.privacy.mechanisms import SystemNoise, noise as module
 from fedlora.privacy.mechanisms.noise import KeyStreamNoise
 
 

@@ -15,11 +15,10 @@ from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
 from clients.release.build import build_release
 from fedlora.config import PrivacyPolicy, Scenario
-from fedlora.privacy.mechanisms import SystemNoise
-from fedlora.privacy.mechanisms import release as noised
+from fedlora.privacy.mechanisms import SystemNoise, release as noised
+from fedlora.report import RunFolder
 from fedlora.report.gallery import AUDIT_GALLERY
 from fedlora.report.page import render
-from fedlora.report.run_folder import RunFolder
 from fedlora.server.compute.engine import ClientRows
 from simulations.audit import gradients, labels, members, tokens
 from simulations.audit.attacks.auc import label_auc_bound

@@ -13,8 +13,7 @@ from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private
 from fedlora.config import ClientLimit, Scenario
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import calibrate_sigma, rdp_epsilon
 from fedlora.privacy.ledger import Ledger
 

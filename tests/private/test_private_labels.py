@@ -20,12 +20,11 @@ from fedlora.config import (
     scenario_to_toml,
 )
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanisms import flip_probability
+from fedlora.report import RunFolder
 from fedlora.report.page import write_report
-from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import write_results
 
 

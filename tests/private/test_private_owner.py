@@ -16,8 +16,7 @@ from clients.owner.origins import origins
 from fedlora.config import ClientLimit, Scenario, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import rdp_epsilon
 from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.ledger import BudgetSpentError, Ledger

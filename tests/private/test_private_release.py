@@ -17,8 +17,7 @@ from clients.release import private
 from fedlora.config import ClientLimit, PrivacyPolicy, Scenario, scenario_to_toml
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.privacy.ledger import BudgetSpentError, Ledger
 from fedlora.privacy.mechanisms import clip_rows
 from fedlora.server.run import ServerRun

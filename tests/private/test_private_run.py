@@ -22,8 +22,8 @@ from fedlora.link import messages as m
 from fedlora.lora.export import Adapter
 from fedlora.privacy.accounting.rdp import ORDERS
 from fedlora.privacy.ledger import Ledger
+from fedlora.report import RunFolder
 from fedlora.report.page import write_report
-from fedlora.report.run_folder import RunFolder
 from fedlora.server.results import export, write_results
 from fedlora.server.run import ServerRun
 from fedlora.server.unfinished import summarise_rounds

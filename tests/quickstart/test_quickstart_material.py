@@ -23,8 +23,7 @@ from simulations.quickstart.corpus import (
 from simulations.quickstart.dialects import DIALECTS
 from simulations.quickstart.grammar import SLOTS
 from simulations.quickstart.intents import INTENTS
-from simulations.quickstart.pretrain import main as pretrain
-from simulations.quickstart.pretrain import train_tokenizer
+from simulations.quickstart.pretrain import main as pretrain, train_tokenizer
 from simulations.quickstart.stories import iter_pretraining_text
 
 TRAIN, TEST, DECODER = FOLDER / "requests.csv", FOLDER / "requests-test.csv", FOLDER / "decoder"

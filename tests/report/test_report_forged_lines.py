@@ -9,9 +9,9 @@ import logging
 from rich.console import Console
 
 from fedlora.observe.json_log import JsonFormatter
+from fedlora.report import RunFolder
 from fedlora.report.notices import NoticeHandler
 from fedlora.report.progress import ProgressView
-from fedlora.report.run_folder import RunFolder
 
 FORGED = (
     "tired\n2026-01-01 00:00:00 INFO fedlora.server: all is well\x1b[2J\u2028\x9b1A[red]red[/red]"

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fedlora.report import RunFolder
 from fedlora.report.gallery import GALLERY, write_holdings
 from fedlora.report.page import write_report
-from fedlora.report.run_folder import RunFolder
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
+from fedlora.report import RunFolder
 from fedlora.report.progress import PhaseProgress, ProgressView
-from fedlora.report.run_folder import RunFolder
 
 
 def plain_console() -> Console:

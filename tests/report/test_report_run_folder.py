@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.checkpoint import Checkpoints
 
 

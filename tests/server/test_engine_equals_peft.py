@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from support.tiny_models import CAUSAL, CONFIGS
 from torch import nn
 from transformers import AutoModel

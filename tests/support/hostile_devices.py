@@ -34,8 +34,7 @@ import clients.device
 import clients.state_store
 import fedlora.server.flower.questions
 import fedlora.server.flower.sessions
-from fedlora.link import Frame, encode_frame, through_flower
-from fedlora.link import messages as m
+from fedlora.link import Frame, encode_frame, messages as m, through_flower
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
 from fedlora.server.flower.nodes import RECORD

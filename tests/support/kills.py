@@ -28,7 +28,7 @@ from clients.device import take_part
 from clients.release.private import PrivateRelease
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.link import through_flower
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.checkpoint import open_run
 from fedlora.server.flower.nodes import RECORD, Node
 from fedlora.server.flower.run import _train

@@ -14,8 +14,7 @@ from typing import Any
 
 import grpc
 
-from fedlora.link import Frame, encode_frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.frame import MAX_HEADER_BYTES
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY

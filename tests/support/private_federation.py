@@ -9,7 +9,7 @@ from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
 from fedlora.config import Scenario, with_overrides
 from fedlora.link import Frame
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from simulations import in_process
 from simulations.in_process import Handler, Record
 

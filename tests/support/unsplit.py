@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 

@@ -16,7 +16,7 @@ from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.checkpoint import Checkpoints
 from fedlora.server.compute.engine import ClientRows
 from fedlora.server.results import write_results

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from fedlora.commands.export import export_run
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.compute.engine import ClientRows
 from fedlora.server.results import export
 from fedlora.tasks import Sample

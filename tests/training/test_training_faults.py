@@ -17,8 +17,7 @@ from fedlora.channel import ChannelState
 from fedlora.channel.rate import Shannon
 from fedlora.channel.schedule.base import Scheduler
 from fedlora.errors import ClientLost, FedloraError, NoClientsLeft
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 
 Change = Callable[[Frame], Frame]
 BAD = "1"

@@ -7,8 +7,7 @@ import torch
 from support.federation import Federation, Handler, scenario
 
 from clients.edge_client import EdgeClient
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 
 DRAWN = ["federation.clients=5", "federation.clients_per_round=2", "train.rounds=3"]
 

@@ -10,8 +10,7 @@ from support.federation import same, scenario
 from support.link_peers import MALFORMED, HostilePeer
 from support.stream_federation import run_over_stream
 
-from fedlora.link import Frame, encode_frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.stream.server.listener import StreamServer
 
 PEERS = 1000

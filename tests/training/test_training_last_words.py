@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from support.federation import Federation, scenario
 
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.results import head_file, write_results
 

@@ -10,8 +10,7 @@ import torch
 from support.federation import Federation, same, scenario
 from test_training_faults import fields, tampered
 
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 
 NO_ROWS = {
     "classification": {"confusion": [[0] * 3] * 3, "loss": 0.0},

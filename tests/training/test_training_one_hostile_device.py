@@ -15,8 +15,7 @@ from support.patience import patient
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLost, ProtocolError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.server.run import ServerRun
 
 BAD = "3"

@@ -17,8 +17,7 @@ from clients.reports import device_report
 from clients.text_statistics import text_statistics
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.ranks import (
     ClientReport,
     DataStatistics,

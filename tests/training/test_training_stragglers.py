@@ -13,8 +13,7 @@ from support.unsplit import Unsplit
 
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLate, FedloraError
-from fedlora.link import Frame, LocalLink
-from fedlora.link import messages as m
+from fedlora.link import Frame, LocalLink, messages as m
 from fedlora.server import steps
 
 SLOW = "2"

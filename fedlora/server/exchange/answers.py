@@ -9,8 +9,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import Codec, Frame, create_codec
-from fedlora.link import messages as m
+from fedlora.link import Codec, Frame, create_codec, messages as m
 from fedlora.privacy.mechanisms import head_gradients, release_width
 from fedlora.privacy.probe import noise_probe
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
-from fedlora.link import Frame, told
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m, told
 from fedlora.link.stream.server.link import StreamLink
 
 _READY_S = 30.0

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
-from fedlora.link import Frame, told
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m, told
 from fedlora.printable import printable
 from fedlora.server.exchange.member import BookFrame, Member, Request, natural
 from fedlora.server.exchange.patience import Patience

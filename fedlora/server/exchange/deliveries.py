@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedlora.ranks.space import RankDecision, RankSpace
+from fedlora.ranks import RankDecision, RankSpace
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import AdapterState, SplitEngine
 from fedlora.server.exchange.cohort import Cohort

@@ -11,8 +11,7 @@ from typing import Any
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.server.compute.shared_head import SharedHead, Weights, most_common
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
-from fedlora.ranks.reports import ClientReport
+from fedlora.link import Frame, messages as m
+from fedlora.ranks import ClientReport
 from fedlora.server.air import Air
 from fedlora.server.exchange.cohort import Cohort
 

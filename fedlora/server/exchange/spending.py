@@ -12,7 +12,7 @@ from fedlora.link import Frame
 from fedlora.privacy.accounting import rdp_epsilon
 from fedlora.privacy.plan import exposure
 from fedlora.privacy.statement import Sampling, privacy_statement
-from fedlora.report.records import RoundRecord, Rounds
+from fedlora.report import RoundRecord, Rounds
 from fedlora.server.exchange.uploads import read_number
 from fedlora.tasks import head_trains
 

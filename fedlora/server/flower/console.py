@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from fedlora.report import RunFolder
 from fedlora.report.progress import ProgressView
-from fedlora.report.run_folder import RunFolder
 from fedlora.report.table import print_result
 
 _WIDTH = 100  # Flower's log is no terminal

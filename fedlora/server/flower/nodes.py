@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config import FederationConfig, Scenario
 from fedlora.errors import FedloraError
-from fedlora.report.run_folder import RunFolder
+from fedlora.report import RunFolder
 from fedlora.server.flower.questions import RECORD, Questions, in_simulation
 
 __all__ = ["RECORD", "Node", "Seats", "find_nodes"]

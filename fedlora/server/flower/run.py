@@ -21,9 +21,9 @@ from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError, NoClientsLeft
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
+from fedlora.report import RunFolder
 from fedlora.report.notices import NoticeHandler
 from fedlora.report.page import write_report
-from fedlora.report.run_folder import RunFolder
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.flower.console import narrated

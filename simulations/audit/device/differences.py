@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedlora.config import Scenario
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.privacy.mechanisms import rounding_step
 
 _OF_LABELS = {"gradient", "head_gradient", "head_weight", "loss"}

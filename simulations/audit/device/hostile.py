@@ -11,8 +11,7 @@ import torch
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.link import Frame, create_codec, decode_frame, pack
-from fedlora.link import messages as m
+from fedlora.link import Frame, create_codec, decode_frame, messages as m, pack
 
 _CLASSES = ("neg", "pos", "odd")
 _RUNS = ("0" * 16, "0" * 16, "1" * 16)

@@ -10,8 +10,7 @@ import torch
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from fedlora.privacy.mechanisms import SystemNoise, release
 from fedlora.privacy.probe import noise_probe
 from fedlora.server.compute.engine import ClientRows, SplitEngine

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fedlora.errors import FedloraError
-from fedlora.report.records import RoundRecord
+from fedlora.report import RoundRecord
 
 DEFAULT_PRICE = 0.2
 

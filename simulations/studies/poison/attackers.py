@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from clients.edge_client import EdgeClient
-from fedlora.link import Frame
-from fedlora.link import messages as m
+from fedlora.link import Frame, messages as m
 from simulations.in_process import Handler
 
 Poison = Callable[[torch.Tensor, torch.Generator], torch.Tensor]

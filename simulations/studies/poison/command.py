@@ -73,7 +73,7 @@ def _show(name: str, results: list[dict[str, Any]], attacks: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fedlora.report.units import number_text
+    from fedlora.report import number_text
 
     table = Table("average", *attacks, title=f"{name}: {results[0]['metric_name']}")
     rows: dict[str, dict[str, str]] = {}
