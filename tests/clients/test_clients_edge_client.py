@@ -14,8 +14,9 @@ from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.geometry import Geometry
 from fedlora.link import Frame, messages as m
-from fedlora.split import Back, Checkpoint, Cut, Front
+from fedlora.split import Back, Checkpoint, Front
 from fedlora.tasks import Sample
 from fedlora.tasks.classification import Classification
 
@@ -26,13 +27,13 @@ WIDTH = 32
 def edge(folder: Path, *overrides: str, held_out: int = 3) -> EdgeClient:
     config = with_overrides(Scenario(), ["train.batch_size=2", *overrides])
     checkpoint = Checkpoint(folder)
-    cut = Cut.of(checkpoint, 0, 0)
+    geometry = Geometry.of(config, checkpoint)
+    assert geometry.server_pools and geometry.representation_width == WIDTH
     model = EdgeModel(
-        front=Front(checkpoint, cut, torch.float32),
-        back=Back(checkpoint, cut, torch.float32, final=False),
+        front=Front(checkpoint, geometry.cut, torch.float32),
+        back=Back(checkpoint, geometry.cut, torch.float32, final=False),
         task=Classification(config.task, ["a", "b", "c"]),
-        width=WIDTH,
-        server_pools=True,
+        geometry=geometry,
     )
     unused: Any = None
     parts = EdgeParts(config, checkpoint, unused, model)
