@@ -8,6 +8,7 @@ step is in ``_step``: loss, gradient at the cut, release, head update, next batc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ class EdgeClient:
         fields = {"weight": weight, **self._spent()}
         total = self.release.exact(loss.map(lambda own: own.total))
         if total is not None:
-            fields["loss"] = total
+            fields["loss"] = _finite(total)
             self._losses.append((total, weight.value))
         return self._cut.reply(m.GRADIENT, frame, fields, tensors)
 
@@ -235,7 +236,7 @@ class EdgeClient:
             total = together([Private(loss.value) for loss, _ in self._losses])
             mean = self.release.exact(total.map(lambda losses: sum(losses) / weight))
             assert mean is not None
-            fields["loss"] = mean
+            fields["loss"] = _finite(mean)
         weights = self._head_weights() if frame.fields.get("weights", False) else {}
         return self._cut.reply(m.ROUND_REPORT, frame, fields, weights)
 
@@ -303,3 +304,13 @@ def _shape(x: torch.Tensor) -> tuple[int, int]:
 def _backward(pair: Sequence[torch.Tensor]) -> None:
     e, gradient = pair
     e.backward(gradient.to(e.dtype))  # type: ignore[no-untyped-call]
+
+
+def _finite(loss: Leaving[float]) -> Leaving[float]:
+    """Return a loss that may leave; refuse one that no frame can hold, whatever made it so."""
+    if not math.isfinite(loss.value):
+        raise ProtocolError(
+            f"the loss is {loss.value}: what the server sent overflows here, or training has "
+            "diverged; lower train.lr"
+        )
+    return loss

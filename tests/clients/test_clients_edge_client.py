@@ -176,3 +176,9 @@ def test_client_without_samples_is_refused(checkpoints):
     )
     with pytest.raises(FedloraError, match="client 2 has no training sample"):
         build_client(parts, 2, [], [])
+
+
+def test_a_representation_that_overflows_here_is_refused_in_a_sentence(client):
+    client.handle(Frame(m.BATCH))
+    with pytest.raises(ProtocolError, match="loss is (inf|nan): what the server sent overflows"):
+        client.handle(Frame(m.STEP, "4", 9, {"step": 0}, z(value=3e38)))
