@@ -180,5 +180,7 @@ def test_client_without_samples_is_refused(checkpoints):
 
 def test_a_representation_that_overflows_here_is_refused_in_a_sentence(client):
     client.handle(Frame(m.BATCH))
-    with pytest.raises(ProtocolError, match="loss is (inf|nan): what the server sent overflows"):
+    for parameter in client.head.module.parameters():
+        parameter.data.fill_(1.0)
+    with pytest.raises(ProtocolError, match=r"loss is (inf|nan): what the server sent overflows"):
         client.handle(Frame(m.STEP, "4", 9, {"step": 0}, z(value=3e38)))
