@@ -59,7 +59,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "head release",
         "batches edge_model owner process reports text_statistics",
     ),
-    "simulations": ("train_policy", "audit bench studies", "in_process quickstart scenarios"),
+    "simulations": (
+        "train_policy",
+        "audit bench studies",
+        "in_process options quickstart scenarios",
+    ),
 }
 """What is in a folder, from the top floor to the bottom: each imports lower floors alone."""
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
+from simulations.options import SetOption
 
 if TYPE_CHECKING:
     from fedlora.report import RunFolder
@@ -33,10 +34,7 @@ def audit(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer levels and weaker attacks.")
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
     device: Annotated[
         bool,
         typer.Option(

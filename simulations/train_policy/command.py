@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedlora.errors import FedloraError
+from simulations.options import SetOption, open_scenario
 from simulations.studies.compare.reward import DEFAULT_PRICE
 from simulations.train_policy.seeds import FIRST_SEED
 
@@ -46,10 +47,7 @@ def train_policy(
         bool,
         typer.Option("--plain-ppo", help="PPO alone: no warm start and no diffusion, to compare."),
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Train the policy of the strategy `airllm` by real runs of split fine-tuning.
 
@@ -58,9 +56,6 @@ def train_policy(
     """
     import torch
 
-    from fedlora.check import check_scenario
-    from fedlora.config import with_overrides
-    from fedlora.scenarios import find_scenario
     from fedlora.storage.files import held_folder
     from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
@@ -70,8 +65,7 @@ def train_policy(
     snrs_db = tuple(parse_snrs_db(snr))
     savings = _savings(saving, len(snrs_db))
 
-    base = with_overrides(find_scenario(scenario), set_ or [])
-    check_scenario(base)
+    base = open_scenario(scenario, set_)
     torch.set_num_threads(1)
     setting = Setting(
         base,

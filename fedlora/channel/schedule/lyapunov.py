@@ -1,4 +1,11 @@
-"""Online scheduling and bandwidth allocation under a limit on the mean delay."""
+"""Online scheduling and bandwidth allocation under a limit on the mean delay.
+
+================  ===============================================
+``queue_s``       Q(t), the virtual queue of drift plus penalty
+``trade_off``     V
+``mean_delay_s``  tau_mean
+================  ===============================================
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,13 @@ the rank that it was told, never on its data or loss. A server that has seen ear
 choose the rank: the totals are fixed at every order, and ``rho_t`` never passes what is left, so
 this is a Rényi filter (Feldman and Zrnic 2021, Theorem 4.3; see
 ``fedlora.privacy.accounting.rdp``).
+
+===========  =====================================
+``uploads``  T
+``total``    R
+``spent``    R - R_left
+``now``      w_t / w_mean, within WEIGHT_MIN, _MAX
+===========  =====================================
 """
 
 from __future__ import annotations

@@ -21,6 +21,14 @@ fourth, ``labels``, is in ``fedlora.privacy.mechanisms.randomised_response``):
     would have to be sqrt(T) times larger. The server takes the gradient of the likelihood of what
     it received, -log sum_k p_k N(received; corner_k, s^2 I), by the logits: p - q, where q is the
     posterior of the label. It goes to p - y as the noise goes to zero.
+
+===================  ================================
+``weight``           W, shape (K, d)
+``zero_sum_basis``   V, shape (K, K - 1)
+``row_space_basis``  Q, shape (d, K - 1)
+``label_corners``    the simplex, shape (K, K - 1)
+``z``                what the server sent, (rows, d)
+===================  ================================
 """
 
 from __future__ import annotations

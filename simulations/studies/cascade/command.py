@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
+from simulations.options import SetOption, open_scenario
 from simulations.studies.cascade.energy import Energy, compare
 
 
@@ -23,10 +24,7 @@ def cascade(
     draws: Annotated[int, typer.Option(min=2, help="Backward passes of each kind.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds before energies are taken.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("cascade"),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Predict the privacy noise in every adapter, measure it, and follow the loss.
 
@@ -37,12 +35,10 @@ def cascade(
 
     from clients.build import SimulatedData
     from fedlora.check import check_scenario
-    from fedlora.config import with_overrides
-    from fedlora.scenarios import find_scenario
     from simulations.studies.cascade.plot import draw
     from simulations.studies.cascade.trend import run_curve
 
-    base = with_overrides(find_scenario(scenario), set_ or [])
+    base = open_scenario(scenario, set_, check=False)
     if not base.privacy.enabled:
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"

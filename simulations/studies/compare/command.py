@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.errors import FedloraError
+from simulations.options import SetOption, open_scenario
 from simulations.studies.compare.reward import DEFAULT_PRICE
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ def compare(
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
     ] = DEFAULT_PRICE,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Compare rank strategies over SNRs and seeds, with confidence intervals.
 
@@ -49,13 +47,11 @@ def compare(
     """
     from fedlora.check import check_scenario
     from fedlora.checks import number
-    from fedlora.config import with_overrides
-    from fedlora.scenarios import find_scenario
     from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
     number("--price", price)
     contenders, snrs_db = parse_strategies(strategies), parse_snrs_db(snr)
-    base = with_overrides(find_scenario(scenario), set_ or [])
+    base = open_scenario(scenario, set_, check=False)
     if base.channel.deliver_every == 0:
         raise FedloraError(
             "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "

@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
-from fedlora.scenarios import find_scenario
 from simulations.in_process import Record, connect
+from simulations.options import SetOption, open_scenario
 from simulations.studies.parity.unsplit import Unsplit
 
 _FIRST_STEPS = 20
@@ -39,13 +38,11 @@ class _Losses(Record):
 def parity(
     scenario: Annotated[str, typer.Argument(help="Scenario with all clients in every round.")],
     seeds: Annotated[int, typer.Option(min=1, help="Runs, with seeds from 0.")] = 1,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
-    ] = None,
+    set_: SetOption = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
-    base = with_overrides(find_scenario(scenario), set_ or [])
+    base = open_scenario(scenario, set_, check=False)
     trains_head = base.task.kind == "classification" and base.head.share != "step"
     if trains_head or base.federation.clients_per_round or base.train.accumulate > 1:
         raise FedloraError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedlora.errors import FedloraError
+from simulations.options import SetOption, open_scenario
 
 if TYPE_CHECKING:
     from fedlora.config import Scenario
@@ -35,10 +36,7 @@ def participation(
         int, typer.Option(min=1, max=1000, help="Seeds, counted up from the scenario's.")
     ] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Show what more participants a round buy, beside the trend that theory predicts.
 
@@ -47,13 +45,9 @@ def participation(
     """
     from rich.console import Console
 
-    from fedlora.check import check_scenario
-    from fedlora.config import with_overrides
-    from fedlora.scenarios import find_scenario
     from simulations.studies.participation.study import Setting
 
-    base = with_overrides(find_scenario(scenario), set_ or [])
-    check_scenario(base)
+    base = open_scenario(scenario, set_)
     counts = [int(n) for n in _numbers("--participants", participants, whole=True)]
     too_many = [n for n in counts if n > base.federation.clients]
     if too_many:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedlora.errors import FedloraError
+from simulations.options import SetOption, open_scenario
 
 
 def poison(
@@ -27,10 +28,7 @@ def poison(
     out: Annotated[
         Path, typer.Option(help="File of results, one JSON object a line; it is added to.")
     ] = Path("poison.jsonl"),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Train with hostile clients, under each attack and with each average.
 
@@ -42,13 +40,13 @@ def poison(
     from rich.progress import track
 
     from fedlora.check import check_scenario
-    from fedlora.config import scenario_to_toml, with_overrides
-    from fedlora.scenarios import find_scenario
+    from fedlora.config import scenario_to_toml
     from fedlora.storage.files import append_line, read_lines
     from simulations.studies.poison.attackers import POISONS
     from simulations.studies.poison.trial import AVERAGES, Trial, run_trial
 
-    base = with_overrides(find_scenario(scenario), ["evaluate.baseline=false", *(set_ or [])])
+    overrides = ["evaluate.baseline=false", *(set_ or [])]
+    base = open_scenario(scenario, overrides, check=False)
     attacks = attack or ["none", *POISONS]
     if unknown := set(attacks) - {"none", *POISONS}:
         raise FedloraError(

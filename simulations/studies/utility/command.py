@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
+from simulations.options import SetOption, open_scenario
 from simulations.studies.utility.trial import (
     NO_NOISE,
     Mechanism,
@@ -36,10 +37,7 @@ def utility(
         "utility"
     ),
     limit: Annotated[int, typer.Option(min=0, help="Run so many trials, then stop; 0: all.")] = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Train over epsilon with each mechanism and without noise, several seeds each.
 
@@ -50,11 +48,9 @@ def utility(
     from rich.progress import track
 
     from fedlora.check import check_scenario
-    from fedlora.config import with_overrides
-    from fedlora.scenarios import find_scenario
     from simulations.studies.utility.plot import draw
 
-    base = with_overrides(find_scenario(scenario), set_ or [])
+    base = open_scenario(scenario, set_, check=False)
     if not base.privacy.enabled:
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"

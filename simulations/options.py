@@ -1,0 +1,41 @@
+"""What the commands of benchmarks and studies have in common: the scenario, and ``--set``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedlora.config import Scenario
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
+]
+
+
+def open_scenario(name: str, overrides: Sequence[str] | None, *, check: bool = True) -> Scenario:
+    """Return a scenario with its overrides, after it was found to be runnable.
+
+    Parameters
+    ----------
+    name, overrides
+        See ``find_scenario`` and ``with_overrides``.
+    check
+        Whether to check it; a study that changes it further checks what it runs.
+
+    Raises
+    ------
+    FedloraError
+        When there is no such scenario, or it cannot be run.
+    """
+    from fedlora.check import check_scenario
+    from fedlora.config import with_overrides
+    from fedlora.scenarios import find_scenario
+
+    scenario = with_overrides(find_scenario(name), overrides or [])
+    if check:
+        check_scenario(scenario)
+    return scenario
