@@ -9,9 +9,7 @@ _LOAD, _THREAD = "/proc/loadavg", "/proc/self/task/{}/schedstat"
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
+    """Return how many processors the machine has; what is runnable is counted over all of them."""
     return os.cpu_count() or 1
 
 
