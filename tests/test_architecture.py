@@ -68,6 +68,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 """What is in a folder, from the top floor to the bottom: each imports lower floors alone."""
 
 MOVED = {
+    "fedlora.channel.checks": "fedlora.checks",
     "fedlora.channel.config": "fedlora.config.channel",
     "fedlora.robust.average": "fedlora.robust.base or fedlora.robust.aggregation",
 }
