@@ -27,7 +27,7 @@ def stretch() -> float:
     return max(1.0, runnable / cores())
 
 
-def waited_s(thread: int) -> float:
+def waited_s(thread: int) -> float | None:
     """Return how long a thread of this process was ready to run and had no processor, in seconds.
 
     Parameters
@@ -37,10 +37,10 @@ def waited_s(thread: int) -> float:
 
     Returns
     -------
-    float
-        0 where the operating system does not tell, or the thread is gone.
+    float or None
+        None where the operating system does not tell, or the thread is gone.
     """
     try:
         return int(Path(_THREAD.format(thread)).read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
-        return 0.0
+        return None

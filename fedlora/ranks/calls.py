@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
-from fedlora.machine import waited_s
+from fedlora.machine import stretch, waited_s
 from fedlora.ranks.space import RankDecision, RankSpace
 
 _MOST_TEXT = 300
@@ -58,8 +58,11 @@ class Caller:
         thread.start()
         began = time.monotonic()
         while not future.done():
-            waited = waited_s(thread.native_id or 0)
-            left = self.time_limit_s - (time.monotonic() - began - waited)
+            waited, elapsed = waited_s(thread.native_id or 0), time.monotonic() - began
+            if waited is None:
+                left = self.time_limit_s * stretch() - elapsed
+            else:
+                left = self.time_limit_s - (elapsed - waited)
             if left <= 0:
                 break
             wait([future], left)

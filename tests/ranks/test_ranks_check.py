@@ -108,3 +108,11 @@ def _compute(seconds: float, over: threading.Event | None = None) -> str:
     while time.thread_time() < end and not (over and over.is_set()):
         pass
     return "done"
+
+
+def test_without_the_systems_word_a_limit_follows_the_load(monkeypatch):
+    monkeypatch.setattr("fedlora.ranks.calls.waited_s", lambda thread: None)
+    monkeypatch.setattr("fedlora.ranks.calls.stretch", lambda: 4.0)
+    assert Caller(0.2).call("allocate", lambda: time.sleep(0.4) or "done") == "done"
+    with pytest.raises(CallError, match=r"took longer than 0\.2 s"):
+        Caller(0.2).call("allocate", partial(time.sleep, 2.0))
