@@ -17,7 +17,10 @@ from fedlora.errors import FedloraError
 from fedlora.split.manifest import read_manifest
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_INDEX = "model.safetensors.index.json"
 _SAMPLE_BYTES = 1024
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the weights' own dtypes; codes of a quantisation have others."""
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
@@ -46,8 +49,8 @@ class Checkpoint:
     Raises
     ------
     FedloraError
-        When the folder holds no configuration or no safetensors, a file is damaged, or an edge
-        package holds other tensors than its manifest says.
+        When the folder holds no configuration or no safetensors, a file is damaged, weights are
+        quantised, or an edge package holds other tensors than its manifest says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,8 +59,10 @@ class Checkpoint:
         self.config: dict[str, Any] = self._read_config()
         self.entries: dict[str, TensorEntry] = {}
         self._shared: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._refuse_quantisation()
         for file in self._files():
             self.entries.update(_read_header(file))
+        self._refuse_codes()
         if self.manifest and self.manifest.edge_digest != self.digest_of(self.entries):
             raise FedloraError(
                 f"{folder} holds other tensors than its manifest says; make the package anew with "
@@ -155,13 +160,32 @@ class Checkpoint:
             raise FedloraError(f"{path} holds no table; copy it anew")
         return config
 
+    def _refuse_quantisation(self) -> None:
+        """Refuse weights that are codes: their scales are the quantiser's, not the model's."""
+        found = self.config.get("quantization_config")
+        if found:
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            raise FedloraError(
+                f"{self.folder / 'config.json'} has a quantization_config ({method or 'unnamed'}), "
+                "and fedlora computes with weights as they are; take the model's edition in bf16, "
+                "fp16 or fp32"
+            )
+
+    def _refuse_codes(self) -> None:
+        """Refuse a weight or bias whose dtype is no float, whatever the configuration says."""
+        for name, entry in self.entries.items():
+            if name.rpartition(".")[2] in ("weight", "bias") and entry.dtype not in _FLOATS:
+                raise FedloraError(
+                    f"{name} in {entry.file} is stored as {entry.dtype}; fedlora reads weights in "
+                    f"{', '.join(_FLOATS)}, so take the model's edition in one of these"
+                )
+
     def _files(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            files = [self.folder / name for name in sorted(names)]
-        else:
-            files = [self.folder / "model.safetensors"]
+        """Return the weights' files: a single one counts before shards, as in transformers."""
+        single, index = self.folder / "model.safetensors", self.folder / _INDEX
+        files = [single]
+        if not single.exists() and index.exists():
+            files = [self.folder / name for name in self._shards(index)]
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise FedloraError(
@@ -169,6 +193,15 @@ class Checkpoint:
                 "finish the download, or save the model again with save_pretrained"
             )
         return files
+
+    def _shards(self, index: Path) -> list[str]:
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return sorted({str(shard) for shard in shards})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise FedloraError(
+                f"{index} is no index of shards ({type(error).__name__}: {error}); copy it anew"
+            ) from None
 
 
 def _read_header(file: Path) -> dict[str, TensorEntry]:
