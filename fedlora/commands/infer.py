@@ -13,7 +13,6 @@ import typer
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from fedlora.commands.export import DEVICE_FILE, TaskFacts, chosen_adapter
@@ -23,6 +22,7 @@ from fedlora.errors import FedloraError
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
+from fedlora.split.whole import load_whole
 from fedlora.tasks import Tokenizer, load_tokenizer, task_class
 from fedlora.unicode import require_unicode
 
@@ -124,9 +124,8 @@ def _device(facts: TaskFacts, adapter: Path | None, head: Path, model: str) -> _
     find_family(checkpoint)
     Cut.of(checkpoint, 0, 0)
     tokenizer = load_tokenizer(path)
-    cls = AutoModel if task_class(facts.task.kind).pooled else AutoModelForCausalLM
     try:
-        base: nn.Module = cls.from_pretrained(path).eval()
+        base: nn.Module = load_whole(path, pooled=task_class(facts.task.kind).pooled).eval()
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise FedloraError(
             f"the model in {path} cannot be loaded ({_first_line(error)}); copy it anew"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedlora.errors import FedloraError
+from fedlora.split.whole import load_whole
 from fedlora.storage.files import json_line, replace_file
 
 # PEFT's layout.
@@ -145,13 +146,11 @@ class Adapter:
         import tempfile
 
         from peft import PeftModel
-        from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
-        cls = AutoModelForCausalLM if self.task_type == "CAUSAL_LM" else AutoModel
         disable_progress_bar()
         try:
-            base = cls.from_pretrained(self.base_model)
+            base = load_whole(Path(self.base_model), pooled=self.task_type != "CAUSAL_LM")
         except (OSError, ValueError) as error:
             raise FedloraError(
                 f"the adapter's model {self.base_model!r} cannot be loaded "

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
 
 from clients.build import EdgeParts, SimulatedData, load_parts
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import AdapterState
+from fedlora.split.whole import load_whole
 from fedlora.tasks import IGNORED, Sample
 
 _EVALUATION_ROWS = 64
@@ -60,8 +60,8 @@ class Unsplit:
             data.build(self.parts, number) for number in range(scenario.federation.clients)
         ]
         self.pooled = self.parts.model.task.pooled
-        cls = AutoModel if self.pooled else AutoModelForCausalLM
-        base = cls.from_pretrained(self.parts.checkpoint.folder, dtype=torch.float32)
+        folder = self.parts.checkpoint.folder
+        base = load_whole(folder, pooled=self.pooled, dtype=torch.float32)
         prefix = "" if self.pooled else f"{base.base_model_prefix}."
         names = [prefix + name.removesuffix(".A") for name in adapter if name.endswith(".A")]
         config = PeftLoraConfig(
