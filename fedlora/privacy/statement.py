@@ -126,12 +126,14 @@ def privacy_statement(
     def total(rho: float, accountant: Accountant) -> float | None:
         return finite(label_epsilon + accountant(rho, policy.delta)) if secret else None
 
+    # what the noise was calibrated for: a tight plan keeps to the exact epsilon
+    stated: Accountant = exact_epsilon if policy.tight else rdp_epsilon
     zero_out = convert(rho, "zero_out")
     if policy.release == "logits":
         zero_out *= 2  # labels are released as points of a norm of up to sqrt(2) C
     secret = policy.insecure_noise_seed is None
     block: dict[str, Any] = {
-        "epsilon": total(rho, rdp_epsilon),
+        "epsilon": total(rho, stated),
         "delta": policy.delta,
         "adjacency": REPLACE_ONE,
         "guarantee": secret,
@@ -142,7 +144,7 @@ def privacy_statement(
         "epsilon_exact": total(rho, exact_epsilon),
         "zero_out": {
             "adjacency": ZERO_OUT,
-            "epsilon": total(zero_out, rdp_epsilon),
+            "epsilon": total(zero_out, stated),
             "epsilon_exact": total(zero_out, exact_epsilon),
         },
         "label_auc_bound": _label_auc(rho, label_epsilon, classes) if secret else None,
@@ -160,7 +162,7 @@ def privacy_statement(
     if label_epsilon:
         block["label_epsilon"] = label_epsilon
     if secret:
-        block["adapter"] = _adapter(policy, exposure, total(rho, rdp_epsilon))
+        block["adapter"] = _adapter(policy, exposure, total(rho, stated))
         if sampling is not None and sigma is not None and exposure.head == "public":
             block["adapter"] |= _sampled(policy, sigma, sampling)
     return block

@@ -11,6 +11,7 @@ from fedlora.privacy.accounting import (
     SampledAccountant,
     calibrate_sigma,
     exact_epsilon,
+    gradient_sigma,
     rdp_epsilon,
 )
 from fedlora.privacy.accounting.rdp import rho
@@ -136,3 +137,15 @@ def test_nothing_is_stated_where_nothing_is_protected() -> None:
         privacy_statement(PrivacyPolicy(), 1.0, 1.0, exposure=PUBLIC)
     with pytest.raises(FedloraError, match="state nothing"):
         privacy_statement(POLICY, math.nan, 1.0, exposure=PUBLIC)
+
+
+@pytest.mark.parametrize("tight", [True, False])
+@pytest.mark.parametrize("uploads", [1, 12, 300])
+def test_a_run_that_spends_its_plan_tells_the_epsilon_that_it_was_planned_for(
+    tight: bool, uploads: int
+) -> None:
+    policy = PrivacyPolicy(epsilon=8.0, tight=tight)
+    sigma = gradient_sigma(policy, uploads)
+    block = privacy_statement(policy, uploads * rho(sigma), sigma, PUBLIC)
+    assert block["epsilon"] == pytest.approx(8.0, rel=1e-6) and block["epsilon"] <= 8.0
+    assert block["adapter"]["epsilon_of_labels"] == block["epsilon"]

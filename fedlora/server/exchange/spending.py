@@ -9,7 +9,7 @@ from typing import Any
 from fedlora.checks import finite
 from fedlora.config import Scenario
 from fedlora.link import Frame
-from fedlora.privacy.accounting import rdp_epsilon
+from fedlora.privacy.accounting import epsilon_of
 from fedlora.privacy.plan import exposure
 from fedlora.privacy.statement import Sampling, privacy_statement
 from fedlora.report import RoundRecord, Rounds
@@ -103,7 +103,8 @@ class Spending:
         if not policy.enabled or policy.insecure_noise_seed is not None:
             return None
         labels = self._labels.get(client, 0.0)
-        return labels + rdp_epsilon(self._rho.get(client, 0.0), policy.delta)
+        rho = self._rho.get(client, 0.0)
+        return labels + epsilon_of(rho, policy.delta, tight=policy.tight)
 
     def round_fields(self) -> RoundRecord:
         """Return the figures of a round record."""
