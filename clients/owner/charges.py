@@ -15,8 +15,8 @@ from fedlora.privacy.ledger import Ledger, Receipt
 class Charges:
     """The budget of one client's samples: its owner's ledger, and what each sample is in it.
 
-    A simulation keeps no ledger. There every sample is a record of its own, and the sums are kept
-    in memory.
+    A federation within one process keeps no ledger. There every sample is a record of its own, and
+    the sums are kept in memory.
 
     Parameters
     ----------
