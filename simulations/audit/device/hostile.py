@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class HostileServer:
             f"head.share={share}",
             f"train.rounds={pick((1, 2))}",
             f"train.steps={pick((1, 2, 3))}",
-            f"train.batch_size={pick((1, 4, 8))}",
+            f"train.batch_size={pick((1, 4, 8, 20))}",
             f"evaluate.report={pick(('true', 'true', 'false'))}",
             f"evaluate.batch_size={pick((1, 3, 32))}",
             f"evaluate.baseline={'true' if release == 'logits' else 'false'}",
@@ -83,6 +83,8 @@ class HostileServer:
         ]
         rare = {
             "privacy.epsilon=none": 0.04,
+            # so that what a head has learnt shows beyond the grid of the noise
+            "train.head_lr=100.0": 0.3,
             "privacy.activation_sigma=3.0": 0.2,
             "privacy.unit=token": 0.05,
             "privacy.uploads=3": 0.2,
@@ -140,7 +142,7 @@ class HostileServer:
     ) -> None:
         """Send a device requests: now and then in the order of a run, now and then in none."""
         view = _View(scenario)
-        order = _in_order(scenario)
+        order = _in_order(scenario) if self._rng.random() < 0.7 else _fetching()
         for number in range(1, messages + 1):
             kind = next(order)
             if self._rng.random() < 0.25:
@@ -226,7 +228,14 @@ class _View:
                 self.head = (name, (int(tensor.shape[0]), int(tensor.shape[1])))
 
 
-def _in_order(scenario: Scenario) -> Any:
+def _fetching() -> Iterator[str]:
+    """Ask for what an earlier session has kept, before this one has learnt anything."""
+    yield from (m.WELCOME, m.PHASE, m.RESTORE, m.ROUND, m.ROUND_END, m.HEAD, m.ROUND_END)
+    while True:
+        yield from (m.RESTORE, m.BATCH, m.STEP, m.STEP, m.ROUND_END)
+
+
+def _in_order(scenario: Scenario) -> Iterator[str]:
     yield m.WELCOME
     for phase in ("baseline", "train"):
         del phase
