@@ -66,7 +66,7 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = ()) -> 
         )
     if not (isinstance(found, type) and issubclass(found, base)):
         raise FedloraError(
-            f"{kind} plug-in {name!r} is {found!r:.80}; name a class that inherits from "
+            f"{kind} plug-in {name!r} is {_described(found)}; name a class that inherits from "
             f"{base.__module__}.{base.__name__}"
         )
     missing = sorted(getattr(found, "__abstractmethods__", ()))
@@ -129,3 +129,10 @@ def _load_entry(entry: EntryPoint) -> Any:
             f"cannot load {entry.name!r} from {entry.value} ({error}); package {package!r} lies in "
             f"{where or 'no folder'}: if that is a folder of yours, rename it or start elsewhere"
         ) from error
+
+
+def _described(found: object) -> str:
+    """Return what was found, without its address in memory."""
+    if isinstance(found, type):
+        return f"the class {found.__module__}.{found.__qualname__}"
+    return f"a {type(found).__name__}"
