@@ -90,7 +90,7 @@ def check_scenario(scenario: Scenario) -> None:
     targets = choose_targets(linear, scenario.lora.targets)
     _check_ranks(scenario, checkpoint, targets)
     if scenario.lora.start:
-        read_start(scenario.lora, targets)
+        read_start(scenario.lora, checkpoint, geometry.cut, pooled=task.pooled)
     _check_data(scenario, tokenizer, geometry)
 
 

@@ -2,134 +2,107 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError
-from fedlora.lora.export import A_WEIGHT, B_WEIGHT, CONFIG_FILE, PREFIX, WEIGHTS_FILE
-from fedlora.split import resolve_path
+from fedlora.lora.export import CONFIG_FILE, WEIGHTS_FILE
+from fedlora.lora.peft_settings import KEY, PeftSettings
+from fedlora.lora.peft_tensors import AdapterReader, Start, some_names
+from fedlora.split import Checkpoint, Cut, resolve_path
 
-if TYPE_CHECKING:  # layers bring PEFT, which checking a scenario need not load
+if TYPE_CHECKING:  # layers bring PEFT, which a scenario without an adapter need not load
     from fedlora.lora.layers import LoraProjection
 
-_KEY = "lora.start"
-_OTHERWISE = ("use_dora", "modules_to_save", "bias", "layer_replication")  # more than A and B
-
-Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+log = logging.getLogger("fedlora.lora")
 
 
-def read_start(config: LoraConfig, names: Sequence[str]) -> Factors:
-    """Read the adapter that ``lora.start`` names.
+def read_start(config: LoraConfig, checkpoint: Checkpoint, cut: Cut, *, pooled: bool) -> Start:
+    """Read the adapter that ``lora.start`` names: what ``PeftModel.from_pretrained`` makes of it.
 
     Parameters
     ----------
     config
-        Where it is, and the scale and rank it has to fit.
-    names
-        The adapted projections, as the base model or its checkpoint names them.
-
-    Returns
-    -------
-    mapping
-        For each projection that the adapter has, A (r, d_in) and B (d_out, r) in fp32, with r at
-        most ``r_max``, and B such that alpha / r_max B A is the adapter's update.
+        Where it is, and the scale, rank and targets that it has to fit.
+    checkpoint, cut
+        The base model, and which of its blocks carry adapters here.
+    pooled
+        Whether the task has a head of its own, so that the adapter's may be left out.
 
     Raises
     ------
     FedloraError
-        When there is no such folder, it holds no LoRA adapter in safetensors, or it adapts what
+        When there is no such folder, it holds no LoRA adapter in safetensors or more than one is,
+        PEFT would complete it with random numbers or leave a part of it out, or it adapts what
         ``lora.targets`` does not, or at a rank above ``lora.r_max``.
     """
-    folder = resolve_path(config.start, "folder of a PEFT adapter", _KEY)
-    settings, tensors = _read(folder)
-    stored = {key.removesuffix(A_WEIGHT) for key in tensors if key.endswith(A_WEIGHT)}
-    if (
-        not stored
-        or {name + end for name in stored for end in (A_WEIGHT, B_WEIGHT)} != tensors.keys()
-    ):
+    folder = resolve_path(config.start, "folder of a PEFT adapter", KEY)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FedloraError(f"{KEY} {folder} has no {WEIGHTS_FILE}; {_elsewhere(folder)}")
+    settings = PeftSettings(folder)
+    if settings.heads and not pooled:
         raise FedloraError(
-            f"{_KEY} {folder} holds other tensors than LoRA factors; give one of LoRA"
+            f"{KEY} {folder} was made with modules_to_save = {list(settings.heads)}, the head of a "
+            "classifier, which task.kind classification alone leaves out; give an adapter of A and "
+            "B alone"
         )
-    factors = {}
-    for own in sorted(stored):
-        # Either may have the prefix of a model class with a head, such as ``model.``.
-        matches = [n for n in names if f".{own}".endswith(f".{n}") or f".{n}".endswith(f".{own}")]
-        if len(matches) != 1:
-            raise FedloraError(
-                f"{_KEY} {folder} adapts {own}, which lora.targets does not; add it there, "
-                "or begin from an adapter of this model"
-            )
-        A, B = tensors[own + A_WEIGHT].float(), tensors[own + B_WEIGHT].float()
-        r = len(A)
-        if r > config.r_max:
-            raise FedloraError(
-                f"{_KEY} {folder} has rank {r} at {own}, which exceeds lora.r_max "
-                f"{config.r_max}; raise lora.r_max"
-            )
-        scale = _pattern(settings, "alpha_pattern", "lora_alpha", own)
-        scale /= math.sqrt(r) if settings.get("use_rslora") else r
-        factors[matches[0]] = A, B * (scale * config.r_max / config.alpha)
-    return factors
+    return AdapterReader(folder, settings, config, checkpoint, cut, pooled=pooled).read()
 
 
 @torch.no_grad()
-def start_from(projections: Sequence[LoraProjection], config: LoraConfig) -> None:
+def start_from(
+    projections: Sequence[LoraProjection],
+    config: LoraConfig,
+    checkpoint: Checkpoint,
+    cut: Cut,
+    *,
+    pooled: bool,
+) -> None:
     """Put the adapter that ``lora.start`` names into the projections' first components.
 
     Components beyond its rank stay as they were drawn, with B = 0, so that they can be learned.
+    What a reader might miss is logged as a warning.
 
     Raises
     ------
     FedloraError
         As ``read_start`` does; also when its shapes are those of another model.
     """
-    factors = read_start(config, [projection.name for projection in projections])
+    start = read_start(config, checkpoint, cut, pooled=pooled)
     for projection in projections:
-        if projection.name not in factors:
+        if projection.name not in start.factors:
             continue
-        A, B = factors[projection.name]
+        A, B = start.factors[projection.name]
         r = len(A)
         if A.shape[1] != projection.d_in or B.shape != (projection.d_out, r):
             raise FedloraError(
-                f"{_KEY} {config.start} has {tuple(A.shape)} and {tuple(B.shape)} at "
+                f"{KEY} {config.start} has {tuple(A.shape)} and {tuple(B.shape)} at "
                 f"{projection.name}, which is {projection.d_in} to {projection.d_out}; begin from "
                 "an adapter of this model"
             )
         projection.A[:r] = A.to(projection.A)
         projection.B[:, :r] = B.to(projection.B)
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise FedloraError(
-            f"{_KEY} {folder} has no {WEIGHTS_FILE}; give a folder that PEFT or fedlora export "
-            "saved as safetensors"
+    if start.left_out:
+        log.warning(
+            "%s %s is taken over without its head (%s); the clients begin with heads of their own",
+            *(KEY, config.start, ", ".join(sorted(start.left_out))),
         )
-    try:
-        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FedloraError(f"{_KEY} {folder} cannot be read ({error}); copy it anew") from None
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        raise FedloraError(f"{_KEY} {folder} is no LoRA adapter; give one of peft_type LORA")
-    more = [key for key in _OTHERWISE if settings.get(key) not in (None, False, "none", [])]
-    if more:
-        raise FedloraError(
-            f"{_KEY} {folder} was made with {', '.join(more)}; give an adapter of A and B alone"
+    if start.undecided:
+        log.warning(
+            "%s %s: several keys of alpha_pattern fit %s and differ; the first in the file counts, "
+            "as in PEFT, which sorts them in saving, so training may have gone by another",
+            *(KEY, config.start, some_names(start.undecided)),
         )
-    return settings, {key.removeprefix(PREFIX): t for key, t in tensors.items()}
 
 
-def _pattern(settings: Mapping[str, Any], pattern: str, otherwise: str, name: str) -> float:
-    """Return a module's own setting where PEFT stored one by (a suffix of) its name."""
-    own = settings.get(pattern) or {}
-    found = [value for key, value in own.items() if f".{name}".endswith(f".{key}")]
-    return float(found[0] if found else settings[otherwise])
+def _elsewhere(folder: Path) -> str:
+    """Say where else an adapter may be: PEFT saves those that are not called default below."""
+    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if below:
+        return f"name one of the adapters in it: {some_names(below)}"
+    return "give a folder that PEFT or fedlora export saved as safetensors"

@@ -20,6 +20,7 @@ from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
 from fedlora.split import DTYPES, Blocks, Checkpoint, pad_rows, pool_packed
+from fedlora.tasks import task_class
 
 AdapterState = Mapping[str, torch.Tensor]
 
@@ -86,7 +87,8 @@ class SplitEngine:
         self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
         if scenario.lora.start:
-            start_from(self.projections, scenario.lora)
+            pooled = task_class(scenario.task.kind).pooled
+            start_from(self.projections, scenario.lora, checkpoint, geometry.cut, pooled=pooled)
         self.placement.attach(self.projections)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
