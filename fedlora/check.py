@@ -24,6 +24,7 @@ from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
 from fedlora.split import Checkpoint, Cut, find_family, language_head, model_folder
+from fedlora.split.conformity import check_conformity
 from fedlora.tasks import (
     Record,
     RecordError,
@@ -84,6 +85,7 @@ def check_scenario(scenario: Scenario) -> None:
     check_length(scenario.task, checkpoint)
     if not task.pooled:
         language_head(checkpoint, torch.float32)
+    check_conformity(checkpoint, language=not task.pooled)
     tokenizer = load_tokenizer(checkpoint.folder)
     _check_places(scenario, geometry.cut)
     linear = linear_modules(checkpoint, geometry.cut)

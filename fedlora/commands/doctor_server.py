@@ -5,16 +5,21 @@ from __future__ import annotations
 import datetime
 import email.utils
 import http.client
+import importlib.util
 import socket
 import ssl
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlora import __version__
 from fedlora.commands.doctor import Finding
 from fedlora.errors import FedloraError
 from fedlora.link import PROTOCOL
+
+if TYPE_CHECKING:
+    from fedlora.split import Checkpoint
 
 _TIMEOUT_S = 5.0
 _OFFSET_S = 30.0
@@ -55,10 +60,27 @@ def examine_model(path: str) -> Iterator[Finding]:
         yield Finding("model", f"{kind}, {checkpoint.model_type}, in {checkpoint.folder}")
         yield Finding("weights digest", checkpoint.weights_digest[:16])
         yield Finding("config digest", checkpoint.config_digest[:16])
+        yield _conformity(checkpoint)
         yield Finding("tokenizer digest", load_tokenizer(checkpoint.folder).digest[:16])
     except FedloraError as error:
         reason, _, mend = str(error).rpartition("; ")
         yield Finding("model", reason or mend, mend)
+
+
+def _conformity(checkpoint: Checkpoint) -> Finding:
+    """Tell how a model's ends compare with Hugging Face's own code."""
+    from fedlora.split.conformity import check_conformity
+
+    what = "beside transformers"
+    if not checkpoint.manifest and not importlib.util.find_spec("transformers"):
+        return Finding(what, "not compared: transformers is not installed here; the server does it")
+    found = check_conformity(checkpoint)
+    if found is None:
+        return Finding(what, "not compared when the package was made; fedlora slice does it now")
+    logits = "" if found.logits is None else f", logits by {found.logits:.1e}"
+    return Finding(
+        what, f"{found.transformers}: states differ by {found.states:.1e}{logits} (relative)"
+    )
 
 
 def split_address(address: str) -> tuple[str, int]:

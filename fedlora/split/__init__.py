@@ -2,7 +2,8 @@
 
 from fedlora.split.blocks import Blocks, Cut, cut_widths, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
-from fedlora.split.edge import Back, Front, language_head, pool_packed
+from fedlora.split.edge import Back, Front, pool_packed
+from fedlora.split.embeddings import LanguageHead, language_head
 from fedlora.split.family import find_family
 from fedlora.split.resolve import model_folder, resolve_path
 
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoint",
     "Cut",
     "Front",
+    "LanguageHead",
     "cut_widths",
     "find_family",
     "language_head",

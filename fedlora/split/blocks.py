@@ -13,6 +13,8 @@ from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.family import Family, Loader, find_family
 
+_SHOWN_CHARACTERS = 200
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -71,15 +73,10 @@ class Blocks(nn.Module):
         load: bool = True,
     ) -> None:
         super().__init__()
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModel
-
         self.family: Family = find_family(checkpoint)
         self.start = start
-        config = AutoConfig.from_pretrained(checkpoint.folder)
         options = {"add_pooling_layer": False} if not self.family.causal else {}
-        with init_empty_weights(include_buffers=False):
-            self.model = AutoModel.from_config(config, dtype=dtype, **options)
+        self.model = empty_model(checkpoint, dtype=dtype, **options)
         self._keep(start, stop, final)
         self._loader = Loader(checkpoint, self.family, dtype)
         if load:
@@ -160,19 +157,49 @@ class Blocks(nn.Module):
                     _replace(self.model, name, nn.Identity())
 
 
+def empty_model(checkpoint: Checkpoint, **options: Any) -> Any:
+    """Return Hugging Face's base model of a checkpoint, whose parameters have no storage.
+
+    Buffers have values, as they are computed from the configuration.
+
+    Raises
+    ------
+    FedloraError
+        When transformers cannot make it from the configuration.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+        with init_empty_weights(include_buffers=False):
+            return AutoModel.from_config(config, **options)
+    except Exception as error:  # its checks raise errors of many kinds
+        reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
+        raise FedloraError(
+            f"transformers refuses {checkpoint.folder / 'config.json'} ({type(error).__name__}: "
+            f"{reason}); mend it, or copy it anew"
+        ) from None
+
+
 def cut_widths(checkpoint: Checkpoint, cut: Cut, *, final: bool) -> tuple[int, int]:
     """Return the widths of what goes up and what comes down at the cut.
 
     Both are the hidden size, except next to an embedding of another width (OPT-350m): the token
     embedding goes up as it is, and what has passed the final stage has the embedding's width.
     """
-    config = checkpoint.config
-    hidden = int(config.get("hidden_size", config.get("n_embd", 0)))
-    embedding = int(config.get("word_embed_proj_dim", hidden))
+    hidden, embedding = checkpoint.size("hidden_size", "n_embd"), embedding_width(checkpoint)
     return (
         embedding if cut.start == 0 else hidden,
         embedding if final and cut.stop == cut.blocks else hidden,
     )
+
+
+def embedding_width(checkpoint: Checkpoint) -> int:
+    """Return the width of the token embedding: the hidden size, except for OPT-350m."""
+    if checkpoint.config.get("word_embed_proj_dim") is not None:
+        return checkpoint.size("word_embed_proj_dim")
+    return checkpoint.size("hidden_size", "n_embd")
 
 
 def pad_rows(

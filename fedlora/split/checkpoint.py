@@ -18,7 +18,7 @@ from fedlora.split.manifest import read_manifest
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _INDEX = "model.safetensors.index.json"
-_SAMPLE_BYTES = 1024
+_SAMPLE_BYTES, _COMPARED_BYTES = 1024, 2**24
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """What safetensors calls the weights' own dtypes; codes of a quantisation have others."""
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -59,9 +59,10 @@ class Checkpoint:
         self.config: dict[str, Any] = self._read_config()
         self.entries: dict[str, TensorEntry] = {}
         self._shared: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._equal: dict[tuple[str, str], bool] = {}
         self._refuse_quantisation()
         for file in self._files():
-            self.entries.update(_read_header(file))
+            self._add(_read_header(file))
         self._refuse_codes()
         if self.manifest and self.manifest.edge_digest != self.digest_of(self.entries):
             raise FedloraError(
@@ -83,10 +84,22 @@ class Checkpoint:
         FedloraError
             When the configuration does not say.
         """
-        found = self.config.get("num_hidden_layers", self.config.get("n_layer"))
-        if not isinstance(found, int) or found < 1:
+        return self.size("num_hidden_layers", "n_layer")
+
+    def size(self, *keys: str) -> int:
+        """Return a size of the model: the first of these keys that its configuration has.
+
+        Raises
+        ------
+        FedloraError
+            When it has none of them, or what is there is no positive number.
+        """
+        key = next((key for key in keys if self.config.get(key) is not None), keys[0])
+        found = self.config.get(key)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
             raise FedloraError(
-                f"{self.folder / 'config.json'} has {found!r} as its number of blocks; copy it anew"
+                f"{self.folder / 'config.json'} has {found!r} as its {key}; copy it anew, or write "
+                "there what the weights have"
             )
         return found
 
@@ -118,6 +131,20 @@ class Checkpoint:
         if (name, dtype) not in self._shared:
             self._shared[name, dtype] = self.load(name, dtype)
         return self._shared[name, dtype]
+
+    def equal(self, one: str, other: str) -> bool:
+        """Tell whether two tensors have the same dtype, shape and bytes."""
+        first, second = self.entries[one], self.entries[other]
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        if (one, other) not in self._equal:
+            with first.file.open("rb") as a, second.file.open("rb") as b:
+                a.seek(first.start)
+                b.seek(second.start)
+                sizes = [_COMPARED_BYTES] * ((first.stop - first.start) // _COMPARED_BYTES)
+                sizes.append((first.stop - first.start) % _COMPARED_BYTES)
+                self._equal[one, other] = all(a.read(size) == b.read(size) for size in sizes)
+        return self._equal[one, other]
 
     @cached_property
     def config_digest(self) -> str:
@@ -179,6 +206,15 @@ class Checkpoint:
                     f"{name} in {entry.file} is stored as {entry.dtype}; fedlora reads weights in "
                     f"{', '.join(_FLOATS)}, so take the model's edition in one of these"
                 )
+
+    def _add(self, entries: Mapping[str, TensorEntry]) -> None:
+        for name, entry in entries.items():
+            if name in self.entries:
+                raise FedloraError(
+                    f"{name} is in {self.entries[name].file.name} and in {entry.file.name} of "
+                    f"{self.folder}; copy the checkpoint anew"
+                )
+            self.entries[name] = entry
 
     def _files(self) -> list[Path]:
         """Return the weights' files: a single one counts before shards, as in transformers."""

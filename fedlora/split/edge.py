@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlora.errors import FedloraError
 from fedlora.split.blocks import Blocks, Cut, pad_rows
 from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.embeddings import token_embedding
 from fedlora.split.family import Loader, find_family
-
-_HEAD = "lm_head.weight"
 
 
 class Front(nn.Module):
@@ -121,41 +119,3 @@ def pool_packed(hidden: torch.Tensor, lengths: Sequence[int], how: str) -> torch
     row = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), sizes)
     total = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, row, hidden)
     return total / sizes[:, None].to(hidden.dtype)
-
-
-def token_embedding(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.Tensor:
-    """Return the input embedding (vocabulary, width).
-
-    Where input and output embedding are tied, a checkpoint may hold it under either name.
-    """
-    family = find_family(checkpoint)
-    name = family.embedding + ".weight"
-    stored = Loader(checkpoint, family, dtype).name(name)
-    if stored is None and checkpoint.config.get("tie_word_embeddings", True):
-        stored = _HEAD
-    return checkpoint.share(stored or name, dtype)
-
-
-def language_head(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.Tensor:
-    """Return the output embedding (vocabulary, width): its own, or the token embedding if tied.
-
-    Raises
-    ------
-    FedloraError
-        When the family has no language-model head, or the checkpoint lacks it.
-    """
-    family = find_family(checkpoint)
-    if not family.causal:
-        raise FedloraError(
-            f"model_type {checkpoint.model_type!r} cannot be trained as a language model; "
-            "set task.kind to classification"
-        )
-    tied = checkpoint.config.get("tie_word_embeddings")
-    if _HEAD in checkpoint.entries and not tied:
-        return checkpoint.load(_HEAD, dtype)
-    if tied is False:
-        raise FedloraError(
-            f"{checkpoint.folder} has neither lm_head.weight nor tied embeddings; "
-            "use a checkpoint that was saved as a causal language model"
-        )
-    return token_embedding(checkpoint, dtype)

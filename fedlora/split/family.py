@@ -36,6 +36,8 @@ class Family(ABC):
         Base-model names of the modules after the last block, in order; absent ones are skipped.
     causal
         Whether the model can be trained as a language model.
+    tied
+        Whether the head is the token embedding where the configuration does not say.
     """
 
     prefix: ClassVar[str]
@@ -43,6 +45,11 @@ class Family(ABC):
     layers: ClassVar[str]
     final: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
+    tied: ClassVar[bool] = True
+
+    def ties(self, config: Config) -> bool:
+        """Tell whether a configuration makes the token embedding the head as well."""
+        return bool(config.get("tie_word_embeddings", self.tied))
 
     def embedding_scale(self, config: Config) -> float:
         """Return the constant that multiplies a token embedding."""
@@ -51,6 +58,10 @@ class Family(ABC):
     def logit_cap(self, config: Config) -> float:
         """Return the soft cap c in ``c tanh(x / c)`` of the logits, or 0 for none."""
         return 0.0
+
+    def logit_scale(self, config: Config) -> float:
+        """Return the constant that multiplies the logits, before a soft cap."""
+        return 1.0
 
     @abstractmethod
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
@@ -80,15 +91,24 @@ class Loader:
         self.dtype = dtype
 
     def name(self, base_name: str) -> str | None:
-        """Return the checkpoint's name of a base-model tensor, or None when it has none."""
+        """Return the checkpoint's name of a base-model tensor, or None when it has none.
+
+        Raises
+        ------
+        FedloraError
+            When it has two.
+        """
         # Early BERT checkpoints call a LayerNorm's weight and bias gamma and beta.
         old = base_name.replace("LayerNorm.weight", "LayerNorm.gamma")
         old = old.replace("LayerNorm.bias", "LayerNorm.beta")
-        for candidate in (base_name, old):
-            for name in (self.family.prefix + candidate, candidate):
-                if name in self.checkpoint.entries:
-                    return name
-        return None
+        possible = [start + end for end in (base_name, old) for start in (self.family.prefix, "")]
+        found = sorted({name for name in possible if name in self.checkpoint.entries})
+        if len(found) > 1:
+            raise FedloraError(
+                f"{self.checkpoint.folder} holds both {found[0]} and {found[1]}, which are one "
+                "tensor of the model; save it again with save_pretrained"
+            )
+        return found[0] if found else None
 
     def __call__(self, base_name: str) -> torch.Tensor:
         """Return a base-model tensor."""

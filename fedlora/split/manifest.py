@@ -13,6 +13,25 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Conformity:
+    """How far a checkpoint's ends are from Hugging Face's, with no block between them.
+
+    Attributes
+    ----------
+    transformers
+        Release that they were compared with.
+    states
+        Relative difference of what comes out of the base model.
+    logits
+        Relative difference of the logits; None where the checkpoint has no language head.
+    """
+
+    transformers: str
+    states: float
+    logits: float | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an edge package says of itself.
 
@@ -24,12 +43,15 @@ class Manifest:
         The same digest over the package's own tensors.
     client_front, client_back
         Blocks before and after the cut that the package holds.
+    conformity
+        How the whole checkpoint compared; None in packages of earlier releases.
     """
 
     weights_digest: str
     edge_digest: str
     client_front: int = 0
     client_back: int = 0
+    conformity: Conformity | None = None
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a package's folder."""
@@ -52,7 +74,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != _FORMAT:
             raise ValueError("it is of another format")
-        return Manifest(**values)
+        found = values.pop("conformity", None)
+        return Manifest(**values, conformity=Conformity(**found) if found else None)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FedloraError(
             f"{path} cannot be read ({error}); make the package anew with fedlora slice"

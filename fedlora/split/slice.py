@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from fedlora.errors import FedloraError
 from fedlora.split.blocks import Cut
 from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import Back, Front, language_head
+from fedlora.split.conformity import check_conformity
+from fedlora.split.edge import Back, Front
+from fedlora.split.embeddings import language_head
 from fedlora.split.family import find_family
 from fedlora.split.manifest import Manifest
 
@@ -58,7 +60,8 @@ def slice_checkpoint(
     Raises
     ------
     FedloraError
-        When the checkpoint is a package itself or cannot be cut so, or the folder is in use.
+        When the checkpoint is a package itself or cannot be cut so, the folder is in use, or
+        transformers computes otherwise with the checkpoint's ends.
     """
     checkpoint = _Wanted(source)
     if checkpoint.manifest is not None:
@@ -66,6 +69,7 @@ def slice_checkpoint(
     if out.exists() and any(out.iterdir()):
         raise FedloraError(f"{out} is not empty; choose another --out")
     wanted = checkpoint.wanted_by_clients(client_front, client_back)
+    conformity = check_conformity(Checkpoint(source))
     out.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name in wanted:
@@ -76,7 +80,11 @@ def slice_checkpoint(
         for file_ in sorted(source.glob(pattern)):
             shutil.copyfile(file_, out / file_.name)
     manifest = Manifest(
-        checkpoint.weights_digest, checkpoint.digest_of(wanted), client_front, client_back
+        checkpoint.weights_digest,
+        checkpoint.digest_of(wanted),
+        client_front,
+        client_back,
+        conformity,
     )
     manifest.write(out)
     # Last: without it the folder is refused, so that half a package is never taken for a whole one.

@@ -9,7 +9,7 @@ import torch
 
 from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.edge import token_embedding
+from fedlora.split.embeddings import token_embedding
 
 _UNUSED = ("pooler.",)  # fedlora pools by itself
 

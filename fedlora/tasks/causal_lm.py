@@ -12,32 +12,13 @@ from torch import nn
 
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
-from fedlora.split import Checkpoint, find_family, language_head
+from fedlora.split import Checkpoint, LanguageHead
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import LanguageCounts
 from fedlora.tasks.tokenizer import Tokenizer
 
 _CHUNK_ELEMENTS = 4 << 20  # most logits held at once: 16 MiB in fp32, whatever the vocabulary
-# BLAS slows down on a product as wide as a vocabulary: 57 GFLOP/s against 80 in slices of 1024.
-_VOCABULARY_SLICE = 1024
-
-
-class LanguageHead(nn.Module):
-    """The output embedding, with an optional soft cap on the logits.
-
-    Parameters
-    ----------
-    weight
-        Output embedding, shape (vocabulary, width).
-    cap
-        ``c`` in ``c tanh(x / c)``; 0 for none.
-    """
-
-    def __init__(self, weight: torch.Tensor, cap: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.cap = cap
 
 
 class CausalLanguageModelling(Task):
@@ -85,8 +66,7 @@ class CausalLanguageModelling(Task):
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; the pretrained output embedding, so the seed plays no part."""
         del width, seed
-        cap = find_family(checkpoint).logit_cap(checkpoint.config)
-        return LanguageHead(language_head(checkpoint, dtype), cap)
+        return LanguageHead.of(checkpoint, dtype)
 
     @torch.no_grad()
     def loss(
@@ -113,6 +93,8 @@ class CausalLanguageModelling(Task):
             delta.scatter_add_(1, targets[:, None], -scale)
             if slope is not None:
                 delta.mul_(slope)
+            if head.scale != 1.0:
+                delta.mul_(head.scale)
             gradient[places] = (delta.to(head.weight.dtype) @ head.weight).float()
             if head.weight.requires_grad:
                 grad = delta.T.to(hidden.dtype) @ hidden
@@ -157,15 +139,7 @@ def _chunks(
     chunks = math.ceil(len(trained) * len(head.weight) / _CHUNK_ELEMENTS)
     for places in trained.tensor_split(chunks):  # of nearly equal size
         hidden = z[places].to(head.weight.dtype)
-        yield places, targets[places], hidden, _logits(head, hidden)
-
-
-def _logits(head: LanguageHead, hidden: torch.Tensor) -> torch.Tensor:
-    logits = torch.empty(len(hidden), len(head.weight))
-    for start in range(0, len(head.weight), _VOCABULARY_SLICE):
-        place = slice(start, start + _VOCABULARY_SLICE)
-        logits[:, place] = hidden @ head.weight[place].T
-    return logits.div_(head.cap).tanh_().mul_(head.cap) if head.cap else logits
+        yield places, targets[places], hidden, head(hidden)
 
 
 def _tuple(target: int | tuple[int, ...]) -> tuple[int, ...]:

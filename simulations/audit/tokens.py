@@ -10,8 +10,8 @@ import torch
 
 from clients.build import EdgeParts
 from fedlora.privacy.mechanisms import SystemNoise, release
+from fedlora.split import LanguageHead
 from fedlora.tasks import IGNORED
-from fedlora.tasks.causal_lm import LanguageHead
 from simulations.audit.attacks.inverter import Fit, TokenInverter, train_inverter
 from simulations.audit.attacks.next_tokens import next_tokens
 from simulations.audit.attacks.tokens import nearest_tokens, token_accuracy
@@ -193,7 +193,7 @@ def recover_next_tokens(observed: Observed) -> dict[str, float]:
         torch.stack(gradients),
         torch.stack(z),
         model.back.final,
-        head.weight,
+        head.weight * head.scale,
         head.cap,
     )
     return {"accuracy": token_accuracy(found, torch.tensor(truth)), "tokens": len(truth)}

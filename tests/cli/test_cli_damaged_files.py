@@ -84,8 +84,8 @@ def test_a_damaged_export_is_one_sentence(fedlora, finished, tmp_path, name, con
     [
         ("model.safetensors", "junk" * 9, "is damaged"),
         ("config.json", "[]", "holds no table; copy it anew"),
-        ("config.json", '{"model_type": "gpt2"}', "has None as its number of blocks"),
-        ("config.json", '{"model_type": "gpt2", "n_layer": "4"}', "has '4' as its number of"),
+        ("config.json", '{"model_type": "gpt2"}', "has None as its num_hidden_layers"),
+        ("config.json", '{"model_type": "gpt2", "n_layer": "4"}', "has '4' as its n_layer"),
         ("tokenizer.json", "{}", "the tokenizer in"),
     ],
 )

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fedlora.config import TaskConfig
+from fedlora.split import LanguageHead, embeddings
 from fedlora.tasks import IGNORED, Sample, causal_lm
-from fedlora.tasks.causal_lm import CausalLanguageModelling, LanguageHead
+from fedlora.tasks.causal_lm import CausalLanguageModelling
 
 VOCABULARY, WIDTH = 53, 8
 TASK = CausalLanguageModelling(TaskConfig(kind="causal_lm"))
@@ -28,11 +29,13 @@ SAMPLES = [sample(9, 1), sample(4, 3), sample(13, 6), sample(2, 1)]
 def _sizes(request, monkeypatch):
     chunk, vocabulary = request.param
     monkeypatch.setattr(causal_lm, "_CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(causal_lm, "_VOCABULARY_SLICE", vocabulary)
+    monkeypatch.setattr(embeddings, "_VOCABULARY_SLICE", vocabulary)
 
 
-def reference(z: torch.Tensor, weight: torch.Tensor, cap: float, sample_mean: bool):
-    logits = z @ weight.T
+def reference(
+    z: torch.Tensor, weight: torch.Tensor, cap: float, sample_mean: bool, scale: float = 1.0
+):
+    logits = scale * z @ weight.T
     if cap:
         logits = cap * torch.tanh(logits / cap)
     losses, start = [], 0
@@ -47,16 +50,17 @@ def reference(z: torch.Tensor, weight: torch.Tensor, cap: float, sample_mean: bo
 
 @pytest.mark.usefixtures("_sizes")
 @pytest.mark.parametrize("cap", [0.0, 1.5])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("sample_mean", [False, True])
-def test_loss_and_gradients_equal_autograd(cap, sample_mean):
+def test_loss_and_gradients_equal_autograd(cap, scale, sample_mean):
     torch.manual_seed(0)
     z = torch.randn(sum(len(s.ids) for s in SAMPLES), WIDTH, requires_grad=True)
     weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
-    head = LanguageHead(weight.detach().clone(), cap)
+    head = LanguageHead(weight.detach().clone(), cap, scale)
     head.weight.requires_grad_()
     for _ in range(2):  # a second batch adds to the head's gradient
         loss = TASK.loss(head, z.detach(), SAMPLES, sample_mean=sample_mean)
-    expected, _ = reference(z, weight, cap, sample_mean)
+    expected, _ = reference(z, weight, cap, sample_mean, scale)
     expected.backward()
     terms = sum(target != IGNORED for one in SAMPLES for target in one.target)
     assert loss.total == pytest.approx(expected.item(), rel=1e-5)

@@ -27,6 +27,6 @@ class Bert(Family):
 
 
 class Roberta(Bert):
-    """``RobertaModel``."""
+    """``RobertaModel``, ``CamembertModel``, ``XLMRobertaModel``."""
 
     prefix = "roberta."

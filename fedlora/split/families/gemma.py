@@ -1,4 +1,4 @@
-"""Gemma, Gemma 2 and the text model of Gemma 3: Llama's layout with a scaled embedding."""
+"""Gemma, Gemma 2, VaultGemma and the text model of Gemma 3: Llama's layout, scaled embedding."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from fedlora.split.norms import RMSNorm
 
 
 class Gemma(Llama):
-    """``GemmaModel``, ``Gemma2Model``, ``Gemma3TextModel``."""
+    """``GemmaModel``, ``Gemma2Model``, ``Gemma3TextModel``, ``VaultGemmaModel``."""
+
+    tied = True
 
     def embedding_scale(self, config: Config) -> float:
         """See ``Family``."""
         return math.sqrt(config["hidden_size"])
 
     def logit_cap(self, config: Config) -> float:
-        """See ``Family``; Gemma 2 caps at 30 unless its configuration says otherwise."""
-        default = 30.0 if config["model_type"] == "gemma2" else None
+        """See ``Family``; those that cap by default do so at 30."""
+        default = 30.0 if config["model_type"] in ("gemma2", "vaultgemma") else None
         return float(config.get("final_logit_softcapping", default) or 0.0)
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:

@@ -10,7 +10,7 @@ from fedlora.split.passthrough import NoPosition
 
 
 class Gpt2(Family):
-    """``GPT2Model``."""
+    """``GPT2Model``, ``GPTBigCodeModel``."""
 
     prefix = "transformer."
     embedding = "wte"
@@ -20,7 +20,8 @@ class Gpt2(Family):
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
         """See ``Family``."""
         eps = config.get("layer_norm_epsilon", 1e-5)
-        return layer_norm(load("ln_f.weight"), load("ln_f.bias"), eps)
+        weight = load("ln_f.weight")
+        return layer_norm(len(weight), eps, weight, load("ln_f.bias"))
 
     def skip_embedding_stage(self, model: nn.Module) -> None:
         """See ``Family``."""

@@ -22,9 +22,8 @@ class Opt(Family):
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
         """See ``Family``."""
         stage = nn.Sequential()
-        norm = "decoder.final_layer_norm."
-        if load.name(norm + "weight"):
-            stage.append(layer_norm(load(norm + "weight"), load(norm + "bias"), 1e-5))
+        if config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm"):
+            stage.append(_norm(config, load))
         if config.get("word_embed_proj_dim", config["hidden_size"]) != config["hidden_size"]:
             weight = load("decoder.project_out.weight")
             project = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -37,3 +36,12 @@ class Opt(Family):
         decoder: Any = model.get_submodule("decoder")
         decoder.embed_positions = NoPosition()
         decoder.project_in = None
+
+
+def _norm(config: Config, load: Loader) -> nn.LayerNorm:
+    """Return the final norm, which has no parameters in Galactica's layout."""
+    weight = bias = None
+    if config.get("layer_norm_elementwise_affine", True):
+        weight = load("decoder.final_layer_norm.weight")
+        bias = load("decoder.final_layer_norm.bias")
+    return layer_norm(config["hidden_size"], 1e-5, weight, bias)

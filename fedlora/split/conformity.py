@@ -1,0 +1,177 @@
+"""Whether a checkpoint's ends compute here what Hugging Face's own code computes with them.
+
+An edge process does without transformers, so the token embedding, the final norm and the head are
+plain torch here. Where transformers is, they are compared with it once for each checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlora.errors import FedloraError
+from fedlora.split.blocks import Blocks, Cut, pad_rows
+from fedlora.split.checkpoint import Checkpoint
+from fedlora.split.edge import Back, Front
+from fedlora.split.embeddings import LanguageHead
+from fedlora.split.family import find_family
+from fedlora.split.layout import check_layout
+from fedlora.split.manifest import Conformity
+from fedlora.storage.files import replace_file
+
+_LENGTHS = [5, 3]
+_BOUND = 1e-5  # fp32
+
+
+def check_conformity(checkpoint: Checkpoint, *, language: bool = False) -> Conformity | None:
+    """Refuse a checkpoint with which fedlora would compute other than Hugging Face.
+
+    Parameters
+    ----------
+    checkpoint
+        A whole one is compared once, and the result is kept in the user's cache; an edge package
+        has what ``fedlora slice`` found (None, if an earlier release made it).
+    language
+        Whether the language head is to be used as well.
+
+    Raises
+    ------
+    FedloraError
+        When its tensors are not those of its configuration, or its ends differ by more than 1e-5.
+    """
+    if checkpoint.manifest:
+        return checkpoint.manifest.conformity
+    kept = _cache(checkpoint)
+    found = _read(kept)
+    if found is None:
+        check_layout(checkpoint)
+        found = compare(checkpoint)
+        with contextlib.suppress(FedloraError):  # a cache that cannot be written is none
+            replace_file(kept, json.dumps(asdict(found)).encode(), sync=False)
+    differs = {"embedding": found.states, "logits": (found.logits or 0.0) if language else 0.0}
+    for what, by in differs.items():
+        if not by <= _BOUND:
+            family = type(find_family(checkpoint)).__name__
+            raise FedloraError(
+                f"{what} of {checkpoint.folder} differ by {by:.2g} from those of transformers "
+                f"{found.transformers}: {family} is not the family of {checkpoint.model_type}; "
+                "name one of its own, or take another model"
+            )
+    return found
+
+
+@torch.no_grad()
+def compare(checkpoint: Checkpoint) -> Conformity:
+    """Compute embedding stage, final stage and head of random tokens here and in transformers.
+
+    Both leave out the blocks, which are Hugging Face's own code in any case.
+    """
+    head = None
+    with contextlib.suppress(FedloraError):  # of no use as a language model
+        head = LanguageHead.of(checkpoint, torch.float32)
+    ids, rows, mask = _random_rows(checkpoint)
+    model = _without_blocks(checkpoint, language=head is not None)
+    base = model.base_model if head else model
+    expected = base(input_ids=rows, attention_mask=mask).last_hidden_state[mask.bool()]
+    whole = Cut(checkpoint.blocks, 0, checkpoint.blocks)
+    up, _, _ = pad_rows(Front(checkpoint, whole, torch.float32)(ids, _LENGTHS), _LENGTHS)
+    down = Blocks(checkpoint, 0, 0, final=True, dtype=torch.float32)(up, mask)
+    states = _distance(down[mask.bool()], expected)
+    if head is None:
+        return Conformity(_transformers(), states, None)
+    expected = model(input_ids=rows, attention_mask=mask).logits[mask.bool()]
+    down = Blocks(checkpoint, 0, 0, final=False, dtype=torch.float32)(up, mask)
+    back = Back(checkpoint, whole, torch.float32, final=True)
+    logits = _distance(head(back(down[mask.bool()], _LENGTHS)), expected)
+    return Conformity(_transformers(), states, logits)
+
+
+def _random_rows(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return packed ids, ids in padded rows, and the rows' mask."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = checkpoint.size("vocab_size")
+    ids = torch.randint(vocabulary, (sum(_LENGTHS),), generator=generator)
+    ids[0], ids[1] = vocabulary - 1, 0
+    # Models that count positions by the padding's id would count differently here.
+    pad = checkpoint.config.get("pad_token_id")
+    ids = torch.where(ids == pad, (ids + 1) % vocabulary, ids) if isinstance(pad, int) else ids
+    rows = torch.full((len(_LENGTHS), max(_LENGTHS)), pad if isinstance(pad, int) else 0)
+    mask = torch.zeros_like(rows)
+    for row, part in enumerate(torch.split(ids, _LENGTHS)):
+        rows[row, : len(part)] = part
+        mask[row, : len(part)] = 1
+    return ids, rows, mask
+
+
+def _without_blocks(checkpoint: Checkpoint, *, language: bool) -> Any:
+    """Return the model without blocks, as transformers loads it, tied or not by its rule."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(checkpoint.folder)
+    config.num_hidden_layers = 0
+    if getattr(config, "layer_types", None):
+        config.layer_types = []
+    cls = AutoModelForCausalLM if language else AutoModel
+    with _quiet():
+        model = cls.from_pretrained(checkpoint.folder, config=config, dtype=torch.float32)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from telling of the blocks that it does not load."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(torch.dist(ours, theirs) / theirs.norm())
+
+
+def _cache(checkpoint: Checkpoint) -> Path:
+    """Return the file of a checkpoint's result: of its digests, our code and transformers'."""
+    digest = hashlib.sha256()
+    family = type(find_family(checkpoint))
+    for part in (
+        checkpoint.weights_digest,
+        checkpoint.config_digest,
+        _transformers(),
+        *(inspect.getsource(cls) for cls in family.__mro__[:-2]),
+        *(Path(inspect.getfile(cls)).read_text() for cls in (Front, Blocks, LanguageHead)),
+    ):
+        digest.update(part.encode() + b"\0")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return base / "fedlora" / "conformity" / f"{digest.hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> Conformity | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Conformity(str(values["transformers"]), float(values["states"]), values["logits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _transformers() -> str:
+    return importlib.metadata.version("transformers")
