@@ -136,14 +136,15 @@ def export(
         typer.Option(
             "--format",
             help="`peft`: an adapter at the chosen ranks; `padded`: the same with one rank for all "
-            "(for servers such as vLLM that know one rank); `merged`: the whole model.",
-            click_type=click.Choice(["peft", "padded", "merged"]),
+            "(for servers such as vLLM that know one rank); `gguf-ready`: the same with one alpha "
+            "for all (for llama.cpp's converter); `merged`: the whole model.",
+            click_type=click.Choice(["peft", "padded", "gguf-ready", "merged"]),
         ),
     ] = "peft",
     client: ClientOption = None,
     rank: RankOption = None,
 ) -> None:
-    """Write a run's adapter for PEFT, for servers with one rank, or merged into the model.
+    """Write a run's adapter for PEFT, for readers that know less, or merged into the model.
 
     The `peft` folder also holds the shared head, so that `fedlora infer` needs no more than it and
     the backbone on a device.

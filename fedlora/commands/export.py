@@ -17,6 +17,7 @@ from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
+from fedlora.split.resolve import is_hub_name
 from fedlora.storage.files import replace_file
 from fedlora.storage.state import RoundStates
 
@@ -63,7 +64,7 @@ def export_run(
     out
         Folder to write, which must be empty or absent.
     format_
-        ``peft``, ``padded`` or ``merged``.
+        ``peft``, ``padded``, ``gguf-ready`` or ``merged``.
     client
         Whose adapter to write: the one that it was last delivered in time.
     rank
@@ -82,16 +83,18 @@ def export_run(
     if out.is_dir() and any(out.iterdir()):
         raise FedloraError(f"--out {out} is not empty; choose another folder")
     if format_ == "merged":
-        adapter.truncated(ranks).merge(out)
+        adapter.truncated(ranks).merge(out, _model(folder))
     elif not any(ranks):
         raise FedloraError(
             f"client {client} was delivered no adapter in time; it uses the backbone as it is"
         )
     elif format_ == "padded":
         adapter.truncated(ranks).save(out)
+    elif format_ == "gguf-ready":
+        adapter.save_with_one_alpha(out, ranks)
     else:
         adapter.save(out, ranks)
-        _write_device_files(folder, out)
+        _write_device_files(folder, out, adapter)
     typer.echo(
         f"wrote {format_} export of {len(ranks)} projections, mean rank "
         f"{sum(ranks) / len(ranks):.2f}, to {out}"
@@ -172,10 +175,17 @@ def _renamed(
     return {name: by_name[name] for name in adapter.factors}
 
 
-def _write_device_files(folder: RunFolder, out: Path) -> None:
+def _model(folder: RunFolder) -> str:
+    """Return the run's ``model.path``, which says more than its adapter where a cache has moved."""
+    return load_scenario(folder.scenario).model.path if folder.scenario.is_file() else ""
+
+
+def _write_device_files(folder: RunFolder, out: Path, adapter: Adapter) -> None:
     if head_file(folder).exists():
         shutil.copyfile(head_file(folder), out / head_file(folder).name)
     if folder.scenario.is_file():
         facts = TaskFacts.of(load_scenario(folder.scenario))
+        if adapter.revision and not is_hub_name(facts.model):  # a place in this machine's cache
+            facts = dataclasses.replace(facts, model=f"hub:{adapter.base_model}")
         text = json.dumps(dataclasses.asdict(facts), indent=1)
         replace_file(out / DEVICE_FILE, f"{text}\n".encode())

@@ -19,6 +19,7 @@ from fedlora.commands.export import DEVICE_FILE, TaskFacts, chosen_adapter
 from fedlora.config import load_scenario
 from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
+from fedlora.lora.export import CONFIG_FILE
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
@@ -103,7 +104,8 @@ def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: st
     with tempfile.TemporaryDirectory() as place:
         if any(ranks):
             adapter.save(Path(place), ranks)
-        return _device(facts, Path(place) if any(ranks) else None, head_file(folder), model)
+        saved = Path(place) if any(ranks) else None
+        return _device(facts, saved, head_file(folder), model, adapter.revision)
 
 
 def _from_export(folder: Path, model: str) -> _Device:
@@ -113,13 +115,24 @@ def _from_export(folder: Path, model: str) -> _Device:
         raise FedloraError(
             f"{folder} is no export that can be read ({error}); write it again with fedlora export"
         ) from None
-    return _device(facts, folder, folder / "head.safetensors", model)
+    return _device(facts, folder, folder / "head.safetensors", model, _revision(folder))
 
 
-def _device(facts: TaskFacts, adapter: Path | None, head: Path, model: str) -> _Device:
+def _revision(folder: Path) -> str | None:
+    """Return the backbone's commit on the hub; what else is wrong with the file, PEFT says."""
+    try:
+        found = json.loads((folder / CONFIG_FILE).read_bytes())["revision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _device(
+    facts: TaskFacts, adapter: Path | None, head: Path, model: str, revision: str | None
+) -> _Device:
     disable_progress_bar()  # one line for each text is all that a script wants to read
     set_verbosity_error()  # and of a backbone that does not fit, one sentence
-    path = model_folder(model or facts.model)
+    path = model_folder(model) if model else model_folder(facts.model, revision)
     checkpoint = Checkpoint(path)  # says in a sentence what is wrong with a folder
     find_family(checkpoint)
     Cut.of(checkpoint, 0, 0)

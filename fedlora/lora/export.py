@@ -1,10 +1,13 @@
-"""Adapters on disk in PEFT's layout, at full rank, at mixed ranks, padded, or merged."""
+"""Adapters on disk in PEFT's layout, at full rank, at mixed ranks, padded, or merged.
+
+Of each file the same adapter gives the same bytes.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedlora.errors import FedloraError
+from fedlora.split import model_folder
+from fedlora.split.tokenizer_files import copy_tokenizer
 from fedlora.split.whole import load_whole
 from fedlora.storage.files import json_line, replace_file
 
@@ -20,7 +25,9 @@ PREFIX = "base_model.model."
 A_WEIGHT, B_WEIGHT = ".lora_A.weight", ".lora_B.weight"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _ORDER = "projections"
-_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt")
+"""Where releases before 0.2 kept the order of the projections, in the weights' metadata."""
+
+Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -34,19 +41,22 @@ class Adapter:
     alpha
         Scaling numerator at r_max.
     base_model
-        Folder or name of the model.
+        Folder of the model, or its name on the hub.
     task_type
         PEFT's task type; ``CAUSAL_LM`` for ``AutoModelForCausalLM``, ``FEATURE_EXTRACTION`` for
         ``AutoModel``.
     fan_in_fan_out
         Whether the modules store their weight transposed (GPT-2).
+    revision
+        The model's commit on the hub; None where it is a folder.
     """
 
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    factors: Factors
     alpha: float
     base_model: str
     task_type: str
     fan_in_fan_out: bool = False
+    revision: str | None = None
 
     @property
     def r_max(self) -> int:
@@ -59,7 +69,7 @@ class Adapter:
         for (name, (A, B)), r in zip(self.factors.items(), self._checked(ranks), strict=True):
             keep = torch.arange(self.r_max) < r
             factors[name] = (A * keep[:, None], B * keep)
-        return Adapter(factors, self.alpha, self.base_model, self.task_type, self.fan_in_fan_out)
+        return replace(self, factors=factors)
 
     def save(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
         """Write a folder that ``PeftModel.from_pretrained`` loads, each of its files as a whole.
@@ -73,35 +83,78 @@ class Adapter:
             pattern, scaled by alpha r / r_max, which keeps the scale alpha / r_max of training.
         """
         r_max = self.r_max
-        chosen = self._checked(ranks) if ranks is not None else [r_max] * len(self.factors)
-        kept = {name: r for name, r in zip(self.factors, chosen, strict=True) if r > 0}
+        factors = self._at(self._checked(ranks) if ranks is not None else [r_max] * self._count)
+        own = {name: len(A) for name, (A, _) in factors.items() if len(A) != r_max}
+        alphas = {name: self.alpha * r / r_max for name, r in own.items()}
+        self._write(folder, factors, r_max, self.alpha, own, alphas)
+
+    def save_with_one_alpha(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
+        """Write the adapter for readers that know one alpha and divide it by each matrix's rank.
+
+        So does llama.cpp, whose converter reads neither ``rank_pattern`` nor ``alpha_pattern``
+        (``convert_lora_to_gguf.py``; ``get_scale`` in ``llama-adapter.h``): a matrix's scale is
+        ``lora_alpha`` over the rank of its own factors. B is scaled by what that leaves. PEFT comes
+        to the same, since ``rank_pattern`` tells it the ranks; readers that divide by r everywhere,
+        such as vLLM, do so where all ranks are equal only, and need ``truncated``.
+
+        Parameters
+        ----------
+        folder, ranks
+            As in ``save``.
+        """
+        r_max = self.r_max
+        factors = self._at(self._checked(ranks) if ranks is not None else [r_max] * self._count)
+        r = max(len(A) for A, _ in factors.values())
+        scaled = {name: (A, B * (len(A) / r)) for name, (A, B) in factors.items()}
+        own = {name: len(A) for name, (A, _) in factors.items() if len(A) != r}
+        self._write(folder, scaled, r, self.alpha * r / r_max, own, {})
+
+    def _at(self, ranks: Sequence[int]) -> Factors:
+        """Return the first components of the projections that have any."""
+        kept = {
+            name: (A[:r].contiguous(), B[:, :r].contiguous())
+            for (name, (A, B)), r in zip(self.factors.items(), ranks, strict=True)
+            if r > 0
+        }
         if not kept:
             raise FedloraError("every rank is 0, so there is no adapter to write; raise one")
+        return kept
+
+    def _write(
+        self,
+        folder: Path,
+        factors: Factors,
+        r: int,
+        alpha: float,
+        ranks: Mapping[str, int],
+        alphas: Mapping[str, float],
+    ) -> None:
         from peft import LoraConfig as PeftLoraConfig
 
+        names = list(factors)
         config = PeftLoraConfig(
-            r=r_max,
-            lora_alpha=self.alpha,
-            target_modules=list(kept),
-            rank_pattern={name: r for name, r in kept.items() if r != r_max},
-            alpha_pattern={n: self.alpha * r / r_max for n, r in kept.items() if r != r_max},
+            r=r,
+            lora_alpha=alpha,
+            target_modules=names,
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
             base_model_name_or_path=self.base_model,
+            revision=self.revision,
             task_type=self.task_type,
             fan_in_fan_out=self.fan_in_fan_out,
             inference_mode=True,
         )
-        tensors = {}
-        for name, r in kept.items():
-            A, B = self.factors[name]
-            tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A[:r].contiguous()
-            tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B[:, :r].contiguous()
         # What a run writes after each round may be cut off by its end, which PEFT's own writing of
-        # the same dictionary does not survive.
-        settings = {**config.to_dict(), "target_modules": list(kept)}
+        # the same dictionary does not survive; nor does it keep the order of the modules, which
+        # rank vectors follow.
+        settings = {**config.to_dict(), "target_modules": names}
         replace_file(folder / CONFIG_FILE, json_line(settings, indent=2))
-        # PEFT's own list of modules has no order, and a rank vector needs one.
-        metadata = {"format": "pt", _ORDER: json.dumps(list(kept))}
-        replace_file(folder / WEIGHTS_FILE, save(tensors, metadata))
+        tensors = {}
+        for name, (A, B) in factors.items():
+            tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A
+            tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B
+        # With a second key safetensors writes them in another order each time.
+        replace_file(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
@@ -115,12 +168,13 @@ class Adapter:
         try:
             config = json.loads((folder / CONFIG_FILE).read_text())
             with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+                order = (file.metadata() or {}).get(_ORDER)
                 factors = {
                     name: (
                         file.get_tensor(f"{PREFIX}{name}{A_WEIGHT}"),
                         file.get_tensor(f"{PREFIX}{name}{B_WEIGHT}"),
                     )
-                    for name in json.loads(file.metadata()[_ORDER])
+                    for name in (json.loads(order) if order else config["target_modules"])
                 }
             return cls(
                 factors,
@@ -128,30 +182,39 @@ class Adapter:
                 config["base_model_name_or_path"],
                 config["task_type"],
                 bool(config["fan_in_fan_out"]),
+                config.get("revision"),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FedloraError(
                 f"{folder} holds no adapter that can be read ({error}); give a finished run"
             ) from None
 
-    def merge(self, folder: Path) -> None:
+    def merge(self, folder: Path, model: str = "") -> None:
         """Write the whole model with the adapter added into its weights, and its tokenizer.
+
+        Parameters
+        ----------
+        folder
+            Where to write.
+        model
+            Where the model is, where ``base_model`` does not tell.
 
         Raises
         ------
         FedloraError
             When the model is no longer where it was.
         """
-        import shutil
         import tempfile
 
         from peft import PeftModel
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+        named = f"hub:{self.base_model}" if self.revision else self.base_model
         try:
-            base = load_whole(Path(self.base_model), pooled=self.task_type != "CAUSAL_LM")
-        except (OSError, ValueError) as error:
+            source = model_folder(model or named, self.revision)
+            base = load_whole(source, pooled=self.task_type != "CAUSAL_LM")
+        except (OSError, ValueError, FedloraError) as error:
             raise FedloraError(
                 f"the adapter's model {self.base_model!r} cannot be loaded "
                 f"({str(error).partition(chr(10))[0]}); bring it back there, or export as peft"
@@ -160,9 +223,11 @@ class Adapter:
             self.save(Path(place))
             merged = PeftModel.from_pretrained(base, place).merge_and_unload()
         merged.save_pretrained(str(folder))
-        for pattern in _TOKENIZER_FILES:
-            for file in Path(self.base_model).glob(pattern):
-                shutil.copy(file, folder)
+        copy_tokenizer(source, folder)
+
+    @property
+    def _count(self) -> int:
+        return len(self.factors)
 
     def _checked(self, ranks: Sequence[int]) -> Sequence[int]:
         if len(ranks) != len(self.factors) or not all(0 <= r <= self.r_max for r in ranks):

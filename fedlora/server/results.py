@@ -17,6 +17,7 @@ from fedlora.report.gallery import write_holdings
 from fedlora.report.summary import Summary
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.run import ServerRun
+from fedlora.split import published_name
 from fedlora.storage.files import replace_file
 from fedlora.tasks import task_class
 
@@ -72,13 +73,15 @@ def export(server: ServerRun) -> Adapter:
     family = server.engine.blocks.family
     language = not task_class(server.scenario.task.kind).pooled
     prefix = family.prefix if language else ""
+    name, revision = published_name(server.scenario.model.path, server.checkpoint.folder)
     return Adapter(
         {
             prefix + p.name: (p.A.detach().float().cpu(), p.B.detach().float().cpu())
             for p in server.engine.projections
         },
         server.scenario.lora.alpha,
-        str(server.checkpoint.folder),
+        name,
         "CAUSAL_LM" if language else "FEATURE_EXTRACTION",
         any(isinstance(m, Conv1D) for m in server.engine.blocks.layers.modules()),
+        revision,
     )

@@ -5,7 +5,7 @@ from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.edge import Back, Front, pool_packed
 from fedlora.split.embeddings import LanguageHead, language_head
 from fedlora.split.family import find_family
-from fedlora.split.resolve import model_folder, resolve_path
+from fedlora.split.resolve import model_folder, published_name, resolve_path
 
 __all__ = [
     "DTYPES",
@@ -21,5 +21,6 @@ __all__ = [
     "model_folder",
     "pad_rows",
     "pool_packed",
+    "published_name",
     "resolve_path",
 ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fedlora.errors import FedloraError
 
 _PACKAGE, _HUB = "package:", "hub:"
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})")
+_MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# Subfolders hold copies of the weights in other formats; what is kept begins with "add".
+_SUBFOLDERS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
 
 
 def resolve_path(path: str, what: str, key: str) -> Path:
@@ -57,8 +62,32 @@ def is_hub_name(path: str) -> bool:
     return _HUB_NAME.fullmatch(path) is not None and not Path(path).exists()
 
 
-def model_folder(path: str) -> Path:
+def published_name(path: str, folder: Path) -> tuple[str, str | None]:
+    """Return what a model is called on other machines, and its commit on the hub if it has one.
+
+    Parameters
+    ----------
+    path
+        ``model.path``.
+    folder
+        What ``model_folder`` made of it. One in a cache of the hub has the hub's name; one in a
+        package is called ``package:...``; another is its path, for want of a better name.
+    """
+    found = _SNAPSHOT.fullmatch("/".join(folder.resolve().parts[-3:]))
+    if found:
+        return found[1].replace("--", "/"), found[2]
+    return (path if path.startswith(_PACKAGE) else str(folder)), None
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
     """Return the local folder of the model that ``model.path`` names, downloaded where needed.
+
+    Parameters
+    ----------
+    path
+        A folder, ``package:NAME/FOLDER``, or a name on the hub.
+    revision
+        Commit on the hub; None takes the newest, or the one that is here.
 
     Raises
     ------
@@ -66,7 +95,7 @@ def model_folder(path: str) -> Path:
         When there is no such folder, or the download fails.
     """
     if is_hub_name(path):
-        return _download(path)
+        return _download(path, revision)
     folder = resolve_path(path, "model folder", "model.path")
     if not folder.is_dir():
         raise FedloraError(f"model.path is {path!r}, which is a file; name its folder")
@@ -122,18 +151,25 @@ def _near(place: Path) -> str:
     return f"; did you mean {near[0]!r}?" if near else "; check the path"
 
 
-def _download(path: str) -> Path:
+def _download(path: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    name = path.removeprefix(_HUB)
+    options: dict[str, Any] = {
+        "repo_id": path.removeprefix(_HUB),
+        "revision": revision,
+        "allow_patterns": _MODEL_FILES,
+        "ignore_patterns": _SUBFOLDERS,
+    }
     try:
-        # "*/*" keeps out copies of the weights in other formats, which lie in subfolders.
-        folder = snapshot_download(name, allow_patterns=_MODEL_FILES, ignore_patterns=["*/*"])
+        return Path(snapshot_download(**options))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise FedloraError(
-            f"model.path is {path!r}, which is no folder here and cannot be downloaded from the "
-            f"Hugging Face hub ({reason}); check the name and the network, or set a local folder"
-        ) from None
-    return Path(folder)
+    # Without a network it finds the newest commit that is here by itself, and one that is named
+    # only if it is told not to ask.
+    with contextlib.suppress(OSError, HFValidationError):
+        return Path(snapshot_download(**options, local_files_only=True))
+    raise FedloraError(
+        f"model.path is {path!r}, which is no folder here and cannot be downloaded from the "
+        f"Hugging Face hub ({reason}); check the name and the network, or set a local folder"
+    )

@@ -19,8 +19,7 @@ from fedlora.split.edge import Back, Front
 from fedlora.split.embeddings import language_head
 from fedlora.split.family import find_family
 from fedlora.split.manifest import Manifest
-
-_SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+from fedlora.split.tokenizer_files import copy_tokenizer
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def slice_checkpoint(
         with safe_open(checkpoint.entries[name].file, framework="pt") as file:
             tensors[name] = file.get_tensor(name)
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    for pattern in _SIDE_FILES:
-        for file_ in sorted(source.glob(pattern)):
-            shutil.copyfile(file_, out / file_.name)
+    copy_tokenizer(source, out)
     manifest = Manifest(
         checkpoint.weights_digest,
         checkpoint.digest_of(wanted),

@@ -160,7 +160,7 @@ def test_an_adapter_that_is_written_again_is_whole_at_every_moment(tiny, records
         writer.result()
 
 
-@pytest.mark.parametrize("format_", ["peft", "padded", "merged"])
+@pytest.mark.parametrize("format_", ["peft", "padded", "gguf-ready", "merged"])
 def test_export_of_a_run_uses_the_ranks_of_a_client(tiny, records, tmp_path, format_):
     cycles = "ranks.options.cycles=[[1],[0,2,3],[2]]"
     federation = trained(
