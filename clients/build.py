@@ -23,6 +23,7 @@ from fedlora.link import PROTOCOL, Frame, Identity
 from fedlora.link.messages import HELLO
 from fedlora.ranks import DataStatistics
 from fedlora.split import DTYPES, Back, Checkpoint, Front, model_folder
+from fedlora.split.conformity import check_conformity
 from fedlora.tasks import (
     Record,
     RecordError,
@@ -87,6 +88,8 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
     if not scenario.task.labels:
         scenario = replace(scenario, task=replace(scenario.task, labels=tuple(labels)))
     checkpoint = Checkpoint(model_folder(scenario.model.path))
+    if checkpoint.manifest:  # of a whole model the server, which has transformers, makes sure
+        check_conformity(checkpoint, language=not task_class(scenario.task.kind).pooled)
     dtype = DTYPES[scenario.model.dtype]
     geometry = Geometry.of(scenario, checkpoint)
     model = EdgeModel(

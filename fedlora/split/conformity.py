@@ -49,15 +49,9 @@ def check_conformity(checkpoint: Checkpoint, *, language: bool = False) -> Confo
     FedloraError
         When its tensors are not those of its configuration, or its ends differ by more than 1e-5.
     """
-    if checkpoint.manifest:
-        return checkpoint.manifest.conformity
-    kept = _cache(checkpoint)
-    found = _read(kept)
+    found = checkpoint.manifest.conformity if checkpoint.manifest else _compared(checkpoint)
     if found is None:
-        check_layout(checkpoint)
-        found = compare(checkpoint)
-        with contextlib.suppress(FedloraError):  # a cache that cannot be written is none
-            replace_file(kept, json.dumps(asdict(found)).encode(), sync=False)
+        return None
     differs = {"embedding": found.states, "logits": (found.logits or 0.0) if language else 0.0}
     for what, by in differs.items():
         if not by <= _BOUND:
@@ -67,6 +61,17 @@ def check_conformity(checkpoint: Checkpoint, *, language: bool = False) -> Confo
                 f"{found.transformers}: {family} is not the family of {checkpoint.model_type}; "
                 "name one of its own, or take another model"
             )
+    return found
+
+
+def _compared(checkpoint: Checkpoint) -> Conformity:
+    kept = _cache(checkpoint)
+    found = _read(kept)
+    if found is None:
+        check_layout(checkpoint)
+        found = compare(checkpoint)
+        with contextlib.suppress(FedloraError):  # a cache that cannot be written is none
+            replace_file(kept, json.dumps(asdict(found)).encode(), sync=False)
     return found
 
 

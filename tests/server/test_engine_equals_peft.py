@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig, get_peft_model
+from support.architectures import ACCEPTED, tiny
 from support.tiny_models import CAUSAL, CONFIGS
 from torch import nn
 from transformers import AutoModel
@@ -103,7 +106,18 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_mixed_ranks_in_one_batch_equal_clients_run_alone_through_peft(checkpoints, family, pooled):
     if not pooled and family not in CAUSAL:
         pytest.skip("encoders are not trained as language models")
-    folder = checkpoints[family]
+    one_batch_equals_clients_alone(checkpoints[family], pooled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_so_do_those_of_every_accepted_architecture(kind, tmp_path):
+    causal = tiny(kind, tmp_path)
+    for pooled in [True, False] if causal else [True]:
+        one_batch_equals_clients_alone(tmp_path, pooled)
+
+
+def one_batch_equals_clients_alone(folder: Path, pooled: bool) -> None:
     checkpoint = Checkpoint(folder)
     engine = make_engine(folder, pooled)
     ranks, data = mixed_ranks(engine), tokens()

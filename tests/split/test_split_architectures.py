@@ -4,86 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.architectures import ACCEPTED, tiny
 from transformers import AutoModel, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from fedlora.errors import FedloraError
-from fedlora.registry import names, resolve
+from fedlora.registry import resolve
 from fedlora.split import Back, Blocks, Checkpoint, Cut, Front, LanguageHead, find_family
 from fedlora.split.conformity import check_conformity
 from fedlora.split.edge import run_packed
 from fedlora.split.family import Family
 
 ARCHITECTURES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES})
-ACCEPTED = names("families")
 LENGTHS = [9, 5, 7]
 CUTS = [(0, 0), (1, 0), (0, 2), (1, 1)]
-SIZES = {
-    "vocab_size": 101,
-    "hidden_size": 32,
-    "n_embd": 32,
-    "intermediate_size": 48,
-    "ffn_dim": 48,
-    "num_hidden_layers": 4,
-    "n_layer": 4,
-    "num_attention_heads": 4,
-    "n_head": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 66,
-    "n_positions": 66,
-    "sliding_window": 4,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
-# What is 1 or off in a fresh configuration, and so would hide that it is left out.
-UNUSUAL: dict[str, dict[str, Any]] = {
-    "cohere": {"logit_scale": 0.3, "use_qk_norm": True},
-    "cohere2": {"logit_scale": 0.3},
-    "gemma2": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
-    "gpt2": {"scale_attn_by_inverse_layer_idx": True},
-    "granite": {
-        "embedding_multiplier": 3.0,
-        "logits_scaling": 2.0,
-        "residual_multiplier": 0.7,
-        "attention_multiplier": 0.2,
-    },
-    "opt": {"word_embed_proj_dim": 16},
-    "phi3": {"partial_rotary_factor": 0.5},
-    "qwen2": {"use_sliding_window": True, "max_window_layers": 2},
-    "stablelm": {"use_parallel_residual": True, "use_qkv_bias": True},
-    "vaultgemma": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
-}
-
-
-def tiny(kind: str, folder: Path, **more: Any) -> bool:
-    """Write a random checkpoint, biases and norms included; tell whether it is a language model."""
-    cls = CONFIG_MAPPING[kind]
-    known = {*cls().to_dict(), *getattr(cls, "attribute_map", ())}
-    config = cls(
-        **{key: value for key, value in SIZES.items() if key in known},
-        **UNUSUAL.get(kind, {}),
-        **more,
-    )
-    causal = resolve("families", kind, Family).causal
-    torch.manual_seed(7)
-    model = (AutoModelForCausalLM if causal else AutoModel).from_config(config)
-    with torch.no_grad():  # initial norms and biases are constant, which would hide mistakes
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return causal
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -256,6 +256,17 @@ def test_an_edge_package_carries_the_result_and_needs_no_transformers(
     assert LanguageHead.of(package, torch.float32).weight.shape == (101, 32)
 
 
+def test_a_package_whose_logits_differ_is_refused_on_the_device(tmp_path, monkeypatch):
+    config = StableLmConfig(**SMALL, intermediate_size=24, num_key_value_heads=2)
+    folder = write(tmp_path / "model", config)
+    with monkeypatch.context() as patched:
+        patched.setattr(family, "names", lambda group: [config.model_type])
+        patched.setattr(family, "resolve", lambda group, name, base: Llama)
+        slice_checkpoint(folder, tmp_path / "edge")  # it may do for classification
+    with pytest.raises(FedloraError, match="logits of"):
+        check_conformity(Checkpoint(tmp_path / "edge"), language=True)
+
+
 def test_a_package_of_an_earlier_release_is_still_read(folder, tmp_path):
     slice_checkpoint(folder, tmp_path / "edge")
     manifest = tmp_path / "edge" / "edge.json"
