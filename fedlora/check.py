@@ -53,8 +53,8 @@ def check_plugins(scenario: Scenario) -> None:
     """
     use_python_path(scenario.python_path)
     task_class(scenario.task.kind)
-    for codec in (scenario.link.activation, scenario.link.representation, scenario.link.gradient):
-        create_codec(codec)
+    for name in ("activation", "representation", "gradient"):
+        create_codec(getattr(scenario.link, name), f"link.{name}")
     create_strategy(scenario.ranks, scenario.seed)
     create_average(scenario.robust)
     build_channel(scenario.channel, scenario.seed)

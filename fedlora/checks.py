@@ -14,6 +14,8 @@ EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attack
 BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ = 1.0, 1e13
 """No radio link has less or more; within them no reckoning of rates overflows."""
 
+_SHOWN = 80  # characters of a value that a sentence quotes
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ``FedloraError(message)`` unless the condition holds."""
@@ -21,11 +23,25 @@ def require(condition: bool, message: str) -> None:
         raise FedloraError(message)
 
 
+def shown(value: object) -> str:
+    """Return a value as a sentence quotes it: whole where it is short, else its two ends."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        text = "a number of over 4,300 digits"
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"
+
+
 def finite(value: object) -> float | None:
     """Return a finite number, or None for everything else."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
     return result if math.isfinite(result) else None
 
 
@@ -38,14 +54,14 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
         When the value is not a number, not finite, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FedloraError(f"{name} is {value!r}, a {type(value).__name__}; set a number")
+        raise FedloraError(f"{name} is {shown(value)}, a {type(value).__name__}; set a number")
     try:
         result = float(value)
     except OverflowError:
         result = math.inf
     if not (math.isfinite(result) and low <= result <= high):
         bounds = _range(low, high)
-        raise FedloraError(f"{name} is {value!r:.80}; set a finite number {bounds}".rstrip())
+        raise FedloraError(f"{name} is {shown(value)}; set a finite number {bounds}".rstrip())
     return result
 
 
@@ -58,7 +74,7 @@ def positive(name: str, value: Any) -> float:
         When the value is not one.
     """
     if number(name, value) <= 0:
-        raise FedloraError(f"{name} is {value}; set a finite number above 0")
+        raise FedloraError(f"{name} is {shown(value)}; set a finite number above 0")
     return float(value)
 
 
@@ -97,7 +113,7 @@ def check_delta(name: str, value: float) -> float:
         When the value is not one.
     """
     if not 0 < value < 1:
-        raise FedloraError(f"{name} is {value}; set a probability above 0 and below 1")
+        raise FedloraError(f"{name} is {shown(value)}; set a probability above 0 and below 1")
     return value
 
 
@@ -115,6 +131,32 @@ def check_target(
     check_delta(names[1], delta)
 
 
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """Return a whole number from ``low`` to ``high``, both included.
+
+    Raises
+    ------
+    FedloraError
+        When the value is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise FedloraError(f"{name} is {shown(value)}; set a whole number from {low} to {high}")
+    return value
+
+
+def truth(name: str, value: Any) -> bool:
+    """Return true or false.
+
+    Raises
+    ------
+    FedloraError
+        When the value is neither.
+    """
+    if not isinstance(value, bool):
+        raise FedloraError(f"{name} is {shown(value)}; set true or false")
+    return value
+
+
 def choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return the value if it is one of the choices.
 
@@ -124,7 +166,7 @@ def choice(name: str, value: Any, choices: Collection[str]) -> str:
         When it is not.
     """
     if not isinstance(value, str) or value not in choices:
-        raise FedloraError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        raise FedloraError(f"{name} is {shown(value)}; choose one of {', '.join(choices)}")
     return value
 
 

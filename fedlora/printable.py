@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import traceback
+from pathlib import Path
 from typing import Any
 
 MOST_CHARACTERS = 300
@@ -11,6 +13,17 @@ MOST_CHARACTERS = 300
 def printable(text: Any, most: int = MOST_CHARACTERS) -> str:
     """Return at most so many characters of a peer's text without line breaks or control codes."""
     return "".join(c if c.isprintable() else "?" for c in str(text)[:most])
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's type, place and text in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of a stranger's, too
+        text = "its text cannot be had"
+    text = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+    return f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}: {text}"
 
 
 class LineFormatter(logging.Formatter):

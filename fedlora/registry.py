@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Collection, Mapping
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
+from fedlora.printable import described, printable
+
+_SHOWN = 80  # characters of a name or of options that a sentence quotes
 
 
 @cache
@@ -32,7 +36,17 @@ def names(kind: str) -> list[str]:
     return sorted(_registered(kind))
 
 
-def resolve(kind: str, name: str, base: type, besides: Collection[str] = ()) -> Any:
+_KEYS = {
+    "averages": "robust.average",
+    "channels": "channel.model",
+    "schedulers": "channel.schedule.scheduler",
+    "strategies": "ranks.strategy",
+    "tasks": "task.kind",
+}
+"""Which key of a scenario names the plug-in of a kind."""
+
+
+def resolve(kind: str, name: str, base: type, besides: Collection[str] = (), key: str = "") -> Any:
     """Return the class that a name stands for.
 
     Parameters
@@ -45,6 +59,8 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = ()) -> 
         Class that plug-ins of this kind inherit from.
     besides
         Names that need no plug-in, for the error message.
+    key
+        The scenario's key that names it, where its kind does not say which.
 
     Raises
     ------
@@ -59,8 +75,10 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = ()) -> 
     else:
         known = sorted({*besides, *names(kind)})
         near = difflib.get_close_matches(name, known, n=1)
+        key = key or _KEYS.get(kind, "")
+        told = f"{key}: " if key else ""
         raise FedloraError(
-            f"no {kind} plug-in is called {name!r}; "
+            f"{told}no {kind} plug-in is called {printable(repr(name), _SHOWN)}; "
             + (f"did you mean {near[0]}? " if near else "")
             + f"choose one of {', '.join(known)}, or give module:Class"
         )
@@ -75,6 +93,55 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = ()) -> 
             f"{kind} plug-in {name!r} lacks {', '.join(missing)}; write these methods"
         )
     return found
+
+
+def make(
+    cls: Any, section: str, options: Mapping[str, Any], *arguments: Any, **keywords: Any
+) -> Any:
+    """Return a plug-in made with a scenario's options.
+
+    Parameters
+    ----------
+    cls
+        Its class.
+    section
+        The scenario's key of the options, such as ``ranks.options``.
+    options
+        Passed as keywords.
+    arguments, keywords
+        What a plug-in of this kind is given besides.
+
+    Raises
+    ------
+    FedloraError
+        When an option is unknown, one is missing, or the class does not take their values.
+    """
+    signature = inspect.signature(cls)
+    given = signature.bind_partial(*arguments, **keywords).arguments
+    named = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and name not in given
+    }
+    known = f"known options: {', '.join(named) or 'none'}"
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for name in options:
+        if name not in named and not takes_any:
+            text = printable(repr(name), _SHOWN)
+            raise FedloraError(f"{section} has no option {text}; {known}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise FedloraError(f"{section} is missing a required option {name!r}; {known}")
+    try:
+        return cls(*arguments, **keywords, **options)
+    except FedloraError:
+        raise
+    except Exception as error:
+        raise FedloraError(
+            f"{section} is {printable(dict(options), _SHOWN)}, with which {cls.__name__} cannot be "
+            f"made ({described(error)}); mend one of them"
+        ) from error
 
 
 def use_python_path(folder: str) -> None:

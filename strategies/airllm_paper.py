@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ
+from fedlora.config import SNR_LIMIT_DB
 from fedlora.ranks import (
     ClientReport,
     FedloraError,
@@ -28,7 +30,7 @@ from fedlora.ranks import (
     RankVector,
 )
 from strategies.airllm.sampler import sample
-from strategies.seeds import check_seed
+from strategies.options import check_numbers, check_policy, check_seed
 
 Array = NDArray[np.float64]
 
@@ -185,10 +187,11 @@ class AirLlmPaper(RankStrategy):
         snrs_db: Sequence[float] = (-5.0, 0.0, 5.0, 10.0, 15.0),
         bandwidths_hz: Sequence[float] = (100e6,),
     ) -> None:
-        if not snrs_db or not bandwidths_hz:
-            raise FedloraError("snrs_db or bandwidths_hz is empty; list at least one value in each")
-        self.seed, self.policy = check_seed(seed), policy
-        self.snrs_db, self.bandwidths_hz = tuple(snrs_db), tuple(bandwidths_hz)
+        self.seed, self.policy = check_seed(seed), check_policy(policy)
+        self.snrs_db = check_numbers("snrs_db", snrs_db, -SNR_LIMIT_DB, SNR_LIMIT_DB)
+        self.bandwidths_hz = check_numbers(
+            "bandwidths_hz", bandwidths_hz, BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ
+        )
         self.actor: PaperActor | None = None
         self.denoiser: PaperDenoiser | None = None
         self.ranks: dict[str, list[int]] = {}
@@ -202,7 +205,7 @@ class AirLlmPaper(RankStrategy):
         self.denoiser = PaperDenoiser(len(space)).eval().requires_grad_(requires_grad=False)
         torch.set_rng_state(generator_state)
         if self.policy:
-            load_weights(Path(self.policy).expanduser(), self.actor, self.denoiser, space)
+            load_weights(self.policy, self.actor, self.denoiser, space)
 
     def allocate(
         self, round: int, clients: Mapping[str, ClientReport], space: RankSpace

@@ -9,16 +9,16 @@ from zlib import crc32
 
 import numpy as np
 
+from fedlora.checks import number, truth
 from fedlora.ranks import (
     ClientOutcome,
     ClientReport,
-    FedloraError,
     RankDecision,
     RankSpace,
     RankStrategy,
     fit_budget,
 )
-from strategies.seeds import check_seed
+from strategies.options import check_numbers, check_seed
 
 
 class Bandit(RankStrategy):
@@ -57,16 +57,12 @@ class Bandit(RankStrategy):
         discount: float = 0.99,
         train_at_r_max: bool = False,
     ) -> None:
-        if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
-            raise FedloraError(f"fractions is {fractions}; list numbers from 0 to 1")
-        if not 0 < discount <= 1:
-            raise FedloraError(f"discount is {discount}; set a number above 0, up to 1")
         self.seed = check_seed(seed)
-        self.fractions = tuple(fractions)
-        self.price = price
-        self.exploration = exploration
-        self.discount = discount
-        self.train_at_r_max = train_at_r_max
+        self.fractions = check_numbers("fractions", fractions, 0.0, 1.0)
+        self.price = number("ranks.options.price", price, 0.0, 1e6)
+        self.exploration = number("ranks.options.exploration", exploration, 0.0, 1e6)
+        self.discount = number("ranks.options.discount", discount, 1e-6, 1.0)
+        self.train_at_r_max = truth("ranks.options.train_at_r_max", train_at_r_max)
         self.precision = np.tile(np.eye(3), (len(self.fractions), 1, 1))
         self.response = np.zeros((len(self.fractions), 3))
         self.drops = np.zeros(3)  # discounted count, sum and sum of squares of loss drops

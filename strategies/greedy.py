@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedlora.checks import number, truth
 from fedlora.ranks import (
     ClientReport,
-    FedloraError,
     RankDecision,
     RankSpace,
     RankStrategy,
@@ -29,10 +29,8 @@ class Greedy(RankStrategy):
     """
 
     def __init__(self, fraction: float = 1.0, train_at_r_max: bool = False) -> None:
-        if not 0 <= fraction <= 1:
-            raise FedloraError(f"fraction is {fraction}; set a part of the budget from 0 to 1")
-        self.fraction = fraction
-        self.train_at_r_max = train_at_r_max
+        self.fraction = number("ranks.options.fraction", fraction, 0.0, 1.0)
+        self.train_at_r_max = truth("ranks.options.train_at_r_max", train_at_r_max)
 
     def allocate(
         self, round: int, clients: Mapping[str, ClientReport], space: RankSpace

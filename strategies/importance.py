@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fedlora.checks import number, truth
 from fedlora.ranks import (
     ClientOutcome,
     ClientReport,
-    FedloraError,
     RankDecision,
     RankSpace,
     RankStrategy,
@@ -48,13 +48,10 @@ class Importance(RankStrategy):
         beta2: float = 0.85,
         train_at_r_max: bool = False,
     ) -> None:
-        for name, value in (("even", even), ("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= value <= 1:
-                raise FedloraError(f"{name} is {value}; set a number from 0 to 1")
-        self.even = even
-        self.beta1 = beta1
-        self.beta2 = beta2
-        self.train_at_r_max = train_at_r_max
+        self.even = number("ranks.options.even", even, 0.0, 1.0)
+        self.beta1 = number("ranks.options.beta1", beta1, 0.0, 1.0)
+        self.beta2 = number("ranks.options.beta2", beta2, 0.0, 1.0)
+        self.train_at_r_max = truth("ranks.options.train_at_r_max", train_at_r_max)
         self.sensitivity: np.ndarray | None = None
         self.uncertainty: np.ndarray | None = None
 

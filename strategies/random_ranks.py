@@ -7,8 +7,9 @@ from zlib import crc32
 
 import numpy as np
 
+from fedlora.checks import truth
 from fedlora.ranks import ClientReport, RankDecision, RankSpace, RankStrategy, fit_budget
-from strategies.seeds import check_seed
+from strategies.options import check_seed
 
 
 class RandomRanks(RankStrategy):
@@ -24,7 +25,7 @@ class RandomRanks(RankStrategy):
 
     def __init__(self, seed: int = 0, within_budget: bool = True) -> None:
         self.seed = check_seed(seed)
-        self.within_budget = within_budget
+        self.within_budget = truth("ranks.options.within_budget", within_budget)
 
     def allocate(
         self, round: int, clients: Mapping[str, ClientReport], space: RankSpace

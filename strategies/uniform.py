@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedlora.ranks import ClientReport, RankDecision, RankSpace, RankStrategy
+from fedlora.ranks import ClientReport, FedloraError, RankDecision, RankSpace, RankStrategy
 
 
 class Uniform(RankStrategy):
@@ -15,7 +15,10 @@ class Uniform(RankStrategy):
 
     def prepare(self, space: RankSpace) -> None:
         """Refuse an ``r`` that the space does not allow."""
-        self._decision(space)
+        try:
+            self._decision(space)
+        except FedloraError as error:
+            raise FedloraError(f"ranks.options.r: {error}") from None
 
     def allocate(
         self, round: int, clients: Mapping[str, ClientReport], space: RankSpace

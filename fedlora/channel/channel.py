@@ -7,11 +7,8 @@ the server reckons air time with it, and neither needs to be told what the other
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from fedlora import registry
 from fedlora.channel.estimate import estimate
@@ -131,14 +128,21 @@ class Channel:
 
     def _state(self, client: int, block: int) -> ChannelState:
         link: Link = self._link(client, block)
-        return ChannelState(
-            link.up_snr_db,
-            link.down_snr_db,
-            link.bandwidth_hz,
-            self._rate_bps(link.up_rate_bps, link.up_snr_db, link.bandwidth_hz),
-            self._rate_bps(link.down_rate_bps, link.down_snr_db, link.bandwidth_hz),
-            derived=link.up_rate_bps is not None,
-        )
+        try:
+            return ChannelState(
+                link.up_snr_db,
+                link.down_snr_db,
+                link.bandwidth_hz,
+                self._rate_bps(link.up_rate_bps, link.up_snr_db, link.bandwidth_hz),
+                self._rate_bps(link.down_rate_bps, link.down_snr_db, link.bandwidth_hz),
+                derived=link.up_rate_bps is not None,
+            )
+        except FedloraError as error:
+            reason = str(error).partition(";")[0]
+            raise FedloraError(
+                f"channel.model {self.config.model} gives client {client} a link that no radio has "
+                f"({reason}); mend channel.options"
+            ) from None
 
     def _rate_bps(
         self, measured_bps: float | None, snr_db: float | None, bandwidth_hz: float
@@ -171,29 +175,6 @@ def build_channel(config: ChannelConfig, seed: int) -> Channel:
     if seed < 0:
         raise FedloraError(f"seed is {seed}; random streams need 0 or more")
     cls = registry.resolve("channels", config.model, ChannelModel)
-    check_options(cls, "channel.options", config.options, config, seed)
-    return Channel(config, cls(config, seed, **config.options), seed)
-
-
-def check_options(
-    cls: Any, section: str, options: Mapping[str, Any], *arguments: Any, **keywords: Any
-) -> None:
-    """Raise unless a plug-in can be called with the arguments and the scenario's options.
-
-    Raises
-    ------
-    FedloraError
-        When an option is unknown or a required one is missing.
-    """
-    signature = inspect.signature(cls)
-    try:
-        signature.bind(*arguments, **keywords, **options)
-    except TypeError as error:
-        known = [
-            name
-            for name, parameter in signature.parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in keywords
-        ]
-        raise FedloraError(
-            f"{section} is {dict(options)}: {error}; known options: {', '.join(known) or 'none'}"
-        ) from None
+    return Channel(
+        config, registry.make(cls, "channel.options", config.options, config, seed), seed
+    )

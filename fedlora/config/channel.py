@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedlora.checks import bandwidth, number, positive
+from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ
+from fedlora.config.ranges import check_ranges, within
 from fedlora.errors import FedloraError
 
 SNR_LIMIT_DB = 200.0
-ROUND_MAX_S = 1e9
+SHORTEST_S, LONGEST_S = 1e-6, 1e9
 BLOCKS_MAX = 1_000_000
 """Fading blocks of a round: more are no more exact, and take the time that they model."""
 
@@ -28,14 +29,12 @@ class ReportConfig:
         old, the report describes the channel at its start.
     """
 
-    error_db: float = 0.0
-    delay_rounds: int = 0
-    delay_s: float = 0.0
+    error_db: float = within(0.0, 0.0, SNR_LIMIT_DB)
+    delay_rounds: int = within(0, 0, 10**6)
+    delay_s: float = within(0.0, 0.0, LONGEST_S)
 
     def __post_init__(self) -> None:
-        number("channel.report.error_db", self.error_db, low=0.0)
-        number("channel.report.delay_rounds", self.delay_rounds, low=0)
-        number("channel.report.delay_s", self.delay_s, low=0.0)
+        check_ranges(self, "channel.report.")
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,13 @@ class ScheduleConfig:
     """
 
     scheduler: str = "all"
-    total_bandwidth_hz: float = 0.0
+    total_bandwidth_hz: float = within(
+        0.0, BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ, zero="what the clients report"
+    )
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if number("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz):
-            bandwidth("channel.schedule.total_bandwidth_hz", self.total_bandwidth_hz)
+        check_ranges(self, "channel.schedule.")
 
 
 @dataclass(frozen=True)
@@ -108,19 +108,19 @@ class ChannelConfig:
 
     model: str = "awgn"
     options: Mapping[str, Any] = field(default_factory=dict)
-    snr_db: tuple[float, ...] = (10.0,)
-    up_snr_offset_db: float = 0.0
-    bandwidth_hz: tuple[float, ...] = (1e6,)
+    snr_db: tuple[float, ...] = within((10.0,), -SNR_LIMIT_DB, SNR_LIMIT_DB)
+    up_snr_offset_db: float = within(0.0, -SNR_LIMIT_DB, SNR_LIMIT_DB)
+    bandwidth_hz: tuple[float, ...] = within((1e6,), BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ)
     draw: Literal["round", "client"] = "round"
-    round_s: float = 10.0
-    coherence_s: float = 0.0
+    round_s: float = within(10.0, SHORTEST_S, LONGEST_S)
+    coherence_s: float = within(0.0, 0.0, LONGEST_S)
     rate: Literal["shannon", "nr_64qam", "nr_256qam"] = "shannon"
-    gap_db: float = 0.0
-    up_power_w: float = 0.2
-    down_power_w: float = 1.0
-    deadline_s: float = 1.0
-    deliver_every: int = 0
-    bits_per_parameter: int = 32
+    gap_db: float = within(0.0, 0.0, SNR_LIMIT_DB)
+    up_power_w: float = within(0.2, 1e-12, 1e12)
+    down_power_w: float = within(1.0, 1e-12, 1e12)
+    deadline_s: float = within(1.0, 1e-9, LONGEST_S)
+    deliver_every: int = within(0, 1, 10**6, zero="never")
+    bits_per_parameter: int = within(32, 1, 64)
     report: ReportConfig = field(default_factory=ReportConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
@@ -128,17 +128,7 @@ class ChannelConfig:
         for name in ("snr_db", "bandwidth_hz"):
             if not getattr(self, name):
                 raise FedloraError(f"channel.{name} is empty; list at least one value")
-        for value in (*self.snr_db, self.up_snr_offset_db):
-            number("an SNR of channel.snr_db", value, -SNR_LIMIT_DB, SNR_LIMIT_DB)
-        for value in self.bandwidth_hz:
-            bandwidth("a bandwidth of channel.bandwidth_hz", value)
-        for name in ("round_s", "up_power_w", "down_power_w", "deadline_s"):
-            positive(f"channel.{name}", getattr(self, name))
-        number("channel.gap_db", self.gap_db, low=0.0)
-        number("channel.deliver_every", self.deliver_every, low=0)
-        number("channel.bits_per_parameter", self.bits_per_parameter, low=1, high=64)
-        number("channel.round_s", self.round_s, high=ROUND_MAX_S)
-        number("channel.coherence_s", self.coherence_s, low=0.0)
+        check_ranges(self, "channel.")
         blocks = self.round_s / self.coherence_s if self.coherence_s else 1.0
         if blocks > BLOCKS_MAX:
             raise FedloraError(

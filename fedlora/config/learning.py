@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import require
+from fedlora.checks import require, shown
+from fedlora.config.ranges import check_ranges, within
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,11 @@ class ModelConfig:
 
     path: str = "package:simulations/quickstart/decoder"
     dtype: Literal["fp32", "bf16"] = "fp32"
-    client_front: int = 0
-    client_back: int = 0
+    client_front: int = within(0, 0, 1000)
+    client_back: int = within(0, 0, 1000)
 
     def __post_init__(self) -> None:
-        for name in ("client_front", "client_back"):
-            value = getattr(self, name)
-            require(value >= 0, f"model.{name} is {value}; it counts blocks, so set 0 or more")
+        check_ranges(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,15 @@ class TaskConfig:
 
     kind: str = "classification"
     pool: Literal["last", "mean", "cls"] = "last"
-    max_length: int = 64
+    max_length: int = within(64, 2, 1 << 24)
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require(
-            self.max_length >= 2,
-            f"task.max_length is {self.max_length}; a sample needs at least 2 tokens",
-        )
+        check_ranges(self, "task.")
         twice = next((name for name in self.labels if self.labels.count(name) > 1), None)
         require(
             twice is None,
-            f"task.labels names {twice!r} more than once; name each class once",
+            f"task.labels names {shown(twice)} more than once; name each class once",
         )
 
 
@@ -107,20 +103,16 @@ class DataConfig:
     record_separator: str = "\n"
     pattern: str = ""
     split: str = "train"
-    holdout: float = 0.1
-    max_rows: int = 0
+    holdout: float = within(0.1, 0.0, 0.9999)
+    max_rows: int = within(0, 1, 10**12, zero="all rows")
 
     def __post_init__(self) -> None:
-        require(
-            0.0 <= self.holdout < 1.0,
-            f"data.holdout is {self.holdout}; set a fraction from 0 up to, but not including, 1",
-        )
+        check_ranges(self, "data.")
         for key in ("train", "test"):
             require(
                 getattr(self, key) != "hub:",
                 f"data.{key} is 'hub:'; name a dataset, such as hub:ag_news",
             )
-        require(self.max_rows >= 0, f"data.max_rows is {self.max_rows}; set 0 for all rows")
 
 
 @dataclass(frozen=True)
@@ -144,20 +136,13 @@ class PartitionConfig:
     """
 
     kind: Literal["iid", "dirichlet", "shards", "column"] = "iid"
-    alpha: float = 0.5
-    shards_per_client: int = 2
+    alpha: float = within(0.5, 1e-6, 1e6)
+    shards_per_client: int = within(2, 1, 10**6)
     column: str = ""
-    min_rows: int = 8
+    min_rows: int = within(8, 0, 10**9)
 
     def __post_init__(self) -> None:
-        require(
-            self.alpha > 0,
-            f"partition.alpha is {self.alpha}; a Dirichlet concentration is above 0",
-        )
-        require(
-            self.shards_per_client >= 1,
-            f"partition.shards_per_client is {self.shards_per_client}; set 1 or more",
-        )
+        check_ranges(self, "partition.")
         require(
             self.kind != "column" or bool(self.column),
             "partition.kind is column but partition.column is empty; name the column",
@@ -187,20 +172,15 @@ class LoraConfig:
         A is drawn and B is 0. Paths are those of ``model.path``.
     """
 
-    r_max: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    r_max: int = within(8, 1, 4096)
+    alpha: float = within(16.0, 1e-6, 1e6)
+    dropout: float = within(0.0, 0.0, 0.9999)
     targets: tuple[str, ...] = ("all-linear",)
     freeze_a: bool = False
     start: str = ""
 
     def __post_init__(self) -> None:
-        require(self.r_max >= 1, f"lora.r_max is {self.r_max}; set 1 or more")
-        require(self.alpha > 0, f"lora.alpha is {self.alpha}; set a positive number")
-        require(
-            0.0 <= self.dropout < 1.0,
-            f"lora.dropout is {self.dropout}; set a probability from 0 up to, but not including, 1",
-        )
+        check_ranges(self, "lora.")
         require(
             bool(self.targets),
             "lora.targets is empty; name modules such as q_proj, or all-linear",
@@ -229,26 +209,20 @@ class TrainConfig:
         Whether each client also trains its token embedding (costs a second exchange a step).
     """
 
-    rounds: int = 5
-    steps: int = 20
-    batch_size: int = 4
-    lr: float = 1e-3
-    head_lr: float = 0.0
-    warmup_steps: int = 0
+    rounds: int = within(5, 1, 10**6)
+    steps: int = within(20, 1, 10**6)
+    batch_size: int = within(4, 1, 10**6)
+    lr: float = within(1e-3, 1e-12, 100.0)
+    head_lr: float = within(0.0, 1e-12, 100.0, zero="the same as train.lr")
+    warmup_steps: int = within(0, 0, 10**12)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    accumulate: int = 1
+    weight_decay: float = within(0.0, 0.0, 1e4)
+    clip_norm: float = within(0.0, 1e-12, 1e12, zero="no clipping")
+    accumulate: int = within(1, 1, 10**6)
     embedding: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch_size", "accumulate"):
-            value = getattr(self, name)
-            require(value >= 1, f"train.{name} is {value}; set 1 or more")
-        require(self.lr > 0, f"train.lr is {self.lr}; set a positive learning rate")
-        for name in ("head_lr", "warmup_steps", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            require(value >= 0, f"train.{name} is {value}; set 0 or more")
+        check_ranges(self, "train.")
 
     @property
     def total_steps(self) -> int:

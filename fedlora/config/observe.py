@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedlora.checks import require
+from fedlora.config.ranges import check_ranges, within
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,11 @@ class ObserveConfig:
         Whoever reaches the address can read them.
     """
 
-    status_every_s: float = 1.0
+    status_every_s: float = within(1.0, 0.001, 1e7)
     json_log: bool = False
     tensorboard: bool = False
-    prometheus_port: int = 0
+    prometheus_port: int = within(0, 1, 65535, zero="none")
     prometheus_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        require(
-            self.status_every_s > 0,
-            f"observe.status_every_s is {self.status_every_s}; set seconds above 0",
-        )
-        require(
-            0 <= self.prometheus_port <= 65535,
-            f"observe.prometheus_port is {self.prometheus_port}; set 0 (none) to 65535",
-        )
+        check_ranges(self, "observe.")

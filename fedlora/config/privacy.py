@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import check_delta, check_epsilon, check_target, number, positive
+from fedlora.checks import check_delta, check_epsilon, check_target, number
+from fedlora.config.ranges import check_ranges, within
 from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
@@ -21,7 +22,7 @@ Uplink = Literal["coded", "analog"]
 SNR_MAX_DB = 200.0
 
 SIGMA_MIN, SIGMA_MAX = 1e-6, 1e6
-UPLOADS_MAX = 10**9
+_NORMS = 1e-9, 1e9
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,20 @@ class PrivacyPolicy:
     """
 
     epsilon: float | None = None
-    sigma: float | None = None
+    sigma: float | None = within(None, SIGMA_MIN, SIGMA_MAX)
     delta: float = 1e-5
-    clip_norm: float = 0.05
+    clip_norm: float = within(0.05, *_NORMS)
     unit: Unit = "sample"
     release: Release = "full"
-    uploads: int = 0
+    uploads: int = within(0, 1, 10**9, zero="what rounds, steps and batch size come to")
     spread: Spread = "even"
     uplink: Uplink = "coded"
-    analog_snr_db: float = 10.0
+    analog_snr_db: float = within(10.0, -SNR_MAX_DB, SNR_MAX_DB)
     tight: bool = False
-    activation_sigma: float | None = None
-    activation_clip_norm: float = 1.0
-    probe_every: int = 0
-    insecure_noise_seed: int | None = None
+    activation_sigma: float | None = within(None, SIGMA_MIN, SIGMA_MAX)
+    activation_clip_norm: float = within(1.0, *_NORMS)
+    probe_every: int = within(0, 1, 10**6, zero="never")
+    insecure_noise_seed: int | None = within(None, 0, (1 << 63) - 1)
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.sigma is not None:
@@ -100,11 +101,7 @@ class PrivacyPolicy:
             )
         if self.epsilon is not None:
             check_epsilon("privacy.epsilon", self.epsilon)
-        for name in ("sigma", "activation_sigma"):
-            if getattr(self, name) is not None:
-                _check_noise(f"privacy.{name}", getattr(self, name))
-        for name in ("clip_norm", "activation_clip_norm"):
-            positive(f"privacy.{name}", getattr(self, name))
+        check_ranges(self, "privacy.")
         check_delta("privacy.delta", self.delta)
         if self.unit not in ("sample", "token"):
             raise FedloraError(f"privacy.unit is {self.unit!r}; set sample or token")
@@ -118,18 +115,6 @@ class PrivacyPolicy:
             raise FedloraError(f"privacy.spread is {self.spread!r}; set even or channel")
         if self.uplink not in ("coded", "analog"):
             raise FedloraError(f"privacy.uplink is {self.uplink!r}; set coded or analog")
-        if not -SNR_MAX_DB <= self.analog_snr_db <= SNR_MAX_DB:
-            raise FedloraError(
-                f"privacy.analog_snr_db is {self.analog_snr_db}; set -{SNR_MAX_DB:g} to "
-                f"{SNR_MAX_DB:g} dB"
-            )
-        if not 0 <= self.uploads <= UPLOADS_MAX:
-            raise FedloraError(
-                f"privacy.uploads is {self.uploads!r:.80}; set 0 to derive it, or a number up to "
-                f"{UPLOADS_MAX}"
-            )
-        if self.probe_every < 0:
-            raise FedloraError(f"privacy.probe_every is {self.probe_every}; set 0 for never")
         if self.activation_sigma is not None and not self.enabled:
             raise FedloraError(
                 f"privacy.activation_sigma is {self.activation_sigma} but gradients leave without "
@@ -184,13 +169,3 @@ class ClientLimit:
     def __post_init__(self) -> None:
         check_target(self.epsilon, self.delta, ("privacy-epsilon", "privacy-delta"))
         number("privacy-min-sigma", self.min_sigma, 0.0)
-
-
-def _check_noise(name: str, value: float) -> None:
-    """Raise a FedloraError unless the value is a noise multiplier whose square can be reckoned."""
-    positive(name, value)
-    if not SIGMA_MIN <= value <= SIGMA_MAX:
-        raise FedloraError(
-            f"{name} is {value:g}; set a multiple of the clipping norm from {SIGMA_MIN:g} to "
-            f"{SIGMA_MAX:g}"
-        )

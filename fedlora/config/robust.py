@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora.checks import require
+from fedlora.config.ranges import check_ranges, within
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,16 @@ class RobustConfig:
         Keyword arguments of the average.
     """
 
-    row_clip: float = 0.0
-    head_clip: float = 0.0
+    row_clip: float = within(0.0, 1e-12, 1e12, zero="no limit")
+    head_clip: float = within(0.0, 1e-12, 1e12, zero="no limit")
     average: str = "mean"
-    hostile: int = 1
+    hostile: int = within(1, 1, 50_000)
     mix: bool = True
-    momentum: float = 0.0
+    momentum: float = within(0.0, 0.0, 0.9999)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("row_clip", "head_clip"):
-            value = getattr(self, name)
-            require(value >= 0, f"robust.{name} is {value}; set a norm above 0, or 0 for no limit")
-        require(
-            self.hostile >= 1,
-            f"robust.hostile is {self.hostile}; set 1 or more, or robust.average to mean",
-        )
-
-        require(
-            0 <= self.momentum < 1,
-            f"robust.momentum is {self.momentum}; set 0 or more and less than 1",
-        )
+        check_ranges(self, "robust.")
 
     @property
     def betas(self) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedlora.checks import require
+from fedlora.checks import require, shown
 from fedlora.config.channel import ChannelConfig
 from fedlora.config.learning import (
     DataConfig,
@@ -17,6 +17,7 @@ from fedlora.config.learning import (
 )
 from fedlora.config.observe import ObserveConfig
 from fedlora.config.privacy import PrivacyPolicy
+from fedlora.config.ranges import check_ranges, within
 from fedlora.config.robust import RobustConfig
 from fedlora.config.system import (
     ComputeConfig,
@@ -43,7 +44,7 @@ class Scenario:
     """
 
     name: str = "quickstart"
-    seed: int = 0
+    seed: int = within(0, 0, (1 << 63) - 1)
     python_path: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -65,11 +66,15 @@ class Scenario:
     def __post_init__(self) -> None:
         require(
             bool(self.name.strip()) and not any(c in "/\\" or c < " " for c in self.name),
-            f"name is {self.name!r}; write some letters without / and \\, as the run's folder is "
-            "named after it",
+            f"name is {shown(self.name)}; write some letters without / and \\, as the run's folder "
+            "is named after it",
         )
-        require(self.seed >= 0, f"seed is {self.seed}; random streams need 0 or more")
-        require(self.seed < 1 << 63, f"seed is {self.seed}; random streams take less than 2**63")
+        check_ranges(self)
+        require(
+            self.federation.min_clients <= self.federation.clients,
+            f"federation.min_clients {self.federation.min_clients} exceeds federation.clients "
+            f"{self.federation.clients}, so no round could start; lower it or add clients",
+        )
         require(
             self.federation.clients_per_round <= self.federation.clients,
             f"federation.clients_per_round {self.federation.clients_per_round} exceeds "

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora.checks import require
+from fedlora.checks import require, shown
 from fedlora.config.placement import is_away, parse_blocks
+from fedlora.config.ranges import check_ranges, within
 
 _MOST_CLIENTS = 100_000
+_LONGEST_S = 1e7  # some four months; threads and sockets cannot wait for centuries
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")  # a name, or an address
 _SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
 
@@ -34,28 +36,19 @@ class FederationConfig:
         Empty: the first node that says a ``partition-id`` has it. A simulation needs none.
     """
 
-    clients: int = 8
-    clients_per_round: int = 0
-    min_clients: int = 1
-    connect_timeout_s: float = 300.0
+    clients: int = within(8, 1, _MOST_CLIENTS)
+    clients_per_round: int = within(0, 1, _MOST_CLIENTS, zero="all")
+    min_clients: int = within(1, 1, _MOST_CLIENTS)
+    connect_timeout_s: float = within(300.0, 1.0, _LONGEST_S)
     nodes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require(
-            1 <= self.clients <= _MOST_CLIENTS,
-            f"federation.clients is {self.clients!r:.80}; set a number from 1 to {_MOST_CLIENTS}",
-        )
-        require(
-            self.clients_per_round >= 0,
-            f"federation.clients_per_round is {self.clients_per_round}; set 0 for all",
-        )
-        require(
-            self.min_clients >= 1, f"federation.min_clients is {self.min_clients}; set 1 or more"
-        )
+        check_ranges(self, "federation.")
         for node in self.nodes:
             require(
                 node.isascii() and node.isdecimal() and int(node) < 1 << 64,
-                f"federation.nodes has {node!r:.80}; write ids as `flwr supernode list` shows them",
+                f"federation.nodes has {shown(node)}; write ids as `flwr supernode list` shows "
+                "them",
             )
         twice = sorted({node for node in self.nodes if self.nodes.count(node) > 1})
         require(not twice, f"federation.nodes has {''.join(twice[:1])} twice; a node is one client")
@@ -97,37 +90,21 @@ class LinkConfig:
     representation: str = "fp32"
     gradient: str = "fp32"
     host: str = "127.0.0.1"
-    port: int = 0
+    port: int = within(0, 1, 65535, zero="any free port")
     public_host: str = ""
-    step_timeout_s: float = 120.0
-    round_timeout_s: float = 0.0
-    max_misses: int = 3
-    patience: float = 0.3
-    give_up_s: float = 60.0
-    max_frame_mib: int = 256
+    step_timeout_s: float = within(120.0, 0.01, _LONGEST_S)
+    round_timeout_s: float = within(0.0, 0.01, _LONGEST_S, zero="no limit")
+    max_misses: int = within(3, 1, 10**6)
+    patience: float = within(0.3, 0.0, 1e6)
+    give_up_s: float = within(60.0, 0.0, _LONGEST_S)
+    max_frame_mib: int = within(256, 1, 2047)
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.port <= 65535, f"link.port is {self.port}; set 0 (any free port) to 65535"
-        )
+        check_ranges(self, "link.")
         require(
             not self.public_host or _HOST.fullmatch(self.public_host) is not None,
-            f"link.public_host is {self.public_host!r}; set a host name in ASCII or an address, "
-            "without scheme and port",
-        )
-        require(
-            self.step_timeout_s > 0,
-            f"link.step_timeout_s is {self.step_timeout_s}; set seconds > 0",
-        )
-        require(
-            self.round_timeout_s >= 0,
-            f"link.round_timeout_s is {self.round_timeout_s}; set seconds, or 0 for no limit",
-        )
-        require(self.max_misses >= 1, f"link.max_misses is {self.max_misses}; set 1 or more")
-        require(self.patience >= 0, f"link.patience is {self.patience}; set seconds from 0")
-        require(self.give_up_s >= 0, f"link.give_up_s is {self.give_up_s}; set seconds from 0")
-        require(
-            self.max_frame_mib >= 1, f"link.max_frame_mib is {self.max_frame_mib}; set 1 or more"
+            f"link.public_host is {shown(self.public_host)}; set a host name in ASCII or an "
+            "address, without scheme and port",
         )
 
 
@@ -172,16 +149,14 @@ class EvaluateConfig:
         (``privacy-report``): not at all, with noise that is paid for, or exactly.
     """
 
-    every: int = 1
-    batch_size: int = 32
-    max_rows: int = 100_000
+    every: int = within(1, 1, 10**6)
+    batch_size: int = within(32, 1, 10**6)
+    max_rows: int = within(100_000, 0, 10**9)
     baseline: bool = True
     report: bool = False
 
     def __post_init__(self) -> None:
-        require(self.every >= 1, f"evaluate.every is {self.every}; set 1 or more")
-        require(self.max_rows >= 0, f"evaluate.max_rows is {self.max_rows}; set rows from 0")
-        require(self.batch_size >= 1, f"evaluate.batch_size is {self.batch_size}; set 1 or more")
+        check_ranges(self, "evaluate.")
 
 
 @dataclass(frozen=True)
@@ -217,14 +192,11 @@ class ComputeConfig:
         default_factory=dict, metadata={"example": '{"cuda:0" = "20GiB", cpu = "60GiB"}'}
     )
     checkpoint: bool = False
-    threads: int = 0
-    edge_hosts: int = 0
+    threads: int = within(0, 1, 1024, zero="all cores")
+    edge_hosts: int = within(0, 1, 1024, zero="one a core")
 
     def __post_init__(self) -> None:
-        require(self.threads >= 0, f"compute.threads is {self.threads}; set 0 for all cores")
-        require(
-            self.edge_hosts >= 0, f"compute.edge_hosts is {self.edge_hosts}; set 0 for one a core"
-        )
+        check_ranges(self, "compute.")
         require(
             not (self.device_map and self.max_memory),
             "compute.device_map and compute.max_memory are both set; keep one of them",
@@ -232,7 +204,7 @@ class ComputeConfig:
         for name, limit in self.max_memory.items():
             require(
                 isinstance(limit, str) and _SIZE.fullmatch(limit) is not None,
-                f"compute.max_memory of {name} is {limit!r}; write a text such as 20GiB",
+                f"compute.max_memory of {name} is {shown(limit)}; write a text such as 20GiB",
             )
         placed = [block for blocks in self.device_map.values() for block in parse_blocks(blocks)]
         twice = sorted({block for block in placed if placed.count(block) > 1})

@@ -17,13 +17,14 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fedlora.checks import require
+from fedlora.checks import require, shown
 from fedlora.config.scenario import Scenario
 from fedlora.errors import FedloraError
 from fedlora.unicode import require_unicode
 
 T = TypeVar("T")
 
+_ENDLESS = re.compile(r"\d{4300,}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
 
@@ -64,6 +65,12 @@ def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FedloraError(f"{source} is not valid TOML: {error}; mend that line") from None
+    except (ValueError, RecursionError):  # Python reads no whole number of over 4,300 digits
+        long = _ENDLESS.search(text)
+        what = f"a number of {len(long[0])} digits" if long else "lists or tables nested too deep"
+        line = text.count("\n", 0, long.start() if long else 0) + 1
+        where = f"line {line} of {source}" if long else source
+        raise FedloraError(f"{where} has {what}; write less") from None
     return read_section(Scenario, table)
 
 
@@ -96,15 +103,15 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
         name, sign, text = assignment.partition("=")
         require(
             bool(sign) and bool(name.strip()),
-            f"cannot read --set {assignment!r}; write it as section.key=value",
+            f"cannot read --set {shown(assignment)}; write it as section.key=value",
         )
         try:
             value = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             require(
                 not text.lstrip().startswith(("[", "{")),
-                f"cannot read --set {assignment!r}; write strings within a list in quotes, such as "
-                '["a", "b"]',
+                f"cannot read --set {shown(assignment)}; write strings within a list in quotes, "
+                'such as ["a", "b"]',
             )
             value = text
         place: Any = table
@@ -183,16 +190,18 @@ def read_section(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
 def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
     origin = typing.get_origin(hint)
     if is_dataclass(hint):
-        require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table, write [{name}]")
+        require(
+            isinstance(value, Mapping), f"{name} is {shown(value)}; it is a table, write [{name}]"
+        )
         return read_section(typing.cast(type, hint), value, name + ".")
     if origin is Literal:
         choices = typing.get_args(hint)
-        require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        require(value in choices, f"{name} is {shown(value)}; choose one of {', '.join(choices)}")
         return value
     if origin is tuple:
         if isinstance(value, str):
             value = [value]
-        require(isinstance(value, (list, tuple)), f"{name} is {value!r}; write a list")
+        require(isinstance(value, (list, tuple)), f"{name} is {shown(value)}; write a list")
         element = typing.get_args(hint)[0]
         return tuple(_convert(element, item, name) for item in value)
     if origin in (typing.Union, types.UnionType):
@@ -200,13 +209,17 @@ def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
             return None
         return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, name)
     if origin is not None:
-        require(isinstance(value, Mapping), f"{name} is {value!r}; it is a table, write {example}")
+        require(
+            isinstance(value, Mapping), f"{name} is {shown(value)}; it is a table, write {example}"
+        )
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        require(abs(value) <= sys.float_info.max, f"{name} is {value}; write a finite number")
+        require(
+            abs(value) <= sys.float_info.max, f"{name} is {shown(value)}; write a finite number"
+        )
         return float(value)
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
-    require(right, f"{name} is {value!r}; write {_WORDS.get(hint, hint.__name__)}")
+    require(right, f"{name} is {shown(value)}; write {_WORDS.get(hint, hint.__name__)}")
     return value
 
 

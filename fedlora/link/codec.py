@@ -60,15 +60,15 @@ class Int8Codec(Codec):
         return levels.to(torch.float32) * scale
 
 
-def create_codec(name: str) -> Codec:
-    """Return the codec that a scenario names.
+def create_codec(name: str, key: str = "") -> Codec:
+    """Return the codec that a scenario names, under ``key`` if an error is to say so.
 
     Raises
     ------
     FedloraError
         When no codec has this name, or it is none.
     """
-    codec: Codec = resolve("codecs", name, Codec)()
+    codec: Codec = resolve("codecs", name, Codec, key=key)()
     return codec
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.machine import stretch, waited_s
+from fedlora.printable import described
 from fedlora.ranks.space import RankDecision, RankSpace
-
-_MOST_TEXT = 300
 
 
 class CallError(Exception):
@@ -70,19 +67,8 @@ class Caller:
             raise CallError(f"{name} took longer than {self.time_limit_s:g} s; make it faster")
         error = future.exception()
         if error is not None:
-            raise CallError(f"{name} raised {describe(error)}; it must not raise") from error
+            raise CallError(f"{name} raised {described(error)}; it must not raise") from error
         return future.result()
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception's type, place and text in one line."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # an exception of a stranger's, too
-        text = "its text cannot be had"
-    text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}…"
-    return f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}: {text}"
 
 
 def read_decisions(

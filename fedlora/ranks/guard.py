@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.errors import FedloraError
-from fedlora.ranks.calls import Caller, CallError, describe, read_decisions
+from fedlora.printable import described
+from fedlora.ranks.calls import Caller, CallError, read_decisions
 from fedlora.ranks.reports import ClientOutcome, ClientReport
 from fedlora.ranks.space import RankDecision, RankSpace
 from fedlora.ranks.strategy import RankStrategy
@@ -134,8 +135,8 @@ class GuardedStrategy(RankStrategy):
             raise
         except Exception as error:
             raise FedloraError(
-                f"{name} of strategy {type(self.strategy).__name__} raised {describe(error)}; mend "
-                "it or choose another strategy"
+                f"{name} of strategy {type(self.strategy).__name__} raised {described(error)}; "
+                "mend it or choose another strategy"
             ) from error
 
     def _storable_state(self) -> dict[str, Any]:

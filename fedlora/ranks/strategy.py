@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora import registry
 from fedlora.errors import FedloraError
-from fedlora.ranks.calls import describe
 from fedlora.ranks.reports import ClientOutcome, ClientReport
 from fedlora.ranks.space import RankDecision, RankSpace
 
@@ -109,24 +108,5 @@ def create_strategy(config: RanksConfig, seed: int) -> RankStrategy:
     cls: type[RankStrategy] = registry.resolve("strategies", config.strategy, RankStrategy)
     parameters = inspect.signature(cls).parameters
     options = {"seed": seed} if "seed" in parameters else {}
-    options |= config.options
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [key for key in options if key not in parameters and not takes_any]
-    if unknown:
-        raise FedloraError(
-            f"strategy {config.strategy!r} has no option {unknown[0]!r}; its options are "
-            f"{', '.join(parameters) or 'none'}"
-        )
-    try:
-        return cls(**options)
-    except FedloraError:
-        raise
-    except TypeError as error:
-        raise FedloraError(
-            f"strategy {config.strategy!r} cannot be made ({error}); set ranks.options"
-        ) from error
-    except Exception as error:
-        raise FedloraError(
-            f"strategy {config.strategy!r} cannot be made ({describe(error)}); mend it, or set "
-            "ranks.options"
-        ) from error
+    made: RankStrategy = registry.make(cls, "ranks.options", {**options, **config.options})
+    return made

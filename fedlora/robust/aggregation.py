@@ -8,7 +8,7 @@ import torch
 
 from fedlora.config import RobustConfig
 from fedlora.errors import FedloraError
-from fedlora.registry import resolve
+from fedlora.registry import make, resolve
 from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.mixing import Mixed
 
@@ -24,14 +24,7 @@ def create_average(config: RobustConfig) -> RobustAverage | None:
     if not config.enabled:
         return None
     kind = resolve("averages", config.average, RobustAverage, besides=["mean"])
-    options = dict(config.options)
-    try:
-        average: RobustAverage = kind(config.hostile, **options)
-    except TypeError as error:
-        raise FedloraError(
-            f"robust.average {config.average!r} does not take the options {options} ({error}); "
-            "mend robust.options"
-        ) from None
+    average: RobustAverage = make(kind, "robust.options", config.options, config.hostile)
     return Mixed(average) if config.mix and average.mixes else average
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.errors import FedloraError
+from fedlora.checks import number
 from fedlora.robust.base import Block, RobustAverage, typical_squares
 
 
@@ -28,9 +28,7 @@ class NormFilter(RobustAverage):
 
     def __init__(self, hostile: int, factor: float = 2.0) -> None:
         super().__init__(hostile)
-        if not factor >= 1:
-            raise FedloraError(f"robust.options.factor is {factor}; set 1 or more")
-        self.factor = factor
+        self.factor = number("robust.options.factor", factor, 1.0, 1e12)
 
     def average(self, blocks: Sequence[Block], weights: torch.Tensor) -> list[torch.Tensor]:
         """See ``RobustAverage``."""

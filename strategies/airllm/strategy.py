@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
 
+from fedlora.checks import truth, whole
 from fedlora.ranks import (
     ClientOutcome,
     ClientReport,
-    FedloraError,
     RankDecision,
     RankSpace,
     RankStrategy,
@@ -32,7 +31,7 @@ from strategies.airllm.features import (
 from strategies.airllm.network import CHANNELS
 from strategies.airllm.plan import delivered_ranks, draft, trained_ranks
 from strategies.airllm.policy import SHIPPED, Policy, load_policy
-from strategies.seeds import check_seed
+from strategies.options import check_policy, check_seed
 
 
 @dataclass(frozen=True)
@@ -90,17 +89,12 @@ class AirLlm(RankStrategy):
         use_statistics: bool = True,
         diffusion: bool = True,
     ) -> None:
-        if rounds is not None and rounds < 1:
-            raise FedloraError(f"rounds is {rounds}; set 1 or more, or leave it out if unknown")
-        for name, value in (("use_statistics", use_statistics), ("diffusion", diffusion)):
-            if not isinstance(value, bool):
-                raise FedloraError(f"{name} is {value!r}; set true or false")
         self.seed = check_seed(seed)
-        self.rounds = rounds
-        self.use_statistics = use_statistics
-        self.diffusion = diffusion
+        self.rounds = None if rounds is None else whole("ranks.options.rounds", rounds, 1, 10**9)
+        self.use_statistics = truth("ranks.options.use_statistics", use_statistics)
+        self.diffusion = truth("ranks.options.diffusion", diffusion)
         if not isinstance(policy, Policy):
-            policy = load_policy(Path(policy).expanduser() if policy else SHIPPED)
+            policy = load_policy(check_policy(policy) or SHIPPED)
         self.policy = policy
         self._features: torch.Tensor | None = None
         self._space: RankSpace | None = None

@@ -132,7 +132,7 @@ def test_without_diffusion_the_plan_is_the_draft_of_the_latent(small):
     [
         ({"diffusion": "maybe"}, "diffusion is 'maybe'; set true or false"),
         ({"use_statistics": 1}, "use_statistics is 1; set true or false"),
-        ({"rounds": 0}, "rounds is 0; set 1 or more"),
+        ({"rounds": 0}, "rounds is 0; set a whole number from 1"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):

@@ -91,7 +91,7 @@ def test_small_scale_fading_multiplies_the_slow_one() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exponent": -1}, "exponent is -1; set a finite number above 0"),
+        ({"exponent": -1}, "exponent is -1; set a finite number from 0.1 to 20"),
         ({"mobility": "train"}, "'train'; choose one of static, linear, waypoint"),
         ({"small_scale": "nakagami"}, "'nakagami'; choose one of none, rayleigh, rician"),
         ({"shadowing_db": float("nan")}, "shadowing_db is nan"),

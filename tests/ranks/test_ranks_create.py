@@ -63,12 +63,20 @@ def test_a_strangers_class_is_made_with_any_option_it_takes(stranger):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("strategies.greedy:Greedy", {"part": 1}, "no option 'part'; its options are fraction, tr"),
-        ("strategies.greedy:Greedy", {"fraction": 2.0}, "fraction is 2.0; set a part"),
+        ("strategies.greedy:Greedy", {"part": 1}, "no option 'part'; known options: fraction, tr"),
+        (
+            "strategies.greedy:Greedy",
+            {"fraction": 2.0},
+            "ranks.options.fraction is 2.0; set a finite number from 0 to 1",
+        ),
         ("stranger_ranks:Unfinished", {}, "lacks allocate; write these methods"),
-        ("stranger_ranks:Needs", {}, "cannot be made .*'path'.*set ranks.options"),
+        ("stranger_ranks:Needs", {}, "ranks.options is missing a required option 'path'"),
         ("stranger_ranks:Breaks", {}, "made .ValueError at stranger.*: no weights.; mend"),
-        ("strategies.random_ranks:RandomRanks", {"seed": -1}, "seed is -1; set a whole number, 0"),
+        (
+            "strategies.random_ranks:RandomRanks",
+            {"seed": -1},
+            "seed is -1; set a whole number",
+        ),
         ("strategies.bandit:Bandit", {"seed": 0.5}, "seed is 0.5; set a whole number"),
         ("strategies.airllm.strategy:AirLlm", {"seed": -1}, "seed is -1; set a whole number"),
         ("stranger_ranks:function", {}, "name a class that inherits from"),

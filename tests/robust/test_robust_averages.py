@@ -218,8 +218,11 @@ def test_plugin_that_returns_nonsense_is_named(kind, words):
             ["robust.average=fedlora.errors:FedloraError"],
             "inherits from fedlora.robust.base.RobustAverage",
         ),
-        (["robust.average=median", "robust.options.factor=2"], "does not take"),
-        (["robust.average=norm_filter", "robust.options.factor=0.5"], "set 1 or more"),
+        (["robust.average=median", "robust.options.factor=2"], "robust.options has no option"),
+        (
+            ["robust.average=norm_filter", "robust.options.factor=0.5"],
+            "factor is 0.5; set a finite number from 1",
+        ),
     ],
 )
 def test_average_that_cannot_be_used_is_refused_in_one_sentence(overrides, words):

@@ -104,5 +104,5 @@ def test_its_state_goes_through_a_checkpoint():
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_a_momentum_that_is_none_is_refused(value):
-    with pytest.raises(FedloraError, match=r"robust.momentum is .*; set 0 or more and less than 1"):
+    with pytest.raises(FedloraError, match=r"robust.momentum is .*; set 0 to 0.9999"):
         RobustConfig(average="median", momentum=value)

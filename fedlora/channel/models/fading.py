@@ -136,7 +136,7 @@ class SmallScaleFading:
     ) -> None:
         choice("channel.options.correlation", correlation, ("none", "jakes", "ar1"))
         choice("channel.options.duplex", duplex, ("tdd", "fdd"))
-        number("channel.options.doppler_hz", doppler_hz, low=0.0)
+        number("channel.options.doppler_hz", doppler_hz, 0.0, 1e15)
         self._seed = seed
         self._reciprocal = duplex == "tdd"
         self._k_factor = 0.0

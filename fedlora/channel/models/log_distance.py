@@ -126,9 +126,9 @@ class LogDistanceChannel(ChannelModel):
     ) -> None:
         super().__init__(config, seed)
         option = "channel.options."
-        self._exponent = positive(option + "exponent", exponent)
+        self._exponent = number(option + "exponent", exponent, 0.1, 20.0)
         self._reference_m = number(option + "reference_m", reference_m, *_LENGTHS_M)
-        self._noise_figure_db = number(option + "noise_figure_db", noise_figure_db)
+        self._noise_figure_db = number(option + "noise_figure_db", noise_figure_db, -100.0, 100.0)
         self._reference_loss_db = 20 * math.log10(
             4
             * math.pi
@@ -138,7 +138,7 @@ class LogDistanceChannel(ChannelModel):
         )
         self.shadowing = ShadowMap(
             seed,
-            number(option + "shadowing_db", shadowing_db, low=0.0),
+            number(option + "shadowing_db", shadowing_db, 0.0, 100.0),
             number(option + "decorrelation_m", decorrelation_m, *_LENGTHS_M),
         )
         # Faster, a client would cross its cell many times while nothing else happens.

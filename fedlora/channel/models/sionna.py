@@ -20,7 +20,7 @@ from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.log_distance import budget_snr_db
 from fedlora.channel.rate import Shannon
 from fedlora.channel.streams import Stream, stream
-from fedlora.checks import choice, number, positive
+from fedlora.checks import choice, number, truth
 from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
@@ -28,6 +28,7 @@ _SUBCARRIERS = 64
 _BASE_STATION_HEIGHT_M = {"UMi": 10.0, "UMa": 25.0}  # TR 38.901 Table 7.2-1
 _TERMINAL_HEIGHT_M = 1.5
 _CLOSEST_M = {"UMi": 10.0, "UMa": 35.0}  # TR 38.901 Table 7.2-1
+_SPREADS_S = 1e-12, 1.0
 _TDL_PROFILES = ("A", "B", "C", "D", "E", "A10", "A30", "B100", "C60", "C300", "D10", "D30")
 
 
@@ -49,7 +50,7 @@ class SionnaChannel(ChannelModel):
     ) -> None:
         super().__init__(config, seed)
         self.carrier_hz = number("channel.options.carrier_hz", carrier_hz, 0.5e9, 100e9)
-        self.speed_mps = number("channel.options.speed_mps", speed_mps, low=0.0)
+        self.speed_mps = number("channel.options.speed_mps", speed_mps, 0.0, 3e8)
         with _own_randomness():
             try:
                 from sionna.phy.channel import tr38901
@@ -130,7 +131,7 @@ class TdlChannel(SionnaChannel):
     ) -> None:
         super().__init__(config, seed, carrier_hz=carrier_hz, speed_mps=speed_mps)
         choice("channel.options.profile", profile, _TDL_PROFILES)
-        positive("channel.options.delay_spread_s", delay_spread_s)
+        number("channel.options.delay_spread_s", delay_spread_s, *_SPREADS_S)
         self._model = self._tr38901.TDL(
             model=profile,
             # Fixed profiles carry their own delay spread.
@@ -177,7 +178,7 @@ class CdlChannel(SionnaChannel):
         super().__init__(config, seed, carrier_hz=carrier_hz, speed_mps=speed_mps)
         self._model = self._tr38901.CDL(
             model=choice("channel.options.profile", profile, "ABCDE"),
-            delay_spread=positive("channel.options.delay_spread_s", delay_spread_s),
+            delay_spread=number("channel.options.delay_spread_s", delay_spread_s, *_SPREADS_S),
             carrier_frequency=carrier_hz,
             ut_array=self._array(),
             bs_array=self._array(),
@@ -232,12 +233,12 @@ class UmiChannel(SionnaChannel):
     ) -> None:
         super().__init__(config, seed, carrier_hz=carrier_hz, speed_mps=speed_mps)
         self._radius_m = number(
-            "channel.options.cell_radius_m", cell_radius_m, low=_CLOSEST_M[self.scenario]
+            "channel.options.cell_radius_m", cell_radius_m, _CLOSEST_M[self.scenario], 1e6
         )
-        self._noise_figure_db = number("channel.options.noise_figure_db", noise_figure_db)
-        if not isinstance(indoor, bool):
-            raise FedloraError(f"channel.options.indoor is {indoor!r}; set true or false")
-        self._indoor = indoor
+        self._noise_figure_db = number(
+            "channel.options.noise_figure_db", noise_figure_db, -100.0, 100.0
+        )
+        self._indoor = truth("channel.options.indoor", indoor)
         self._antenna = self._array()
 
     def sample(self, client: int, block: int) -> Link:

@@ -89,7 +89,9 @@ def _read(path: Path, up_snr_offset_db: float) -> dict[int | None, _Series]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FedloraError(f"cannot read trace {path}: {reason}; check the path") from None
+        raise FedloraError(
+            f"channel.options.path: cannot read trace {path}: {reason}; check the path"
+        ) from None
     reader = csv.DictReader(text.splitlines(), restkey=_EXCESS, skipinitialspace=True)
     try:
         groups = _by_client(path, reader)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora import registry
-from fedlora.channel.channel import check_options
 from fedlora.channel.state import ChannelState
 from fedlora.config import ScheduleConfig
 
@@ -100,6 +99,5 @@ def build_scheduler(config: ScheduleConfig, *, rounds: int, seed: int) -> Schedu
         "seed": seed,
         "total_bandwidth_hz": config.total_bandwidth_hz,
     }
-    check_options(cls, "channel.schedule.options", config.options, **common)
-    scheduler: Scheduler = cls(**common, **config.options)
-    return scheduler
+    made: Scheduler = registry.make(cls, "channel.schedule.options", config.options, **common)
+    return made

@@ -16,7 +16,7 @@ from typing import Any
 from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
 from fedlora.channel.schedule.base import ClientLoad, Scheduler
 from fedlora.channel.state import ChannelState
-from fedlora.checks import number, positive
+from fedlora.checks import number, whole
 
 
 class LyapunovScheduler(Scheduler):
@@ -63,11 +63,11 @@ class LyapunovScheduler(Scheduler):
     ) -> None:
         super().__init__(rounds=rounds, seed=seed, total_bandwidth_hz=total_bandwidth_hz)
         option = "channel.schedule.options."
-        self._mean_delay_s = positive(option + "mean_delay_s", mean_delay_s)
-        self._trade_off = number(option + "trade_off", trade_off, low=0.0)
+        self._mean_delay_s = number(option + "mean_delay_s", mean_delay_s, 1e-9, 1e9)
+        self._trade_off = number(option + "trade_off", trade_off, 0.0, 1e18)
         self._contraction = number(option + "contraction", contraction, 1e-9, 1.0)
-        self._min_clients = int(number(option + "min_clients", min_clients, low=1))
-        max_delay_s = number(option + "max_delay_s", max_delay_s, low=0.0)
+        self._min_clients = whole(option + "min_clients", min_clients, 1, 100_000)
+        max_delay_s = number(option + "max_delay_s", max_delay_s, 0.0, 1e9)
         self._max_delay_s = max_delay_s or 10 * self._mean_delay_s
         self.queue_s = 0.0
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fedlora.channel.schedule.base import ClientLoad, Scheduler
 from fedlora.channel.state import ChannelState
 from fedlora.channel.streams import Stream, stream
-from fedlora.errors import FedloraError
+from fedlora.checks import whole
 
 
 class AllClients(Scheduler):
@@ -36,11 +36,7 @@ class RandomClients(Scheduler):
         self, *, rounds: int, seed: int, total_bandwidth_hz: float = 0.0, clients: int
     ) -> None:
         super().__init__(rounds=rounds, seed=seed, total_bandwidth_hz=total_bandwidth_hz)
-        if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
-            raise FedloraError(
-                f"channel.schedule.options.clients is {clients!r}; set a whole number from 1"
-            )
-        self._clients = clients
+        self._clients = whole("channel.schedule.options.clients", clients, 1, 100_000)
 
     def select(
         self, round: int, reports: Mapping[int, ChannelState], loads: Mapping[int, ClientLoad]

@@ -37,15 +37,30 @@ def epsilon_of(rho_replace_one: float, delta: float, *, tight: bool = False) -> 
     return (exact_epsilon if tight else rdp_epsilon)(rho_replace_one, delta)
 
 
-def rho_budget(epsilon: float, delta: float, *, tight: bool = False) -> float:
+def rho_budget(
+    epsilon: float,
+    delta: float,
+    *,
+    tight: bool = False,
+    names: tuple[str, str] = ("epsilon", "delta"),
+) -> float:
     """Return the largest total rho whose epsilon does not exceed the target.
+
+    Parameters
+    ----------
+    epsilon, delta
+        The target.
+    tight
+        Whether the exact epsilon is meant, instead of its Rényi bound.
+    names
+        What errors call the two.
 
     Raises
     ------
     FedloraError
         When epsilon or delta is out of range, or too small for any budget at this delta.
     """
-    check_target(epsilon, delta)
+    check_target(epsilon, delta, names)
     # each order allows (epsilon - conversion) / alpha; the best order decides
     alphas = np.asarray(ORDERS, dtype=np.float64)
     budget = float(np.max((epsilon - conversion(alphas, delta)) / alphas))
@@ -59,8 +74,8 @@ def rho_budget(epsilon: float, delta: float, *, tight: bool = False) -> float:
         budget = root * (1 - 1e-9)  # the root's own tolerance
     if budget <= 0:
         raise FedloraError(
-            f"epsilon {epsilon:g} at delta {delta:g} is less than Rényi accounting can state; "
-            "raise one of them"
+            f"{names[0]} {epsilon:g} at {names[1]} {delta:g} is less than Rényi accounting can "
+            "state; raise one of them"
         )
     return budget * (1 - 1e-12)  # rounding of the best order's quotient
 
@@ -142,7 +157,8 @@ def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int 
         raise FedloraError("privacy is off, so there is no noise; set privacy.epsilon")
     if uploads < 1:
         raise FedloraError(f"{uploads} uploads of a sample are planned; plan 1 or more")
-    left = rho_budget(policy.epsilon, policy.delta, tight=policy.tight) - spent
+    names = ("privacy.epsilon", "privacy.delta")
+    left = rho_budget(policy.epsilon, policy.delta, tight=policy.tight, names=names) - spent
     if left <= 0:
         raise FedloraError(
             f"privacy.activation_sigma {policy.activation_sigma:g} over {activation_uploads} "
