@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedlora.errors import FedloraError
-from fedlora.split import model_folder
+from fedlora.split import model_folder, published_name
 from fedlora.split.tokenizer_files import copy_tokenizer
 from fedlora.split.whole import load_whole
 from fedlora.storage.files import json_line, replace_file
@@ -176,13 +176,16 @@ class Adapter:
                     )
                     for name in (json.loads(order) if order else config["target_modules"])
                 }
+            name, revision = config["base_model_name_or_path"], config.get("revision")
+            if revision is None:  # of a release that wrote where the hub's cache lies
+                name, revision = published_name(name, Path(name))
             return cls(
                 factors,
                 config["lora_alpha"],
-                config["base_model_name_or_path"],
+                name,
                 config["task_type"],
                 bool(config["fan_in_fan_out"]),
-                config.get("revision"),
+                revision,
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FedloraError(

@@ -235,7 +235,9 @@ def test_a_model_of_the_hub_is_called_by_its_name_and_commit(
     assert relative(model_output(federation, alone), expected) < 1e-5
 
 
-def test_a_run_of_before_names_its_models_folder_and_is_exported_as_ever(cached, records, tmp_path):
+def test_a_run_of_before_names_a_folder_of_the_cache_and_its_export_the_model(
+    cached, records, tmp_path
+):
     federation = ran(tmp_path / "run", Path("me/tiny"), records)
     path = tmp_path / "run" / "adapter" / CONFIG
     settings = json.loads(path.read_text()) | {"base_model_name_or_path": str(cached)}
@@ -246,7 +248,27 @@ def test_a_run_of_before_names_its_models_folder_and_is_exported_as_ever(cached,
         export_run(tmp_path / "run", tmp_path / form, form, None, None)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert relative(model_output(federation, merged), expected) < 1e-5
+    settings = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("me/tiny", SHA)
     infer_texts(tmp_path / "peft", ["w7"], None, None, 2)
+
+
+@pytest.mark.parametrize("form", ["peft", "padded", "gguf-ready"])
+def test_a_run_begins_from_every_form_of_an_adapter(tiny, records, tmp_path, form):
+    before = Federation(scenario(tiny["llama"], records, *LANGUAGE, "train.lr=0.05")).run()
+    adapter, ranks = export(before.server), mixed_ranks(len(before.server.engine.projections))
+    match form:
+        case "peft":
+            adapter.save(tmp_path, ranks)
+        case "padded":
+            adapter.truncated(ranks).save(tmp_path)
+        case _:
+            adapter.save_with_one_alpha(tmp_path, ranks)
+    after = Federation(
+        scenario(tiny["llama"], records, *LANGUAGE, f"lora.start={tmp_path}", "lora.alpha=5")
+    )
+    found = engine_output(after, after.server.engine.full_ranks())
+    assert relative(found, engine_output(before, ranks)) < 1e-5
 
 
 def test_an_edge_package_takes_the_chat_templates_along(tiny, tmp_path):
