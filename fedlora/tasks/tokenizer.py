@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,10 @@ from typing import Any
 import tokenizers
 
 from fedlora.errors import FedloraError
-from fedlora.tasks.vocabulary import build_tokenizer, special_names
+from fedlora.tasks.auto_tokenizer import AutoTokenizer, load_auto_tokenizer
+from fedlora.tasks.auto_tokenizer.settings import read_table
+
+_TEXT = (1 << 32) - 1  # an id that no vocabulary has
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Tokenizer:
     Attributes
     ----------
     backend
-        The tokenizer of the ``tokenizers`` library.
+        The tokenizer of the ``tokenizers`` library, without its post-processor: what that puts
+        around a text are ``opening`` and ``closing``.
     opening, closing
         Ids that are put before and after every text, such as those of [CLS] and [SEP].
     bos_id, eos_id, pad_id, unk_id
@@ -33,6 +36,9 @@ class Tokenizer:
         Number of ids, added tokens included.
     digest
         SHA-256 of the tokenizer's serialisation: equal digests give equal ids for every text.
+    truncation_side
+        The end at which a long text loses tokens: ``right``, or ``left`` where the model's files
+        say so.
     """
 
     backend: tokenizers.Tokenizer
@@ -44,6 +50,7 @@ class Tokenizer:
     unk_id: int | None
     vocab_size: int
     digest: str
+    truncation_side: str = "right"
 
     @cached_property
     def special_ids(self) -> frozenset[int | None]:
@@ -58,25 +65,49 @@ class Tokenizer:
         text
             Any text.
         max_length
-            Most ids to return. A longer text loses tokens at its end; special tokens are kept.
+            Most ids to return. A longer text loses tokens at ``truncation_side``; special tokens
+            are kept.
         special
             Whether to put the opening and closing ids around the text.
 
         Raises
         ------
         FedloraError
-            When the special tokens alone exceed ``max_length``.
+            When the special tokens alone exceed ``max_length``; see ``pieces``.
         """
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        ids, _ = self.pieces(text)
         if not special:
-            return ids[:max_length]
+            return self.cut(ids, max_length)
         room = max_length - len(self.opening) - len(self.closing)
         if room < 0:
             raise FedloraError(
                 f"task.max_length {max_length} has no room for the "
                 f"{len(self.opening) + len(self.closing)} special tokens of a text; raise it"
             )
-        return [*self.opening, *ids[:room], *self.closing]
+        return [*self.opening, *self.cut(ids, room), *self.closing]
+
+    def cut(self, ids: list[int], most: int) -> list[int]:
+        """Return at most so many ids of a text; it loses those at ``truncation_side``."""
+        return ids[:most] if self.truncation_side == "right" else ids[max(0, len(ids) - most) :]
+
+    def pieces(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return a text's ids without special tokens, and where each token lies in it.
+
+        A place is first character and the one after the last, counted in ``text``; empty for what
+        the tokenizer itself puts in.
+
+        Raises
+        ------
+        FedloraError
+            When the vocabulary lacks the token for what it does not know.
+        """
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library has no kind of its own
+            raise FedloraError(
+                f"the tokenizer cannot encode a text ({error}); mend its files"
+            ) from None
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -87,13 +118,13 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer of a model folder.
+    """Read the tokenizer of a model folder, as ``AutoTokenizer`` of transformers makes it.
 
     Parameters
     ----------
     folder
-        Folder with ``tokenizer.json``, which is taken as it stands, or with the vocabulary files
-        of a GPT-2, OPT, RoBERTa or BERT model.
+        Folder with ``tokenizer.json``, or with the vocabulary files of a GPT-2, OPT, RoBERTa, Qwen
+        or BERT model, and with the settings that stand beside it.
 
     Raises
     ------
@@ -103,24 +134,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     # Texts are encoded one at a time; the variable stops a warning in processes that fork later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    config, settings = _read_json(folder / "config.json"), _settings(folder)
-    file = folder / "tokenizer.json"
     try:
-        if file.exists():
-            backend, names = tokenizers.Tokenizer.from_file(str(file)), special_names(settings, {})
-        else:
-            backend, names = build_tokenizer(folder, str(config.get("model_type", "")), settings)
-        backend.no_padding()
-        backend.no_truncation()
-        opening, closing = _surroundings(backend)
+        made = load_auto_tokenizer(folder)
+        opening, closing = _surroundings(made.backend.post_processor)
     except FedloraError:
         raise
     except Exception as error:  # what the library raises for a damaged file
         raise FedloraError(
             f"the tokenizer in {folder} cannot be read ({error}); copy its files anew"
         ) from None
+    backend, digest = made.backend, _digest(made)
+    backend.post_processor = None  # it may cut the places that tokens have in a text
+    config = read_table(folder / "config.json")
     ids = {
-        name: _special_id(backend, names[name], config.get(f"{name}_token_id")) for name in names
+        name: _special_id(backend, token, config.get(f"{name}_token_id"))
+        for name, token in made.names.items()
     }
     return Tokenizer(
         backend,
@@ -131,28 +159,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         pad_id=ids["pad"],
         unk_id=ids["unk"],
         vocab_size=backend.get_vocab_size(),
-        digest=hashlib.sha256(backend.to_str().encode()).hexdigest(),
+        digest=digest,
+        truncation_side=made.truncation_side,
     )
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Return ``tokenizer_config.json``, with the older map of special tokens where that counts."""
-    settings = _read_json(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in settings:
-        settings |= _read_json(folder / "special_tokens_map.json")
-    return settings
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise FedloraError(f"{path} cannot be read ({error}); copy it anew") from None
-    if not isinstance(value, dict):
-        raise FedloraError(f"{path} holds no table; copy it anew")
-    return value
+def _digest(made: AutoTokenizer) -> str:
+    digest = hashlib.sha256(made.backend.to_str().encode())
+    if made.truncation_side != "right":
+        digest.update(made.truncation_side.encode())
+    if made.backend.encode_special_tokens:
+        digest.update(b"split_special_tokens")
+    return digest.hexdigest()
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: str | None, number: Any) -> int | None:
@@ -163,12 +181,23 @@ def _special_id(backend: tokenizers.Tokenizer, token: str | None, number: Any) -
     return number if isinstance(number, int) and number >= 0 else None
 
 
-def _surroundings(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that the post-processor puts before and after a text."""
-    if backend.num_special_tokens_to_add(is_pair=False) == 0:
-        return (), ()
-    probe = backend.encode("a")
-    is_text = [not special for special in probe.special_tokens_mask]
-    first = is_text.index(True)
-    last = len(is_text) - is_text[::-1].index(True)
-    return tuple(probe.ids[:first]), tuple(probe.ids[last:])
+def _surroundings(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that a post-processor puts before and after a text.
+
+    It is asked with a word of a vocabulary of its own: that of the model may lack any letter.
+
+    Raises
+    ------
+    FedloraError
+        When it leaves out the text, or has it more than once.
+    """
+    probe = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": _TEXT}, unk_token="x"))
+    probe.post_processor = post_processor
+    ids = probe.encode("x").ids
+    if ids.count(_TEXT) != 1:
+        raise FedloraError(
+            f"the tokenizer's post-processor has a text {ids.count(_TEXT)} times in what it makes "
+            "of it; mend the template in tokenizer.json"
+        )
+    place = ids.index(_TEXT)
+    return tuple(ids[:place]), tuple(ids[place + 1 :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice, product
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def _tiny_bert(place: Path) -> None:
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(place)
     _tokenizer(300).save(str(place / "tokenizer.json"))
+    as_it_stands = {"tokenizer_class": "PreTrainedTokenizerFast"}  # not BERT's pieces of words
+    (place / "tokenizer_config.json").write_text(json.dumps(as_it_stands))
 
 
 def _tokenizer(size: int) -> Tokenizer:

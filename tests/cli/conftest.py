@@ -35,7 +35,8 @@ def model(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="</s>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    settings = {"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 

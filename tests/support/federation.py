@@ -39,7 +39,8 @@ def add_tokenizer(folder: Path, kind: str) -> None:
     backend.save(str(folder / "tokenizer.json"))
     bos = "<s>" if template.startswith("<s>") else "</s>"
     names = {"bos_token": bos, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    as_it_stands = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | as_it_stands))
 
 
 def write_records(path: Path, rows: int, *, seed: int = 0, words: int = 20) -> Path:
