@@ -30,38 +30,47 @@ class CausalLanguageModelling(Task):
     def samples(
         self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
     ) -> list[Sample]:
-        """See ``Task``; with a prompt separator only what follows it is trained on."""
-        longest = self.config.max_length
+        """See ``Task``; with a prompt separator only what follows it is trained on.
+
+        A text is encoded once and whole. Of a token that has characters of both, prompt and
+        completion, the completion counts: it is trained on. A record of which nothing is left to
+        predict within ``task.max_length`` gives no sample.
+        """
         samples = []
         for place, record in enumerate(records):
-            text = record[data.text]
+            text, border = record[data.text], 0
             if data.prompt_separator:
-                prompt, found, completion = text.partition(data.prompt_separator)
-                if not found:
+                border = text.find(data.prompt_separator) + len(data.prompt_separator)
+                if border < len(data.prompt_separator):
                     raise RecordError(
                         place,
                         f"has no {data.prompt_separator!r}; mend the record or set "
                         "data.prompt_separator to an empty string",
                     )
-                prompt += data.prompt_separator
-            else:
-                prompt, completion = "", text
-            # Not the tokenizer's closing ids: a text ends with the end token, and only there.
-            prefix = [*tokenizer.opening, *tokenizer.encode(prompt, longest, special=False)]
-            suffix = tokenizer.encode(completion, longest, special=False)
-            end = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-            ids = (prefix + suffix + end)[:longest]
-            targets = [*ids[1:], IGNORED]
-            for position in range(min(len(prefix), len(ids)) - 1):
-                targets[position] = IGNORED
-            if len(ids) >= 2 and any(target != IGNORED for target in targets):
+            ids, prompt = self._encode(text, border, tokenizer)
+            targets = [IGNORED] * (prompt - 1) + ids[max(1, prompt) :] + [IGNORED]
+            if len(ids) > max(1, prompt):
                 samples.append(Sample(tuple(ids), tuple(targets), place))
         if records and not samples:
             raise FedloraError(
-                f"no record has a token to predict within task.max_length {longest}; raise it or "
-                "shorten the prompts"
+                "no record has a token to predict within task.max_length "
+                f"{self.config.max_length}; raise it or shorten the prompts"
             )
         return samples
+
+    def _encode(self, text: str, border: int, tokenizer: Tokenizer) -> tuple[list[int], int]:
+        """Return a text's ids and how many of them end before a border, which is in characters."""
+        longest, opening = self.config.max_length, tokenizer.opening
+        ids, places = tokenizer.pieces(text)
+        prompt = next((n for n, (_, stop) in enumerate(places) if stop > border), len(ids))
+        # Not the tokenizer's closing ids: a text ends with the end token, and only there.
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        if tokenizer.truncation_side == "left":
+            kept = tokenizer.cut(ids, max(0, longest - len(opening) - len(end)))
+            prompt -= min(prompt, len(ids) - len(kept))
+            ids = kept
+        prompt = len(opening) + (prompt if border else 0)
+        return [*opening, *ids, *end][:longest], min(prompt, longest)
 
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; the pretrained output embedding, so the seed plays no part."""

@@ -156,9 +156,16 @@ class Unsplit:
                 return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def prompt_length(self, ids: tuple[int, ...]) -> int:
-        """Return the place of the first token that is trained on, at least 1."""
+        """Return the place of the first token that is trained on, at least 1.
+
+        A word that goes on behind the separator, such as w50 behind w5, is trained on.
+        """
         separator = self.config.data.prompt_separator
-        return ids.index(int(separator.removeprefix("w"))) + 1 if separator else 1
+        if not separator:
+            return 1
+        words = [f"w{number}" for number in ids]
+        place = next(n for n, word in enumerate(words) if word.startswith(separator))
+        return max(1, place + (words[place] == separator))
 
     def rate(self, step: int) -> float:
         train = self.config.train
