@@ -59,6 +59,9 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     ),
 }
 """Fields that make an adapter more than A and B, each with the values that leave it off."""
+PLAIN = "give an adapter of A and B alone"
+_MERGED = "or merge it into its base with PEFT's merge_and_unload and set model.path to that model"
+_UNMERGEABLE = ("alora_invocation_tokens", "arrow_config")
 _KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -182,8 +185,7 @@ class PeftSettings:
         if isinstance(modules, list) and set(map(str, modules)) <= set(HEADS):
             return tuple(sorted(set(modules)))
         raise self._error(
-            f"was made with modules_to_save = {json.dumps(modules)}",
-            "give an adapter of A and B alone",
+            f"was made with modules_to_save = {json.dumps(modules)}", f"{PLAIN}, {_MERGED}"
         )
 
     def _refuse_more(self, values: Mapping[str, Any]) -> None:
@@ -191,17 +193,20 @@ class PeftSettings:
             if field in values and values[field] not in off:
                 raise self._error(
                     f"was made with {field} = {json.dumps(values[field])[:80]}",
-                    "give an adapter of A and B alone",
+                    PLAIN if field in _UNMERGEABLE else f"{PLAIN}, {_MERGED}",
                 )
         start = values.get("init_lora_weights")
         if start is None or isinstance(start, bool) or str(start).lower() in _KEEP_BASE:
             return
         if str(start).lower().startswith(_CHANGE_BASE):
+            # Of these alone PEFT finds the changed base again, without data or chance.
+            merged = f", {_MERGED}" if start in ("pissa", "olora") else ""
             raise self._error(
                 f"has init_lora_weights = {start!r}, which also changed the base model, and its A "
                 "and B fit that base alone",
                 "save it once more with save_pretrained(..., path_initial_model_for_weight_"
-                "conversion=...), which makes it a LoRA adapter of the base as it is",
+                "conversion=...), which makes it a LoRA adapter of the base as it is"
+                f"{merged}",
             )
         raise self._error(
             f"has init_lora_weights = {start!r}, which neither fedlora nor PEFT "

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import A_WEIGHT, B_WEIGHT, PREFIX, WEIGHTS_FILE
-from fedlora.lora.peft_settings import KEY, PeftSettings
+from fedlora.lora.peft_settings import KEY, PLAIN, PeftSettings
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import Checkpoint, Cut, find_family, language_head
 from fedlora.split.embeddings import token_embedding
@@ -225,10 +225,7 @@ class AdapterReader:
         return prefixed if prefixed in self.checkpoint.entries else f"{name}.weight"
 
     def _more(self, own: str) -> FedloraError:
-        return self._error(
-            f"holds {own}, which is no factor of a LoRA projection",
-            "give an adapter of A and B alone",
-        )
+        return self._error(f"holds {own}, which is no factor of a LoRA projection", PLAIN)
 
     def _error(self, what: str, mend: str) -> FedloraError:
         return FedloraError(f"{KEY} {self.folder} {what}; {mend}")

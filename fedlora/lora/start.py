@@ -12,7 +12,7 @@ import torch
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import CONFIG_FILE, WEIGHTS_FILE
-from fedlora.lora.peft_settings import KEY, PeftSettings
+from fedlora.lora.peft_settings import KEY, PLAIN, PeftSettings
 from fedlora.lora.peft_tensors import AdapterReader, Start, some_names
 from fedlora.split import Checkpoint, Cut, resolve_path
 
@@ -48,8 +48,7 @@ def read_start(config: LoraConfig, checkpoint: Checkpoint, cut: Cut, *, pooled: 
     if settings.heads and not pooled:
         raise FedloraError(
             f"{KEY} {folder} was made with modules_to_save = {list(settings.heads)}, the head of a "
-            "classifier, which task.kind classification alone leaves out; give an adapter of A and "
-            "B alone"
+            f"classifier, which task.kind classification alone leaves out; {PLAIN}"
         )
     return AdapterReader(folder, settings, config, checkpoint, cut, pooled=pooled).read()
 

@@ -152,6 +152,10 @@ def test_an_adapter_of_a_changed_base_is_refused_until_it_is_converted(
     message = refusal(tiny, records, "llama", tmp_path / "changed", *LANGUAGE)
     assert f"init_lora_weights = '{start}'" in message
     assert "path_initial_model_for_weight_conversion" in message
+    assert ("merge_and_unload" in message) == ("niter" not in start)
+    if "niter" not in start:
+        loaded = PeftModel.from_pretrained(base_model(before), tmp_path / "changed")
+        assert relative(model_output(before, loaded.merge_and_unload()), expected) < 1e-5
 
     model.save_pretrained(
         str(tmp_path / "converted"),
