@@ -30,6 +30,7 @@ from fedlora.tasks import (
     Sample,
     Tokenizer,
     check_length,
+    check_pool,
     holdout_split,
     load_records,
     load_tokenizer,
@@ -99,6 +100,7 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
         geometry=geometry,
     )
     check_length(scenario.task, checkpoint)
+    check_pool(scenario.task, checkpoint)
     return EdgeParts(scenario, checkpoint, load_tokenizer(checkpoint.folder), model)
 
 

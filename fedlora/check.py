@@ -19,6 +19,7 @@ from fedlora.link.stream.address import check_listens
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
+from fedlora.participation import check_robust, check_uploads
 from fedlora.privacy.plan import check_classes, plan_release
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
@@ -32,6 +33,7 @@ from fedlora.tasks import (
     Task,
     Tokenizer,
     check_length,
+    check_pool,
     holdout_split,
     load_records,
     load_tokenizer,
@@ -49,7 +51,8 @@ def check_plugins(scenario: Scenario) -> None:
     Raises
     ------
     FedloraError
-        When a name is unknown, a module cannot be imported, or the options do not fit.
+        When a name is unknown, a module cannot be imported, the options do not fit, or a robust
+        average would never have enough clients.
     """
     use_python_path(scenario.python_path)
     task_class(scenario.task.kind)
@@ -59,6 +62,7 @@ def check_plugins(scenario: Scenario) -> None:
     create_average(scenario.robust)
     build_channel(scenario.channel, scenario.seed)
     build_scheduler(scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed)
+    check_robust(scenario)
 
 
 def check_scenario(scenario: Scenario) -> None:
@@ -83,13 +87,16 @@ def check_scenario(scenario: Scenario) -> None:
     geometry = Geometry.of(scenario, checkpoint)
     task = task_class(scenario.task.kind)
     check_length(scenario.task, checkpoint)
+    check_pool(scenario.task, checkpoint)
     if not task.pooled:
         language_head(checkpoint, torch.float32)
     check_conformity(checkpoint, language=not task.pooled)
     tokenizer = load_tokenizer(checkpoint.folder)
     _check_places(scenario, geometry.cut)
     linear = linear_modules(checkpoint, geometry.cut)
-    targets = choose_targets(linear, scenario.lora.targets)
+    whole = Cut(geometry.cut.blocks, 0, geometry.cut.blocks)
+    everywhere = linear_modules(checkpoint, whole)
+    targets = choose_targets(linear, scenario.lora.targets, everywhere)
     _check_ranks(scenario, checkpoint, targets)
     if scenario.lora.start:
         read_start(scenario.lora, checkpoint, geometry.cut, pooled=task.pooled)
@@ -154,8 +161,8 @@ def _check_data(scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry) ->
             labels = sorted({record[label] for record in records})
         if labels:  # else the hub's, which are not known here
             _check_labels(scenario, records, labels, path)
-    if scenario.privacy.enabled:
-        check_classes(len(labels))
+    if scenario.privacy.enabled and (labels or not kind.pooled):
+        check_classes(scenario, len(labels))
     encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer)
     if "test" in files:
         encode(files["test"], range(len(files["test"])), data.test)
@@ -164,20 +171,40 @@ def _check_data(scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry) ->
     parts = partition(
         files["train"], scenario.partition, scenario.federation.clients, label, scenario.seed
     )
+    shares: list[tuple[Rows, ...]] = [
+        (part,) if data.test else holdout_split(part, data.holdout, scenario.seed, client)
+        for client, part in enumerate(parts)
+    ]
     if scenario.privacy.enabled:
-        plan_release(
-            scenario,
-            max(len(part) for part in parts),
-            len(labels),
-            pools=geometry.server_pools,
-            trains_head=geometry.trains_head,
-        )
-    for client, part in enumerate(parts):
-        shares: tuple[Rows, ...] = (part,)
-        if not data.test:
-            shares = holdout_split(part, data.holdout, scenario.seed, client)
-        for share in shares:
+        rows = [len(share[0]) for share in shares]
+        for count in sorted(set(rows)):
+            plan_release(
+                scenario,
+                count,
+                len(labels),
+                pools=geometry.server_pools,
+                trains_head=geometry.trains_head,
+            )
+        check_uploads(scenario, rows)
+    for client, own in enumerate(shares):
+        for share in own:
             encode(files["train"], share.tolist(), data.train, client)
+    _check_held_out(scenario, shares, len(files.get("test", ())))
+
+
+def _check_held_out(scenario: Scenario, shares: Sequence[tuple[Rows, ...]], tests: int) -> None:
+    """Refuse a client with more held-out rows than ``evaluate.max_rows``, as the server does."""
+    clients, most = scenario.federation.clients, scenario.evaluate.max_rows
+    held = [
+        len(range(client, tests, clients)) if tests else sum(len(share) for share in own[1:])
+        for client, own in enumerate(shares)
+    ]
+    if max(held) > most:
+        client = held.index(max(held))
+        raise FedloraError(
+            f"evaluate.max_rows is {most}, and client {client} holds out {held[client]} rows; "
+            "raise it, or hold out fewer"
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "commands",
         "server",
         "check",
-        "geometry lora observe ranks",
+        "geometry lora observe participation ranks",
         "channel launch privacy report robust scenarios tasks",
         "config link split",
         "storage",

@@ -209,11 +209,11 @@ class TrainConfig:
         Whether each client also trains its token embedding (costs a second exchange a step).
     """
 
-    rounds: int = within(5, 1, 10**6)
+    rounds: int = within(5, 1, 999_999)
     steps: int = within(20, 1, 10**6)
     batch_size: int = within(4, 1, 10**6)
-    lr: float = within(1e-3, 1e-12, 100.0)
-    head_lr: float = within(0.0, 1e-12, 100.0, zero="the same as train.lr")
+    lr: float = within(1e-3, 1e-30, 100.0)
+    head_lr: float = within(0.0, 1e-30, 100.0, zero="the same as train.lr")
     warmup_steps: int = within(0, 0, 10**12)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: float = within(0.0, 0.0, 1e4)

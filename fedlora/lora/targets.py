@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from fedlora.checks import shown
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, Cut, find_family
 
 ALL_LINEAR = "all-linear"
 
 
-def choose_targets(linear: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def choose_targets(
+    linear: Sequence[str], wanted: Sequence[str], everywhere: Sequence[str] = ()
+) -> list[str]:
     """Return the names of the modules to adapt, in the order of the model.
 
     Parameters
     ----------
     linear
-        Names of all linear modules of the blocks.
+        Names of all linear modules of the server's blocks.
     wanted
         The scenario's ``lora.targets``: ends of names, or ``all-linear`` alone.
+    everywhere
+        Those of the clients' blocks too, for the error message.
 
     Raises
     ------
@@ -31,11 +36,18 @@ def choose_targets(linear: Sequence[str], wanted: Sequence[str]) -> list[str]:
     chosen: set[str] = set()
     for target in wanted:
         matches = [name for name in linear if f".{name}".endswith(f".{target}")]
+        away = [name for name in everywhere if f".{name}".endswith(f".{target}")]
+        if not matches and away:
+            raise FedloraError(
+                f"lora.targets names {shown(target)}, which model.client_front or "
+                "model.client_back leaves to the clients, whose blocks carry no LoRA; lower it, or "
+                "name modules of other blocks"
+            )
         if not matches:
             suffixes = sorted({name.rpartition(".")[2] for name in linear})
             raise FedloraError(
-                f"lora.targets names {target!r}, which matches no linear module of the server's "
-                f"blocks; choose from {', '.join(suffixes)} or {ALL_LINEAR}"
+                f"lora.targets names {shown(target)}, which matches no linear module of the "
+                f"server's blocks; choose from {', '.join(suffixes)} or {ALL_LINEAR}"
             )
         chosen.update(matches)
     return [name for name in linear if name in chosen]

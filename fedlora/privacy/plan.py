@@ -51,7 +51,7 @@ def plan_release(
         for the samples, or the budget is too small for the plan.
     """
     check_release(scenario, pools=pools, trains_head=trains_head)
-    check_classes(classes)
+    check_classes(scenario, classes)
     policy = scenario.privacy
     check_samples(policy, rows)
     if policy.release == "labels":
@@ -131,19 +131,26 @@ def check_samples(policy: PrivacyPolicy, rows: int) -> None:
         )
 
 
-def check_classes(classes: int) -> None:
-    """Refuse to hide the label of samples that all have the same.
+def check_classes(scenario: Scenario, classes: int) -> None:
+    """Refuse to hide the label of samples that all have the same, or that have none.
 
     Parameters
     ----------
+    scenario
+        Under an enabled policy.
     classes
         Number of classes; 0 where the task has none.
 
     Raises
     ------
     FedloraError
-        When there is one.
+        When there is one, or labels are to be randomised and there is none.
     """
+    if classes == 0 and scenario.privacy.release == "labels":
+        raise FedloraError(
+            f"privacy.release is labels, and task.kind {scenario.task.kind} has no labels to "
+            "randomise, as what it learns follows from the text; set privacy.release to full"
+        )
     if classes == 1:
         raise FedloraError(
             "the data has 1 class, so there is nothing to learn and no label to keep private; "

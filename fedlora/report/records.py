@@ -61,7 +61,9 @@ class RoundRecord(TypedDict, total=False):
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``energy_joules``, ``late_deliveries`` and
     ``lost`` are of this round alone. ``train_loss`` is the mean over the round's steps; ``loss``
     and ``metric`` are held-out values, None in rounds without evaluation. ``missed`` holds for each
-    client that was late or lost the steps that went on without it.
+    client that was late or lost the steps that went on without it. ``components`` counts ``all``
+    components of the adapter, those that were ``trained``, and those that were ``resting`` because
+    too few clients trained them for a robust average.
     """
 
     round: int
@@ -86,6 +88,7 @@ class RoundRecord(TypedDict, total=False):
     sigma: float
     label_epsilon: float
     gradient_snr: Sequence[float]
+    components: Mapping[str, int]
     clients: Mapping[str, ClientRecord]
 
 

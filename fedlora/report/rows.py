@@ -42,6 +42,9 @@ def headline(summary: Mapping[str, Any]) -> str:
     done += f" with {_plural(summary.get('clients'), 'client')}"
     lost = summary.get("lost_clients") or ()
     done += f" ({len(lost)} lost)" if lost else ""
+    idle = finite(summary.get("untrained_rounds"))
+    if idle and idle == finite(summary.get("rounds")):
+        done += ", whose adapter was never trained"
     if metric is None:
         return f"No evaluation was reached {done}."
     text = f"{name[:1].upper()}{name[1:]} {number_text(metric)} on held-out data {done}"
@@ -135,11 +138,25 @@ def _work(summary: Mapping[str, Any]) -> list[Row]:
             "adapters on the server",
         ),
     ]
+    rows += _untrained(summary)
     for name, key in (("server", "peak_rss_server_bytes"), ("edge", "peak_rss_edge_bytes")):
         size = finite(summary.get(key))
         if size is not None:
             rows.append((f"{name} memory", bytes_text(size), "peak resident"))
     return rows
+
+
+def _untrained(summary: Mapping[str, Any]) -> list[Row]:
+    """Say what of the adapter has not been trained, where anything was to be."""
+    rounds, idle = finite(summary.get("rounds")) or 0, finite(summary.get("untrained_rounds")) or 0
+    resting = finite(summary.get("resting_components")) or 0
+    remark = "too few clients for robust.hostile" if resting else "all ranks were 0"
+    if idle:
+        value = f"no, in {count_text(idle)} of {_plural(rounds, 'round')}"
+        return [("adapter trained", value, remark)]
+    if resting:
+        return [("adapter trained", f"but for {_plural(resting, 'component')}", remark)]
+    return []
 
 
 def _lost(summary: Mapping[str, Any]) -> str:

@@ -97,6 +97,9 @@ class Summary:
         Largest resident memory in bytes; None where it was not measured or clients share a process.
     versions, commit
         Of the software.
+    untrained_rounds, resting_components
+        Rounds in which no component of the adapter was trained, and the most components of a round
+        that were left as they are because too few clients trained them for a robust average.
     extra
         Further keys, such as ``wire_bytes``, ``client_seconds``, ``energy_joules`` (transmit power
         times air time, both ends) or ``projections``.
@@ -120,6 +123,8 @@ class Summary:
     late_deliveries: int
     mean_rank: float | None
     trainable_parameters: int
+    untrained_rounds: int = 0
+    resting_components: int = 0
     privacy: Mapping[str, object] | None = None
     peak_rss_server_bytes: int | None = None
     peak_rss_edge_bytes: int | None = None
@@ -170,6 +175,7 @@ class Summary:
             return values[-1] if values else None
 
         seconds, tokens, steps = total("seconds"), int(total("tokens")), int(last("step") or 0)
+        counts = [record["components"] for record in rounds if "components" in record]
         wire_bytes = dict.fromkeys(DIRECTIONS, 0)
         for record in rounds:
             for way, size in (record.get("wire_bytes") or {}).items():
@@ -193,6 +199,8 @@ class Summary:
             late_deliveries=int(total("late_deliveries")),
             mean_rank=mean(series(rounds, "mean_rank")[1]),
             trainable_parameters=trainable_parameters,
+            untrained_rounds=sum(not own.get("trained") for own in counts),
+            resting_components=max((own.get("resting", 0) for own in counts), default=0),
             privacy=privacy,
             peak_rss_server_bytes=peak_rss_server_bytes,
             peak_rss_edge_bytes=peak_rss_edge_bytes,

@@ -23,7 +23,7 @@ from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
 from fedlora.split import Checkpoint, model_folder
 from fedlora.split.conformity import check_conformity
-from fedlora.tasks import check_length, load_tokenizer, task_class
+from fedlora.tasks import check_length, check_pool, load_tokenizer, task_class
 
 _MAX_ROWS = 1 << 40
 
@@ -49,6 +49,7 @@ class ServerRun:
         self.scenario = scenario
         self.checkpoint = Checkpoint(model_folder(scenario.model.path))
         check_length(scenario.task, self.checkpoint)
+        check_pool(scenario.task, self.checkpoint)
         check_conformity(self.checkpoint, language=not task_class(scenario.task.kind).pooled)
         self.identity = Identity(
             PROTOCOL,

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from fedlora.config import Scenario
 from fedlora.errors import NoClientsLeft
 from fedlora.link import messages as m
+from fedlora.participation import draw_clients
 from fedlora.privacy.plan import check_release
 from fedlora.ranks import ClientReport, RankDecision
 from fedlora.report import RoundRecord
@@ -115,6 +114,7 @@ class Training:
         self._phase = ""
         self._round = 0
         self._tokens = 0
+        self._moved = True
 
     def run(self, restore: Callable[[], None] | None = None) -> None:
         """Run the baseline, if wanted, and all rounds that are not done yet.
@@ -200,6 +200,8 @@ class Training:
             self.spending,
         )
         losses = {c: own["loss"] for c, own in record["clients"].items() if c in self.cohort}
+        record["components"] = moved = self.engine.update.moved()
+        self._tell_untrained(moved)
         snr = self.engine.round_snr()
         if snr is not None:
             record["gradient_snr"] = snr
@@ -218,6 +220,13 @@ class Training:
             phase="train",
             **{k: record.get(k) for k in ("round", "step", "loss", "metric", "metric_name")},
         )
+
+    def _tell_untrained(self, moved: Mapping[str, int]) -> None:
+        """Say that a round has trained nothing, unless the round before has not either."""
+        if not moved["trained"] and self._moved:
+            why = "too few clients for robust.hostile" if moved["resting"] else "all ranks are 0"
+            log.warning("round %d has trained no component of the adapter (%s)", self._round, why)
+        self._moved = moved["trained"] > 0
 
     def _some(self, reports: dict[str, ClientReport]) -> dict[str, ClientReport]:
         """Return the reports; raises ``NoClientsLeft`` when there is none."""
@@ -260,11 +269,7 @@ class Training:
                 "start again"
             )
         wanted = self.scenario.federation.clients_per_round
-        if not 0 < wanted < len(clients):
-            return clients
-        rng = np.random.default_rng((self.scenario.seed, round_))
-        drawn = rng.choice(len(clients), wanted, replace=False)
-        return [clients[i] for i in sorted(drawn)]
+        return draw_clients(clients, wanted, self.scenario.seed, round_)
 
     def _evaluate(self, round_: int, decisions: Mapping[str, RankDecision]) -> Evaluation | None:
         config = self.scenario

@@ -8,6 +8,7 @@ from fedlora.tasks.base import (
     Task,
     TaskLoss,
     check_length,
+    check_pool,
     head_trains,
     task_class,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "TaskLoss",
     "Tokenizer",
     "check_length",
+    "check_pool",
     "head_trains",
     "holdout_split",
     "load_records",

@@ -13,7 +13,7 @@ from torch import nn
 from fedlora.config import DataConfig, Scenario, TaskConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import resolve
-from fedlora.split import Checkpoint
+from fedlora.split import Checkpoint, find_family
 from fedlora.tasks.data import Record
 from fedlora.tasks.metrics import Metric
 from fedlora.tasks.tokenizer import Tokenizer
@@ -191,6 +191,23 @@ def task_class(kind: str) -> type[Task]:
     """
     cls: type[Task] = resolve("tasks", kind, Task)
     return cls
+
+
+def check_pool(config: TaskConfig, checkpoint: Checkpoint) -> None:
+    """Refuse to pool a decoder's first token, which sees itself alone.
+
+    Raises
+    ------
+    FedloraError
+        When ``task.pool`` is ``cls`` and the model's attention is causal.
+    """
+    pooled = task_class(config.kind).pooled
+    if pooled and config.pool == "cls" and find_family(checkpoint).causal:
+        raise FedloraError(
+            f"task.pool is 'cls', and the first token of a decoder such as {checkpoint.model_type} "
+            "sees itself alone, so that nothing of the text would be pooled; set task.pool to last "
+            "or mean"
+        )
 
 
 def check_length(config: TaskConfig, checkpoint: Checkpoint) -> None:

@@ -19,7 +19,7 @@ from fedlora.scenarios import find_scenario
         (["privacy.epsilon=1000"], "privacy.epsilon is 1000, which promises nothing"),
         (["privacy.delta=1.5"], "privacy.delta is 1.5"),
         (["privacy.delta=0.01"], "privacy.delta is 0.01 with .* samples; set it below 0.00"),
-        (["privacy.clip_norm=0"], "privacy.clip_norm is 0.0; set a finite number above 0"),
+        (["privacy.clip_norm=0"], "privacy.clip_norm is 0.0; set 1e-09 to"),
         (["privacy.release=words"], "privacy.release"),
         (["head.share=round", "privacy.release=full"], "head.share is round"),
         (["privacy.release=full"], "pay for twice"),

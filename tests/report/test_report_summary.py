@@ -34,6 +34,8 @@ ALWAYS = {
     "late_deliveries",
     "mean_rank",
     "trainable_parameters",
+    "untrained_rounds",
+    "resting_components",
     "privacy",
     "peak_rss_server_bytes",
     "peak_rss_edge_bytes",

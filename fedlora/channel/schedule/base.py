@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,14 @@ class Scheduler(ABC):
         loads
             What the round would ask of each of them.
         """
+
+    def foresee(self, round: int, clients: Sequence[int]) -> list[int] | None:
+        """Return whom ``select`` will choose of these clients, whatever they report.
+
+        None, as here, where that depends on their reports.
+        """
+        del round, clients
+        return None
 
     def observe(self, round: int, delay_s: float) -> None:  # noqa: B027  # stateless ones need none
         """Learn how long a round took, in seconds: its slowest client's modelled air time."""

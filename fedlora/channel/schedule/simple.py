@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedlora.channel.schedule.base import ClientLoad, Scheduler
 from fedlora.channel.state import ChannelState
@@ -17,8 +17,13 @@ class AllClients(Scheduler):
         self, round: int, reports: Mapping[int, ChannelState], loads: Mapping[int, ClientLoad]
     ) -> dict[int, float]:
         """Return all clients with their bandwidth in Hz."""
-        del round, loads
-        return self.share(sorted(reports), reports)
+        del loads
+        return self.share(self.foresee(round, sorted(reports)), reports)
+
+    def foresee(self, round: int, clients: Sequence[int]) -> list[int]:
+        """Return all."""
+        del round
+        return list(clients)
 
 
 class RandomClients(Scheduler):
@@ -43,5 +48,9 @@ class RandomClients(Scheduler):
     ) -> dict[int, float]:
         """Return the drawn clients with their bandwidth in Hz."""
         del loads
-        order = stream(self.seed, Stream.SCHEDULE, round).permutation(sorted(reports))
-        return self.share(sorted(int(client) for client in order[: self._clients]), reports)
+        return self.share(self.foresee(round, sorted(reports)), reports)
+
+    def foresee(self, round: int, clients: Sequence[int]) -> list[int]:
+        """Return the drawn clients."""
+        order = stream(self.seed, Stream.SCHEDULE, round).permutation(sorted(clients))
+        return sorted(int(client) for client in order[: self._clients])

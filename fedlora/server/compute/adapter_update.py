@@ -53,6 +53,7 @@ class AdapterUpdate:
         self.sensitivity = Sensitivity(projections)
         self._ranks: Sequence[Sequence[int]] = ()
         self._told = (0, 0)
+        self._forget_round()
         self._start_step()
 
     def begin_batch(
@@ -112,7 +113,9 @@ class AdapterUpdate:
         shared
             Averaged head gradients, clipped in place together with the adapters'.
         """
-        active = self._average()
+        active, contributed = self._average()
+        self._moved |= active
+        self._contributed |= contributed
         if self.scenario.lora.freeze_a:
             for projection in self.projections:
                 projection.A.grad = None
@@ -124,10 +127,36 @@ class AdapterUpdate:
         self.optimizer.step(self.scenario.train.learning_rate(number), active)
         self._start_step()
 
-    def _average(self) -> torch.Tensor:
-        """Average over clients; return which components have a gradient."""
+    def moved(self) -> dict[str, int]:
+        """Return what became of the components since the last call.
+
+        Returns
+        -------
+        dict
+            ``trained``: how many took a step; ``resting``: how many did not although clients
+            trained them, as these were too few for the robust average; ``all`` of them.
+        """
+        resting = self._contributed & ~self._moved
+        found = {
+            "trained": int(self._moved.sum()),
+            "resting": int(resting.sum()),
+            "all": self._moved.numel(),
+        }
+        self._forget_round()
+        return found
+
+    def _average(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Average over clients.
+
+        Returns
+        -------
+        tuple
+            Which components have a gradient, and which any client trained, both bool, shape
+            (projections, r_max).
+        """
         if self.average is None or self.by_client is None:
-            return average_gradients(self.projections, self._count)
+            active = average_gradients(self.projections, self._count)
+            return active, active
         blocks, weights, clients = self.by_client.take()
         blocks = self.momentum.blend(clients, blocks)
         means, present = robust_mean(self.average, blocks, weights)
@@ -138,7 +167,7 @@ class AdapterUpdate:
         active = torch.stack([components.cpu() for components in present[::2]])
         trained = torch.stack([block.present.any(0).cpu() for block in blocks[::2]])
         self._tell_resting(int((trained & ~active).sum()), int(active.sum()), len(weights))
-        return active
+        return active, trained
 
     def _tell_resting(self, resting: int, active: int, clients: int) -> None:
         """Say, when it changes, what too few clients train for a robust average."""
@@ -167,11 +196,17 @@ class AdapterUpdate:
             For another model's state.
         """
         self._start_step()
+        self._forget_round()
         if self.by_client is not None:
             self.by_client.forget()
         self.sensitivity.take()
         self.optimizer.load_state_dict(state["optimizer"])
         self.momentum.load_state_dict(state["momentum"])
+
+    def _forget_round(self) -> None:
+        shape = len(self.projections), self.projections[0].A.shape[0]
+        self._moved = torch.zeros(shape, dtype=torch.bool)
+        self._contributed = torch.zeros(shape, dtype=torch.bool)
 
     def _start_step(self) -> None:
         self.optimizer.zero_grad()

@@ -174,8 +174,10 @@ def _is_settled(seats: Seats, config: FederationConfig, wanted: int, quiet_s: fl
 
 def _enough(nodes: Mapping[int, Node], config: FederationConfig) -> list[Node]:
     if len(nodes) < config.min_clients or not nodes:
+        simulated = any(node.simulated for node in nodes.values())
+        mend = "simulate more, or lower it" if simulated else "start more SuperNodes"
         raise FedloraError(
             f"{len(nodes)} nodes answered within {config.connect_timeout_s:g} s, "
-            f"federation.min_clients is {config.min_clients}; start more SuperNodes"
+            f"federation.min_clients is {config.min_clients}; {mend}"
         )
     return [nodes[client] for client in sorted(nodes)]
