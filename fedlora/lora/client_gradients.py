@@ -1,9 +1,9 @@
-"""Each client's own gradient of every factor, out of the one backward over all clients' rows.
+"""Each client's own gradient of every factor, out of the one backward over all clients' tokens.
 
 A weight's gradient is the product of what went into the module and the gradient of what came out,
-summed over rows. Hooks on ``lora_A`` and ``lora_B`` see both, and multiply the rows of each client
-apart. That costs what the factors' own gradients cost, whatever the number of clients, and keeps
-clients x adapter numbers until the step is taken.
+summed over tokens. Hooks on ``lora_A`` and ``lora_B`` see both, and multiply the tokens of each
+client apart. That costs what the factors' own gradients cost, whatever the number of clients, and
+keeps clients x adapter numbers until the step is taken.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ClientGradients:
         self._ranks: list[Sequence[int]] = []
         self._weights: list[float] = []
         self._batch: list[int] = []
-        self._rows: Sequence[int] = ()
+        self._places: Sequence[int] = ()
         self._sums: list[torch.Tensor | None] = [None] * (2 * len(projections))
         self._paused = False
         for index, projection in enumerate(projections):
@@ -47,16 +47,16 @@ class ClientGradients:
             B.register_forward_hook(partial(self._watch, 2 * index + 1))
 
     def begin(
-        self, clients: Sequence[str], rows: Sequence[int], ranks: Sequence[Sequence[int]]
+        self, clients: Sequence[str], places: Sequence[int], ranks: Sequence[Sequence[int]]
     ) -> None:
-        """Say whose rows the next batch holds.
+        """Say whose tokens the next batch holds.
 
         Parameters
         ----------
         clients
             In batch order.
-        rows
-            Number of rows of each.
+        places
+            Number of tokens of each, padding included.
         ranks
             Rank of each at every projection.
         """
@@ -65,7 +65,7 @@ class ClientGradients:
                 self._slots[client] = len(self._slots)
                 self._ranks.append(own)
                 self._weights.append(0.0)
-        self._batch, self._rows = [self._slots[client] for client in clients], rows
+        self._batch, self._places = [self._slots[client] for client in clients], places
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -123,20 +123,14 @@ class ClientGradients:
         if self._paused:
             return
         narrow, wide = (entered, gradient) if place % 2 else (gradient, entered)
-        rows = sum(self._rows)
-        # Some blocks flatten rows and tokens into one axis before their feed-forward part.
-        narrow = narrow.reshape(rows, -1, narrow.shape[-1])
-        wide = wide.reshape(rows, -1, wide.shape[-1])
-        if len(set(self._rows)) == 1:
-            clients = len(self._rows)
-            narrow, wide = (x.reshape(clients, -1, x.shape[-1]).float() for x in (narrow, wide))
+        narrow, wide = narrow.flatten(0, -2), wide.flatten(0, -2)
+        if len(set(self._places)) == 1:
+            clients = len(self._places)
+            narrow, wide = (x.view(clients, -1, x.shape[-1]).float() for x in (narrow, wide))
             found = torch.bmm(narrow.transpose(1, 2), wide)
         else:
-            parts = (torch.split(x, list(self._rows)) for x in (narrow, wide))
-            pairs = zip(*parts, strict=True)
-            found = torch.stack(
-                [n.flatten(0, 1).float().T @ w.flatten(0, 1).float() for n, w in pairs]
-            )
+            parts = (torch.split(x, list(self._places)) for x in (narrow, wide))
+            found = torch.stack([n.float().T @ w.float() for n, w in zip(*parts, strict=True)])
         total = self._sums[place]
         if total is None and self._batch == list(range(len(self._slots))):
             self._sums[place] = found

@@ -1,8 +1,8 @@
 """One rank for each client and projection inside one batch: prefix masks on LoRA's A.
 
-The batch holds the rows of all clients. A forward hook multiplies the output of ``lora_A`` by a
-mask of shape (rows, 1, r_max) whose row is 1 for the first r_k components. Autograd then gives
-component j only the gradient of rows whose client has a rank above j.
+The batch holds the tokens of all clients. A forward hook multiplies the output of ``lora_A`` by a
+mask of shape (tokens, r_max) whose row is 1 for the first r_k components. Autograd then gives
+component j only the gradient of tokens whose client has a rank above j.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedlora.lora.layers import ADAPTER, LoraProjection
 
 
 class RankMasks:
-    """Masks of all projections for the rows of the present batch.
+    """Masks of all projections for the tokens of the present batch.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class RankMasks:
             A.register_forward_hook(partial(self._apply, index))
 
     def set(
-        self, ranks: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device
+        self, ranks: Sequence[Sequence[int]], places: Sequence[int], device: torch.device
     ) -> None:
         """Set the masks of a batch.
 
@@ -43,13 +43,13 @@ class RankMasks:
         ----------
         ranks
             For each client its rank at each projection.
-        rows
-            Number of rows of each client, in batch order.
+        places
+            Number of tokens of each client, padding included, in batch order.
         device
             Where the blocks compute.
         """
         table = torch.tensor(ranks, device=device)
-        repeats = torch.tensor(rows, device=device)
+        repeats = torch.tensor(places, device=device)
         for index in range(len(self._masks)):
             r = table[:, index]
             # A projection that everybody trains whole needs no mask and no multiplication.
@@ -66,6 +66,5 @@ class RankMasks:
         mask = self._masks[index]
         if mask is None:
             return None
-        # Some blocks flatten rows and tokens into one axis before their feed-forward part.
-        grouped = output.view(mask.shape[0], -1, self.r_max)
-        return (grouped * mask[:, None].to(output.device, output.dtype)).view_as(output)
+        tokens = output.view(-1, self.r_max)
+        return (tokens * mask.to(output.device, output.dtype)).view_as(output)

@@ -12,6 +12,7 @@ from torch import nn
 from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.family import Family, Loader, find_family
+from fedlora.split.packed import ROW_LENGTHS, packed_attention, positions
 
 _SHOWN_CHARACTERS = 200
 
@@ -74,9 +75,14 @@ class Blocks(nn.Module):
     ) -> None:
         super().__init__()
         self.family: Family = find_family(checkpoint)
+        self._config = checkpoint.config
         self.start = start
-        options = {"add_pooling_layer": False} if not self.family.causal else {}
-        self.model = empty_model(checkpoint, dtype=dtype, **options)
+        options: dict[str, Any] = {"dtype": dtype}
+        if not self.family.causal:
+            options["add_pooling_layer"] = False
+        if self.family.packs:
+            options["attn_implementation"] = packed_attention()
+        self.model = empty_model(checkpoint, **options)
         self._keep(start, stop, final)
         self._loader = Loader(checkpoint, self.family, dtype)
         if load:
@@ -117,24 +123,52 @@ class Blocks(nn.Module):
         """Set a frozen parameter; raises ``FedloraError`` when its shape is another."""
         _assign(self.model, name, tensor)
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, packed: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Run the blocks.
 
         Parameters
         ----------
-        hidden
-            Token embeddings or hidden states, shape (rows, length, width).
-        mask
-            1 for real tokens, 0 for padding on the right, shape (rows, length); None: no padding.
+        packed
+            Token embeddings or hidden states of all rows one after the other, (tokens, width).
+        lengths
+            Tokens of each row.
 
         Returns
         -------
         torch.Tensor
-            Hidden states, shape (rows, length, width).
+            Hidden states, shape (tokens, width).
         """
-        output = self.model(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
-        states: torch.Tensor = output.last_hidden_state
+        if not self.family.packs:
+            return self._padded(packed, lengths)
+        places = positions(lengths, self.family.first_position(self._config), packed.device)
+        output = self.model(
+            inputs_embeds=packed[None],
+            position_ids=places[None],
+            use_cache=False,
+            **{ROW_LENGTHS: list(lengths)},
+        )
+        states: torch.Tensor = output.last_hidden_state[0]
         return states
+
+    def places(self, lengths: Sequence[Sequence[int]]) -> list[int]:
+        """Return on how many tokens the linear layers compute for each of several clients.
+
+        Parameters
+        ----------
+        lengths
+            Of each client's rows.
+        """
+        if self.family.packs:
+            return [sum(rows) for rows in lengths]
+        longest = max(length for rows in lengths for length in rows)
+        return [longest * len(rows) for rows in lengths]
+
+    def _padded(self, packed: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Run the blocks on rows that are padded to the longest."""
+        rows, mask, places = pad_rows(packed, lengths)
+        output = self.model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
+        states: torch.Tensor = output.last_hidden_state
+        return states.reshape(-1, states.shape[-1])[places]
 
     def _keep(self, start: int, stop: int, final: bool) -> None:
         parent_name, _, attribute = self.family.layers.rpartition(".")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fedlora.errors import FedloraError
-from fedlora.split.blocks import Blocks, Cut, pad_rows
+from fedlora.split.blocks import Blocks, Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.edge import Back, Front
 from fedlora.split.embeddings import LanguageHead
@@ -89,15 +89,15 @@ def compare(checkpoint: Checkpoint) -> Conformity:
     base = model.base_model if head else model
     expected = base(input_ids=rows, attention_mask=mask).last_hidden_state[mask.bool()]
     whole = Cut(checkpoint.blocks, 0, checkpoint.blocks)
-    up, _, _ = pad_rows(Front(checkpoint, whole, torch.float32)(ids, _LENGTHS), _LENGTHS)
-    down = Blocks(checkpoint, 0, 0, final=True, dtype=torch.float32)(up, mask)
-    states = _distance(down[mask.bool()], expected)
+    up = Front(checkpoint, whole, torch.float32)(ids, _LENGTHS)
+    down = Blocks(checkpoint, 0, 0, final=True, dtype=torch.float32)(up, _LENGTHS)
+    states = _distance(down, expected)
     if head is None:
         return Conformity(_transformers(), states, None)
     expected = model(input_ids=rows, attention_mask=mask).logits[mask.bool()]
-    down = Blocks(checkpoint, 0, 0, final=False, dtype=torch.float32)(up, mask)
+    down = Blocks(checkpoint, 0, 0, final=False, dtype=torch.float32)(up, _LENGTHS)
     back = Back(checkpoint, whole, torch.float32, final=True)
-    logits = _distance(head(back(down[mask.bool()], _LENGTHS)), expected)
+    logits = _distance(head(back(down, _LENGTHS)), expected)
     return Conformity(_transformers(), states, logits)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlora.split.blocks import Blocks, Cut, pad_rows
+from fedlora.split.blocks import Blocks, Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.embeddings import token_embedding
 from fedlora.split.family import Loader, find_family
@@ -56,7 +56,8 @@ class Front(nn.Module):
             embedded = embedded * torch.tensor(self.scale, dtype=embedded.dtype)
         if self.blocks is None:
             return embedded
-        return run_packed(self.blocks, embedded, lengths)
+        states: torch.Tensor = self.blocks(embedded, lengths)
+        return states
 
 
 class Back(nn.Module):
@@ -86,16 +87,9 @@ class Back(nn.Module):
     def forward(self, hidden: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Map packed hidden states (tokens, width) to what the head takes (tokens, width)."""
         if self.blocks is not None:
-            hidden = run_packed(self.blocks, hidden, lengths)
+            hidden = self.blocks(hidden, lengths)
         output: torch.Tensor = self.final(hidden)
         return output
-
-
-def run_packed(blocks: nn.Module, packed: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """Run blocks over packed tokens: pad, run, pack again."""
-    rows, mask, places = pad_rows(packed, lengths)
-    states: torch.Tensor = blocks(rows, mask)
-    return states.reshape(-1, states.shape[-1])[places]
 
 
 def pool_packed(hidden: torch.Tensor, lengths: Sequence[int], how: str) -> torch.Tensor:

@@ -38,6 +38,9 @@ class Family(ABC):
         Whether the model can be trained as a language model.
     tied
         Whether the head is the token embedding where the configuration does not say.
+    packs
+        Whether Hugging Face's blocks compute rows right that lie one after the other: they take
+        positions, and hand keywords on to attention. Else rows are padded.
     """
 
     prefix: ClassVar[str]
@@ -46,6 +49,11 @@ class Family(ABC):
     final: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
     tied: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
+
+    def misfit(self, config: Config) -> str:
+        """Return what in a configuration transformers computes otherwise, and the mend, or ""."""
+        return ""
 
     def ties(self, config: Config) -> bool:
         """Tell whether a configuration makes the token embedding the head as well."""
@@ -54,6 +62,10 @@ class Family(ABC):
     def embedding_scale(self, config: Config) -> float:
         """Return the constant that multiplies a token embedding."""
         return 1.0
+
+    def first_position(self, config: Config) -> int:
+        """Return the number of a row's first position."""
+        return 0
 
     def logit_cap(self, config: Config) -> float:
         """Return the soft cap c in ``c tanh(x / c)`` of the logits, or 0 for none."""
@@ -121,7 +133,7 @@ def find_family(checkpoint: Checkpoint) -> Family:
     Raises
     ------
     FedloraError
-        When no registered family covers its ``model_type``.
+        When no registered family covers its ``model_type``, or not with this configuration.
     """
     kind = checkpoint.model_type
     if kind not in names("families"):
@@ -130,4 +142,6 @@ def find_family(checkpoint: Checkpoint) -> Family:
             f"{', '.join(names('families'))} (a plug-in can add one)"
         )
     family: Family = resolve("families", kind, Family)()
+    if misfit := family.misfit(checkpoint.config):
+        raise FedloraError(f"{checkpoint.folder / 'config.json'} has {misfit}")
     return family

@@ -51,12 +51,12 @@ def invert(
     truth = [sample for _, _, sample in chosen]
     embeddings = torch.stack([activation for activation, _, _ in chosen])
     gradient = torch.stack([g for _, g, _ in chosen])
-    engine.masks.set([engine.full_ranks()], [len(chosen)], engine.device)
+    lengths = [length] * len(chosen)
+    engine.masks.set([engine.full_ranks()], engine.blocks.places([lengths]), engine.device)
 
     def forward(e: torch.Tensor) -> torch.Tensor:
-        states = engine.blocks(e.to(engine.device, engine.dtype), None)
-        packed = states.reshape(-1, states.shape[-1])
-        return pool_packed(packed, [length] * len(chosen), pool).float().cpu()
+        states = engine.blocks(e.flatten(0, 1).to(engine.device, engine.dtype), lengths)
+        return pool_packed(states, lengths, pool).float().cpu()
 
     with AdapterGradients(forward, engine.projections) as gradients:
         target = gradients(embeddings, gradient.reshape_as)

@@ -176,7 +176,7 @@ def test_adapter_gradients_of_a_sample_are_the_engines(exact: Observed) -> None:
     engine.update.optimizer.zero_grad()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return engine.blocks(x, None)[:, -1]
+        return engine.blocks(x[0], [length])[-1:]
 
     with AdapterGradients(forward, engine.projections) as gradients_of:
         found = gradients_of(e[None], lambda z: g)

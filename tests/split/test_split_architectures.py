@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from fedlora.errors import FedloraError
 from fedlora.registry import resolve
 from fedlora.split import Back, Blocks, Checkpoint, Cut, Front, LanguageHead, find_family
 from fedlora.split.conformity import check_conformity
-from fedlora.split.edge import run_packed
 from fedlora.split.family import Family
 
 ARCHITECTURES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES})
@@ -40,7 +40,7 @@ def split_states(checkpoint: Checkpoint, front: int, back: int, ids: torch.Tenso
     cut = Cut.of(checkpoint, front, back)
     server = Blocks(checkpoint, cut.start, cut.stop, final=False, dtype=torch.float32)
     up = Front(checkpoint, cut, torch.float32)(ids, LENGTHS)
-    down = run_packed(server, up, LENGTHS)
+    down = server(up, LENGTHS)
     return Back(checkpoint, cut, torch.float32, final=True)(down, LENGTHS)
 
 
@@ -48,10 +48,25 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool(torch.dist(ours, theirs) <= 1e-5 * theirs.norm())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind in ACCEPTED])
+# Configurations of theirs with which attention differs.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {"is_decoder": True}),
+    ("gemma3_text", {"use_bidirectional_attention": True}),
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gpt2", {"reorder_and_upcast_attn": True}),
+    ("llama", {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("qwen3", {"use_sliding_window": True, "max_window_layers": 1}),
+    ("smollm3", {"use_sliding_window": True, "no_rope_layer_interval": 2}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [*((kind, {}) for kind in ARCHITECTURES if kind in ACCEPTED), *VARIANTS]
+)
 @torch.no_grad()
-def test_an_accepted_architecture_computes_what_transformers_does(kind, tmp_path):
-    causal = tiny(kind, tmp_path)
+def test_an_accepted_architecture_computes_what_transformers_does(kind, more, tmp_path):
+    causal = tiny(kind, tmp_path, **more)
     checkpoint = Checkpoint(tmp_path)
     check_conformity(checkpoint, language=causal)
     ids, padded, mask = rows()
@@ -79,6 +94,13 @@ def test_any_other_architecture_is_refused_by_name(kind, tmp_path):
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     with pytest.raises(FedloraError, match=f"model_type '{kind}' .* is of no supported family"):
+        find_family(Checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "vaultgemma"])
+def test_attention_that_depends_on_padding_is_refused(kind, tmp_path):
+    tiny(kind, tmp_path, use_bidirectional_attention=True)
+    with pytest.raises(FedloraError, match="use_bidirectional_attention true"):
         find_family(Checkpoint(tmp_path))
 
 

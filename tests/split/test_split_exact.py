@@ -18,7 +18,6 @@ from fedlora.split import (
     language_head,
     pool_packed,
 )
-from fedlora.split.edge import run_packed
 
 LENGTHS = [9, 5, 7]
 CUTS = [(0, 0), (1, 0), (0, 2), (1, 1)]
@@ -41,7 +40,7 @@ def split_states(folder, front: int, back: int, ids: torch.Tensor) -> torch.Tens
     cut = Cut.of(checkpoint, front, back)
     server = Blocks(checkpoint, cut.start, cut.stop, final=False, dtype=torch.float32)
     up = Front(checkpoint, cut, torch.float32)(ids, LENGTHS)
-    down = run_packed(server, up, LENGTHS)
+    down = server(up, LENGTHS)
     return Back(checkpoint, cut, torch.float32, final=True)(down, LENGTHS)
 
 

@@ -59,8 +59,7 @@ def tiny(kind: str, folder: Path, **more: Any) -> bool:
     known = {*cls().to_dict(), *getattr(cls, "attribute_map", ())}
     config = cls(
         **{key: value for key, value in SIZES.items() if key in known},
-        **UNUSUAL.get(kind, {}),
-        **more,
+        **UNUSUAL.get(kind, {}) | more,
     )
     causal = resolve("families", kind, Family).causal
     torch.manual_seed(7)

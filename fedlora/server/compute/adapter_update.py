@@ -57,12 +57,12 @@ class AdapterUpdate:
         self._start_step()
 
     def begin_batch(
-        self, clients: Sequence[str], rows: Sequence[int], ranks: Sequence[Sequence[int]]
+        self, clients: Sequence[str], places: Sequence[int], ranks: Sequence[Sequence[int]]
     ) -> None:
-        """Say whose rows the next backward pass goes over; see ``ClientGradients.begin``."""
+        """Say whose tokens the next backward pass goes over; see ``ClientGradients.begin``."""
         self._ranks = ranks
         if self.by_client is not None:
-            self.by_client.begin(clients, rows, ranks)
+            self.by_client.begin(clients, places, ranks)
 
     def kept(self) -> list[torch.Tensor | None]:
         """Return copies of what the step's earlier batches have added up."""

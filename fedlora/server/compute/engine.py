@@ -19,7 +19,7 @@ from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
-from fedlora.split import DTYPES, Blocks, Checkpoint, pad_rows, pool_packed
+from fedlora.split import DTYPES, Blocks, Checkpoint, pool_packed
 from fedlora.tasks import task_class
 
 AdapterState = Mapping[str, torch.Tensor]
@@ -125,22 +125,19 @@ class SplitEngine:
         packed = torch.cat([r.activation for r in rows]).to(self.device, self.dtype)
         lengths = [length for r in rows for length in r.lengths]
         packed.requires_grad_(train and self.scenario.train.embedding)
-        padded, mask, places = pad_rows(packed, lengths)
-        self.masks.set([r.ranks for r in rows], [len(r.lengths) for r in rows], self.device)
+        places = self.blocks.places([r.lengths for r in rows])
+        self.masks.set([r.ranks for r in rows], places, self.device)
         set_adapter_dropout(self.projections, train)
         drops = train and self.scenario.lora.dropout > 0
         with torch.set_grad_enabled(train), torch.random.fork_rng(enabled=drops):
             if drops:
                 torch.manual_seed((self.scenario.seed << 32 | exchange) % 2**63)
-            states = self.blocks(padded, mask)
-            output = states.reshape(-1, states.shape[-1])[places]
+            output = self.blocks(packed, lengths)
             if self.pool:
                 output = pool_packed(output, lengths, self.pool)
         if train:
             self._rows, self._input, self._output = rows, packed, output
-            self.update.begin_batch(
-                [r.client for r in rows], [len(r.lengths) for r in rows], [r.ranks for r in rows]
-            )
+            self.update.begin_batch([r.client for r in rows], places, [r.ranks for r in rows])
         sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
         return list(torch.split(output.detach().float(), sizes))
 

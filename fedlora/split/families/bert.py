@@ -15,6 +15,7 @@ class Bert(Family):
     embedding = "embeddings.word_embeddings"
     layers = "encoder.layer"
     causal = False
+    packs = True
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
         """See ``Family``; the last block ends in its own norm, so nothing follows it."""
@@ -30,3 +31,7 @@ class Roberta(Bert):
     """``RobertaModel``, ``CamembertModel``, ``XLMRobertaModel``."""
 
     prefix = "roberta."
+
+    def first_position(self, config: Config) -> int:
+        """See ``Family``; positions are counted on from the padding's number."""
+        return int(config.get("pad_token_id", 1)) + 1

@@ -16,6 +16,15 @@ class Gemma(Llama):
 
     tied = True
 
+    def misfit(self, config: Config) -> str:
+        """See ``Family``; only Gemma 3 attends in both directions however a batch is padded."""
+        if config.get("use_bidirectional_attention") and config["model_type"] != "gemma3_text":
+            return (
+                "use_bidirectional_attention true, with which transformers' result for a row "
+                "depends on whether its batch is padded; set it to false, or take Gemma 3"
+            )
+        return ""
+
     def embedding_scale(self, config: Config) -> float:
         """See ``Family``."""
         return math.sqrt(config["hidden_size"])

@@ -15,6 +15,7 @@ class Gpt2(Family):
     prefix = "transformer."
     embedding = "wte"
     layers = "h"
+    packs = True
     final = ("ln_f",)
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:

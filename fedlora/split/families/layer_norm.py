@@ -10,8 +10,9 @@ from fedlora.split.norms import layer_norm
 
 
 class StableLm(Llama):
-    """``StableLmModel``."""
+    """``StableLmModel``, whose attention is told nothing more than it asks for."""
 
+    packs = False
     eps = "layer_norm_eps"
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
@@ -24,6 +25,7 @@ class StableLm(Llama):
 class Starcoder2(StableLm):
     """``Starcoder2Model``, whose head is the token embedding."""
 
+    packs = True
     eps = "norm_epsilon"
     tied = True
 
@@ -31,6 +33,7 @@ class Starcoder2(StableLm):
 class Cohere(StableLm):
     """``CohereModel``, ``Cohere2Model``: a norm without bias, and a constant on the logits."""
 
+    packs = True
     tied = True
 
     def logit_scale(self, config: Config) -> float:

@@ -22,6 +22,7 @@ class Llama(Family):
     layers = "layers"
     final = ("norm",)
     tied = False
+    packs = True
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
         """See ``Family``."""

@@ -17,6 +17,7 @@ class Opt(Family):
     prefix = "model."
     embedding = "decoder.embed_tokens"
     layers = "decoder.layers"
+    packs = True
     final = ("decoder.final_layer_norm", "decoder.project_out")
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
