@@ -31,9 +31,12 @@ from fedlora.tasks import (
     Tokenizer,
     check_length,
     check_pool,
+    class_names,
+    encode_records,
+    fitting_tokenizer,
     holdout_split,
+    label_column,
     load_records,
-    load_tokenizer,
     require_column,
     task_class,
 )
@@ -101,7 +104,8 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
     )
     check_length(scenario.task, checkpoint)
     check_pool(scenario.task, checkpoint)
-    return EdgeParts(scenario, checkpoint, load_tokenizer(checkpoint.folder), model)
+    tokenizer = fitting_tokenizer(task_class(scenario.task.kind), checkpoint)
+    return EdgeParts(scenario, checkpoint, tokenizer, model)
 
 
 def build_client(
@@ -224,17 +228,27 @@ class SimulatedData:
         Data, partition and seed are used.
     clients
         Number of clients.
+
+    Attributes
+    ----------
+    needs_labels
+        Whether a record without a label is refused.
     """
+
+    needs_labels = True
 
     def __init__(self, scenario: Scenario, clients: int) -> None:
         self.scenario = scenario
         self.clients = clients
-        self.records = load_records(scenario.data, "train")
-        self.test = load_records(scenario.data, "test") if scenario.data.test else []
         pooled = task_class(scenario.task.kind).pooled
-        self.label_column = scenario.data.label if pooled else ""
-        if self.label_column:
-            self._check_labels()
+        self.label_column = label_column(scenario.data, pooled=pooled)
+        labelled = bool(self.label_column) and self.needs_labels
+        self.records = load_records(scenario.data, "train", labelled=labelled)
+        self.test: list[dict[str, str]] = []
+        if scenario.data.test:
+            self.test = load_records(scenario.data, "test", labelled=labelled)
+        for key, own in self._files if labelled else ():  # a share would not know the row
+            require_column(own, self.label_column, "data.label", key)
         self.parts = partition(
             self.records, scenario.partition, clients, self.label_column, scenario.seed
         )
@@ -249,7 +263,7 @@ class SimulatedData:
         """Class names: the scenario's, or all that occur in the training data."""
         if self.scenario.task.labels or not self.label_column:
             return self.scenario.task.labels
-        return tuple(sorted({record[self.label_column] for record in self.records}))
+        return tuple(class_names(self.records, self.scenario.data, "data.train"))
 
     def rows_of(self, client: int) -> tuple[list[Record], list[Record]]:
         """Return one client's training and held-out records.
@@ -298,14 +312,15 @@ class SimulatedData:
     def encode(self, records: Sequence[Record], parts: EdgeParts) -> list[Sample]:
         """Return the samples of records; an error names the row of the record in its file."""
         try:
-            return parts.model.task.samples(records, parts.tokenizer, self.scenario.data)
+            return encode_records(
+                parts.model.task,
+                records,
+                parts.tokenizer,
+                self.scenario.data,
+                len(parts.model.front.weight),
+            )
         except RecordError as error:
             raise self._named(records[error.place], error) from None
-
-    def _check_labels(self) -> None:
-        """Refuse records without a label; over whole files, as a share would not know the row."""
-        for key, own in self._files:
-            require_column(own, self.label_column, "data.label", key)
 
     def _named(self, record: Record, error: RecordError) -> FedloraError:
         """Return an error with the row of its record in the file that it came from."""

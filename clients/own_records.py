@@ -12,7 +12,7 @@ from clients.owner import content, holdout
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.tasks import IGNORED, Record, Sample
+from fedlora.tasks import IGNORED, Record, Sample, label_of, left_out
 
 log = logging.getLogger("fedlora.edge")
 
@@ -33,6 +33,7 @@ class OwnRecords(SimulatedData):
 
     def __init__(self, scenario: Scenario, keys: NodeKeys) -> None:
         self._limited = keys.limit is not None
+        self.needs_labels = not self._limited
         self._lots: Path | None = None
         if keys.holdout is not None or self._limited or scenario.privacy.enabled:
             ledger = keys.ledger()
@@ -55,10 +56,18 @@ class OwnRecords(SimulatedData):
 
     def encode(self, records: Sequence[Record], parts: EdgeParts) -> list[Sample]:
         """See ``SimulatedData``."""
+        samples = self._encode(records, parts)
+        used = len({sample.source for sample in samples})
+        if used < len(records):
+            told = left_out(len(records), used, self.scenario.task.max_length)
+            log.warning("%s", told)
+        return samples
+
+    def _encode(self, records: Sequence[Record], parts: EdgeParts) -> list[Sample]:
         names = parts.model.task.labels
         if not (self._limited and self.label_column and records):
             return super().encode(records, parts)
-        odd = {i for i, r in enumerate(records) if r.get(self.label_column) not in names}
+        odd = {i for i, r in enumerate(records) if label_of(r, self.label_column) not in names}
         if odd:
             log.warning(
                 "%d of %d records have a %s that is none of the run's classes; they take part with "
@@ -74,7 +83,3 @@ class OwnRecords(SimulatedData):
             dataclasses.replace(sample, target=IGNORED) if sample.source in odd else sample
             for sample in super().encode(known, parts)
         ]
-
-    def _check_labels(self) -> None:
-        if not self._limited:
-            super()._check_labels()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from fedlora.channel import build_channel
 from fedlora.channel.schedule.base import build_scheduler
+from fedlora.checks import shown
 from fedlora.config import Scenario
 from fedlora.config.placement import place_blocks
 from fedlora.errors import FedloraError
@@ -32,16 +35,22 @@ from fedlora.tasks import (
     Rows,
     Task,
     Tokenizer,
+    check_labels,
     check_length,
     check_pool,
+    class_names,
+    encode_records,
+    fitting_tokenizer,
     holdout_split,
+    label_column,
+    left_out,
     load_records,
-    load_tokenizer,
     require_column,
     task_class,
 )
 from fedlora.tasks.partition import partition
 
+_log = logging.getLogger(__name__)
 _FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
@@ -91,7 +100,7 @@ def check_scenario(scenario: Scenario) -> None:
     if not task.pooled:
         language_head(checkpoint, torch.float32)
     check_conformity(checkpoint, language=not task.pooled)
-    tokenizer = load_tokenizer(checkpoint.folder)
+    tokenizer = fitting_tokenizer(task, checkpoint)
     _check_places(scenario, geometry.cut)
     linear = linear_modules(checkpoint, geometry.cut)
     whole = Cut(geometry.cut.blocks, 0, geometry.cut.blocks)
@@ -100,7 +109,7 @@ def check_scenario(scenario: Scenario) -> None:
     _check_ranks(scenario, checkpoint, targets)
     if scenario.lora.start:
         read_start(scenario.lora, checkpoint, geometry.cut, pooled=task.pooled)
-    _check_data(scenario, tokenizer, geometry)
+    _check_data(scenario, tokenizer, geometry, checkpoint.size("vocab_size"))
 
 
 def check_run(scenario: Scenario) -> None:
@@ -139,34 +148,28 @@ def _check_places(scenario: Scenario, cut: Cut) -> None:
         check_device(place)
 
 
-def _check_data(scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry) -> None:
+def _check_data(
+    scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry, embedding_rows: int
+) -> None:
     """Read and encode the data as the clients will; what the hub holds is left to them.
 
     Labels come first, over whole files: the clients only see their shares.
     """
     kind, data = task_class(scenario.task.kind), scenario.data
-    label = data.label if kind.pooled else ""
+    label = label_column(data, pooled=kind.pooled)
     files = {
-        which: load_records(data, which)
+        which: load_records(data, which, labelled=bool(label))
         for which in _FILES
-        if getattr(data, which) and not getattr(data, which).startswith("hub:")
+        if (which == "train" or data.test) and not getattr(data, which).startswith("hub:")
     }
-    labels: Sequence[str] = scenario.task.labels
-    for which, records in files.items():
-        if not label:
-            break
-        path = getattr(data, which)
-        require_column(records, label, "data.label", path)
-        if not labels and which == "train":
-            labels = sorted({record[label] for record in records})
-        if labels:  # else the hub's, which are not known here
-            _check_labels(scenario, records, labels, path)
+    labels = _classes(scenario, files) if label else scenario.task.labels
     if scenario.privacy.enabled and (labels or not kind.pooled):
         check_classes(scenario, len(labels))
-    encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer)
+    encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer, embedding_rows)
     if "test" in files:
         encode(files["test"], range(len(files["test"])), data.test)
     if "train" not in files:
+        encode.tell()
         return
     parts = partition(
         files["train"], scenario.partition, scenario.federation.clients, label, scenario.seed
@@ -189,6 +192,7 @@ def _check_data(scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry) ->
     for client, own in enumerate(shares):
         for share in own:
             encode(files["train"], share.tolist(), data.train, client)
+    encode.tell()
     _check_held_out(scenario, shares, len(files.get("test", ())))
 
 
@@ -207,13 +211,49 @@ def _check_held_out(scenario: Scenario, shares: Sequence[tuple[Rows, ...]], test
         )
 
 
+def _classes(
+    scenario: Scenario, files: Mapping[Literal["train", "test"], Sequence[Record]]
+) -> Sequence[str]:
+    """Return the classes; empty where they are those of the hub's records.
+
+    Raises
+    ------
+    FedloraError
+        When a record has none, or another than the training data or ``task.labels``.
+    """
+    data, labels = scenario.data, scenario.task.labels
+    check_labels(labels)
+    for which, records in files.items():
+        path = getattr(data, which)
+        require_column(records, data.label, "data.label", path)
+        if not labels and which == "train":
+            labels = tuple(class_names(records, data, path))
+        if labels:
+            _check_labels(scenario, records, labels, path)
+        if which == "train" and len(found := {record[data.label] for record in records}) == 1:
+            _log.warning("all records of %s have the class %s", path, shown(*found))
+    return labels
+
+
 @dataclass(frozen=True)
 class _Encoder:
-    """Encodes records only to see whether that can be done."""
+    """Encodes records only to see whether that can be done, and how many give no sample.
+
+    Attributes
+    ----------
+    scenario, task, tokenizer
+        What they are encoded with.
+    rows
+        Of the model's embedding.
+    counts
+        Records and those of them that give a sample, by file.
+    """
 
     scenario: Scenario
     task: Task
     tokenizer: Tokenizer
+    rows: int
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def __call__(
         self, records: Sequence[Record], rows: Sequence[int], path: str, client: int | None = None
@@ -221,13 +261,23 @@ class _Encoder:
         """Refuse a share with a record that cannot be used, with its row in the file."""
         if not self.task.labels and self.task.pooled:
             return  # its classes are those of the hub's records
+        own = [records[row] for row in rows]
         try:
-            self.task.samples([records[row] for row in rows], self.tokenizer, self.scenario.data)
+            samples = encode_records(self.task, own, self.tokenizer, self.scenario.data, self.rows)
         except RecordError as error:
             raise error.of(path, rows[error.place]) from None
         except FedloraError as error:
             whose = "" if client is None else f" (client {client})"
             raise FedloraError(f"{path}{whose}: {error}") from None
+        used = len({sample.source for sample in samples})
+        self.counts.setdefault(path, Counter()).update(records=len(own), used=used)
+
+    def tell(self) -> None:
+        """Warn of records that are left out."""
+        for path, count in self.counts.items():
+            if count["used"] < count["records"]:
+                told = left_out(count["records"], count["used"], self.scenario.task.max_length)
+                _log.warning("%s: %s", path, told)
 
 
 def _check_labels(
@@ -238,6 +288,6 @@ def _check_labels(
         if record[column] not in known:
             whose = "task.labels" if scenario.task.labels else f"classes of {scenario.data.train}"
             raise FedloraError(
-                f"record {row} of {path} has the class {record[column]!r}, which is not among the "
-                f"{len(labels)} {whose}; add it to task.labels or mend the data"
+                f"record {row} of {path} has the class {shown(record[column])}, which is not among "
+                f"the {len(labels)} {whose}; add it to task.labels or mend the data"
             )

@@ -24,7 +24,7 @@ from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
 from fedlora.split.whole import load_whole
-from fedlora.tasks import Tokenizer, load_tokenizer, task_class
+from fedlora.tasks import Tokenizer, lacking_token, load_tokenizer, task_class
 from fedlora.unicode import require_unicode
 
 
@@ -42,12 +42,20 @@ class _Device:
         What it is for.
     head
         File of the shared head.
+    rows
+        Of the token embedding.
     """
 
     model: nn.Module
     tokenizer: Tokenizer
     facts: TaskFacts
     head: Path
+    rows: int
+
+    def check(self, number: int, ids: Sequence[int]) -> None:
+        """Refuse a text with a token that the embedding lacks."""
+        if lacking := lacking_token(ids, self.tokenizer, self.rows):
+            raise FedloraError(f"text {number} has {lacking}")
 
 
 def infer_texts(
@@ -151,7 +159,7 @@ def _device(
                 f"the adapter in {adapter} cannot be put on the model in {path} "
                 f"({_first_line(error)}); give the backbone of the run, or export it again"
             ) from None
-    return _Device(base, tokenizer, facts, head)
+    return _Device(base, tokenizer, facts, head, checkpoint.size("vocab_size"))
 
 
 def _first_line(error: Exception) -> str:
@@ -174,8 +182,9 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
             f"{device.head} holds no head that can be read ({error}); copy or export it anew"
         ) from None
     task = device.facts.task
-    for text in texts:
+    for number, text in enumerate(texts, 1):
         ids = device.tokenizer.encode(text, task.max_length)
+        device.check(number, ids)
         states = device.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         pooled = pool_packed(states.float(), [len(ids)], task.pool)
         chances = (pooled @ weight.T).softmax(-1)[0]
@@ -186,9 +195,10 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
 @torch.no_grad()
 def _continuations(device: _Device, texts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
     tokenizer = device.tokenizer
-    for text in texts:
+    for number, text in enumerate(texts, 1):
         prompt = text + device.facts.prompt_separator
         ids = [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
+        device.check(number, ids)
         output = device.model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
             input_ids=torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),

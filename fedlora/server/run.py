@@ -23,7 +23,7 @@ from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
 from fedlora.split import Checkpoint, model_folder
 from fedlora.split.conformity import check_conformity
-from fedlora.tasks import check_length, check_pool, load_tokenizer, task_class
+from fedlora.tasks import check_labels, check_length, check_pool, fitting_tokenizer, task_class
 
 _MAX_ROWS = 1 << 40
 
@@ -50,12 +50,15 @@ class ServerRun:
         self.checkpoint = Checkpoint(model_folder(scenario.model.path))
         check_length(scenario.task, self.checkpoint)
         check_pool(scenario.task, self.checkpoint)
-        check_conformity(self.checkpoint, language=not task_class(scenario.task.kind).pooled)
+        task = task_class(scenario.task.kind)
+        if task.pooled:
+            check_labels(scenario.task.labels)
+        check_conformity(self.checkpoint, language=not task.pooled)
         self.identity = Identity(
             PROTOCOL,
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
-            load_tokenizer(self.checkpoint.folder).digest,
+            fitting_tokenizer(task, self.checkpoint).digest,
             scenario.model.dtype,
         )
         self.engine = SplitEngine(self.checkpoint, scenario)

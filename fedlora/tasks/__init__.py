@@ -12,7 +12,16 @@ from fedlora.tasks.base import (
     head_trains,
     task_class,
 )
-from fedlora.tasks.data import Record, load_records, require_column
+from fedlora.tasks.columns import (
+    Record,
+    check_labels,
+    class_names,
+    label_column,
+    label_of,
+    require_column,
+)
+from fedlora.tasks.data import load_records
+from fedlora.tasks.encoding import encode_records, fitting_tokenizer, lacking_token, left_out
 from fedlora.tasks.partition import Rows, holdout_split
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 
@@ -26,10 +35,18 @@ __all__ = [
     "Task",
     "TaskLoss",
     "Tokenizer",
+    "check_labels",
     "check_length",
     "check_pool",
+    "class_names",
+    "encode_records",
+    "fitting_tokenizer",
     "head_trains",
     "holdout_split",
+    "label_column",
+    "label_of",
+    "lacking_token",
+    "left_out",
     "load_records",
     "load_tokenizer",
     "require_column",

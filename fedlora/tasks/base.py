@@ -14,7 +14,7 @@ from fedlora.config import DataConfig, Scenario, TaskConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import resolve
 from fedlora.split import Checkpoint, find_family
-from fedlora.tasks.data import Record
+from fedlora.tasks.columns import Record
 from fedlora.tasks.metrics import Metric
 from fedlora.tasks.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, LanguageHead
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
-from fedlora.tasks.data import Record
+from fedlora.tasks.columns import Record
 from fedlora.tasks.metrics import LanguageCounts
 from fedlora.tasks.tokenizer import Tokenizer
 

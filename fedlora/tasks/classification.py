@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import ProtocolError
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
-from fedlora.tasks.data import Record, require_column
+from fedlora.tasks.columns import Record, require_column
 from fedlora.tasks.metrics import ClassificationCounts, NoisedCounts
 from fedlora.tasks.tokenizer import Tokenizer
 
@@ -43,15 +44,15 @@ class Classification(Task):
             if label not in index:
                 raise RecordError(
                     place,
-                    f"has {data.label} {label!r}, which is not among the "
+                    f"has {data.label} {shown(label)}, which is not among the "
                     f"{len(index)} classes; add it to task.labels or mend the record",
                 )
             ids = tokenizer.encode(record[data.text], self.config.max_length)
             if not ids:
                 raise RecordError(
                     place,
-                    f"has {data.text} {record[data.text]!r}, which has no token; remove the record "
-                    "or mend its text",
+                    f"has {data.text} {shown(record[data.text])}, which has no token; remove the "
+                    "record or mend its text",
                 )
             samples.append(Sample(tuple(ids), index[label], place))
         return samples

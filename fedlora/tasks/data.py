@@ -5,12 +5,10 @@ Plain files need the standard library alone, so that an edge process stays small
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +16,9 @@ from typing import Any, Literal
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split import resolve_path
+from fedlora.tasks.columns import NoValue, as_cells, require_column
 from fedlora.tasks.delimited import csv_records, lines, tsv_records
 from fedlora.unicode import require_unicode
-
-Record = Mapping[str, str]
 
 _HUB = "hub:"
 _KINDS = (".csv", ".tsv", ".jsonl", ".txt")
@@ -29,17 +26,20 @@ _SHOWN_CHARACTERS = 40
 _log = logging.getLogger(__name__)
 
 
-def load_records(config: DataConfig, which: Literal["train", "test"]) -> list[dict[str, str]]:
+def load_records(
+    config: DataConfig, which: Literal["train", "test"], *, labelled: bool = False
+) -> list[dict[str, str]]:
     r"""Read the training or test records of a scenario.
 
     - ``.csv``: quoted as spreadsheets do, line breaks inside quotes included; ``.tsv``: split at
       tabs, without quoting. The first line names the columns, unless ``data.columns`` does.
-    - ``.jsonl``: an object a line; numbers become strings, null counts as absent.
+    - ``.jsonl``: an object a line; numbers, true and false become strings as JSON writes them, null
+      counts as absent.
     - ``.txt``: records between ``data.record_separator``. ``data.pattern`` must match a whole
       record (its ``.`` also matches line breaks); others are left out, with a warning.
     - A folder written by ``Dataset.save_to_disk``, or ``hub:NAME``, also ``hub:NAME:CONFIG`` and
       ``hub:NAME@SPLIT``. Without ``@SPLIT`` the split is ``data.split`` for training and ``test``
-      for testing. Class numbers become class names.
+      for testing. Class numbers become class names; columns of lists and objects are left out.
 
     Parameters
     ----------
@@ -47,65 +47,42 @@ def load_records(config: DataConfig, which: Literal["train", "test"]) -> list[di
         The scenario's ``data`` section.
     which
         ``train`` or ``test``.
+    labelled
+        Whether the column ``data.label`` is used as well.
 
     Returns
     -------
     list of dict
-        One dictionary from column to value for each record, with at least the column ``data.text``.
+        One dictionary from column to value for each record, with a text in ``data.text``.
 
     Raises
     ------
     FedloraError
-        When the data cannot be read, is empty, or lacks the text column.
+        When the data cannot be read, is empty, or lacks a text.
     """
     path, key = getattr(config, which), f"data.{which}"
-    records = list(
-        islice(_records(path, key, config, which), min(config.max_rows, sys.maxsize) or None)
-    )
+    if not path:
+        raise FedloraError(
+            f"{key} is empty; name a file of records, such as requests.csv, or a saved dataset"
+        )
+    used = {config.text: "data.text"} | ({config.label: "data.label"} if labelled else {})
+    rows = _records(path, key, config, which, used)
+    records = list(islice(rows, config.max_rows or None))
     if not records:
         raise FedloraError(f"{key} is {path!r}, which holds no records; name a file with some")
     require_column(records, config.text, "data.text", path)
     return records
 
 
-def require_column(records: Sequence[Record], column: str, key: str, source: str = "") -> None:
-    """Check that every record has a column.
-
-    Parameters
-    ----------
-    records
-        The records.
-    column, key
-        Name of the column and the scenario key that names it.
-    source
-        Where the records came from, for the error message.
-
-    Raises
-    ------
-    FedloraError
-        When a record lacks it; the message names the columns there are.
-    """
-    for number, record in enumerate(records, 1):
-        if column not in record:
-            where = f"record {number}" + (f" of {source}" if source else "")
-            if any(column in other for other in records):
-                raise FedloraError(f"{where} has no {column!r} (null or absent); mend or remove it")
-            near = difflib.get_close_matches(column, record, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"set {key}, or name the columns in data.columns if there is no header line"
-            )
-            there = ", ".join(repr(name[:_SHOWN_CHARACTERS]) for name in record)
-            raise FedloraError(f"{key} is {column!r}, but {where} has columns {there}; {hint}")
-
-
-def _records(path: str, key: str, config: DataConfig, which: str) -> Iterator[dict[str, str]]:
+def _records(
+    path: str, key: str, config: DataConfig, which: str, used: Mapping[str, str]
+) -> Iterator[dict[str, str]]:
+    split = config.split if which == "train" else "test"
     if path.startswith(_HUB):
-        return _from_hub(path, key, config.split if which == "train" else "test")
+        return _rows(_from_hub(path, key, split), path, used)
     place = resolve_path(path, "data", key)
     if place.is_dir():
-        return _from_folder(place, key, config.split if which == "train" else "test")
+        return _rows(_from_folder(place, key, split), path, used)
     kind = place.suffix.lower()
     if kind not in _KINDS:  # before it is read: what is no text at all would blame its encoding
         raise FedloraError(
@@ -152,18 +129,10 @@ def _json_lines(text: str, place: Path) -> Iterator[dict[str, str]]:
             raise FedloraError(
                 f"{place} line {number} holds no object; write it as {{...}} with a key a column"
             )
-        record = _strings(value)
+        record = as_cells(value)
         for cell in (*record, *record.values()):
             require_unicode(cell, f"{place} line {number}", "mend or remove it")
         yield record
-
-
-def _strings(row: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, default=str)
-        for name, value in row.items()
-        if value is not None
-    }
 
 
 def _text_records(text: str, place: Path, config: DataConfig) -> Iterator[dict[str, str]]:
@@ -204,7 +173,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _from_folder(place: Path, key: str, split: str) -> Iterator[dict[str, str]]:
+def _from_folder(place: Path, key: str, split: str) -> Any:
     import datasets
 
     try:
@@ -222,37 +191,46 @@ def _from_folder(place: Path, key: str, split: str) -> Iterator[dict[str, str]]:
                 f"{place / next(iter(dataset))}"
             )
         dataset = dataset[split]
-    return _rows(dataset)
+    return dataset
 
 
-def _from_hub(path: str, key: str, split: str) -> Iterator[dict[str, str]]:
+def _from_hub(path: str, key: str, split: str) -> Any:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     name, _, chosen = path.removeprefix(_HUB).partition("@")
     name, _, subset = name.partition(":")
     try:
-        dataset = datasets.load_dataset(name, subset or None, split=chosen or split)
+        return datasets.load_dataset(name, subset or None, split=chosen or split)
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         raise FedloraError(
             f"{key} is {path!r}, which cannot be loaded from the Hugging Face hub "
             f"({_first_line(error)}); check the name, the split and the network"
         ) from None
-    return _rows(dataset)
 
 
-def _rows(dataset: Any) -> Iterator[dict[str, str]]:
+def _rows(dataset: Any, source: str, used: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield the columns that hold text, numbers or classes; a class of -1 means it is withheld."""
     from datasets import ClassLabel, Value
 
     features = dataset.features
     plain = [name for name, kind in features.items() if isinstance(kind, (ClassLabel, Value))]
+    for name, key in used.items():
+        if name in features and name not in plain:  # told as of a file that holds such values
+            kind = _kind(features[name])
+            require_column([{name: NoValue.of(None, kind)}], name, key, source)
     classes = {name: features[name] for name in plain if isinstance(features[name], ClassLabel)}
     for row in dataset.select_columns(plain):
-        for name, kind in classes.items():
+        for name, feature in classes.items():
             value = row[name]
-            row[name] = kind.int2str(value) if value is not None and value >= 0 else None
-        yield _strings(row)
+            row[name] = feature.int2str(value) if value is not None and value >= 0 else None
+        yield as_cells(row)
+
+
+def _kind(feature: Any) -> str:
+    name = "dict" if isinstance(feature, dict) else type(feature).__name__
+    kinds = {"dict": "an object", "List": "a list", "LargeList": "a list", "Sequence": "a list"}
+    return kinds.get(name, f"a value of the kind {name}")
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 
@@ -74,7 +75,7 @@ def _named(
     if header != [config.text]:
         _check_separated(header, place)
     if len(set(header)) < len(header):
-        raise FedloraError(f"{place} names a column twice in {header}; rename one")
+        raise FedloraError(f"{place} names a column twice in {shown(header)}; rename one")
     for number, row in rows:
         if len(row) != len(header):
             _check_separated(row, place)

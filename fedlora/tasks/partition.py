@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fedlora.checks import shown
 from fedlora.config import PartitionConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks.data import Record, require_column
+from fedlora.tasks.columns import Record, require_column
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 
@@ -74,7 +75,7 @@ def partition(
         key = "partition.column" if config.column else "data.label"
         column = config.column or label_column
         if not column:
-            there = ", ".join(repr(name) for name in records[0])
+            there = ", ".join(shown(name) for name in records[0])
             raise FedloraError(
                 f"partition.kind {config.kind} deals by the values of a column, but "
                 f"partition.column is empty; set it to one of {there}, or partition.kind to iid"

@@ -57,6 +57,12 @@ class Tokenizer:
         """Ids that are no part of a text: those around it, and of begin, end and padding."""
         return frozenset((*self.opening, *self.closing, self.bos_id, self.eos_id, self.pad_id))
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id that a text or what is around it may get."""
+        ends = (number for number in self.special_ids if number is not None)
+        return max((*self.backend.get_vocab().values(), *ends), default=0)
+
     def encode(self, text: str, max_length: int, *, special: bool = True) -> list[int]:
         """Return the token ids of a text.
 

@@ -110,7 +110,7 @@ def test_max_rows_takes_the_first_and_reads_no_further(tmp_path, name):
     path = _write(tmp_path / name, f"text\none\ntwo\nragged{separator}line\n")
     assert _load(path, max_rows=2) == [{"text": "one"}, {"text": "two"}]
     whole = _write(tmp_path / f"whole-{name}", "text\none\n")
-    assert _load(whole, max_rows=10**30) == [{"text": "one"}]
+    assert _load(whole, max_rows=10**12) == [{"text": "one"}]
 
 
 def test_saved_dataset_gives_class_names_and_leaves_out_other_columns(tmp_path):

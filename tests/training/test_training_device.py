@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -101,3 +102,14 @@ def test_an_export_that_cannot_be_used_is_named(ran, tmp_path):
     (tmp_path / "device" / "fedlora.json").write_text("{")
     with pytest.raises(FedloraError, match="is no export that can be read"):
         infer_texts(tmp_path / "device", ["w4"], None, None, 8)
+
+
+def test_a_text_with_a_token_that_the_embedding_lacks_is_refused(ran, tmp_path):
+    federation, folder, _ = ran
+    backbone = tmp_path / "backbone"
+    shutil.copytree(federation.server.scenario.model.path, backbone)
+    table = json.loads((backbone / "tokenizer.json").read_text())
+    table["added_tokens"].append({**table["added_tokens"][0], "id": 101, "content": "[CARD]"})
+    (backbone / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(FedloraError, match=r"text 2 has the token '\[CARD\]' .* 101 rows"):
+        infer_texts(folder.path, ["w4", "w5 [CARD]"], None, None, 8, model=str(backbone))
