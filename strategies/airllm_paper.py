@@ -6,6 +6,7 @@ of every rank, features that hardly vary, ``floor`` in the decoding); ``airllm``
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ REWARD_PRICE = 0.1
 INFEASIBLE_PENALTY = 10.0
 BITS_PER_PARAMETER = 32
 
+_KEY = "fedlora.airllm-paper"
 _TIME = 64
 _HIDDEN = 512
 
@@ -269,10 +271,11 @@ class AirLlmPaper(RankStrategy):
 
 
 def save_weights(path: Path, actor: PaperActor, denoiser: PaperDenoiser, space: RankSpace) -> None:
-    """Write the networks as safetensors; the header names the projections and r_max."""
+    """Write the networks as safetensors; the header says how many projections, and r_max."""
     tensors = {f"actor.{key}": value for key, value in actor.state_dict().items()}
     tensors |= {f"denoiser.{key}": value for key, value in denoiser.state_dict().items()}
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path, _header(space))
+    header = {_KEY: json.dumps(_header(space))}  # several keys would come in any order
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path, header)
 
 
 def load_weights(path: Path, actor: PaperActor, denoiser: PaperDenoiser, space: RankSpace) -> None:
@@ -286,11 +289,14 @@ def load_weights(path: Path, actor: PaperActor, denoiser: PaperDenoiser, space: 
     mend = "leave ranks.options.policy out, or use strategy airllm, which fits any model"
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
+        # before release 0.2 the header's values were the file's own metadata
+        header = json.loads(metadata[_KEY]) if _KEY in metadata else metadata
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise FedloraError(f"cannot read policy {path} ({error}); {mend}") from None
-    if header != _header(space):
+    if not isinstance(header, dict) or {k: str(v) for k, v in header.items()} != _header(space):
+        header = header if isinstance(header, dict) else {}
         raise FedloraError(
             f"policy {path} is for {header.get('projections', 'other')} projections and r_max "
             f"{header.get('r_max', 'unknown')}, this model has {len(space)} and {space.r_max}; "

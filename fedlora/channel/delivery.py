@@ -8,8 +8,25 @@ from dataclasses import dataclass
 
 from fedlora.channel.channel import Channel
 
-_MOST_BLOCKS = 10_000
-_LATEST_BLOCK = 1_000_000
+_MOST_BLOCKS = 4_000
+_LATEST_BLOCK = 10_000
+
+
+@dataclass
+class Walk:
+    """What payloads of one client and direction have met of a round's fading.
+
+    Attributes
+    ----------
+    blocks
+        Fading blocks that were looked at.
+    bits, seconds
+        What they carried, and in which time.
+    """
+
+    blocks: int = 0
+    bits: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +58,13 @@ def deliver(
     deadline_s: float = math.inf,
     direction: str = "down",
     bandwidth_hz: float | None = None,
+    walk: Walk | None = None,
 ) -> Delivery:
     """Send a payload at the true rate of each fading block until it is through or late.
 
-    Links in a deep fade have no end: what is not through after 10,000 blocks goes on at their mean
-    rate, and what starts later in a round than after 1,000,000 meets the fading of that time.
+    Links in a deep fade have no end: after 4,000 blocks what is not through, and what follows it in
+    the same round and direction, goes on at their mean rate. What starts later in a round than
+    after 10,000 blocks meets the fading of that time.
 
     Parameters
     ----------
@@ -63,26 +82,32 @@ def deliver(
         ``up`` or ``down``.
     bandwidth_hz
         Bandwidth of the client where a scheduler set it.
+    walk
+        Of the payloads before it in this round and direction; it is gone on with.
     """
+    walk = Walk() if walk is None else walk
     block_s = channel.config.block_s if channel.fades_within_round else math.inf
     start_s = min(start_s, _LATEST_BLOCK * block_s)
-    left, elapsed_s, carried = float(bits), 0.0, 0.0
+    left, elapsed_s = float(bits), 0.0
     first = math.floor(start_s / block_s)
     for block in itertools.count(first):
-        if block < first + _MOST_BLOCKS:
+        if walk.blocks < _MOST_BLOCKS or not walk.seconds:
             # Rounding may put the start on the wrong side of a block's end.
             lasts_s = max(0.0, (block + 1) * block_s - start_s - elapsed_s)
             middle_s = 0.0 if math.isinf(block_s) else (block + 0.5) * block_s
             rate_bps = channel.truth(client, round, middle_s, bandwidth_hz).rate_bps(direction)
+            walk.blocks += channel.fades_within_round
         else:
-            lasts_s, rate_bps = math.inf, carried / elapsed_s
+            lasts_s, rate_bps = math.inf, walk.bits / walk.seconds
         needed_s, budget_s = left / rate_bps, deadline_s - elapsed_s
+        spent_s = min(needed_s, lasts_s, budget_s)
+        walk.bits += rate_bps * spent_s
+        walk.seconds += spent_s
         if needed_s <= min(lasts_s, budget_s):
             return Delivery(True, elapsed_s + needed_s, bits)
         if budget_s <= lasts_s:
             return Delivery(False, deadline_s, math.floor(bits - left + rate_bps * budget_s))
         left -= rate_bps * lasts_s
-        carried += rate_bps * lasts_s
         elapsed_s += lasts_s
     raise AssertionError("a count has no end")
 

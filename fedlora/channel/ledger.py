@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.channel.channel import Channel
-from fedlora.channel.delivery import Delivery, deliver
+from fedlora.channel.delivery import Delivery, Walk, deliver
 from fedlora.errors import FedloraError
 
 AIR_KINDS = {
@@ -77,6 +77,7 @@ class AirLedger:
         self._channel = channel
         self._round = -1
         self._bandwidth_hz: dict[int, float] = {}
+        self._walks: dict[tuple[int, str], Walk] = {}
         self._rows: dict[int, dict[int, AirRow]] = {}
         self._outside = {kind: dict.fromkeys(AIR_KINDS, 0) for kind in OUTSIDE_KINDS}
 
@@ -91,6 +92,7 @@ class AirLedger:
             What the scheduler gave each client; a client that is not named keeps its own.
         """
         self._round = round
+        self._walks = {}
         self._bandwidth_hz = dict(bandwidth_hz or {})
 
     def book(self, client: int, direction: str, kind: str, bits: int, wire_bytes: int) -> float:
@@ -220,6 +222,7 @@ class AirLedger:
                 start_s=row.air_seconds,
                 direction=direction,
                 bandwidth_hz=self._bandwidth_hz.get(client),
+                walk=self._walks.setdefault((client, direction), Walk()),
                 **deadline,
             )
         else:

@@ -89,8 +89,9 @@ def decode_frame(data: bytes, max_bytes: int) -> Frame:
         views = safetensors.torch.load(data[start:])
     except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ProtocolError(f"frame payload is not valid safetensors ({error})") from None
-    # The views lie at any address, and the bits of a matrix product depend on alignment.
-    return replace(frame, tensors={name: view.clone() for name, view in views.items()})
+    # The views lie at any address, and the bits of a matrix product depend on alignment; they come
+    # in another order every time, and air time depends on what goes first.
+    return replace(frame, tensors={name: views[name].clone() for name in sorted(views)})
 
 
 def peek_frame(data: bytes, max_bytes: int) -> Frame:

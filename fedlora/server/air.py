@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from fedlora.channel import AirLedger, AirRow, ChannelState, build_channel
+from fedlora.channel.ledger import AIR_KINDS, OUTSIDE_KINDS
 from fedlora.channel.schedule.base import ClientLoad, build_scheduler
 from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.config import Scenario
@@ -190,8 +191,11 @@ class Air:
             kind = _KIND.get(name.partition(".")[0], "control")
             kind = kind if self.purpose == "train" else self.purpose
             bits[kind] = bits.get(kind, 0) + 8 * tensor.nbytes
-        for kind, amount in bits.items():
-            self._book(client, direction, kind, amount, wire_bytes)
+        # In an order of its own, as a link that fades carries what goes first at another rate.
+        for kind in (*AIR_KINDS[direction], *OUTSIDE_KINDS):
+            if kind not in bits:
+                continue
+            self._book(client, direction, kind, bits[kind], wire_bytes)
             wire_bytes = 0  # a frame's framing is counted once
 
     def book_statistics(self, client: str, statistics: DataStatistics) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fedlora.channel.rate import Shannon
 from fedlora.ranks import (
@@ -117,3 +118,21 @@ def test_weights_for_other_projections_are_refused_in_one_sentence(tmp_path, opt
         FedloraError, match=r"is for 12 projections and r_max 8, this model has 144"
     ):
         AirLlmPaper(policy=str(tmp_path / "p.safetensors")).prepare(opt_1_3b)
+
+
+def test_the_same_weights_are_the_same_bytes_and_files_of_before_are_still_read(tmp_path):
+    space = opt(2, 64)
+    strategy = AirLlmPaper()
+    strategy.prepare(space)
+    path = tmp_path / "p.safetensors"
+    written = set()
+    for _ in range(20):
+        save_weights(path, strategy.actor, strategy.denoiser, space)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    # releases before 0.2 wrote the header's values as metadata of the file
+    save_file(load_file(path), path, {"projections": "12", "r_max": "8"})
+    AirLlmPaper(policy=str(path)).prepare(space)
+    save_file(load_file(path), path, {"fedlora.airllm-paper": "[]"})
+    with pytest.raises(FedloraError, match="is for other projections and r_max unknown"):
+        AirLlmPaper(policy=str(path)).prepare(space)

@@ -230,6 +230,35 @@ def test_a_link_in_a_deep_fade_is_slow_but_reckoned_at_once(options: dict[str, A
     assert (late.delivered, late.seconds) == (False, 1.0)
 
 
+def test_a_weak_link_looks_at_few_blocks_however_many_payloads_it_carries() -> None:
+    """Two directions of 4,000 blocks; a round of 40 payloads at 10,000 each took half a minute."""
+    config = ChannelConfig(model="rayleigh", snr_db=(-60.0,), round_s=1.0, coherence_s=0.01)
+    looked_at: set[tuple[int, int]] = set()
+
+    class Counted(RayleighChannel):
+        def sample(self, client: int, block: int) -> Link:
+            looked_at.add((client, block))
+            return super().sample(client, block)
+
+    ledger = AirLedger(Channel(config, Counted(config, 0), 0))
+    for round in range(2):
+        looked_at.clear()
+        ledger.start_round(round)
+        seconds = [ledger.book(0, "up", "activation", 10**5, 0) for _ in range(20)]
+        seconds += [ledger.book(0, "down", "control", 10**5, 0) for _ in range(20)]
+        assert len(looked_at) <= 2 * 4000 + 2
+        assert seconds == pytest.approx([1e5 * math.log(2)] * 40, rel=0.1)
+
+
+def test_clients_that_would_cross_their_cell_all_the_time_are_refused() -> None:
+    """A random waypoint is reckoned leg by leg; a million legs a block would take minutes."""
+    options = {"mobility": "waypoint", "cell_radius_m": 1.0, "speed_mps": 11.0}
+    with pytest.raises(FedloraError, match=r"speed_mps is 11\.0; set a finite number of at m"):
+        build_channel(ChannelConfig(model="log_distance", options=options), 0)
+    config = ChannelConfig(model="log_distance", options=options, coherence_s=5.0)
+    assert build_channel(config, 0).truth(0, 900).down_rate_bps > 0
+
+
 def test_a_payload_of_many_blocks_ends_at_its_deadline_or_in_time() -> None:
     def sent(deadline_s: float) -> Delivery:
         config = ChannelConfig(snr_db=(0.0,), round_s=1.0, coherence_s=1e-3)

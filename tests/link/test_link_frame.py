@@ -112,3 +112,9 @@ def test_flipped_bits_never_raise_anything_but_protocol_errors() -> None:
         except ProtocolError:
             refused += 1
     assert refused > 1000
+
+
+def test_received_tensors_come_in_the_order_of_their_names_every_time() -> None:
+    data = encode_frame(sample())
+    orders = {tuple(decode_frame(data, LIMIT).tensors) for _ in range(40)}
+    assert orders == {tuple(sorted(sample().tensors))}

@@ -231,3 +231,37 @@ def test_a_scheduler_goes_on_from_a_checkpoint_with_its_queue_and_its_loads(tiny
     reports = {str(k): ClientReport(channel=again.channel.report(k, 3)) for k in range(4)}
     both = [air.schedule(4, reports, pytest.fail) for air in (again, federation.server.air)]
     assert both[0] == both[1]
+
+
+FADES = [
+    *("channel.model=rayleigh", "channel.snr_db=[0.0]", "channel.bandwidth_hz=[5e3]"),
+    *("channel.coherence_s=0.1", "channel.deliver_every=1", "federation.clients=2"),
+    *("train.rounds=2", "train.steps=2", "link.gradient=int8"),
+]
+
+
+def told_of_the_air(config) -> list[dict[str, Any]]:
+    rounds = json.loads(json.dumps(Federation(config, workers=2).run().recorder.rounds))
+    return [{k: v for k, v in own.items() if k != "seconds"} for own in rounds]
+
+
+def test_air_time_and_energy_of_links_that_fade_repeat_to_the_last_digit(tiny, records):
+    """Payloads of a frame follow each other, so that their order decides what each one meets."""
+    config = scenario(tiny["gpt2"], records, *FADES)
+    first = told_of_the_air(config)
+    assert all(own["air_seconds"] > 1 for own in first)
+    for _ in range(3):
+        assert told_of_the_air(config) == first
+
+
+def test_the_order_of_a_frames_tensors_does_not_matter(tiny, records):
+    seconds = set()
+    for turn in (1, -1):
+        air = Federation(scenario(tiny["gpt2"], records, *FADES)).server.air
+        air.begin_round(1)
+        names = ("gradient.int8", "gradient.scale", "activation", "lengths")[::turn]
+        air.book("0", "up", {name: torch.zeros(40) for name in names}, 640)
+        row = air.row(1, "0")
+        assert row is not None
+        seconds.add(json.dumps(row.seconds, sort_keys=True))
+    assert len(seconds) == 1

@@ -17,6 +17,7 @@ SPEED_OF_LIGHT_MPS = 299_792_458.0
 THERMAL_NOISE_DBM_PER_HZ = -174.0
 _WAVES = 512
 _LENGTHS_M = 1e-3, 1e9
+_MOST_CROSSINGS = 100  # of a cell in a fading block
 _CARRIERS_HZ = 1e3, 1e15
 
 
@@ -141,8 +142,9 @@ class LogDistanceChannel(ChannelModel):
             number(option + "shadowing_db", shadowing_db, 0.0, 100.0),
             number(option + "decorrelation_m", decorrelation_m, *_LENGTHS_M),
         )
-        # Faster, a client would cross its cell many times while nothing else happens.
-        most_mps = min(1e3 * number(option + "cell_radius_m", cell_radius_m, *_LENGTHS_M), 3e8)
+        # Faster, a client would cross its cell many times within a fading block.
+        radius_m = number(option + "cell_radius_m", cell_radius_m, *_LENGTHS_M)
+        most_mps = min(_MOST_CROSSINGS * radius_m / config.block_s, 3e8)
         self.mobility = _mobility(
             choice(option + "mobility", mobility, ("static", "linear", "waypoint")),
             seed,

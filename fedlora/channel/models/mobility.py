@@ -34,14 +34,17 @@ class Linear:
         self._seed = seed
         self._half_side_m = half_side_m
         self._speed_mps = speed_mps
+        self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def position_m(self, client: int, time_s: float) -> np.ndarray:
         """Return the (x, y) position of a client, in metres."""
-        rng = stream(self._seed, Stream.PLACE, client)
-        start = rng.uniform(-self._half_side_m, self._half_side_m, 2)
-        heading = rng.uniform(0, 2 * math.pi)
-        way = self._speed_mps * time_s * np.array([math.cos(heading), math.sin(heading)])
-        return self._fold(start + way)
+        if client not in self._drawn:
+            rng = stream(self._seed, Stream.PLACE, client)
+            start = rng.uniform(-self._half_side_m, self._half_side_m, 2)
+            heading = rng.uniform(0, 2 * math.pi)
+            self._drawn[client] = start, np.array([math.cos(heading), math.sin(heading)])
+        start, direction = self._drawn[client]
+        return self._fold(start + self._speed_mps * time_s * direction)
 
     def _fold(self, position: np.ndarray) -> np.ndarray:
         """Return where a point beyond the border is reflected to: a triangle wave."""
