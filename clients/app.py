@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from clients.process import in_simulation as _simulated
 from fedlora.errors import FedloraError
+from fedlora.import_path import put_bundles_last
 
 app = ClientApp()
 
@@ -28,6 +29,7 @@ def _answered(
     kind: str, message: Message, answer: Callable[[], Mapping[str, Any]], *, simulated: bool
 ) -> Message:
     """Return a handler's reply; of one that fails what the door lets out."""
+    put_bundles_last()
     from clients.owner import Door, OwnerTerms, log_whole
     from fedlora.link import REASON, through_flower
 

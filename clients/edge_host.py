@@ -4,6 +4,9 @@ Flower's simulation serves at most a few handlers at once and keeps no client on
 a handler that blocked until its session ended would deadlock a barrier over all clients. The
 handler hands its session over instead and returns. The actor is detached, or it would die with the
 worker that made it; the ServerApp ends it.
+
+What is heavy is imported where it is needed: Ray puts the folder in which it was started, and
+Flower its app's bundle, before all libraries of an actor, which first puts that right.
 """
 
 from __future__ import annotations
@@ -14,15 +17,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from clients.owner import Door, OwnerTerms
 from fedlora.errors import FedloraError
-from fedlora.link import Frame
+from fedlora.import_path import leave_working_folder, put_bundles_last
+from fedlora.launch.working_folder import go_where_started
 
-_DOOR = Door(OwnerTerms())  # of a simulation: it lets everything through
+if TYPE_CHECKING:
+    from fedlora.link import Frame
 
 log = logging.getLogger("fedlora.edge")
 
@@ -40,6 +44,9 @@ class EdgeHost:
     """
 
     def __init__(self, session: Mapping[str, Any]) -> None:
+        leave_working_folder()
+        put_bundles_last()
+        go_where_started()
         import torch
 
         from clients.build import SimulatedData, load_parts
@@ -57,7 +64,7 @@ class EdgeHost:
             session["certificate"] or None,
             max_frame_bytes=scenario.link.max_frame_mib << 20,
             give_up_s=scenario.link.give_up_s,
-            words=_DOOR.told,
+            words=_told_of,
         )
         self._ledgers = session["ledgers"]
         self._keep = Path(session["keep"])
@@ -67,6 +74,7 @@ class EdgeHost:
     def attach(self, client: int, token: str) -> dict[str, Any]:
         """Build a client and open its session; return what is wrong, or nothing."""
         from clients.build import hello
+        from clients.owner import OwnerTerms
         from clients.reports import device_report
         from clients.state_store import ClientStateStore, binding
 
@@ -81,7 +89,7 @@ class EdgeHost:
                 edge.name, partial(_told, store.handle), opening
             )
         except FedloraError as error:
-            return _DOOR.told(error)
+            return _told_of(error)
         return {}
 
     def result(self, client: int) -> dict[str, Any]:
@@ -99,6 +107,13 @@ class EdgeHost:
             return found
         counts = self._data.label_counts(client)
         return found | {"labels": list(counts), "label_rows": list(counts.values())}
+
+
+def _told_of(error: BaseException) -> dict[str, Any]:
+    """Return what is told of an error: in a simulation everything."""
+    from clients.owner import Door, OwnerTerms
+
+    return Door(OwnerTerms()).told(error)
 
 
 def _told(handler: Callable[[Frame], Frame], request: Frame) -> Frame:
@@ -138,7 +153,7 @@ def hand_over(session: Mapping[str, Any]) -> dict[str, Any]:
         told: dict[str, Any] = ray.get(host.attach.remote(plain["client"], plain["token"]))
     except ray.exceptions.ActorDiedError as error:
         cause = getattr(error, "cause", None)
-        return _DOOR.told(FedloraError(str(cause or error).strip().splitlines()[-1]))
+        return _told_of(FedloraError(str(cause or error).strip().splitlines()[-1]))
     return told
 
 

@@ -91,6 +91,38 @@ def check_scenario(scenario: Scenario) -> None:
         )
     for client in range(scenario.federation.clients):
         channel.report(client, 0)  # a trace may lack one
+    tokenizer, geometry, checkpoint = _check_model(scenario)
+    _check_data(scenario, tokenizer, geometry, checkpoint.size("vocab_size"))
+
+
+def check_run(scenario: Scenario) -> None:
+    """Refuse what ``check_scenario`` refuses, and an address that a server cannot listen on.
+
+    Raises
+    ------
+    FedloraError
+        See ``check_scenario``; when the server's address is not this machine's, or is taken.
+    """
+    check_scenario(scenario)
+    check_listens(scenario.link.host, scenario.link.port)
+
+
+def check_server(scenario: Scenario) -> None:
+    """Refuse what a server can tell by itself, before it waits for devices.
+
+    Raises
+    ------
+    FedloraError
+        When a path, a plug-in, a device, the cut or the adapters' targets cannot be used, or the
+        server's address is not this machine's, or is taken.
+    """
+    check_plugins(scenario)
+    _check_model(scenario)
+    check_listens(scenario.link.host, scenario.link.port)
+
+
+def _check_model(scenario: Scenario) -> tuple[Tokenizer, Geometry, Checkpoint]:
+    """Refuse a model that cannot be cut, placed and adapted as the scenario says."""
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     find_family(checkpoint)
     geometry = Geometry.of(scenario, checkpoint)
@@ -109,19 +141,7 @@ def check_scenario(scenario: Scenario) -> None:
     _check_ranks(scenario, checkpoint, targets)
     if scenario.lora.start:
         read_start(scenario.lora, checkpoint, geometry.cut, pooled=task.pooled)
-    _check_data(scenario, tokenizer, geometry, checkpoint.size("vocab_size"))
-
-
-def check_run(scenario: Scenario) -> None:
-    """Refuse what ``check_scenario`` refuses, and an address that a server cannot listen on.
-
-    Raises
-    ------
-    FedloraError
-        See ``check_scenario``; when the server's address is not this machine's, or is taken.
-    """
-    check_scenario(scenario)
-    check_listens(scenario.link.host, scenario.link.port)
+    return tokenizer, geometry, checkpoint
 
 
 def _check_ranks(scenario: Scenario, checkpoint: Checkpoint, targets: Sequence[str]) -> None:

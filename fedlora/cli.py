@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,13 @@ import typer
 
 from fedlora import __version__
 from fedlora.errors import FedloraError
+from fedlora.import_path import (
+    blamed_on_path,
+    children_environment,
+    leave_working_folder,
+    working_folder,
+)
+from fedlora.terminal import open_streams, reader_gone, silence
 
 app = typer.Typer(
     name="fedlora",
@@ -28,6 +36,7 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
+_OF_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)
 
 ScenarioArgument = Annotated[
     str,
@@ -287,40 +296,80 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _sheltered() -> Iterator[None]:
+    """Keep this process and its children from importing what lies where the user stands."""
+    if not working_folder():
+        raise FedloraError("the folder in which you stand is gone; cd to one that exists")
+    leave_working_folder()
+    further = children_environment()
+    before = {name: os.environ.get(name) for name in further}
+    os.environ.update(further)
+    try:
+        yield
+    except Exception as error:
+        blamed = "" if isinstance(error, FedloraError) else blamed_on_path(error)
+        if not blamed:
+            raise
+        raise FedloraError(blamed) from error
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _call(arguments: list[str]) -> int:
+    """Run the command line and return its status."""
+    verb = arguments[0] if arguments else ""
+    add_plugin_verbs(verb)
+    if "" in arguments[1:] and verb != "infer":  # whose texts may be empty
+        raise FedloraError(
+            f"an argument of fedlora {verb} is empty, as of a variable that is not set; write "
+            "what was meant, or leave it out"
+        )
+    with _interruptible():
+        status = app(standalone_mode=False)
+    if status == _INTERRUPTED:  # typer's own answer to KeyboardInterrupt
+        raise KeyboardInterrupt
+    sys.stdout.flush()  # where it fails here, it is told
+    return status if isinstance(status, int) else 0
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and status 2."""
-    sys.path.insert(0, os.getcwd())  # a plug-in named module:Class may lie where the user stands
+    open_streams()
     # What transformers tells its callers of its own future is no news to users of fedlora.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    arguments = sys.argv[1:]
-    verb = arguments[0] if arguments else ""
     try:
-        add_plugin_verbs(verb)
-        if "" in arguments[1:] and verb != "infer":  # whose texts may be empty
-            raise FedloraError(
-                f"an argument of fedlora {verb} is empty, as of a variable that is not set; write "
-                "what was meant, or leave it out"
-            )
-        with _interruptible():
-            status = app(standalone_mode=False)
-        if status == _INTERRUPTED:  # typer's own answer to KeyboardInterrupt
-            raise KeyboardInterrupt
+        with _sheltered():
+            status = _call(sys.argv[1:])
     except FedloraError as error:
-        typer.secho(f"fedlora: {error}", fg=typer.colors.RED, err=True)
+        _complain(str(error))
         sys.exit(2)
-    except OSError as error:
-        if error.filename is None:  # no file of the user's
+    except BrokenPipeError:
+        if not reader_gone(sys.stdout):  # it was another pipe
             raise
-        typer.secho(
-            f"fedlora: cannot use {error.filename}: {error.strerror}; check path and rights",
-            fg=typer.colors.RED,
-            err=True,
-        )
+        silence(sys.stdout)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None:
+            _complain(f"cannot use {error.filename}: {error.strerror}; check path and rights")
+            sys.exit(2)
+        if error.errno not in _OF_OUTPUT:
+            raise
+        silence(sys.stdout)
+        _complain(f"cannot go on writing: {error.strerror}; mend that and try again")
         sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        typer.secho("fedlora: interrupted; what was finished is kept", err=True)
+        _complain("interrupted; what was finished is kept", colour=None)
         sys.exit(_INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(status)
+
+
+def _complain(text: str, colour: str | None = typer.colors.RED) -> None:
+    """Say what went wrong, where anybody reads it."""
+    text = f"fedlora: {text}"
+    with suppress(OSError):  # not typer's echo, which writes UTF-8 to a terminal of ASCII
+        print(typer.style(text, fg=colour) if sys.stderr.isatty() else text, file=sys.stderr)

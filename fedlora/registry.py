@@ -11,7 +11,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import sys
 import traceback
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -20,6 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
+from fedlora.import_path import (
+    add_plugin_folder,
+    is_below,
+    lies_in,
+    place_of,
+    plugin_folders,
+    working_folder,
+)
 from fedlora.printable import described, printable
 
 _SHOWN = 80  # characters of a name or of options that a sentence quotes
@@ -54,7 +61,8 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = (), key
     kind
         Plug-in kind: the part of the entry-point group after ``fedlora.``.
     name
-        A registered name, or ``module:Class`` for a class that is on the import path.
+        A registered name, or ``module:Class`` of what is installed, lies in a folder that
+        ``use_python_path`` was given, or where the user stands.
     base
         Class that plug-ins of this kind inherit from.
     besides
@@ -147,6 +155,8 @@ def make(
 def use_python_path(folder: str) -> None:
     """Make the plug-ins in a scenario's ``python_path`` importable; an empty one is none.
 
+    What lies there hides no library; see ``fedlora.import_path``.
+
     Raises
     ------
     FedloraError
@@ -159,12 +169,12 @@ def use_python_path(folder: str) -> None:
             f"python_path is {folder!r}, but there is no such folder; name the one that holds the "
             "plug-in's module"
         )
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    add_plugin_folder(folder)
 
 
 def _load_path(kind: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    _make_findable(kind, name, module_name)
     try:
         module = importlib.import_module(module_name)
     except (ImportError, SyntaxError, ValueError, TypeError) as error:
@@ -183,6 +193,28 @@ def _load_path(kind: str, name: str) -> Any:
             f"module {module_name!r} has no {attribute!r}; check {kind} {name!r} for a misspelling"
         )
     return getattr(module, attribute)
+
+
+def _make_findable(kind: str, name: str, module: str) -> None:
+    """Let a module be imported that lies in a folder of plug-ins, or where the user stands.
+
+    Raises
+    ------
+    FedloraError
+        When another of that name comes before it.
+    """
+    for folder in filter(None, dict.fromkeys([*plugin_folders(), working_folder()])):
+        if not lies_in(folder, module):
+            continue
+        place = place_of(module)
+        if not place:
+            add_plugin_folder(folder)
+        elif not is_below(place, folder):
+            raise FedloraError(
+                f"module {module!r} of {kind} {name!r} lies in {folder}, but the name "
+                f"{module.partition('.')[0]!r} is taken by {place}; rename yours"
+            )
+        return
 
 
 def _load_entry(entry: EntryPoint) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch: the processes of a test outnumber the cores, and whoever waits must not spin on one.
@@ -11,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from support.tiny_models import CONFIGS, random_model
+
+from fedlora import import_path
 
 torch.set_num_threads(1)
 
@@ -33,3 +37,14 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set FEDLORA_SHARED to run this")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_outlives_its_test() -> Iterator[None]:
+    """Forget folders of plug-ins and what was imported from them: others have the same names."""
+    yield
+    folders = tuple(f"{folder}{os.sep}" for folder in import_path.plugin_folders())
+    for name, module in list(sys.modules.items()):
+        if folders and (getattr(module, "__file__", None) or "").startswith(folders):
+            del sys.modules[name]
+    import_path._PLUGINS.folders.clear()

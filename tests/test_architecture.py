@@ -19,6 +19,7 @@ ALLOWED = {
 }
 FLOORS: dict[str, tuple[str, ...]] = {
     "fedlora": (
+        "__main__",
         "cli",
         "commands",
         "server",
@@ -28,7 +29,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "config link split",
         "storage",
         "checks registry scaffold unicode",
-        "errors machine printable",
+        "errors import_path machine printable terminal",
     ),
     "fedlora.server": (
         "app",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import shutil
@@ -15,6 +16,11 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from fedlora.errors import FedloraError
+from fedlora.import_path import ROOT, hidden_libraries
+from fedlora.launch.temporary import parent_folder, temporary_folder
 
 _PACKAGES = ("flwr", "ray", "torch", "transformers", "peft", "opacus", "grpcio", "safetensors")
 _MEMORY_GIB, _DISK_GIB = 3.0, 2.0
@@ -41,11 +47,13 @@ class Finding:
 
 def examine(further: Iterable[Finding] = ()) -> bool:
     """Print every finding of this machine and what else was found; False when one needs mending."""
-    table = Table("", "what", "found", "mend", title="fedlora doctor")
+    table = Table("", title="fedlora doctor")
+    for name in ("what", "found", "mend"):
+        table.add_column(name, overflow="fold")
     well = True
     for finding in itertools.chain(*(check() for check in _CHECKS), further):
         mark = "[red]✗[/red]" if finding.mend else "[green]✓[/green]"
-        table.add_row(mark, finding.what, finding.found, finding.mend)
+        table.add_row(mark, *map(Text, (finding.what, finding.found, finding.mend)))
         well &= not finding.mend
     Console().print(table)
     return well
@@ -77,15 +85,15 @@ def _tools() -> Iterator[Finding]:
 
 
 def _shadowed() -> Iterator[Finding]:
-    import importlib.util
-
-    root = Path(__file__).parents[2]
     for package in ("clients", "strategies", "simulations"):
         spec = importlib.util.find_spec(package)
         place = Path(spec.origin).parent if spec and spec.origin else None
-        good = place is not None and place.parent == root
-        mend = f"rename your folder {place}, or start elsewhere: it hides fedlora's package"
+        good = place is not None and str(place.parent.resolve()) == ROOT
+        mend = f"rename your folder {place}: it hides fedlora's package"
         yield Finding(f"package {package}", str(place), "" if good else mend)
+    for library, hiding in hidden_libraries():
+        mend = f"rename {hiding}, or take it off PYTHONPATH"
+        yield Finding(f"library {library}", f"hidden by {hiding}", mend)
 
 
 def _loopback() -> Iterator[Finding]:
@@ -117,12 +125,32 @@ def _resources() -> Iterator[Finding]:
             else "enlarge /dev/shm, where Ray keeps objects (docker: --shm-size=1g)"
         )
         yield Finding("/dev/shm free", f"{free:.1f} GiB", mend)
-    for place in (Path.cwd(), Path(os.environ.get("TMPDIR", "/tmp"))):
-        free = shutil.disk_usage(place).free / 2**30
-        mend = "" if free >= _DISK_GIB else f"free {_DISK_GIB:g} GiB in {place}"
-        if not os.access(place, os.W_OK):
-            mend = f"make {place} writable, or start elsewhere"
-        yield Finding(f"disk at {place}", f"{free:.1f} GiB free", mend)
+    yield _disk(Path.cwd())
+    try:
+        wanted, used = temporary_folder(), parent_folder()
+    except FedloraError as error:
+        reason, _, mend = str(error).rpartition("; ")
+        yield Finding("temporary files", reason, mend)
+        return
+    named = os.environ.get("TMPDIR")
+    if named and os.path.abspath(named) != wanted:
+        mend = "set it to a folder that is there and writable, or unset it"
+        yield Finding("TMPDIR", f"{named} takes no files; {wanted} is used", mend)
+    if used != wanted:
+        found = (
+            f"TMPDIR has {len(wanted)} characters, which leave the sockets of Ray no room: fedlora "
+            f"run uses {used}; for flwr run set RAY_TMPDIR={used}"
+        )
+        yield Finding("temporary files", found)
+    yield _disk(Path(used))
+
+
+def _disk(place: Path) -> Finding:
+    free = shutil.disk_usage(place).free / 2**30
+    mend = "" if free >= _DISK_GIB else f"free {_DISK_GIB:g} GiB in {place}"
+    if not os.access(place, os.W_OK):
+        mend = f"make {place} writable, or start elsewhere"
+    return Finding(f"disk at {place}", f"{free:.1f} GiB free", mend)
 
 
 def _device() -> Iterator[Finding]:

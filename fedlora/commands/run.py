@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.import_path import plugin_folders
 from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
+from fedlora.launch.temporary import parent_folder, temporary_folder
 from fedlora.report import RunFolder
 from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
@@ -40,13 +44,21 @@ def run_simulation(name: str, out: Path | None, overrides: Sequence[str]) -> Non
     """
     scenario = with_overrides(find_scenario(name), overrides)
     check_beforehand(scenario)
+    scenario = _with_plugins(scenario)
     folder = RunFolder.create((out or default_folder(scenario)).resolve())
     folder.write_scenario(scenario_to_toml(scenario))
     follow_simulation(folder, scenario)
 
 
 def check_beforehand(scenario: Scenario) -> None:
-    """Check a scenario as ``check_run`` does and say so meanwhile: large files take seconds."""
+    """Check a scenario as ``check_run`` does and say so meanwhile: large files take seconds.
+
+    Raises
+    ------
+    FedloraError
+        See ``check_run``; when Flower's and Ray's files have no place.
+    """
+    parent_folder()
     with Console().status("checking the scenario, its model and its data"):
         check_run(scenario)
 
@@ -71,6 +83,9 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
     console = Console()
     told = f"through Flower, into {escape(str(folder.path))}"
     console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}")
+    if parent_folder() != temporary_folder():
+        moved = f"{temporary_folder()} leaves the sockets of Ray no room"
+        console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
     try:
         with FlowerSimulation(request) as simulation:
@@ -80,8 +95,10 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
                     console.print("Ray did not start within its 30 s; it is started again")
                     status = view.follow(lambda: simulation.working)
             told = "" if status else simulation.last_words()
-    except KeyboardInterrupt:
-        folder.append_event("done", status="interrupted", text="interrupted by the user")
+    except (KeyboardInterrupt, BrokenPipeError, SystemExit) as error:
+        by_user = isinstance(error, KeyboardInterrupt)
+        text = "interrupted by the user" if by_user else "whoever read its output has gone"
+        folder.append_event("done", status="interrupted", text=text)
         _keep_partial(folder)
         raise
     if status != "finished":
@@ -94,6 +111,14 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         raise FedloraError(f"{reason} (log: {folder.log})")
     write_report(folder)
     print_result(folder, console)
+
+
+def _with_plugins(scenario: Scenario) -> Scenario:
+    """Return the scenario with the folder in which its plug-ins were found, for a later resume."""
+    folders = plugin_folders()
+    if scenario.python_path or not folders:
+        return scenario
+    return dataclasses.replace(scenario, python_path=folders[0])
 
 
 def default_folder(scenario: Scenario) -> Path:

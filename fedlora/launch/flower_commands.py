@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import FedloraError
+from fedlora.import_path import children_environment
+from fedlora.launch.temporary import for_ray
+from fedlora.launch.working_folder import started_here
 from fedlora.machine import stretch
 
 TOOLS = Path(sys.executable).parent
@@ -25,6 +28,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # Its log is read as UTF-8 here, whatever the terminal is.
+    "PYTHONIOENCODING": "utf-8",
     # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -60,6 +65,9 @@ class FlowerCommands:
         self.environment = {
             **inherited,
             **_QUIET,
+            **children_environment(),
+            **started_here(),
+            **for_ray(str(home)),
             **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
         }
 
@@ -116,6 +124,7 @@ class FlowerCommands:
         return subprocess.run(
             [str(TOOLS / "flwr"), *words],
             env=self.environment,
+            cwd=self.home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

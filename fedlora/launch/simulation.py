@@ -12,7 +12,6 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from fedlora import __version__
 from fedlora.errors import FedloraError
 from fedlora.launch.flower_commands import TOOLS, FlowerCommands, start_s
 from fedlora.launch.guard import END_S
+from fedlora.launch.temporary import run_folder
 from fedlora.link.stream.address import check_listens
 from fedlora.machine import stretch
 
@@ -82,14 +82,12 @@ class FlowerSimulation:
     Raises
     ------
     FedloraError
-        When Flower does not start.
+        When there is no folder for its temporary files, or Flower does not start.
     """
 
     def __init__(self, request: SimulationRequest) -> None:
         self.request = request
-        self._home = tempfile.TemporaryDirectory(
-            prefix="fedlora-flower-", ignore_cleanup_errors=True
-        )
+        self._home = run_folder()
         self._flower = FlowerCommands(Path(self._home.name))
         self._guard: subprocess.Popen[bytes] | None = None
         self._submitted = time.monotonic()
@@ -196,6 +194,7 @@ class FlowerSimulation:
                         *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                     ],
                     env=self._flower.environment,
+                    cwd=home,
                     stdin=subprocess.PIPE,  # nobody else has its other end: it closes with this
                     stdout=log,
                     stderr=log,

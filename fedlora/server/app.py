@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora.errors import FedloraError
+from fedlora.import_path import put_bundles_last
 
 app = ServerApp()
 
@@ -29,6 +30,7 @@ class RunEnded(FedloraError):
 @app.main()  # type: ignore[untyped-decorator]  # flwr is not typed for us
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run configuration names."""
+    put_bundles_last()
     from fedlora.server.flower.run import run_over_flower
 
     try:

@@ -90,7 +90,7 @@ class Begun:
         psutil.wait_procs(self.family, timeout=patient(120))
         left = [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         assert left == []
-        assert list(self.temporary.glob("fedlora-flower-*")) == []
+        assert list(self.temporary.glob("fedlora-*")) == []
 
 
 @contextmanager

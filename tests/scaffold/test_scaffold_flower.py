@@ -110,6 +110,8 @@ def test_the_commands_of_its_readme_check_and_compare_it(app):
 
 def test_flwr_run_takes_the_app_with_its_scenario_and_its_plug_ins(app, tmp_path):
     home, out = tmp_path / "flwr", tmp_path / "run"
+    for name in ("datasets", "tokenizers", "opacus"):  # libraries that a file of the app's hides
+        (app / f"{name}.py").write_text("raise RuntimeError('a file of the app')")
     flwr_run(app, home, 2, f'set="{SMALL}"', out)
     check_run(out)
     # The bundle's copy ran, as on any machine that Flower sends it to.

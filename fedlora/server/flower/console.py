@@ -12,6 +12,7 @@ from rich.console import Console
 from fedlora.report import RunFolder
 from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
+from fedlora.terminal import show_anything
 
 _WIDTH = 100  # Flower's log is no terminal
 _EVERY_S = 1.0
@@ -26,6 +27,7 @@ def narrated(folder: RunFolder) -> Iterator[None]:
     folder
         The run's folder.
     """
+    show_anything(sys.stdout)
     console = Console(file=sys.stdout, width=_WIDTH, color_system=None, force_terminal=False)
     over = threading.Event()
     _, seen = folder.read_events()  # of a run that is taken up again

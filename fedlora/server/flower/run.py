@@ -16,9 +16,11 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora.check import check_plugins
+from fedlora.check import check_plugins, check_server
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError, NoClientsLeft
+from fedlora.import_path import plugin_folders, put_bundles_last
+from fedlora.launch.working_folder import go_where_started, is_told
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
 from fedlora.report import RunFolder
@@ -71,8 +73,12 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
 
 
 def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None:
-    check_plugins(scenario)
+    if not is_told():
+        check_server(scenario)  # before anybody is waited for; `fedlora run` has done so
     nodes = find_nodes(grid, scenario, folder)
+    go_where_started()  # Ray is up, if this is a simulation
+    put_bundles_last()  # and the ClientApp is loaded, at which Flower puts its bundle first again
+    check_plugins(scenario)
     scenario = _sized(scenario, len(nodes))
     folder.write_scenario(scenario_to_toml(scenario))
     hosts = _edge_hosts(scenario, nodes, run_id)
@@ -88,7 +94,8 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
 
 def _in_bundle(scenario: str) -> str:
     """Return the path of a scenario file in the app's bundle, which Flower puts on the path."""
-    for folder in map(Path, sys.path) if scenario.endswith(".toml") else ():
+    folders = (*plugin_folders(), *sys.path) if scenario.endswith(".toml") else ()
+    for folder in map(Path, folders):
         if (folder / "pyproject.toml").is_file() and (folder / scenario).is_file():
             return str(folder / scenario)
     return scenario
