@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import re
 from collections.abc import Collection
 from numbers import Real
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 from fedlora.errors import FedloraError
 
 EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]+(?<!-)(\.(?!-)[A-Za-z0-9_-]+(?<!-))*\.?")
+_LONGEST_HOST = 253  # RFC 1035
 
 BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ = 1.0, 1e13
 """No radio link has less or more; within them no reckoning of rates overflows."""
@@ -154,6 +159,27 @@ def truth(name: str, value: Any) -> bool:
     """
     if not isinstance(value, bool):
         raise FedloraError(f"{name} is {shown(value)}; set true or false")
+    return value
+
+
+def check_host(name: str, value: str) -> str:
+    """Return a host that a socket can be given: a name in ASCII, or an address.
+
+    Raises
+    ------
+    FedloraError
+        When it is none, such as a URL, or with a port.
+    """
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        numeric = all(part.isdecimal() for part in value.split("."))
+        if numeric or not _HOST_NAME.fullmatch(value) or len(value) > _LONGEST_HOST:
+            raise FedloraError(
+                f"{name} is {shown(value)}; set a host name in ASCII or an address, without scheme "
+                "and port"
+            ) from None
     return value
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora.checks import require, shown
+from fedlora.checks import check_host, require, shown
 from fedlora.config.placement import is_away, parse_blocks
 from fedlora.config.ranges import check_ranges, within
 
 _MOST_CLIENTS = 100_000
 _LONGEST_S = 1e7  # some four months; threads and sockets cannot wait for centuries
-_HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")  # a name, or an address
 _SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
 
 
@@ -68,7 +67,8 @@ class LinkConfig:
     activation, representation, gradient
         Codec of each payload: ``fp32``, ``bf16``, ``int8`` (a scale per token), or a plug-in.
     host, port, public_host
-        Address the tensor stream binds (port 0: any free one) and the name clients dial.
+        Address the tensor stream binds (port 0: any free one) and the name clients dial; empty: the
+        address itself, or this machine's loopback where that is every address.
     step_timeout_s
         How long a step waits for a client's answer before it goes on without it. A simulation goes
         on without nobody, so there it only ends a run that hangs.
@@ -101,11 +101,9 @@ class LinkConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "link.")
-        require(
-            not self.public_host or _HOST.fullmatch(self.public_host) is not None,
-            f"link.public_host is {shown(self.public_host)}; set a host name in ASCII or an "
-            "address, without scheme and port",
-        )
+        check_host("link.host", self.host)
+        if self.public_host:
+            check_host("link.public_host", self.public_host)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.registry import resolve
+from fedlora.registry import make, resolve
 
 
 class Codec(ABC):
@@ -66,9 +66,9 @@ def create_codec(name: str, key: str = "") -> Codec:
     Raises
     ------
     FedloraError
-        When no codec has this name, or it is none.
+        When no codec has this name, it is none, or cannot be made.
     """
-    codec: Codec = resolve("codecs", name, Codec, key=key)()
+    codec: Codec = make(resolve("codecs", name, Codec, key=key), key or "codec", {})
     return codec
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fedlora.checks import shown
 from fedlora.config import RobustConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import make, resolve
@@ -22,6 +23,11 @@ def create_average(config: RobustConfig) -> RobustAverage | None:
         When it is unknown, is no robust average, or does not take its options.
     """
     if not config.enabled:
+        if config.options:
+            raise FedloraError(
+                f"robust.options is {shown(dict(config.options))}, but robust.average is mean, "
+                "which has none; leave them out, or name the average that they are for"
+            )
         return None
     kind = resolve("averages", config.average, RobustAverage, besides=["mean"])
     average: RobustAverage = make(kind, "robust.options", config.options, config.hostile)

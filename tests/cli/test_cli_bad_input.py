@@ -60,6 +60,16 @@ SETTINGS = {
     "seed=99999999999999999999": "seed is 99999999999999999999; set 0 to",
     "python_path=nowhere": "but there is no such folder; name the one that holds",
     "channel.model=measured": "which is what devices measure; choose a simulated model",
+    "ranks.options.r=1.5": "ranks.options.r: rank 1.5 is not a whole number",
+    "ranks.options.r=-1": "rank -1",
+    "robust.options.factor=3": "but robust.average is mean, which has none; leave them out",
+    "link.host=http://127.0.0.1": "is 'http://127.0.0.1'; set a host name in ASCII or an address",
+    "link.host=127.0.0.1:9000": "link.host is '127.0.0.1:9000'; set a host name in ASCII or an add",
+    "link.host=two words": "link.host is 'two words'; set a host name",
+    "link.host=256.0.0.1": "link.host is '256.0.0.1'; set a host name",
+    "link.host=": "link.host is ''; set a host name",
+    "link.host=no-such-host.invalid": "cannot listen on no-such-host.invalid:0; set link.port to",
+    "link.host=192.0.2.7": "cannot listen on 192.0.2.7:0; set link.port to a free port",
 }
 
 

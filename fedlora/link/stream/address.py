@@ -13,6 +13,16 @@ def address_of(host: str, port: int) -> str:
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
+def dialled(host: str, public_host: str = "") -> str:
+    """Return what clients dial: the public name, or the address itself, unless that is all of them.
+
+    Where a server listens on every address, this machine's loopback stands for them.
+    """
+    if public_host:
+        return public_host
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host)
+
+
 def cannot_listen(host: str, port: int) -> FedloraError:
     """Return the error for an address that is not this machine's, or is taken."""
     return FedloraError(

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link import ERROR, Frame, told
-from fedlora.link.stream.address import address_of
+from fedlora.link.stream.address import address_of, dialled
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
@@ -236,7 +236,7 @@ class Sessions:
         ledgers = places.ledgers if node.simulated else None
         return {
             "scenario": scenario_to_toml(self._scenario),
-            "address": address_of(link.public_host or "127.0.0.1", self._stream.port),
+            "address": address_of(dialled(link.host, link.public_host), self._stream.port),
             "certificate": self._stream.certificate_pem or b"",
             "token": self._tokens.grant(client, self._scenario.federation.connect_timeout_s),
             "client": node.client,
