@@ -111,19 +111,33 @@ class ClientGradients:
         inputs: tuple[torch.Tensor, ...],
         output: torch.Tensor,
     ) -> torch.Tensor:
-        """Let ``_add`` see what went into a factor, and in backward the gradient of its output."""
+        """Let ``_seen`` see what went into a factor, and in backward the gradient of its output."""
         del module
-        return _watched(output, inputs[0].detach(), partial(self._add, place))
+        return _watched(output, inputs[0].detach(), partial(self._seen, place))
 
-    def _add(self, place: int, gradient: torch.Tensor, entered: torch.Tensor) -> None:
-        """Add each client's narrow^T wide, shape (r_max, width), to the sum of a factor.
+    def _seen(self, place: int, gradient: torch.Tensor, entered: torch.Tensor) -> None:
+        """Take in what a hook saw: the narrow side of A is the gradient of what comes out."""
+        narrow, wide = (entered, gradient) if place % 2 else (gradient, entered)
+        self.add(place, narrow.flatten(0, -2), wide.flatten(0, -2))
 
-        The narrow side of A is the gradient of what comes out, that of B is what went in.
+    def add(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> torch.Tensor | None:
+        """Add each client's narrow^T wide to the sum of a factor.
+
+        Parameters
+        ----------
+        place
+            The factor: twice the projection's index, and 1 more for B.
+        narrow, wide
+            Shapes (tokens, r_max) and (tokens, width). Of A the gradient of what comes out and what
+            goes in, of B what goes in and the gradient of what comes out.
+
+        Returns
+        -------
+        torch.Tensor or None
+            What was added, in batch order, (clients, r_max, width); None while pausing.
         """
         if self._paused:
-            return
-        narrow, wide = (entered, gradient) if place % 2 else (gradient, entered)
-        narrow, wide = narrow.flatten(0, -2), wide.flatten(0, -2)
+            return None
         if len(set(self._places)) == 1:
             clients = len(self._places)
             narrow, wide = (x.view(clients, -1, x.shape[-1]).float() for x in (narrow, wide))
@@ -134,10 +148,11 @@ class ClientGradients:
         total = self._sums[place]
         if total is None and self._batch == list(range(len(self._slots))):
             self._sums[place] = found
-            return
+            return found
         total = found.new_zeros(0, *found.shape[1:]) if total is None else total
         slots = torch.tensor(self._batch, device=found.device)
         self._sums[place] = self._padded(total).index_add(0, slots, found)
+        return found
 
     def _padded(self, total: torch.Tensor) -> torch.Tensor:
         """Make room for clients that have come since."""

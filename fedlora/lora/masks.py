@@ -55,6 +55,11 @@ class RankMasks:
             # A projection that everybody trains whole needs no mask and no multiplication.
             self._masks[index] = None if bool((r == self.r_max).all()) else self._prefix(r, repeats)
 
+    def mask(self, index: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """Return a projection's mask, (tokens, r_max), or None where nothing is masked."""
+        mask = self._masks[index]
+        return None if mask is None else mask.to(device, dtype)
+
     def _prefix(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
         mask = torch.arange(self.r_max, device=r.device) < r[:, None]
         return mask.repeat_interleave(repeats, dim=0)
@@ -63,8 +68,7 @@ class RankMasks:
         self, index: int, module: nn.Module, inputs: object, output: torch.Tensor
     ) -> torch.Tensor | None:
         del module, inputs
-        mask = self._masks[index]
+        mask = self.mask(index, output.dtype, output.device)
         if mask is None:
             return None
-        tokens = output.view(-1, self.r_max)
-        return (tokens * mask.to(output.device, output.dtype)).view_as(output)
+        return (output.view(-1, self.r_max) * mask).view_as(output)

@@ -13,6 +13,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.lora.device import check_device
+from fedlora.lora.fused import fuse
 from fedlora.lora.layers import add_lora, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
 from fedlora.lora.start import start_from
@@ -93,6 +94,7 @@ class SplitEngine:
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
         self.update = AdapterUpdate(self.projections, scenario)
+        fuse(self.projections, self.masks, self.update.by_client)
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None

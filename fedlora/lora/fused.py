@@ -1,0 +1,139 @@
+"""An adapted projection as one step of autograd, in place of PEFT's eight.
+
+PEFT's modules stay the owners of A and B. What changes is the order of the work: the low-rank
+product is added into the base product, and its gradient into the base's, so that nothing as wide as
+a layer's output is made twice.
+
+| here | PEFT, LoRA (Hu et al. 2021) |
+| --- | --- |
+| ``x`` | x, the input |
+| ``y`` | W x + b + s B (m * A x), the output |
+| ``scale`` | s = alpha / r_max |
+| ``mask`` | m, 1 for the first r components of a token's client |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedlora.lora.client_gradients import ClientGradients
+from fedlora.lora.layers import ADAPTER, LoraProjection
+from fedlora.lora.masks import RankMasks
+
+
+def fuse(
+    projections: Sequence[LoraProjection], masks: RankMasks, by_client: ClientGradients | None
+) -> int:
+    """Compute projections by ``FusedLora`` where it computes the same; return how many.
+
+    Others stay PEFT's: those whose base weight is not here (``compute.device_map``), is quantised,
+    or of another precision than the factors, and those whose input is dropped out before A.
+
+    Parameters
+    ----------
+    projections
+        Adapted projections, in order.
+    masks
+        Their rank masks.
+    by_client
+        Is told each client's own gradients; None: nobody is.
+    """
+    fused = 0
+    for index, projection in enumerate(projections):
+        module: Any = projection.module
+        base = module.get_base_layer()
+        if (
+            type(base) in (nn.Linear, Conv1D)
+            and not hasattr(base, "_hf_hook")
+            and base.weight.dtype == projection.A.dtype
+            and isinstance(module.lora_dropout[ADAPTER], nn.Identity)
+        ):
+            module.forward = FusedLora(index, projection, masks, by_client)
+            fused += 1
+    return fused
+
+
+@dataclass(frozen=True)
+class FusedLora:
+    """What one projection computes.
+
+    Attributes
+    ----------
+    index
+        Its place among the projections.
+    projection, masks, by_client
+        See ``fuse``.
+    """
+
+    index: int
+    projection: LoraProjection
+    masks: RankMasks
+    by_client: ClientGradients | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map the input (..., d_in) to the output (..., d_out)."""
+        A, B = self.projection.A, self.projection.B
+        y: torch.Tensor = _Fused.apply(x.reshape(-1, x.shape[-1]), A, B, self)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the low-rank product."""
+        module: Any = self.projection.module
+        return float(module.scaling[ADAPTER])
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the frozen layer's product, (tokens, d_out)."""
+        layer: Any = self.projection.module.get_base_layer()
+        if isinstance(layer, Conv1D):
+            return torch.addmm(layer.bias, x, layer.weight)
+        return nn.functional.linear(x, layer.weight, layer.bias)
+
+    def base_gradient(self, g: torch.Tensor) -> torch.Tensor:
+        """Return the gradient at the frozen layer's input, (tokens, d_in)."""
+        layer: Any = self.projection.module.get_base_layer()
+        weight: torch.Tensor = layer.weight
+        return g @ (weight.T if isinstance(layer, Conv1D) else weight)
+
+    def shrink(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the components of the input, (tokens, r_max)."""
+        h = x @ self.projection.A.T
+        return h if mask is None else h * mask
+
+    def factor_gradient(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+        """Return narrow^T wide, (r_max, width); each client's own are told where they are asked."""
+        own = self.by_client.add(2 * self.index + place, narrow, wide) if self.by_client else None
+        return narrow.T @ wide if own is None else own.sum(0).to(wide.dtype)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, lora: FusedLora
+    ) -> torch.Tensor:
+        mask = lora.masks.mask(lora.index, x.dtype, x.device)
+        y, h = lora.base(x), lora.shrink(x, mask)
+        y.addmm_(h, B.T, alpha=lora.scale)
+        ctx.save_for_backward(x, A, B, h)
+        ctx.lora, ctx.mask = lora, mask
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (g,) = gradients
+        x, A, B, h = ctx.saved_tensors
+        lora, mask = ctx.lora, ctx.mask
+        if torch.is_grad_enabled():  # to be differentiated again: h is a function of x and A
+            h = lora.shrink(x, mask)
+        u = g @ B * lora.scale
+        u = u if mask is None else u * mask
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = lora.base_gradient(g).addmm_(u, A)
+        return dx, lora.factor_gradient(0, u, x), lora.factor_gradient(1, h * lora.scale, g).T, None
