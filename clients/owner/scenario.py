@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from clients.owner.words import about
+from fedlora.checks import shown
 from fedlora.config import DataConfig, Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
@@ -108,8 +109,8 @@ def _check_classes(scenario: Scenario, keys: NodeKeys) -> None:
         )
     if keys.classes and set(keys.classes) != set(labels):
         raise FedloraError(
-            f"task.labels is {', '.join(labels)}, but classes in the node configuration is "
-            f"{', '.join(keys.classes)}; both have to name the same"
+            f"task.labels is {shown(', '.join(labels))}, but classes in the node configuration is "
+            f"{shown(', '.join(keys.classes))}; both have to name the same"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, LanguageHead
@@ -44,7 +45,7 @@ class CausalLanguageModelling(Task):
                 if border < len(data.prompt_separator):
                     raise RecordError(
                         place,
-                        f"has no {data.prompt_separator!r}; mend the record or set "
+                        f"has no {shown(data.prompt_separator)}; mend the record or set "
                         "data.prompt_separator to an empty string",
                     )
             ids, prompt = self._encode(text, border, tokenizer)

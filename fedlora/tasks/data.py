@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split import resolve_path
@@ -147,7 +148,7 @@ def _text_records(text: str, place: Path, config: DataConfig) -> Iterator[dict[s
     matches = [match for match in map(pattern.fullmatch, records) if match]
     if records and not matches:
         raise FedloraError(
-            f"data.pattern {config.pattern!r} matches none of the {len(records)} records of "
+            f"data.pattern {shown(config.pattern)} matches none of the {len(records)} records of "
             f"{place}; the first is {records[0][:_SHOWN_CHARACTERS]!r}"
         )
     if len(matches) < len(records):
@@ -165,10 +166,12 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise FedloraError(f"data.pattern {pattern!r} is no regular expression ({error})") from None
+        raise FedloraError(
+            f"data.pattern {shown(pattern)} is no regular expression ({error})"
+        ) from None
     if not compiled.groupindex:
         raise FedloraError(
-            f"data.pattern {pattern!r} names no column; write groups as (?P<text>.+)"
+            f"data.pattern {shown(pattern)} names no column; write groups as (?P<text>.+)"
         )
     return compiled
 

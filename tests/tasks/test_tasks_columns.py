@@ -58,6 +58,15 @@ def test_an_empty_cell_is_no_class(tmp_path, reader, blank):
     )
 
 
+def test_a_group_of_a_pattern_that_matched_nothing_is_no_class(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one: x\ntwo: y\n: z\n")
+    config = DataConfig(train=str(path), pattern=r"(?P<label>\w*): (?P<text>.+)")
+    records = load_records(config, "train", labelled=True)
+    with pytest.raises(FedloraError, match=r"^record 3 of data\.train has no 'label' \(empty\)"):
+        require_column(records, "label", "data.label", "data.train")
+
+
 @pytest.mark.parametrize("reader", ["jsonl", "saved"])
 @pytest.mark.parametrize(
     ("value", "why"), [(None, "null or absent"), (NAN, "NaN"), (math.inf, "Infinity")]

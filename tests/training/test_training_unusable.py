@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.server.run import ServerRun
+from fedlora.tasks import IGNORED
 from simulations.in_process import Record
 
 ROWS, NEW = 101, 101
@@ -137,6 +139,27 @@ def test_a_device_tells_its_own_log_what_it_leaves_out(tiny, tmp_path, caplog):
         samples = own.encode(own.records, load_parts(config))
     assert len(samples) == len(SHORT)
     assert f"4 of {len(own.records)} records {TOLD}" in caplog.text
+
+
+def test_under_a_limit_a_record_without_a_class_takes_part_with_noise_alone(tiny, tmp_path, caplog):
+    """Refused, it would tell of its label; taken for the class of that name, train on it."""
+    data = tmp_path / "own.jsonl"
+    labels = ["north", math.nan, None, "", ["north"], {"north": 1}, "south", "NaN"]
+    rows = [{"text": f"w{number + 10}", "label": label} for number, label in enumerate(labels)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    keys = NodeKeys.read(
+        {
+            **{"data": str(data), "model": str(tiny["llama"]), "partition-id": 0},
+            **{"text": "text", "label": "label", "privacy-epsilon": 1.0, "holdout": 0.0},
+            **{"privacy-ledger": str(tmp_path / "ledger"), "state": str(tmp_path / "state")},
+        }
+    )
+    config = scenario(tiny["llama"], data, 'task.labels=["north","NaN"]', "partition.min_rows=1")
+    own = OwnRecords(config, keys)
+    with caplog.at_level(logging.WARNING, logger="fedlora.edge"):
+        samples = own.encode(own.records, load_parts(config))
+    assert [sample.target for sample in samples] == [0, *[IGNORED] * 6, 1]
+    assert f"6 of {len(labels)} records have a label that is none of the run's" in caplog.text
 
 
 def test_a_class_of_3000_letters_is_not_quoted_whole(tiny, tmp_path):
