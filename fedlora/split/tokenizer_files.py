@@ -8,7 +8,7 @@ from pathlib import Path
 TEMPLATES = "additional_chat_templates"
 """Folder of the chat templates that have a name; the nameless one is ``chat_template.jinja``."""
 _FILES = (
-    *("*token*", "*vocab*", "merges.txt", "bpe.codes", "dict.txt", "tekken.json"),
+    *("*token*", "*vocab*", "encoder.json", "merges.txt", "bpe.codes", "dict.txt", "tekken.json"),
     *("*.model", "*.spm"),  # SentencePiece
     *("*.jinja", "chat_template.json", f"{TEMPLATES}/*.jinja"),
 )

@@ -190,6 +190,17 @@ def test_a_template_with_a_text_twice_is_refused(tmp_path, rng):
         load_tokenizer(folder)
 
 
+def test_a_tokenizer_that_drops_merges_at_random_is_refused(tmp_path):
+    made = Tokenizer(models.BPE({"a": 0, "aa": 1}, [("a", "a")], dropout=0.25))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    folder = write(tmp_path, made, {"model_type": "llama"}, settings)
+    with pytest.raises(FedloraError, match=r"has dropout 0\.25, .* set it to null"):
+        load_tokenizer(folder)
+    settings["tokenizer_class"] = "GPT2Tokenizer"  # which takes vocabulary and merges alone
+    folder = write(tmp_path, made, {"model_type": "gpt2"}, settings)
+    assert_alike(folder, AutoTokenizer.from_pretrained(folder))
+
+
 def test_a_vocabulary_without_its_unknown_token_cannot_encode_and_says_so(tmp_path):
     made = Tokenizer(models.WordLevel({"dog": 0}, unk_token="[UNK]"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}

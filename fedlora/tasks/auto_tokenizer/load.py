@@ -76,6 +76,11 @@ def load_auto_tokenizer(folder: Path) -> AutoTokenizer:
     else:
         settings = {**{f"{name}_token": token for name, token in kind.names.items()}, **settings}
         backend, processor = _rebuild(folder, kind, document, settings)
+    if getattr(backend.model, "dropout", None):
+        raise FedloraError(
+            f"{folder / 'tokenizer.json'} has dropout {backend.model.dropout:g}, with which a text "
+            "has other tokens each time; set it to null there"
+        )
     side = _stored_ends(settings, document or {})
     if processor is not None:
         backend.post_processor = processor
