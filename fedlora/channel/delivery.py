@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedlora.channel.channel import Channel
 
-_MOST_BLOCKS = 4_000
+_MOST_BLOCKS = 1_000
 _LATEST_BLOCK = 10_000
 
 
@@ -62,7 +62,7 @@ def deliver(
 ) -> Delivery:
     """Send a payload at the true rate of each fading block until it is through or late.
 
-    Links in a deep fade have no end: after 4,000 blocks what is not through, and what follows it in
+    Links in a deep fade have no end: after 1,000 blocks what is not through, and what follows it in
     the same round and direction, goes on at their mean rate. What starts later in a round than
     after 10,000 blocks meets the fading of that time.
 

@@ -225,13 +225,13 @@ def test_a_link_in_a_deep_fade_is_slow_but_reckoned_at_once(options: dict[str, A
     # At a low SNR the ergodic capacity is the mean SNR in nats: 7 million fading blocks a payload.
     expected_s = 1e6 * math.log(2) / (1e-6 * 1e6)
     for _ in range(2):
-        assert ledger.book(0, "up", "activation", 10**6, 0) == pytest.approx(expected_s, rel=0.1)
+        assert ledger.book(0, "up", "activation", 10**6, 0) == pytest.approx(expected_s, rel=0.3)
     late = ledger.deliver(0, 10**6, 0)
     assert (late.delivered, late.seconds) == (False, 1.0)
 
 
 def test_a_weak_link_looks_at_few_blocks_however_many_payloads_it_carries() -> None:
-    """Two directions of 4,000 blocks; a round of 40 payloads at 10,000 each took half a minute."""
+    """Two directions of 1,000 blocks; a round of 40 payloads at 10,000 each took half a minute."""
     config = ChannelConfig(model="rayleigh", snr_db=(-60.0,), round_s=1.0, coherence_s=0.01)
     looked_at: set[tuple[int, int]] = set()
 
@@ -246,7 +246,7 @@ def test_a_weak_link_looks_at_few_blocks_however_many_payloads_it_carries() -> N
         ledger.start_round(round)
         seconds = [ledger.book(0, "up", "activation", 10**5, 0) for _ in range(20)]
         seconds += [ledger.book(0, "down", "control", 10**5, 0) for _ in range(20)]
-        assert len(looked_at) <= 2 * 4000 + 2
+        assert len(looked_at) <= 2 * 1000 + 2
         assert seconds == pytest.approx([1e5 * math.log(2)] * 40, rel=0.1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ SPEED_OF_LIGHT_MPS = 299_792_458.0
 THERMAL_NOISE_DBM_PER_HZ = -174.0
 _WAVES = 512
 _LENGTHS_M = 1e-3, 1e9
+_REMEMBERED = 4096  # places of clients
 _MOST_CROSSINGS = 100  # of a cell in a fading block
 _CARRIERS_HZ = 1e3, 1e15
 
@@ -151,6 +153,8 @@ class LogDistanceChannel(ChannelModel):
             cell_radius_m,
             number(option + "speed_mps", positive(option + "speed_mps", speed_mps), high=most_mps),
         )
+        self._rests = mobility == "static"
+        self._loss_db = lru_cache(maxsize=_REMEMBERED)(self._place_loss_db)
         choice(option + "small_scale", small_scale, ("none", "rayleigh", "rician"))
         self._fading = None
         if small_scale != "none":
@@ -169,11 +173,15 @@ class LogDistanceChannel(ChannelModel):
         distance = max(distance_m / self._reference_m, 1.0)
         return self._reference_loss_db + 10 * self._exponent * math.log10(distance)
 
+    def _place_loss_db(self, client: int, time_s: float) -> float:
+        """Return the loss where a client is, in dB."""
+        position_m = self.mobility.position_m(client, time_s)
+        distance_m = float(np.linalg.norm(position_m))
+        return self.path_loss_db(distance_m) + self.shadowing.loss_db(position_m)
+
     def sample(self, client: int, block: int) -> Link:
         """Return the link of a client in a fading block."""
-        position_m = self.mobility.position_m(client, self.time_s(block))
-        distance_m = float(np.linalg.norm(position_m))
-        loss_db = self.path_loss_db(distance_m) + self.shadowing.loss_db(position_m)
+        loss_db = self._loss_db(client, 0.0 if self._rests else self.time_s(block))
         gains_db = self._fading.gain_db(client, block) if self._fading else (0.0, 0.0)
         bandwidth_hz = self.bandwidth_hz(client, block)
         up_db, down_db = (
