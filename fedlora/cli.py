@@ -17,6 +17,7 @@ import click
 import typer
 
 from fedlora import __version__
+from fedlora.commands.options import OverwriteOption
 from fedlora.errors import FedloraError
 from fedlora.import_path import (
     blamed_on_path,
@@ -62,7 +63,10 @@ RankOption = Annotated[
 
 @app.command()
 def run(
-    scenario: ScenarioArgument = "quickstart", out: OutOption = None, set_: SetOption = None
+    scenario: ScenarioArgument = "quickstart",
+    out: OutOption = None,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Run a scenario through Flower's simulation, and show what came of it.
 
@@ -71,7 +75,7 @@ def run(
     """
     from fedlora.commands.run import run_simulation
 
-    run_simulation(scenario, out, set_ or [])
+    run_simulation(scenario, out, set_ or [], overwrite=overwrite)
 
 
 @app.command()
@@ -152,6 +156,7 @@ def export(
     ] = "peft",
     client: ClientOption = None,
     rank: RankOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a run's adapter for PEFT, for readers that know less, or merged into the model.
 
@@ -160,7 +165,7 @@ def export(
     """
     from fedlora.commands.export import export_run
 
-    export_run(run_folder, out, format_, client, rank)
+    export_run(run_folder, out, format_, client, rank, overwrite=overwrite)
 
 
 @app.command()
@@ -249,11 +254,12 @@ def slice_(
     back: Annotated[
         int, typer.Option(min=0, help="`model.client_back` of the scenario to come.")
     ] = 0,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make the edge package of a model: all that a client needs, without the server's blocks."""
     from fedlora.commands.slice import slice_model
 
-    slice_model(model, out, front, back)
+    slice_model(model, out, front, back, overwrite=overwrite)
 
 
 @app.command()

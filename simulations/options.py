@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.commands.options import OverwriteOption
+
 if TYPE_CHECKING:
     from fedlora.config import Scenario
+
+__all__ = ["OverwriteOption", "SetOption", "open_scenario"]
 
 SetOption = Annotated[
     list[str] | None,

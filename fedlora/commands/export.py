@@ -18,11 +18,23 @@ from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split.resolve import is_hub_name
+from fedlora.split.tokenizer_files import TOKENIZER_FILES
 from fedlora.storage.files import replace_file
+from fedlora.storage.outputs import FolderKind
 from fedlora.storage.state import RoundStates
 
 DEVICE_FILE = "fedlora.json"
 """Holds what a device must know of the task to use an exported adapter."""
+
+_EXPORT = FolderKind(
+    "export",
+    ("adapter_config.json", "config.json"),
+    (
+        *("adapter_config.json", "adapter_model.safetensors", "head.safetensors", DEVICE_FILE),
+        *("config.json", "generation_config.json", "model*.safetensors"),
+        *("model.safetensors.index.json", "README.md", *TOKENIZER_FILES),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,13 @@ class TaskFacts:
 
 
 def export_run(
-    run_folder: Path, out: Path, format_: str, client: str | None, rank: int | None
+    run_folder: Path,
+    out: Path,
+    format_: str,
+    client: str | None,
+    rank: int | None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the adapter of a run.
 
@@ -69,6 +87,8 @@ def export_run(
         Whose adapter to write: the one that it was last delivered in time.
     rank
         One rank for every projection; by default r_max.
+    overwrite
+        Whether an earlier export in ``out`` is replaced.
 
     Raises
     ------
@@ -78,16 +98,15 @@ def export_run(
     """
     folder = RunFolder(run_folder)
     adapter, ranks = chosen_adapter(folder, client, rank)
-    if out.exists() and not out.is_dir():
-        raise FedloraError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise FedloraError(f"--out {out} is not empty; choose another folder")
-    if format_ == "merged":
-        adapter.truncated(ranks).merge(out, _model(folder))
-    elif not any(ranks):
+    _EXPORT.check_free(out, overwrite=overwrite, option="--out")
+    _keep_sources(out, folder)
+    if format_ != "merged" and not any(ranks):
         raise FedloraError(
             f"client {client} was delivered no adapter in time; it uses the backbone as it is"
         )
+    _EXPORT.clear(out)
+    if format_ == "merged":
+        adapter.truncated(ranks).merge(out, _model(folder))
     elif format_ == "padded":
         adapter.truncated(ranks).save(out)
     elif format_ == "gguf-ready":
@@ -173,6 +192,20 @@ def _renamed(
         whole[name]: (state[f"{name}.A"].float(), state[f"{name}.B"].float()) for name in inner
     }
     return {name: by_name[name] for name in adapter.factors}
+
+
+def _keep_sources(out: Path, folder: RunFolder) -> None:
+    """Refuse to write into the run or its model, of which an export has the names.
+
+    Raises
+    ------
+    FedloraError
+        When that is asked for.
+    """
+    place = out.resolve()
+    for source in (folder.path, Path(_model(folder) or folder.path)):
+        if place == source.resolve() or source.resolve() in place.parents:
+            raise FedloraError(f"--out {out} lies in {source}, which is exported; name another")
 
 
 def _model(folder: RunFolder) -> str:

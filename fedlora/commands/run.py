@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +22,12 @@ from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
 from fedlora.server.unfinished import summarise_rounds
+from fedlora.storage.outputs import dated_folder
 
 
-def run_simulation(name: str, out: Path | None, overrides: Sequence[str]) -> None:
+def run_simulation(
+    name: str, out: Path | None, overrides: Sequence[str], *, overwrite: bool = False
+) -> None:
     """Run a scenario and print its result.
 
     Parameters
@@ -36,16 +38,20 @@ def run_simulation(name: str, out: Path | None, overrides: Sequence[str]) -> Non
         Run folder; None makes one under ``runs``.
     overrides
         ``section.key=value`` assignments.
+    overwrite
+        Whether an earlier run in ``out`` is replaced.
 
     Raises
     ------
     FedloraError
-        When the scenario cannot be used, or the run failed; what was finished stays in the folder.
+        When the folder is taken, the scenario cannot be used, or the run failed; what was finished
+        stays in the folder.
     """
     scenario = with_overrides(find_scenario(name), overrides)
     check_beforehand(scenario)
     scenario = _with_plugins(scenario)
-    folder = RunFolder.create((out or default_folder(scenario)).resolve())
+    place = (out or dated_folder(Path("runs") / scenario.name)).resolve()
+    folder = RunFolder.create(place, overwrite=overwrite)
     folder.write_scenario(scenario_to_toml(scenario))
     follow_simulation(folder, scenario)
 
@@ -119,11 +125,6 @@ def _with_plugins(scenario: Scenario) -> Scenario:
     if scenario.python_path or not folders:
         return scenario
     return dataclasses.replace(scenario, python_path=folders[0])
-
-
-def default_folder(scenario: Scenario) -> Path:
-    """Return a run folder that does not exist yet."""
-    return Path("runs") / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _keep_partial(folder: RunFolder) -> None:

@@ -11,7 +11,9 @@ from fedlora.split.slice import slice_checkpoint
 from fedlora.tasks import load_tokenizer
 
 
-def slice_model(model: str, out: Path, client_front: int, client_back: int) -> None:
+def slice_model(
+    model: str, out: Path, client_front: int, client_back: int, *, overwrite: bool
+) -> None:
     """Write a model's edge package, and say how large it is.
 
     Parameters
@@ -22,6 +24,8 @@ def slice_model(model: str, out: Path, client_front: int, client_back: int) -> N
         Folder to write.
     client_front, client_back
         Blocks that stay on the client.
+    overwrite
+        Whether an earlier package in ``out`` is replaced.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def slice_model(model: str, out: Path, client_front: int, client_back: int) -> N
     """
     source = model_folder(model)
     load_tokenizer(source)  # slicing copies its files unread
-    package = slice_checkpoint(source, out, client_front, client_back)
+    package = slice_checkpoint(source, out, client_front, client_back, overwrite=overwrite)
     typer.echo(
         f"wrote {package.tensors} tensors, {package.size_bytes / 1e6:.1f} of "
         f"{package.whole_bytes / 1e6:.1f} MB, to {out} (checkpoint "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,21 +28,16 @@ from fedlora.storage.files import (
     read_object,
     replace_file,
 )
+from fedlora.storage.outputs import FolderKind
 
-OUTPUTS = (
-    "scenario.toml",
-    "metrics.jsonl",
-    "summary.json",
-    "adapter",
-    "head.safetensors",
-    "checkpoint",
-    "plots",
-    "audit.json",
-    "report.html",
-    "log.txt",
-    "log.jsonl",
-    "status.json",
-    "tensorboard",
+RUN = FolderKind(
+    "run",
+    ("events.jsonl",),
+    (
+        *("scenario.toml", "metrics.jsonl", "summary.json", "adapter", "head.safetensors"),
+        *("checkpoint", "plots", "audit.json", "report.html", "log.txt", "log.jsonl"),
+        *("flower.txt", "status.json", "tensorboard"),
+    ),
 )
 
 
@@ -124,29 +118,37 @@ class RunFolder:
         return self.path / "status.json"
 
     @classmethod
-    def create(cls, path: Path | str) -> RunFolder:
+    def create(
+        cls, path: Path | str, *, overwrite: bool = False, kind: FolderKind = RUN
+    ) -> RunFolder:
         """Make a folder ready for a new run and hold it as long as the object lives.
 
-        The results of an earlier run in the same folder are replaced; files that fedlora does not
-        write are left alone.
+        Parameters
+        ----------
+        path
+            The folder, which is made if need be.
+        overwrite
+            Whether the results of an earlier run in it are to be replaced; files that fedlora does
+            not write are left alone.
+        kind
+            Says by its ``overwrite`` how the user asks for that.
 
         Raises
         ------
         FedloraError
-            When the folder holds something else than a run, belongs to a run that is still going
-            on or that a process is left of, or cannot be written.
+            When the folder holds an earlier run or something else, belongs to a run that is still
+            going on or that a process is left of, or cannot be written.
         """
         folder = cls(path)
         with explained(folder.path):
+            if folder.events.is_file():
+                folder._hold()  # a run that goes on is no earlier one
+            resume = f"go on with it by fedlora resume {folder.path} if it has not ended, "
+            kind.check_free(folder.path, overwrite=overwrite, instead=resume)
             folder.path.mkdir(parents=True, exist_ok=True)
-            if any(folder.path.iterdir()) and not folder.events.is_file():
-                raise FedloraError(
-                    f"{folder.path} is not empty and holds no earlier run; choose another folder"
-                )
             folder._hold()
             folder.events.write_bytes(b"")
-            for name in OUTPUTS:
-                _remove(folder.path / name)
+            kind.clear(folder.path)
         return folder
 
     @classmethod
@@ -253,6 +255,8 @@ class RunFolder:
 
         The one may have been killed while the other lives on.
         """
+        if self._lock is not None:
+            return
         lock = lock_file(self.events)
         if lock is None:
             raise FedloraError(
@@ -298,10 +302,3 @@ def _is_round(record: Mapping[str, Any]) -> bool:
     return clients is None or (
         isinstance(clients, dict) and all(isinstance(own, dict) for own in clients.values())
     )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

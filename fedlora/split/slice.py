@@ -18,8 +18,13 @@ from fedlora.split.conformity import check_conformity
 from fedlora.split.edge import Back, Front
 from fedlora.split.embeddings import language_head
 from fedlora.split.family import find_family
-from fedlora.split.manifest import Manifest
-from fedlora.split.tokenizer_files import copy_tokenizer
+from fedlora.split.manifest import FILE, Manifest
+from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
+from fedlora.storage.outputs import FolderKind
+
+_PACKAGE = FolderKind(
+    "edge package", (FILE,), (FILE, "config.json", "model.safetensors", *TOKENIZER_FILES)
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,12 @@ class Package:
 
 
 def slice_checkpoint(
-    source: Path, out: Path, client_front: int = 0, client_back: int = 0
+    source: Path,
+    out: Path,
+    client_front: int = 0,
+    client_back: int = 0,
+    *,
+    overwrite: bool = False,
 ) -> Package:
     """Write the edge package of a checkpoint.
 
@@ -55,6 +65,8 @@ def slice_checkpoint(
         Folder to write, which must be empty or absent.
     client_front, client_back
         Blocks that stay on the client before and after the cut.
+    overwrite
+        Whether an earlier package in ``out`` is replaced.
 
     Raises
     ------
@@ -65,11 +77,11 @@ def slice_checkpoint(
     checkpoint = _Wanted(source)
     if checkpoint.manifest is not None:
         raise FedloraError(f"{source} is an edge package itself; slice the whole model")
-    if out.exists() and any(out.iterdir()):
-        raise FedloraError(f"{out} is not empty; choose another --out")
+    _PACKAGE.check_free(out, overwrite=overwrite, option="--out")
     wanted = checkpoint.wanted_by_clients(client_front, client_back)
     conformity = check_conformity(Checkpoint(source))
     out.mkdir(parents=True, exist_ok=True)
+    _PACKAGE.clear(out)
     tensors = {}
     for name in wanted:
         with safe_open(checkpoint.entries[name].file, framework="pt") as file:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 TEMPLATES = "additional_chat_templates"
 """Folder of the chat templates that have a name; the nameless one is ``chat_template.jinja``."""
-_FILES = (
+TOKENIZER_FILES = (
     *("*token*", "*vocab*", "encoder.json", "merges.txt", "bpe.codes", "dict.txt", "tekken.json"),
     *("*.model", "*.spm"),  # SentencePiece
     *("*.jinja", "chat_template.json", f"{TEMPLATES}/*.jinja"),
 )
+"""Patterns of the files."""
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -22,7 +23,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     OSError
         When one cannot be copied.
     """
-    for pattern in _FILES:
+    for pattern in TOKENIZER_FILES:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
                 place = target / file.relative_to(source)

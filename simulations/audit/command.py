@@ -14,7 +14,8 @@ from rich.table import Table
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from simulations.options import SetOption
+from fedlora.storage.outputs import check_new_file
+from simulations.options import OverwriteOption, SetOption
 
 if TYPE_CHECKING:
     from fedlora.report import RunFolder
@@ -35,6 +36,7 @@ def audit(
         bool, typer.Option("--quick", help="Fewer levels and weaker attacks.")
     ] = False,
     set_: SetOption = None,
+    overwrite: OverwriteOption = False,
     device: Annotated[
         bool,
         typer.Option(
@@ -61,7 +63,7 @@ def audit(
     if device:
         from simulations.audit.device.command import audit_devices
 
-        _check_writable(json_)
+        check_new_file(json_, "--json", overwrite=overwrite)
         raise typer.Exit(0 if audit_devices(messages, seed, json_) else 1)
     from fedlora.check import check_plugins
 
@@ -69,7 +71,7 @@ def audit(
     scenario = load_scenario(folder.scenario) if folder else find_scenario(target)
     scenario = with_overrides(scenario, set_ or [])
     check_plugins(scenario)
-    _check_writable(json_)
+    _check_free(json_, folder, overwrite=overwrite)
     from simulations.audit.audit import audit_scenario
     from simulations.audit.effort import Effort
     from simulations.audit.stages import Stages
@@ -119,20 +121,17 @@ def _run_folder(target: str) -> RunFolder | None:
     return folder
 
 
-def _check_writable(path: Path | None) -> None:
-    """Refuse a file that could not be written, before anything is computed."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise FedloraError(f"--json is {path}, which is a folder; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise FedloraError(f"cannot write --json {path}: {error.strerror}; name another") from None
+def _check_free(json_: Path | None, folder: RunFolder | None, *, overwrite: bool) -> None:
+    """Refuse to replace figures and plots of an earlier audit, before anything is computed."""
+    if folder is not None and folder.audit.exists() and not overwrite:
+        raise FedloraError(
+            f"{folder.path} holds the figures of an earlier audit, {folder.audit.name}; replace "
+            "them with --overwrite"
+        )
+    from simulations.audit.plot import places
+
+    plots = places(json_.parent, json_.stem) if json_ is not None else ()
+    check_new_file(json_, "--json", overwrite=overwrite, beside=plots)
 
 
 def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None) -> list[str]:

@@ -13,6 +13,11 @@ from fedlora.report.figure import COLOURS, INK, MUTED, label, legend, panels, sa
 Points = Sequence[dict[str, Any]]
 
 
+def places(folder: Path, stem: str = "audit") -> list[Path]:
+    """Return the plots that ``draw_all`` may draw."""
+    return [folder / f"{stem}-{name}.png" for name in ("labels", "tokens", "activations")]
+
+
 def draw_all(result: dict[str, Any], folder: Path, stem: str = "audit") -> list[Path]:
     """Draw every plot that the audit has figures for.
 

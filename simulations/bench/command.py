@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedlora.errors import FedloraError
+from fedlora.storage.outputs import check_new_file
 from simulations.bench.experiments import NO_MMAP_ENVIRONMENT, Experiment, experiments
 from simulations.bench.figures import Figure
 from simulations.bench.models import is_here
 from simulations.bench.settings import QUICK, Settings
 from simulations.bench.tables import print_figures
+from simulations.options import OverwriteOption
 
 _PROGRAM = "simulations.bench.child"
 
@@ -39,6 +41,7 @@ def bench(
     pairs: Annotated[
         int | None, typer.Option(min=2, help="Timed steps of each contest (default 5).")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure speed and memory beside plain PEFT on the same batches.
 
@@ -47,8 +50,7 @@ def bench(
     """
     settings = QUICK if quick else Settings(pairs=pairs or Settings.pairs)
     content: dict[str, Any] = {"settings": asdict(settings), "machine": {}, "figures": {}}
-    if json_file is not None:
-        _write(json_file, content)  # a path that cannot be written is better known now
+    check_new_file(json_file, "--json", overwrite=overwrite)
     figures: list[Figure] = []
     try:
         for name, machine, found in measure(settings, only, Console(stderr=True)):

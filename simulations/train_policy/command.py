@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, open_scenario
 from simulations.studies.compare.reward import DEFAULT_PRICE
 from simulations.train_policy.seeds import FIRST_SEED
 
@@ -48,6 +48,7 @@ def train_policy(
         typer.Option("--plain-ppo", help="PPO alone: no warm start and no diffusion, to compare."),
     ] = False,
     set_: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train the policy of the strategy `airllm` by real runs of split fine-tuning.
 
@@ -88,7 +89,7 @@ def train_policy(
         f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving} "
         f"--margin {margin:g}" + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
-    folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo)
+    folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo, overwrite=overwrite)
     with held_folder(folder.path, "a training"):
         PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)
     typer.echo(f"policy: {folder.policy}")

@@ -9,9 +9,19 @@ from typing import Any
 
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.storage.files import replace_file
+from fedlora.storage.files import held_folder, replace_file
+from fedlora.storage.outputs import FolderKind
 from simulations.studies.compare.reward import Losses
 from simulations.train_policy.setting import Setting
+
+_TRAINING = FolderKind(
+    "training",
+    ("settings.toml",),
+    (
+        *("settings.toml", "policy.safetensors", "warm-start.safetensors", "prices.json"),
+        *("checkpoint.pt", "curves.png", "curve.jsonl", "references.json", "profile.json"),
+    ),
+)
 
 
 class TrainingFolder:
@@ -27,6 +37,8 @@ class TrainingFolder:
         Whether to go on with what the folder holds.
     plain
         Whether PPO trains alone.
+    overwrite
+        Whether a training that is there is replaced.
 
     Raises
     ------
@@ -35,19 +47,25 @@ class TrainingFolder:
         something else.
     """
 
-    def __init__(self, path: Path, setting: Setting, *, resume: bool, plain: bool) -> None:
+    def __init__(
+        self, path: Path, setting: Setting, *, resume: bool, plain: bool, overwrite: bool = False
+    ) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        if resume and overwrite:
+            raise FedloraError("--resume and --overwrite exclude each other; give one")
         settings, kept = _describe(setting, plain=plain), path / "settings.toml"
-        if kept.exists():
-            if not resume:
-                raise FedloraError(f"{path} holds a training; add --resume, or give another --out")
+        if resume and kept.exists():
             if kept.read_text(encoding="utf-8", errors="replace") != settings:
                 raise FedloraError(
                     f"{path} holds a training with other settings; give another --out"
                 )
-        elif any(path.iterdir()):
-            raise FedloraError(f"{path} is not empty and holds no training; give another --out")
+        else:
+            going_on = "go on with it by --resume, "
+            _TRAINING.check_free(path, overwrite=overwrite, instead=going_on, option="--out")
+            if path.is_dir():
+                with held_folder(path, "a training"):
+                    _TRAINING.clear(path)
+        path.mkdir(parents=True, exist_ok=True)
         replace_file(kept, settings.encode())
 
     @property

@@ -289,7 +289,7 @@ def test_a_file_in_place_of_a_folder_is_named(fedlora, scenario, tmp_path):
         *("--set", deliver),
     )
     assert (status, said.count("\n")) == (2, 1)
-    assert f"cannot use {tmp_path / 'taken'}: File exists; check path and rights" in said
+    assert f"--out {tmp_path / 'taken'} is a file; name a folder" in said
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_a_backbone_that_the_adapter_does_not_fit_is_named(fedlora, finished, mo
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (["export", "RUN", "--out", "RUN"], "is not empty; choose another folder"),
+        (["export", "RUN", "--out", "RUN"], "is not empty and holds no earlier export"),
         (["export", "RUN", "--out", "FILE"], "is a file; name a folder"),
         (["export", "RUN", "--out", ""], "an argument of fedlora export is empty"),
         (["export", "FILE", "--out", "OUT"], "no adapter that can be read"),

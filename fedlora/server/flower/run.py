@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -26,6 +25,7 @@ from fedlora.observe.recorder import observed
 from fedlora.report import RunFolder
 from fedlora.report.notices import NoticeHandler
 from fedlora.report.page import write_report
+from fedlora.report.run_folder import RUN
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.flower.console import narrated
@@ -33,11 +33,13 @@ from fedlora.server.flower.nodes import RECORD, Node, find_nodes
 from fedlora.server.flower.sessions import Places, Sessions
 from fedlora.server.results import export, write_results
 from fedlora.server.run import ServerRun
+from fedlora.storage.outputs import dated_folder
 
 log = logging.getLogger("fedlora.server")
 
 COLLECT = "query.collect"
 HOST_NAMESPACE = "fedlora"
+_RUN = dataclasses.replace(RUN, overwrite="--run-config overwrite=true")
 
 
 def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
@@ -50,20 +52,24 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
     config
         ``scenario`` (name, TOML text or path; a relative one is looked up in the app's folder
         first), ``set`` (overrides, separated by blanks), ``out``
-        (run folder), ``prepared`` (whether the caller has made the folder), and ``resume`` (folder
-        of a run to go on with, in place of all these). Where the folder holds a checkpoint, the run
+        (run folder), ``overwrite`` (whether an earlier run there is replaced), ``prepared``
+        (whether the caller has made the folder), and ``resume`` (folder of a run to go on with, in
+        place of all these). Where the folder holds a checkpoint, the run
         goes on from it.
     run_id
         Flower's number of the run.
     """
     scenario = find_scenario(_in_bundle(str(config.get("scenario") or "quickstart")))
     scenario = with_overrides(scenario, str(config.get("set") or "").split())
-    out = str(config.get("out") or "") or f"runs/{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = Path(str(config.get("out") or "") or dated_folder(Path("runs") / scenario.name)).resolve()
     prepared = bool(config.get("prepared", False))
     if config.get("resume"):
         scenario, folder = open_run(Path(str(config["resume"])))
     else:
-        folder = RunFolder(Path(out)) if prepared else RunFolder.create(Path(out))
+        overwrite = bool(config.get("overwrite", False))
+        folder = (
+            RunFolder(out) if prepared else RunFolder.create(out, overwrite=overwrite, kind=_RUN)
+        )
     # Whoever made the folder follows the run and reports on it.
     with nullcontext() if prepared else narrated(folder):
         with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,8 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, open_scenario
+from fedlora.storage.files import json_line, replace_file
+from fedlora.storage.outputs import FolderKind, dated_folder
+from simulations.options import OverwriteOption, SetOption, open_scenario
 from simulations.studies.cascade.energy import Energy, compare
+
+_STUDY = FolderKind("study of noise", ("cascade.json",), ("cascade.json", "cascade.png"))
 
 
 def cascade(
@@ -23,8 +26,11 @@ def cascade(
     sigma: Annotated[str, typer.Option(help="Noises, separated by commas.")] = "0.5,1,2,4",
     draws: Annotated[int, typer.Option(min=2, help="Backward passes of each kind.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds before energies are taken.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder.")] = Path("cascade"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study (default: `cascade-TIME`).")
+    ] = None,
     set_: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Predict the privacy noise in every adapter, measure it, and follow the loss.
 
@@ -45,6 +51,8 @@ def cascade(
         )
     check_scenario(base)
     sigmas = _numbers(sigma)
+    out = out or dated_folder(Path("cascade"))
+    _STUDY.check_free(out, overwrite=overwrite, option="--out")
     out.mkdir(parents=True, exist_ok=True)
     short = replace(
         base,
@@ -57,6 +65,7 @@ def cascade(
     console = Console()
     _print(console, base.name, energies)
     result = {"energies": [asdict(energy) for energy in energies]}
+    _STUDY.clear(out)
     if sigmas:
         noises = [0.0, *sigmas]
         curves = [run_curve(base, s) for s in track(noises, "runs", console=Console(stderr=True))]
@@ -66,7 +75,8 @@ def cascade(
         result["curves"] = [
             asdict(curve) | {"predicted": curve.predicted(curves[0], start)} for curve in curves
         ]
-    (out / "cascade.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    replace_file(out / "cascade.json", json_line(result, indent=2))
+    console.print(f"figures: {out}", highlight=False, soft_wrap=True)
 
 
 def _numbers(text: str) -> list[float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, open_scenario
 from simulations.studies.compare.reward import DEFAULT_PRICE
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def compare(
     ] = DEFAULT_PRICE,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     set_: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Compare rank strategies over SNRs and seeds, with confidence intervals.
 
@@ -73,7 +74,7 @@ def compare(
         for offset in range(seeds)
     ]
     _check(base, trials)
-    folder = CompareFolder(out, base, price)
+    folder = CompareFolder(out, base, price, overwrite=overwrite)
     with folder.held():
         run_missing(folder, base, trials, price, workers)
         write_results(folder, base, Console())

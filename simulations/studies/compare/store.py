@@ -13,6 +13,7 @@ from typing import Any
 from fedlora.config import Scenario, load_scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.storage.files import append_line, held_folder, read_lines, replace_file
+from fedlora.storage.outputs import FolderKind
 from simulations.studies.compare.reward import Losses
 from simulations.studies.compare.trial import Result
 
@@ -30,6 +31,16 @@ COLUMNS = (
 )
 
 
+_COMPARISON = FolderKind(
+    "comparison",
+    ("trials.jsonl", "references.jsonl", "compare.csv"),
+    (
+        *("scenario.toml", "trials.jsonl", "references.jsonl", "compare.csv", "winners.csv"),
+        "plots",
+    ),
+)
+
+
 class CompareFolder:
     """Reads and writes the results of a comparison.
 
@@ -43,26 +54,37 @@ class CompareFolder:
         What is compared.
     price
         Nats that a whole deadline of air time costs.
+    overwrite
+        Whether a comparison that is there is replaced; else it is gone on with.
 
     Raises
     ------
     FedloraError
-        When the folder holds a comparison of another scenario or at another price.
+        When the folder holds a comparison of another scenario or at another price, or something
+        else.
     """
 
-    def __init__(self, path: Path, scenario: Scenario, price: float) -> None:
+    def __init__(
+        self, path: Path, scenario: Scenario, price: float, *, overwrite: bool = False
+    ) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
         kept, price_line = path / "scenario.toml", f"# price = {price!r}"
-        if kept.exists():
+        if overwrite or not kept.exists():
+            _COMPARISON.check_free(path, overwrite=overwrite, option="--out")
+            if path.is_dir():
+                with held_folder(path, "a comparison"):
+                    _COMPARISON.clear(path)
+        else:
             text = kept.read_text(encoding="utf-8")
             if text.partition("\n")[0] != price_line or load_scenario(kept) != scenario:
                 raise FedloraError(
                     f"{path} holds a comparison with other settings; give another --out, or "
-                    "delete it"
+                    "replace it with --overwrite"
                 )
+        path.mkdir(parents=True, exist_ok=True)
         replace_file(kept, f"{price_line}\n{scenario_to_toml(scenario)}".encode())
         self._trials = path / "trials.jsonl"
+        self._trials.touch()  # marks the folder before the first trial has ended
         self._references = path / "references.jsonl"
         self._read()
 

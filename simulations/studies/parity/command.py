@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from statistics import mean
@@ -15,8 +14,10 @@ from rich.progress import track
 from rich.table import Table
 
 from fedlora.errors import FedloraError
+from fedlora.storage.files import json_line, replace_file
+from fedlora.storage.outputs import check_new_file
 from simulations.in_process import Record, connect
-from simulations.options import SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, open_scenario
 from simulations.studies.parity.unsplit import Unsplit
 
 _FIRST_STEPS = 20
@@ -40,6 +41,7 @@ def parity(
     seeds: Annotated[int, typer.Option(min=1, help="Runs, with seeds from 0.")] = 1,
     set_: SetOption = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
     base = open_scenario(scenario, set_, check=False)
@@ -50,13 +52,14 @@ def parity(
             f"{base.federation.clients_per_round or 'all'} clients and accumulates "
             f"{base.train.accumulate}; parity needs head.share=step, all clients, accumulate 1"
         )
+    check_new_file(json_, "--json", overwrite=overwrite)
     rows = [
         _compare(dataclasses.replace(base, seed=seed))
         for seed in track(range(seeds), "runs, split and unsplit", console=Console(stderr=True))
     ]
     _print(base.name, rows)
     if json_ is not None:
-        json_.write_text(json.dumps(rows, indent=2) + "\n")
+        replace_file(json_, json_line(rows, indent=2))
 
 
 def _compare(scenario: Any) -> dict[str, Any]:

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, open_scenario
+from fedlora.storage.outputs import FolderKind
+from simulations.options import OverwriteOption, SetOption, open_scenario
 
 if TYPE_CHECKING:
     from fedlora.config import Scenario
     from simulations.studies.participation.study import Setting
+
+_FILES = ("participation.csv", "participants.png", "trade-off.png")
+_STUDY = FolderKind("study of participation", ("participation.csv",), _FILES)
 
 
 def participation(
@@ -37,6 +41,7 @@ def participation(
     ] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     set_: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Show what more participants a round buy, beside the trend that theory predicts.
 
@@ -62,8 +67,10 @@ def participation(
         for n, weight in each
         for offset in range(seeds)
     ]
+    _STUDY.check_free(out, overwrite=overwrite, option="--out")
     out.mkdir(parents=True, exist_ok=True)
     rows = _run(base, settings, workers)
+    _STUDY.clear(out)
     _write(out / "participation.csv", rows)
     _draw(out, rows, base.federation.clients, Console())
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedlora.errors import FedloraError
 from simulations.options import SetOption, open_scenario
+
+if TYPE_CHECKING:
+    from simulations.studies.poison.trial import Trial
 
 
 def poison(
@@ -41,7 +44,7 @@ def poison(
 
     from fedlora.check import check_scenario
     from fedlora.config import scenario_to_toml
-    from fedlora.storage.files import append_line, read_lines
+    from fedlora.storage.files import append_line
     from simulations.studies.poison.attackers import POISONS
     from simulations.studies.poison.trial import AVERAGES, Trial, run_trial
 
@@ -59,12 +62,34 @@ def poison(
     ]
     for trial in trials:
         check_scenario(trial.scenario())
-    known = {Trial(**line["trial"]): line for line in read_lines(out)[0]}
+    known = _known(out)
     missing = [trial for trial in trials if trial not in known]
     for trial in track(missing, "runs", console=Console(stderr=True)):
         known[trial] = run_trial(trial)
         append_line(out, known[trial], sync=False)
     _show(base.name, [known[trial] for trial in trials], attacks)
+
+
+def _known(out: Path) -> dict[Trial, dict[str, Any]]:
+    """Return the results that a file of results holds.
+
+    Raises
+    ------
+    FedloraError
+        When it holds anything else, to which nothing is added.
+    """
+    from fedlora.storage.files import read_lines
+    from simulations.studies.poison.trial import Trial
+
+    try:
+        lines, _ = read_lines(out)
+        if not lines and out.is_file() and out.stat().st_size:
+            raise ValueError("no line of JSON")
+        return {Trial(**line["trial"]): line for line in lines}
+    except (LookupError, TypeError, ValueError):
+        raise FedloraError(
+            f"--out {out} holds something else than results of fedlora poison; name another file"
+        ) from None
 
 
 def _show(name: str, results: list[dict[str, Any]], attacks: list[str]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, open_scenario
 from simulations.studies.utility.trial import (
     NO_NOISE,
     Mechanism,
@@ -38,6 +38,7 @@ def utility(
     ),
     limit: Annotated[int, typer.Option(min=0, help="Run so many trials, then stop; 0: all.")] = 0,
     set_: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train over epsilon with each mechanism and without noise, several seeds each.
 
@@ -60,7 +61,7 @@ def utility(
     for trial in trials:
         trial.scenario(base)
     check_scenario(base)
-    folder = UtilityFolder(out, base)
+    folder = UtilityFolder(out, base, overwrite=overwrite)
     missing = folder.missing(trials)[: limit or None]
     for trial in track(missing, "trials", console=Console(stderr=True)):
         folder.add(run_trial(base, trial))

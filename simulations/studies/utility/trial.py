@@ -11,10 +11,14 @@ from pathlib import Path
 from fedlora.config import PrivacyPolicy, Scenario, load_scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.storage.files import replace_file
+from fedlora.storage.outputs import FolderKind
 from simulations.in_process import Record, connect
 from simulations.studies.compare.store import write_table
 
 NO_NOISE = "none"
+_STUDY = FolderKind(
+    "study of utility", ("utility.csv",), ("scenario.toml", "utility.csv", "utility.png")
+)
 
 
 @dataclass(frozen=True)
@@ -155,23 +159,30 @@ class UtilityFolder:
         The folder; made if it does not exist.
     scenario
         What all trials have in common.
+    overwrite
+        Whether a study that is there is replaced; else it is gone on with.
 
     Raises
     ------
     FedloraError
-        When the folder holds a study of another scenario.
+        When the folder holds a study of another scenario, or something else.
     """
 
-    def __init__(self, path: Path, scenario: Scenario) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, scenario: Scenario, *, overwrite: bool = False) -> None:
         kept = path / "scenario.toml"
-        if kept.exists() and load_scenario(kept) != scenario:
+        if overwrite or not kept.exists():
+            _STUDY.check_free(path, overwrite=overwrite, option="--out")
+            _STUDY.clear(path)
+        elif load_scenario(kept) != scenario:
             raise FedloraError(
-                f"{path} holds a study with other settings; give another --out, or delete it"
+                f"{path} holds a study with other settings; give another --out, or replace it with "
+                "--overwrite"
             )
+        path.mkdir(parents=True, exist_ok=True)
         replace_file(kept, scenario_to_toml(scenario).encode())
         self.csv = path / "utility.csv"
         self.rows = read_rows(self.csv) if self.csv.exists() else []
+        self._write()  # marks the folder before the first trial has ended
 
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
         """Return the trials that are not there yet."""
@@ -181,6 +192,9 @@ class UtilityFolder:
     def add(self, row: Row) -> None:
         """Keep a finished trial."""
         self.rows.append(row)
+        self._write()
+
+    def _write(self) -> None:
         columns = [field.name for field in fields(Row)]
         write_table(self.csv, columns, [asdict(r) for r in sorted(self.rows, key=lambda r: r.key)])
 
