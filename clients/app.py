@@ -9,6 +9,7 @@ loads the ServerApp, and two threads that import one package can find half of it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,22 +27,36 @@ _HELLO, _SESSION, _COLLECT = "flower hello", "flower session", "flower collect"
 
 
 def _answered(
-    kind: str, message: Message, answer: Callable[[], Mapping[str, Any]], *, simulated: bool
+    kind: str, message: Message, context: Context, answer: Callable[[], Mapping[str, Any]]
 ) -> Message:
     """Return a handler's reply; of one that fails what the door lets out."""
     put_bundles_last()
     from clients.owner import Door, OwnerTerms, log_whole
     from fedlora.link import REASON, through_flower
 
-    try:
-        record = dict(answer())
-    except Exception as error:
-        log_whole(f"the {kind} message is not answered", error)
-        door = Door(OwnerTerms(deployed=not simulated))
-        record = door.told(error)
+    simulated = _simulated(context.node_config)
+    with _log_of(context.node_config, simulated=simulated):
+        try:
+            record = dict(answer())
+        except Exception as error:
+            log_whole(f"the {kind} message is not answered", error)
+            door = Door(OwnerTerms(deployed=not simulated))
+            record = door.told(error)
     if kind == _SESSION or REASON in record:
         record = through_flower(record)
     return Message(RecordDict({_RECORD: ConfigRecord(record)}), reply_to=message)
+
+
+def _log_of(
+    node_config: Mapping[str, Any], *, simulated: bool
+) -> contextlib.AbstractContextManager[None]:
+    """Return the owner's log of a device; a simulation writes none."""
+    if simulated:
+        return contextlib.nullcontext()
+    from fedlora.config.node import states_folder
+    from fedlora.site.device_log import device_log
+
+    return device_log(states_folder(node_config), f"client {node_config.get('partition-id')}")
 
 
 @app.query("hello")
@@ -61,7 +76,7 @@ def hello(message: Message, context: Context) -> Message:
         told = {"client": door.public(own), "clients": door.public(keys.num_partitions)}
         return door.record(_HELLO, told)
 
-    return _answered(_HELLO, message, answer, simulated=simulated)
+    return _answered(_HELLO, message, context, answer)
 
 
 @app.train("session")
@@ -80,7 +95,7 @@ def session(message: Message, context: Context) -> Message:
 
         return take_part(record, node_config)
 
-    return _answered(_SESSION, message, answer, simulated=simulated)
+    return _answered(_SESSION, message, context, answer)
 
 
 @app.query("collect")
@@ -95,7 +110,7 @@ def collect(message: Message, context: Context) -> Message:
 
         return result_of(_record(message))
 
-    return _answered(_COLLECT, message, answer, simulated=simulated)
+    return _answered(_COLLECT, message, context, answer)
 
 
 def _record(message: Message) -> dict[str, Any]:

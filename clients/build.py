@@ -233,11 +233,15 @@ class SimulatedData:
     ----------
     needs_labels
         Whether a record without a label is refused.
+    used
+        How many records of the client that was built last ``train``, are ``held_out``, and are
+        ``left_out`` as no sample can be made of them.
     """
 
     needs_labels = True
 
     def __init__(self, scenario: Scenario, clients: int) -> None:
+        self.used: Mapping[str, int] = {}
         self.scenario = scenario
         self.clients = clients
         pooled = task_class(scenario.task.kind).pooled
@@ -304,6 +308,7 @@ class SimulatedData:
         """
         rows = self.rows_of(client if part is None else part)
         samples = (self.encode(rows[0], parts), self.encode(rows[1], parts))
+        self.used = _used(rows, samples)
         records = None
         if terms is not None and terms.ledger is not None:
             records = origins(rows, samples)
@@ -338,3 +343,12 @@ class SimulatedData:
             value = self.records[index].get(column, "") if column else ""
             counts[value] = counts.get(value, 0) + 1
         return counts
+
+
+def _used(
+    rows: Sequence[Sequence[Record]], samples: Sequence[Sequence[Sample]]
+) -> Mapping[str, int]:
+    """Return how many records gave samples; one may give several."""
+    train, held_out = (len({sample.source for sample in own}) for own in samples)
+    left_out = sum(map(len, rows)) - train - held_out
+    return {"train": train, "held_out": held_out, "left_out": left_out}

@@ -17,21 +17,22 @@ from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.own_records import OwnRecords
 from clients.owner import (
+    Diary,
     Door,
     OwnerTerms,
     about,
     check_arrived,
     local_scenario,
-    log_whole,
     own_number,
     warn_of_other_ledgers,
 )
 from clients.reports import device_report
 from clients.state_store import ClientStateStore, binding, forget_ended
 from fedlora.config import Scenario, scenario_from_toml
-from fedlora.config.node import NodeKeys
+from fedlora.config.node import NodeKeys, states_folder
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.stream.client.client import StreamClient
+from fedlora.site.device_log import device_log
 
 log = logging.getLogger("fedlora.edge")
 
@@ -53,24 +54,27 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> dic
     -------
     dict
         What may be told of a failure: a kind of ``fedlora.link.reasons``. The whole sentence goes
-        to the device's log.
+        to the device's log, what happened to its audit file.
     """
     torch.set_num_threads(1)
-    began = time.monotonic()
-    try:
-        with about("keys"):
-            keys = NodeKeys.read(node_config)
-            check_arrived(node_config)
-        terms = OwnerTerms.of(keys)
-        log.info("this device's keys: %s", ", ".join(sorted(node_config)))
+    began, folder = time.monotonic(), states_folder(node_config)
+    with device_log(folder, f"client {session.get('client')}"):
+        diary = Diary(folder, session)
         try:
-            _take_part(Invitation.read(session, keys), keys, terms)
-        except ClientLost as error:
-            _wait_as_long(error, session, keys, began)
-            raise
-    except Exception as error:
-        log_whole("this device does not take part", error)
-        return Door(OwnerTerms(deployed=True)).told(error)
+            with about("keys"):
+                diary.asked()
+                keys = NodeKeys.read(node_config)
+                check_arrived(node_config)
+            terms = OwnerTerms.of(keys)
+            log.info("this device's keys: %s", ", ".join(sorted(node_config)))
+            try:
+                _take_part(Invitation.read(session, keys), keys, terms, diary)
+            except ClientLost as error:
+                _wait_as_long(error, session, keys, began)
+                raise
+        except Exception as error:
+            diary.failed(error)
+            return Door(OwnerTerms(deployed=True)).told(error)
     return {}
 
 
@@ -140,7 +144,7 @@ class Invitation:
         )
 
 
-def _take_part(invitation: Invitation, keys: NodeKeys, terms: OwnerTerms) -> None:
+def _take_part(invitation: Invitation, keys: NodeKeys, terms: OwnerTerms, diary: Diary) -> None:
     scenario, number = invitation.scenario, invitation.number
     data, parts = _load(invitation, keys)
     states = state_folder(keys, invitation.run)
@@ -150,18 +154,23 @@ def _take_part(invitation: Invitation, keys: NodeKeys, terms: OwnerTerms) -> Non
         part = 0 if keys.data else number
         edge: EdgeClient = data.build(parts, number, part, terms, invitation.run)
     with closing(edge.release):
+        with about("keys"):
+            diary.accepted(edge.door, _data(keys), data.used, keys.limit)
         with about("server"):
             stream = StreamClient(
                 invitation.address,
                 invitation.certificate or None,
                 max_frame_bytes=scenario.link.max_frame_mib << 20,
                 give_up_s=scenario.link.give_up_s,
-                words=edge.door.told,
+                words=diary.told,
             )
         edge.report = device_report(scenario, number, stream)
         store = ClientStateStore(edge, states / edge.name, binding(scenario, invitation.run))
         opening = hello(parts, edge, invitation.token)
-        stream.serve({edge.name: store.handle}, [opening], idle_s=keys.idle_limit_s)
+        diary.leaves(opening)
+        handlers = {edge.name: diary.watched(store.handle)}
+        stream.serve(handlers, [opening], idle_s=keys.idle_limit_s)
+        diary.ended()
 
 
 def _load(invitation: Invitation, keys: NodeKeys) -> tuple[SimulatedData, EdgeParts]:
@@ -173,6 +182,11 @@ def _load(invitation: Invitation, keys: NodeKeys) -> tuple[SimulatedData, EdgePa
         )
     with about("model"):
         return data, load_parts(scenario, data.labels)
+
+
+def _data(keys: NodeKeys) -> str:
+    """Return where the owner finds the records that a run used."""
+    return str(Path(keys.data).absolute()) if keys.data else "of the scenario"
 
 
 def state_folder(keys: NodeKeys, run: str) -> Path:

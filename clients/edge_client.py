@@ -19,7 +19,15 @@ from clients.cut_layer import CutLayer, Parts, integer
 from clients.edge_model import EdgeModel
 from clients.evaluation import Evaluation
 from clients.head import ClientHead
-from clients.owner import STATISTICS, Door, Leaving, Private, PrivateSamples, together
+from clients.owner import (
+    STATISTICS,
+    Door,
+    Leaving,
+    Private,
+    PrivateSamples,
+    log_whole,
+    together,
+)
 from clients.release.base import GradientRelease
 from clients.reports import Report
 from fedlora.config import Scenario
@@ -129,6 +137,8 @@ class EdgeClient:
         try:
             return handler(frame)
         except BudgetSpentError as spent:
+            if not self.door.terms.simulated:  # the server is told the kind alone
+                log_whole(f"client {self.name} leaves the run", spent)
             self.release.close()
             return self.door.leave(self.name, frame.seq, spent)
 

@@ -18,6 +18,7 @@ import typer
 
 from fedlora import __version__
 from fedlora.commands.options import OverwriteOption
+from fedlora.commands.site import site
 from fedlora.errors import FedloraError
 from fedlora.import_path import (
     blamed_on_path,
@@ -216,6 +217,9 @@ def doctor(
         *(examine_model(model) if model else ()),
     ]
     raise typer.Exit(0 if examine(findings) else 1)
+
+
+app.command()(site)
 
 
 @app.command()

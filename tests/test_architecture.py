@@ -24,7 +24,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "commands",
         "server",
         "check",
-        "geometry lora observe participation ranks",
+        "geometry lora observe participation ranks site",
         "channel launch privacy report robust scenarios tasks",
         "config link split",
         "storage",

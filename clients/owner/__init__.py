@@ -1,6 +1,7 @@
 """The owner's side of a device: what leaves goes through its one door."""
 
 from clients.owner.charges import Charges
+from clients.owner.diary import Diary
 from clients.owner.door import Door, Leaving
 from clients.owner.origins import Origins, content
 from clients.owner.private import Private, PrivateSamples, together, width_of
@@ -16,6 +17,7 @@ __all__ = [
     "STATISTICS",
     "TEXT",
     "Charges",
+    "Diary",
     "Door",
     "Leaving",
     "Origins",

@@ -138,6 +138,26 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
 A reply through Flower that is refused holds the parts of ``leave``, its reason as ``error``.
 """
 
+_COUNTED: Final = {
+    "activation": "activations",
+    "lengths": "lengths",
+    "gradient": "gradients",
+    "head_gradient": "head",
+    "head_weight": "head",
+    "counts": "metrics",
+    "loss": "metrics",
+    "weight": "metrics",
+    "statistics": "statistics",
+}
+
+
+def counted_as(name: str) -> str:
+    """Return as what a field or tensor is counted where the owner is told what has left.
+
+    ``other`` is what depends on no record's content.
+    """
+    return _COUNTED.get(name.partition(".")[0], "other")
+
 
 def rows() -> list[tuple[str, str, str, str]]:
     """Return the table as ``docs/privacy.md`` shows it: message, part, what it depends on, how."""

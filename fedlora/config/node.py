@@ -224,6 +224,15 @@ class NodeKeys:
         return cls(**values)
 
 
+def states_folder(config: Mapping[str, Any]) -> Path:
+    """Return the ``state`` folder of a node configuration, even of one that cannot be used."""
+    named = config.get("state")
+    try:
+        return NodeKeys(state=named if isinstance(named, str) else "").states()
+    except RuntimeError:  # of the home of a user that there is not
+        return NodeKeys().states()
+
+
 def dashed(name: str) -> str:
     """Return a key as it is typed."""
     return name.replace("_", "-")

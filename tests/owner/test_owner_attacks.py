@@ -106,7 +106,8 @@ def test_a_head_that_learnt_from_labels_leaves_in_no_later_session(
         heads.append(ask(m.ROUND_END, {"weights": True}))
 
     personal = scenario("privacy.release=full", "head.share=personal")
-    assert attack(device, monkeypatch, personal, train) == {}
+    # asked for a head that has learnt, the device leaves
+    assert attack(device, monkeypatch, personal, train) == {"reason": "failed"}
     assert attack(device, monkeypatch, scenario(), fetch) == {}
     trained, initial, fetched = heads
     assert not trained.tensors

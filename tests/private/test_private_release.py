@@ -274,6 +274,7 @@ def test_a_device_refuses_noise_that_the_server_knows(
         "run": "0123456789abcdef",
     }
     node = {"scenario-data": "true", "privacy-ledger": str(tmp_path / "ledger")}
+    node["state"] = str(tmp_path / "states")
     assert take_part(session, node) == {"reason": "terms"}
     assert "privacy.insecure_noise_seed is 3" in caplog.text and "device" in caplog.text
     assert not (tmp_path / "ledger").exists()

@@ -106,6 +106,8 @@ class Deployment:
         """Start a SuperNode with its key; without data of its own it reads the scenario's."""
         if "data=" not in config:
             config += ' scenario-data="true"'
+        if "state=" not in config:
+            config += f' state="{self.states(node)}"'
         self.nodes[node] = self.start(
             f"node{node}",
             "flower-supernode",
@@ -116,6 +118,10 @@ class Deployment:
             *("--node-config", config),
             **environment,
         )
+
+    def states(self, node: int) -> Path:
+        """Return the folder where a node keeps its states, its log and its audit file."""
+        return self.folder / f"states{node}"
 
     def restart(self, node: int, config: str) -> None:
         """End a SuperNode and start it again with another configuration."""

@@ -109,7 +109,7 @@ def attack(
         def serve(self, handlers: Any, hellos: Sequence[Frame], **_: Any) -> None:
             (hello,) = hellos
             opened = ClientSession(hello.client, handlers[hello.client], hello)
-            number = 0
+            number, errors = 0, list[BaseException]()
 
             def ask(kind: str, fields: Any = None, tensors: Any = None) -> Frame:
                 nonlocal number
@@ -118,9 +118,13 @@ def attack(
                     Frame(kind, hello.client, number, fields or {}, tensors or {})
                 )
                 given = answer(opened, request, 1 << 26, self._words)
+                if given.error is not None:
+                    errors.append(given.error)
                 return decode_frame(given.data, 1 << 26)
 
             serve(ask, hello)
+            for error in errors:  # the first of them ended the session
+                raise error
 
     monkeypatch.setattr(clients.device, "StreamClient", Stream)
     text = asked if isinstance(asked, str) else scenario_to_toml(asked)

@@ -2,6 +2,7 @@
 
 from fedlora.privacy.ledger.ledger import BudgetSpentError, Ledger, Receipt, record_ids
 from fedlora.privacy.ledger.records import Book
+from fedlora.privacy.ledger.store import verified
 
 __all__ = [
     "Book",
@@ -9,4 +10,5 @@ __all__ = [
     "Ledger",
     "Receipt",
     "record_ids",
+    "verified",
 ]

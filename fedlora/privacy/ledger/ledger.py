@@ -101,6 +101,21 @@ class Ledger:
         """Let another process use the ledger, which takes no charge more; twice does no harm."""
         self._file.close()
 
+    @property
+    def path(self) -> Path:
+        """Journal file."""
+        return self._file.path
+
+    @property
+    def seq(self) -> int:
+        """Number of the last charge."""
+        return self._book.seq
+
+    @property
+    def key(self) -> str:
+        """Which ledger this is, see ``Book.key``."""
+        return self._book.key
+
     def sample_ids(self, contents: Iterable[bytes]) -> list[int]:
         """Return the identifiers of records, in order.
 

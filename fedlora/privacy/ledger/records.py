@@ -11,6 +11,7 @@ its plan counts the upload.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,11 @@ class Book:
     labels: dict[int, float] = field(default_factory=dict)
     runs: dict[str, dict[int, tuple[int, float]]] = field(default_factory=dict)
     format: str = FORMAT
+
+    @property
+    def key(self) -> str:
+        """Which ledger this is, by a digest of the key of its samples' identifiers."""
+        return hashlib.sha256(self.salt).hexdigest()[:16]
 
     def after(self, ids: Iterable[int], cost: float) -> dict[int, float]:
         """Return the sums of these samples after an upload; one named twice pays twice."""

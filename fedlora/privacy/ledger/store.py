@@ -16,11 +16,13 @@ Restoring an old copy of all three files at once is the one thing that cannot be
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ log = logging.getLogger("fedlora.edge")
 CLOCK_SLACK_S = 60.0  # what time synchronisation may set a clock back by
 
 _JOURNAL_BYTES_MIN = 1 << 20
+_LOOKS, _LOOK_PAUSE_S = 3, 0.05
 
 
 class LedgerFile:
@@ -67,7 +70,7 @@ class LedgerFile:
         self.path = path
         self._client, self._clock = client, clock
         self._writing = threading.Lock()
-        self._mark = journal.Mark(path.with_name(path.name + ".mark"))
+        self._mark = _mark_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.with_name(path.name + ".lock")
@@ -171,27 +174,13 @@ class LedgerFile:
         mark = self._mark.read()
         if not self.path.exists():
             if mark:
-                raise FedloraError(
-                    f"ledger {self.path} is gone although {mark} charges were booked; restore it, "
-                    f"or delete {self._mark.path.name} too if its samples are no longer used"
-                )
+                raise _gone(self.path, mark)
             self._mark.create()
             fresh = Book(self._client, secrets.token_bytes(16), seq=0, time=self._clock())
             journal.replace(self.path, fresh.lines())
             mark = 0
         book = Book.read(self.path)
-        if book.client != self._client:
-            raise FedloraError(
-                f"ledger {self.path} is that of client {book.client}, not {self._client}; set "
-                "another ledger path"
-            )
-        if mark is None:
-            raise FedloraError(f"{self._mark.path} is gone; restore the ledger's newest copy")
-        if mark > book.seq:
-            raise FedloraError(
-                f"ledger {self.path} ends at charge {book.seq} but charge {mark} was booked; it "
-                "was rolled back or cut short, restore its newest copy"
-            )
+        _check(self.path, book, self._client, mark)
         self._now(book)
         return book
 
@@ -201,3 +190,58 @@ class LedgerFile:
         self._journal = self.path.open("ab", buffering=0)  # or close would write what had failed
         self._bytes = self.path.stat().st_size
         self._rewrite_bytes = max(_JOURNAL_BYTES_MIN, 4 * self._bytes)
+
+
+def verified(path: Path, client: str) -> Book:
+    """Read a ledger without holding it, as a device may be using it, and check that it is whole.
+
+    Parameters
+    ----------
+    path
+        Journal file.
+    client
+        Whose ledger it has to be.
+
+    Raises
+    ------
+    FedloraError
+        When it is gone, damaged, another client's, cut short or rolled back.
+    """
+    for _ in range(_LOOKS):  # a line that is just being written looks like a damaged one
+        mark = _mark_of(path).read()
+        if not path.exists():
+            raise _gone(path, mark or 0)
+        with contextlib.suppress(FedloraError):
+            book = Book.read(path)
+            break
+        time.sleep(_LOOK_PAUSE_S)
+    else:
+        book = Book.read(path)
+    _check(path, book, client, mark)
+    return book
+
+
+def _mark_of(path: Path) -> journal.Mark:
+    return journal.Mark(path.with_name(path.name + ".mark"))
+
+
+def _gone(path: Path, mark: int) -> FedloraError:
+    return FedloraError(
+        f"ledger {path} is gone although {mark} charges were booked; restore it, or delete "
+        f"{_mark_of(path).path.name} too if its samples are no longer used"
+    )
+
+
+def _check(path: Path, book: Book, client: str, mark: int | None) -> None:
+    """Refuse a book that is another client's, or ends before what was on disk."""
+    if book.client != client:
+        raise FedloraError(
+            f"ledger {path} is that of client {book.client}, not {client}; set another ledger path"
+        )
+    if mark is None:
+        raise FedloraError(f"{_mark_of(path).path} is gone; restore the ledger's newest copy")
+    if mark > book.seq:
+        raise FedloraError(
+            f"ledger {path} ends at charge {book.seq} but charge {mark} was booked; it was rolled "
+            "back or cut short, restore its newest copy"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from fedlora.errors import FedloraError
 from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
 from fedlora.link.messages import END, LEAVE
-from fedlora.link.reasons import Words, told
+from fedlora.link.reasons import Reason, Words, told
 from fedlora.link.stream.client.session import ClientSession
 
 log = logging.getLogger("fedlora.link")
@@ -69,6 +69,8 @@ def answer(session: ClientSession, data: bytes, max_frame_bytes: int, words: Wor
             raise large
         if reply.kind == LEAVE:
             error = FedloraError(f"client {session.client} left: {told(reply.fields)}")
+            reason = Reason.read(reply.fields)
+            error.kind, error.numbers = (reason.kind, reason.numbers) if reason else ("", {})
     except FedloraError as refusal:
         error = refusal
         data = leave(request.client, request.seq, words(refusal))

@@ -1,0 +1,45 @@
+"""What a run wants of this device, told to its owner before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.config import Scenario
+from fedlora.printable import printable
+
+_MOST_CHARACTERS = 100
+
+
+def wishes(scenario: Scenario) -> Mapping[str, Any]:
+    """Return what a scenario asks of a device, as figures and words of a closed list.
+
+    Parameters
+    ----------
+    scenario
+        As the server sent it. Names of its classes and columns stay out: they may quote data.
+    """
+    policy, train = scenario.privacy, scenario.train
+    wanted: dict[str, Any] = {
+        "task": printable(scenario.task.kind, _MOST_CHARACTERS),
+        "classes": len(scenario.task.labels),
+        "max_length": scenario.task.max_length,
+        "client_front": scenario.model.client_front,
+        "client_back": scenario.model.client_back,
+        "rounds": train.rounds,
+        "steps": train.steps,
+        "batch_size": train.batch_size,
+        "embedding": train.embedding,
+        "head": scenario.head.share,
+        "report": _counts(scenario),
+        "statistics": scenario.ranks.statistics,
+    }
+    if policy.enabled:
+        wanted |= {"release": policy.release, "epsilon": policy.epsilon, "sigma": policy.sigma}
+        wanted |= {"delta": policy.delta, "activation_sigma": policy.activation_sigma}
+    return wanted
+
+
+def _counts(scenario: Scenario) -> bool:
+    """Tell whether counts over held-out records are asked for; without privacy they always are."""
+    return scenario.evaluate.report or not scenario.privacy.enabled
