@@ -183,3 +183,16 @@ def test_too_few_nodes_end_the_wait_with_a_sentence(tmp_path):
 def test_bindings_that_bind_nothing_are_refused(nodes, reason):
     with pytest.raises(FedloraError, match=reason):
         FederationConfig(clients=2, nodes=nodes)
+
+
+@pytest.mark.parametrize(("clients", "carriers"), [(5, [1, 2, 1, 2, 1]), (2, [1, 2]), (1, [1])])
+def test_a_simulation_has_the_scenarios_clients_however_many_nodes_flower_simulates(
+    tmp_path, monkeypatch, clients, carriers
+):
+    monkeypatch.setattr(fedlora.server.flower.nodes, "in_simulation", lambda: True)
+    folder = RunFolder.create(tmp_path)
+    nodes = find_nodes(Nodes(2, 1), scenario(clients=clients, min_clients=clients), folder)
+    assert nodes == [Node(carrier, client, True) for client, carrier in enumerate(carriers)]
+    said = [event["text"] for event in folder.read_events()[0]]
+    told = f"Flower simulates 2 nodes; they carry the scenario's {clients} clients"
+    assert said == ([] if clients == 2 else [told])

@@ -108,9 +108,10 @@ class Seats:
 def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
     """Ask nodes who they are until all of the federation are there.
 
-    In a simulation the nodes tell how many there are; in a deployment the scenario does. Whether
-    this is one is known here, whatever nodes say. A node that is refused fills no seat, and when
-    all who are missing may be refused ones the run begins without them.
+    In a simulation the nodes tell how many there are, and carry the scenario's clients between
+    them, however many these are; in a deployment the scenario says how many there are to be.
+    Whether this is one is known here, whatever nodes say. A node that is refused fills no seat, and
+    when all who are missing may be refused ones the run begins without them.
 
     Parameters
     ----------
@@ -161,7 +162,23 @@ def find_nodes(grid: Grid, scenario: Scenario, folder: RunFolder) -> list[Node]:
         if _is_settled(seats, config, wanted, now - latest):
             break
         time.sleep(_POLL_S if len(seats.nodes) < wanted else 0)
-    return _enough(seats.nodes, config)
+    nodes = seats.nodes
+    if any(node.simulated for node in nodes.values()):
+        nodes = _dealt([nodes[number] for number in sorted(nodes)], config.clients, folder)
+    return _enough(nodes, config)
+
+
+def _dealt(carriers: Sequence[Node], clients: int, folder: RunFolder) -> dict[int, Node]:
+    """Deal a simulation's clients to its nodes: these hand sessions on, and compute nothing."""
+    if len(carriers) != clients:
+        text = (
+            f"Flower simulates {len(carriers)} nodes; they carry the scenario's {clients} clients"
+        )
+        folder.append_event("message", text=text, level="info")
+    return {
+        client: Node(carriers[client % len(carriers)].id, client, simulated=True)
+        for client in range(clients)
+    }
 
 
 def _is_settled(seats: Seats, config: FederationConfig, wanted: int, quiet_s: float) -> bool:

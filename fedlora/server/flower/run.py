@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -39,6 +40,7 @@ log = logging.getLogger("fedlora.server")
 
 COLLECT = "query.collect"
 HOST_NAMESPACE = "fedlora"
+_POLL_S = 0.1
 _RUN = dataclasses.replace(RUN, overwrite="--run-config overwrite=true")
 
 
@@ -185,21 +187,26 @@ def _collect(
     grid: Grid, nodes: Sequence[Node], hosts: Mapping[int, str], limit_s: float
 ) -> dict[str, dict[str, Any]]:
     """In a simulation, fetch what each client's host knows of it, within so many seconds."""
-    clients = {node.id: node.client for node in nodes if node.client in hosts}
+    simulated = [node for node in nodes if node.client in hosts]
     messages = [
         Message(
-            RecordDict({RECORD: ConfigRecord({"client": client, "host": hosts[client]})}),
-            dst_node_id=node,
+            RecordDict({RECORD: ConfigRecord({"client": n.client, "host": hosts[n.client]})}),
+            dst_node_id=n.id,
             message_type=COLLECT,
         )
-        for node, client in clients.items()
+        for n in simulated
     ]
-    replies = grid.send_and_receive(messages, timeout=limit_s) if messages else ()
-    return {
-        str(clients[reply.metadata.src_node_id]): dict(reply.content[RECORD])
-        for reply in replies
-        if not reply.has_error()
-    }
+    # By message, as a node may carry several clients.
+    asked = dict(zip(grid.push_messages(messages), simulated, strict=True)) if messages else {}
+    found: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + limit_s
+    while asked and time.monotonic() < deadline:
+        for reply in grid.pull_messages(list(asked)):
+            node = asked.pop(reply.metadata.reply_to_message_id)
+            if not reply.has_error():
+                found[str(node.client)] = dict(reply.content[RECORD])
+        time.sleep(_POLL_S)
+    return found
 
 
 def _end_hosts(names: Sequence[str]) -> None:
