@@ -100,11 +100,12 @@ class RunView:
                     f"mean rank {number_text(finite(state.last.get('mean_rank')))}, "
                     f"epsilon {number_text(state.epsilon)}"
                 ),
-                (
+            ]
+            if state.totals["air_seconds"]:
+                lines.append(
                     f"air {seconds_text(state.totals['air_seconds'])}, "
                     f"{state.totals['late_deliveries']:.0f} late deliveries"
-                ),
-            ]
+                )
         counts = Counter(str(status.get("state")) for status in self._clients().values())
         lines.append(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
         return Text("\n".join(lines))

@@ -31,6 +31,8 @@ _STATISTICS = (
 """Header, name and form of the statistics of a client's text."""
 
 _NAMED = 5
+_HARDLY = 0.2
+"""Part of the adapters in time up to which the end of a run says what would help."""
 NO_PRIVACY = "no differential privacy"
 
 
@@ -48,15 +50,30 @@ def headline(summary: Mapping[str, Any]) -> str:
     if metric is None:
         return f"No evaluation was reached {done}."
     text = f"{name[:1].upper()}{name[1:]} {number_text(metric)} on held-out data {done}"
+    air = air_notice(summary)
     if before is None:
-        return f"{text}."
+        return f"{text}.{air}"
     gain = metric - before if summary.get("higher_is_better", True) else before - metric
     reference = "the same head on the frozen backbone"
     if number_text(gain).strip("-") == number_text(0.0):
-        return f"{text}, the same as {reference}."
+        return f"{text}, the same as {reference}.{air}"
     word = "better" if gain > 0 else "worse"
     difference = number_text(abs(gain))
-    return f"{text}, {difference} {word} than {reference} ({number_text(before)})."
+    return f"{text}, {difference} {word} than {reference} ({number_text(before)}).{air}"
+
+
+def air_notice(summary: Mapping[str, Any]) -> str:
+    """Say where the modelled channel let hardly any adapter through, and what would help."""
+    due = finite(summary.get("deliveries_due")) or 0
+    in_time = due - (finite(summary.get("late_deliveries")) or 0)
+    if not due or in_time > _HARDLY * due:
+        return ""
+    return (
+        f" Only {in_time:.0f} of {due:.0f} adapters arrived within channel.deadline_s, so that "
+        "clients were evaluated with old ones or none: lower the ranks (ranks.options.r, or a "
+        "strategy that follows the channel, such as greedy), or raise channel.deadline_s, "
+        "channel.bandwidth_hz or channel.snr_db."
+    )
 
 
 def result_rows(summary: Mapping[str, Any]) -> list[list[Row]]:
@@ -185,8 +202,8 @@ def _ranks_and_air(summary: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [
         ("mean rank", _optional(rank, "{:.2f}"), "over rounds, clients, projections"),
     ]
-    if not air_seconds:
-        return [*rows, ("air time", "none", "no channel modelled")]
+    if not air_seconds:  # no channel was modelled
+        return rows
     late = count_text(finite(summary.get("late_deliveries")))
     return [
         *rows,

@@ -163,8 +163,8 @@ class Summary:
     ) -> Summary:
         """Add up the rounds of ``metrics.jsonl``; see the class for the parameters.
 
-        ``wire_bytes`` (by direction), ``client_seconds`` and ``energy_joules`` are summed into
-        ``extra``.
+        ``wire_bytes`` (by direction), ``client_seconds``, ``energy_joules`` and
+        ``deliveries_due`` (adapters that were to arrive) are summed into ``extra``.
         """
 
         def total(key: str) -> float:
@@ -208,6 +208,11 @@ class Summary:
                 "wire_bytes": wire_bytes,
                 "client_seconds": total("client_seconds"),
                 "energy_joules": total("energy_joules"),
+                "deliveries_due": sum(
+                    own.get("delivered") is not None
+                    for record in rounds
+                    for own in (record.get("clients") or {}).values()
+                ),
                 **(extra or {}),
             },
         )

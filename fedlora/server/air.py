@@ -51,6 +51,9 @@ class Air:
         Whether adapters are delivered over the air, so that a client has what arrived.
     purpose
         What the exchanges of the moment are for.
+    radio
+        Whether there is a radio to reckon with. In a deployment whose scenario says nothing of a
+        channel there is none: only bits are booked, and reports name no channel.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -59,6 +62,7 @@ class Air:
         self.ledger = AirLedger(self.channel)
         self.enabled = self.config.deliver_every > 0
         self.purpose: Purpose = "train"
+        self.radio = True
         self._scheduler = build_scheduler(
             scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed
         )
@@ -87,6 +91,8 @@ class Air:
             When the client reports no rate, although the scenario rests on it, or not what its
             channel model lets it know.
         """
+        if not self.radio:  # a device of an earlier release reports the default's
+            return dataclasses.replace(report, channel=None)
         state = report.channel
         if state is None:
             if not self.channel.measured:
@@ -271,26 +277,27 @@ class Air:
         row = self.row(round_, client)
         if row is None:
             return ClientRecord()
-        return ClientRecord(
+        record = ClientRecord(
             bits_up=sum(row.bits["up"].values()),
             bits_down=sum(row.bits["down"].values()),
             adapter_bits=row.bits["down"]["adapter"],
             delivered=row.delivered,
-            air_seconds=row.air_seconds,
-            energy_joules=self.ledger.energy_joules(row),
         )
+        if self.radio:
+            record["air_seconds"] = row.air_seconds
+            record["energy_joules"] = self.ledger.energy_joules(row)
+        return record
 
     def round_record(self, round_: int) -> RoundRecord:
         """Return the ledger's part of a round record."""
         totals = self.ledger.totals(round_ - 1)
-        return RoundRecord(
-            bits=totals["bits"],
-            wire_bytes=totals["wire_bytes"],
-            air_seconds=totals["air_seconds"],
-            client_seconds=totals["client_seconds"],
-            energy_joules=totals["energy_joules"],
-            late_deliveries=totals["late_deliveries"],
-        )
+        record = RoundRecord(bits=totals["bits"], wire_bytes=totals["wire_bytes"])
+        if self.radio:
+            record["air_seconds"] = totals["air_seconds"]
+            record["client_seconds"] = totals["client_seconds"]
+            record["energy_joules"] = totals["energy_joules"]
+            record["late_deliveries"] = totals["late_deliveries"]
+        return record
 
 
 def _told(state: ChannelState) -> tuple[bool, bool, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora.check import check_plugins, check_server
-from fedlora.config import Scenario, scenario_to_toml, with_overrides
+from fedlora.config import ChannelConfig, DataConfig, Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError, NoClientsLeft
 from fedlora.import_path import plugin_folders, put_bundles_last
 from fedlora.launch.working_folder import go_where_started, is_told
@@ -88,16 +89,33 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
     put_bundles_last()  # and the ClientApp is loaded, at which Flower puts its bundle first again
     check_plugins(scenario)
     scenario = _sized(scenario, len(nodes))
-    folder.write_scenario(scenario_to_toml(scenario))
+    deployed = not all(node.simulated for node in nodes)
+    folder.write_scenario(resolved(scenario, deployed=deployed))
     hosts = _edge_hosts(scenario, nodes, run_id)
     with observed(folder, scenario) as recorder:
         server = ServerRun(scenario, recorder)
+        server.air.radio = not deployed or scenario.channel != ChannelConfig()
         recorder.clients = server.clients
         try:
             results = _train(grid, server, nodes, hosts, folder)
         finally:
             _end_hosts(sorted(set(hosts.values())))
     write_results(folder, server, results)
+
+
+def resolved(scenario: Scenario, *, deployed: bool) -> str:
+    """Return a scenario as TOML, in a deployment without the defaults of data and radio.
+
+    There devices read their own data and no channel is modelled; a resume reads the same of it.
+    """
+    text = scenario_to_toml(scenario)
+    if not deployed:
+        return text
+    left_out = {"channel"} if scenario.channel == ChannelConfig() else set()
+    left_out |= {"data"} if scenario.data == DataConfig() else set()
+    blocks = re.split(r"(?m)^(?=\[)", text)
+    named = [re.match(r"\[([a-z_]+)", block) for block in blocks]
+    return "".join(b for b, n in zip(blocks, named, strict=True) if not n or n[1] not in left_out)
 
 
 def _in_bundle(scenario: str) -> str:
