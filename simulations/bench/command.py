@@ -80,7 +80,7 @@ def measure(
         raise FedloraError(f"no experiment's name begins with {only!r}; there are {names}")
     absent = [e for e in chosen if not settings.tiny and not is_here(e.model)]
     for experiment in absent:
-        console.print(f"{experiment.name} is left out: its model is not on this machine")
+        console.print(f"{experiment.name} is left out: its model or data is not on this machine")
     chosen = [e for e in chosen if e not in absent]
     columns = (
         TextColumn("{task.description}"),
@@ -117,7 +117,9 @@ def _events(group: list[Experiment], settings: Settings, folder: str) -> Iterato
     """Run experiments in a process with their allocator, and yield what it says."""
     names = [experiment.name for experiment in group]
     order = {"names": names, "settings": asdict(settings), "folder": folder}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    # As in simulations: on a machine that others use, too, a thread that spins holds up the rest.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     if group[0].no_mmap:
         environment |= NO_MMAP_ENVIRONMENT
     ended = 0

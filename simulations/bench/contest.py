@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 
 from fedlora.report import RoundRecord
 from simulations.bench.unsplit import Baseline
@@ -27,12 +27,24 @@ class Contest:
         Steps after them that are.
     tick
         Called after each step.
+
+    Attributes
+    ----------
+    baselines
+        Who goes in between, by name.
+    others_rows
+        Baselines that train on rows of their own, whose loss is another.
+    tokens_of
+        Tokens of a participant's last step; by default all have as many.
     """
 
     def __init__(self, warm_up: int, pairs: int, tick: Callable[[], None]) -> None:
-        self.baselines: Mapping[str, Baseline] = {}
+        self.baselines: dict[str, Baseline] = {}
         self.seconds: list[dict[str, float]] = []
         self.loss_difference = 0.0
+        self.others_rows: Collection[str] = ()
+        self.tokens_of: Callable[[str], int] = lambda _: 1
+        self._tokens: list[dict[str, int]] = []
         self._counted = range(warm_up + 1, warm_up + pairs + 1)
         self._tick = tick
         self._mark = time.perf_counter()
@@ -48,9 +60,11 @@ class Contest:
             begun = time.perf_counter()
             theirs = baseline.step(number - 1)
             pair[name] = time.perf_counter() - begun
-            self.loss_difference = max(self.loss_difference, abs(loss - theirs) / abs(theirs))
+            if name not in self.others_rows:
+                self.loss_difference = max(self.loss_difference, abs(loss - theirs) / abs(theirs))
         if number in self._counted:
             self.seconds.append(pair)
+            self._tokens.append({name: self.tokens_of(name) for name in pair})
         self._tick()
         self._mark = time.perf_counter()
 
@@ -60,7 +74,7 @@ class Contest:
     def ratio_quartiles(self, name: str, baseline: str) -> tuple[float, float]:
         """Return the first and third quartile of ``speed_ratio`` over the pairs."""
         first, _, third = statistics.quantiles(
-            [pair[baseline] / pair[name] for pair in self.seconds], n=4, method="inclusive"
+            self._ratios(name, baseline), n=4, method="inclusive"
         )
         return first, third
 
@@ -68,6 +82,18 @@ class Contest:
         """Return the median duration of one participant's step."""
         return statistics.median(pair[name] for pair in self.seconds)
 
+    def tokens_per_second(self, name: str) -> float:
+        """Return the median speed of one participant."""
+        pairs = zip(self._tokens, self.seconds, strict=True)
+        return statistics.median(tokens[name] / seconds[name] for tokens, seconds in pairs)
+
     def speed_ratio(self, name: str, baseline: str) -> float:
         """Return how many times as fast as a baseline a participant is: above 1, it is faster."""
-        return statistics.median(pair[baseline] / pair[name] for pair in self.seconds)
+        return statistics.median(self._ratios(name, baseline))
+
+    def _ratios(self, name: str, baseline: str) -> list[float]:
+        """Return the ratio of tokens a second in each pair."""
+        return [
+            (tokens[name] / seconds[name]) / (tokens[baseline] / seconds[baseline])
+            for tokens, seconds in zip(self._tokens, self.seconds, strict=True)
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from simulations.bench import edge, robust, scale
+from simulations.bench import edge, robust, scale, text
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
 from simulations.bench.settings import Settings
@@ -28,7 +28,7 @@ class Experiment:
     Attributes
     ----------
     kind
-        ``speed``, ``edge``, ``scale``, ``robust`` or ``stream``.
+        ``speed``, ``text``, ``edge``, ``scale``, ``robust`` or ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -66,6 +66,13 @@ def experiments(settings: Settings) -> list[Experiment]:
                 ),
                 Experiment("speed", model, speed_over_tls, contest_steps, f"tls.{malloc}", without),
             ]
+    for name in settings.text_scenarios:
+        for malloc in (MALLOC_DEFAULT, MALLOC_NO_MMAP):
+            without = malloc == MALLOC_NO_MMAP
+            setting = f"in_process.{malloc}"
+            found.append(
+                Experiment("text", name, text.text_in_process, text.ticks, setting, without)
+            )
     found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
     for model in settings.scale_models:
         found.append(Experiment("scale", model, scale.many_clients, scale.ticks))

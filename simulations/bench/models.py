@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fedlora.errors import FedloraError
+from fedlora.scenarios import find_scenario, scenario_names
 from fedlora.split import resolve_path
 
 GPT2_VOCABULARY = 50_257
@@ -19,11 +20,14 @@ PATHS = {"minilm": MINILM, "decoder": DECODER, "tinystories": TINYSTORIES}
 
 
 def is_here(name: str) -> bool:
-    """Tell whether what is to be measured is on this machine; random weights always are."""
-    if name not in PATHS:
-        return True
+    """Tell whether a model, or a scenario's model and data, is here; random weights always are."""
     try:
-        resolve_path(PATHS[name], "model folder", "model.path")
+        if name in PATHS:
+            resolve_path(PATHS[name], "model folder", "model.path")
+        elif name in scenario_names():
+            scenario = find_scenario(name)
+            resolve_path(scenario.model.path, "model folder", "model.path")
+            resolve_path(scenario.data.train, "data", "data.train")
     except FedloraError:
         return False
     return True

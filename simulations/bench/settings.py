@@ -19,6 +19,8 @@ class Settings:
         Timed steps of each contest, and steps before them.
     speed_clients, speed_rows, speed_length
         Size of a step in the experiments on speed.
+    text_scenarios
+        Whose texts are trained on as they are.
     edge_rows, edge_length
         Size of a client's batch in the experiments on memory.
     scale_clients, scale_rows, scale_length, scale_hosts
@@ -37,6 +39,7 @@ class Settings:
     speed_clients: int = 4
     speed_rows: int = 4
     speed_length: int = 128
+    text_scenarios: tuple[str, ...] = ("sst2-minilm", "agnews-minilm", "e2e-tinystories")
     edge_rows: int = 4
     edge_length: int = 64
     scale_clients: int = 64
@@ -59,6 +62,7 @@ QUICK = Settings(
     speed_clients=1,
     speed_rows=2,
     speed_length=16,
+    text_scenarios=("sst2-minilm",),
     edge_rows=2,
     edge_length=16,
     scale_clients=4,

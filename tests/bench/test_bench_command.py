@@ -28,6 +28,7 @@ UNITS = {
     "imported",
 }
 CONTEST = {"split", "unsplit", "split_to_unsplit", "loss_difference"}
+TEXT = {"split", "padded", "sorted", "split_to_padded", "split_to_sorted", "loss_difference"}
 IN_TURN = {"in_turn", "split_to_in_turn", "in_turn_to_unsplit"}
 MALLOCS = ("default_malloc", "malloc_without_mmap")
 OTHERS = {
@@ -63,6 +64,7 @@ def expected_names() -> set[str]:
             speed |= {prefix + name for name in CONTEST | IN_TURN}
         prefix = f"speed.gpt2.tls.{malloc}.rows_{QUICK.speed_rows}."
         speed |= {prefix + name for name in CONTEST}
+        speed |= {f"text.sst2-minilm.in_process.{malloc}.{name}" for name in TEXT}
     return speed | OTHERS
 
 
