@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
 from fedlora.server.unfinished import summarise_rounds
 from fedlora.storage.outputs import dated_folder
+from fedlora.storage.state import RoundStates
 
 
 def run_simulation(
@@ -106,6 +108,7 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         text = "interrupted by the user" if by_user else "whoever read its output has gone"
         folder.append_event("done", status="interrupted", text=text)
         _keep_partial(folder)
+        console.print(_going_on(folder), markup=False, highlight=False, soft_wrap=True)
         raise
     if status != "finished":
         how = f"({told})" if told else "without a word"
@@ -125,6 +128,13 @@ def _with_plugins(scenario: Scenario) -> Scenario:
     if scenario.python_path or not folders:
         return scenario
     return dataclasses.replace(scenario, python_path=folders[0])
+
+
+def _going_on(folder: RunFolder) -> str:
+    """Say how an interrupted run is gone on with."""
+    if RoundStates(folder.checkpoint).rounds():
+        return f"go on with it by: fedlora resume {shlex.quote(str(folder.path))}"
+    return f"no round was finished, so there is nothing to go on from; files: {folder.path}"
 
 
 def _keep_partial(folder: RunFolder) -> None:

@@ -18,7 +18,7 @@ _MISSING = (
     "observe.prometheus_port is set and prometheus_client is not installed; install "
     "fedlora[prometheus], or set it to 0"
 )
-STATES = ("connected", "late", "lost")
+STATES = ("connected", "awaited", "late", "lost")
 
 Sample = tuple[Mapping[str, str], float | None]
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
+from fedlora.checks import finite
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 from fedlora.observe.observer import Observer
 from fedlora.observe.status import ClientStatus, RunState
-from fedlora.report import RoundRecord, RunFolder
+from fedlora.report import RoundRecord, RunFolder, number_text
+
+log = logging.getLogger("fedlora.server")
+_FIELDS = ("step", "train_loss", "loss", "metric", "mean_rank", "seconds", "late_deliveries")
+"""Of a round, what the log says; the rest is in ``metrics.jsonl``."""
 
 
 class ObservedFolder:
@@ -37,6 +45,7 @@ class ObservedFolder:
         self._every_s = status_every_s
         self._observers = observers
         self._written = 0.0
+        self._writing = threading.Lock()
 
     def append_event(self, event: str, /, **fields: object) -> None:
         """See ``Recorder``."""
@@ -45,6 +54,8 @@ class ObservedFolder:
         self.state.apply(told)
         if time.monotonic() - self._written >= self._every_s:
             self.write_status()
+        if event == "phase":
+            log.info("%s", ", ".join(f"{key} {value}" for key, value in fields.items()))
         for observer in self._observers:
             observer.on_event(self.state, told)
 
@@ -52,14 +63,36 @@ class ObservedFolder:
         """See ``Recorder``."""
         self.folder.append_round(record)
         self.state.note_round(record)
+        told = (f"{key} {_told(record.get(key))}" for key in _FIELDS if key in record)
+        lost = ", ".join(map(str, record.get("lost") or ()))
+        log.info(
+            "round %s ended: %d clients, %s%s",
+            record.get("round"),
+            len(record.get("clients") or {}),
+            ", ".join(told),
+            f", lost {lost}" if lost else "",
+        )
         for observer in self._observers:
             observer.on_round(self.state, record)
 
     def write_status(self) -> None:
         """Replace ``status.json`` by the state of this moment."""
-        self.state.clients = self.clients()
-        self.folder.write_status({"time": time.time(), "clients": self.state.clients})
-        self._written = time.monotonic()
+        with self._writing:
+            self.state.clients = self.clients()
+            self.folder.write_status({"time": time.time(), "clients": self.state.clients})
+            self._written = time.monotonic()
+
+    def keep_status(self, over: threading.Event) -> None:
+        """Write it also where nothing happens, as while a device is waited for; until told."""
+        while not over.wait(self._every_s):
+            # Meanwhile clients may come and go, or the disk be full: the next round says so.
+            with suppress(RuntimeError, FedloraError):
+                if time.monotonic() - self._written >= self._every_s:
+                    self.write_status()
+
+
+def _told(value: object) -> str:
+    return str(value) if isinstance(value, int) else number_text(finite(value))
 
 
 @contextmanager
@@ -82,7 +115,14 @@ def observed(folder: RunFolder, scenario: Scenario) -> Iterator[ObservedFolder]:
 
             observers.append(stack.enter_context(prometheus(scenario)))
         recorder = ObservedFolder(folder, config.status_every_s, observers)
+        over = threading.Event()
+        keeper = threading.Thread(
+            target=recorder.keep_status, args=(over,), name="fedlora-status", daemon=True
+        )
+        keeper.start()
         try:
             yield recorder
         finally:
+            over.set()
+            keeper.join()
             recorder.write_status()

@@ -13,7 +13,8 @@ from fedlora.report.progress import PhaseProgress
 class ClientStatus(TypedDict, total=False):
     """One client at one moment.
 
-    ``state`` is ``connected``, ``late`` (it owes an answer) or ``lost``, ``reason`` why it is lost;
+    ``state`` is ``connected``, ``awaited`` (it owes an answer for seconds), ``late`` (the
+    step went on without it) or ``lost``, ``reason`` why it is lost;
     ``last_seen`` the time of its last frame, in seconds since the epoch; ``misses`` the deadlines
     that it has missed in this round and the times it was lost in the run; ``wire_up`` and
     ``wire_down`` bytes since the run began; ``answer_seconds`` from the last request to its answer.

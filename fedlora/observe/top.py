@@ -14,8 +14,10 @@ from fedlora.observe.status import ClientStatus, RunState
 from fedlora.report import ABSENT, RunFolder, bits_text, count_text, number_text, seconds_text
 
 _HEADER_LINES = 8
-_WHERE_TOLD = ("epsilon", "misses", "reason")  # columns that are left out where they are empty
-_STYLES = {"connected": "green", "late": "yellow", "lost": "red"}
+_WHERE_TOLD = ("epsilon", "misses")  # columns that are left out where they are empty
+_STYLES = {"connected": "green", "awaited": "yellow", "late": "yellow", "lost": "red"}
+_QUIET_S = 10.0
+"""After so long without an event it is looked whether a process still works on the run."""
 
 
 class RunView:
@@ -73,11 +75,43 @@ class RunView:
         height
             Lines that there are; clients who are fine are left out first.
         """
-        return Group(self._header(now), self._table(now, height))
+        reasons = self._reasons(height)
+        room = None if height is None else max(2, height - _HEADER_LINES - 1 - len(reasons))
+        return Group(self._header(now), self._table(now, room), *reasons)
+
+    def _reasons(self, height: int | None) -> list[Text]:
+        """Return why clients are lost, below the table, whose columns would have no room."""
+        found = [
+            (client, str(own["reason"]))
+            for client, own in self._clients().items()
+            if own.get("reason")
+        ]
+        most = len(found) if height is None else max(1, height // 4)
+        kept = found if len(found) <= most else found[: most - 1]
+        lines = [
+            Text(
+                f"client {client}: {reason}",
+                no_wrap=height is not None,
+                overflow="fold" if height is None else "ellipsis",
+            )
+            for client, reason in kept
+        ]
+        if len(kept) < len(found):
+            lines.append(Text(f"and {len(found) - len(kept)} more in status.json"))
+        return lines
+
+    def _doing(self, now: float) -> str:
+        """Say how the run ended, or whether a process still works on it."""
+        if self.outcome:
+            return self.outcome
+        quiet_s = now - self.folder.events.stat().st_mtime if self.folder.events.is_file() else 0.0
+        if quiet_s < _QUIET_S or self.folder.is_held():
+            return "going on"
+        return f"stopped: no process works on it; fedlora resume {self.folder.path} goes on with it"
 
     def _header(self, now: float) -> Text:
         state, phase = self.state, self.state.phase
-        lines = [f"{self.folder.path}  {self.outcome or 'going on'}"]
+        lines = [f"{self.folder.path}  {self._doing(now)}"]
         if phase is None:
             lines.append("no step yet")
         else:
@@ -117,10 +151,9 @@ class RunView:
             known.setdefault(client, ClientStatus())
         return known
 
-    def _table(self, now: float, height: int | None) -> Table:
+    def _table(self, now: float, room: int | None) -> Table:
         clients = self._clients()
         shown = list(clients)
-        room = None if height is None else max(1, height - _HEADER_LINES - 1)
         if room is not None and len(shown) > room:
             shown.sort(key=lambda c: clients[c].get("state") == "connected")
             shown = shown[: room - 1]
@@ -132,10 +165,9 @@ class RunView:
             if name not in _WHERE_TOLD or any(row[name] for row in rows)
         ]
         for name in columns:
-            text = name in ("client", "state", "reason")
+            text = name in ("client", "state")
             table.add_column(name, justify="left" if text else "right", no_wrap=True)
         for row in rows:
-            # plain text: a reason comes from a client and is no markup
             table.add_row(*(Text(row[n], style=_STYLES.get(row[n], "")) for n in columns))
         if len(shown) < len(clients):
             table.add_row("…", f"{len(clients) - len(shown)} more")
@@ -158,7 +190,6 @@ class RunView:
             "metric": number_text(finite(record.get("metric"))),
             "epsilon": "" if epsilon is None else number_text(epsilon),
             "misses": count_text(misses) if misses else "",
-            "reason": str(status.get("reason") or ""),
         }
 
 

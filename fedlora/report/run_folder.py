@@ -22,6 +22,7 @@ from fedlora.report.summary import Summary
 from fedlora.storage.files import (
     append_line,
     explained,
+    is_locked,
     json_line,
     lock_file,
     read_lines,
@@ -249,6 +250,10 @@ class RunFolder:
             formatter or LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
         )
         return handler
+
+    def is_held(self) -> bool:
+        """Tell whether a process works on the run: who started it, or the one that trains."""
+        return is_locked(self.events) or is_locked(self.writer_lock)
 
     def _hold(self) -> None:
         """Keep others out: who starts a run holds its events, the process that trains its lock.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
@@ -9,8 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from fedlora.cli import main
 from fedlora.config import Scenario, with_overrides
@@ -19,6 +23,7 @@ from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
 from fedlora.observe.top import RunView
 from fedlora.report import RunFolder
+from fedlora.server.exchange.watch import Watch
 
 
 def samples(text: str) -> dict[str, float]:
@@ -117,7 +122,8 @@ def test_top_shows_a_finished_run(watched, capsys, monkeypatch):
     assert "finished" in text and "steps/s" in text
     assert "3 connected, 1 lost" in text
     line = next(line for line in text.splitlines() if line.startswith("3  "))
-    assert "lost" in line and "client 3 went [red]out[/red] of reach" in line
+    assert "lost" in line
+    assert "client 3: client 3 went [red]out[/red] of reach" in text
     record = watched.folder.read_metrics()[-1]["clients"]["0"]
     first = next(line for line in text.splitlines() if line.startswith("0  "))
     assert f"{record['mean_rank']:.3f}" in first and f"{record['rate_bps'] / 1e6:.3g}" in first
@@ -159,6 +165,70 @@ def test_top_leaves_out_clients_who_are_fine_where_there_is_no_room(watched):
     table = view.render(time.time(), height=11).renderables[1]
     assert next(iter(table.columns[0].cells)).plain == "3"
     assert list(table.columns[1].cells)[-1] == "3 more"
+
+
+def test_a_lost_device_costs_no_column_on_80(watched):
+    view = RunView(watched.folder)
+    view.poll()
+    view.state.clients["3"]["reason"] = "it went out of reach " * 20
+    console = Console(width=80, file=io.StringIO())
+    console.print(view.render(time.time(), height=24))
+    lines = console.file.getvalue().splitlines()
+    head = next(line for line in lines if line.startswith("client "))
+    for name in ("state", "seen", "answer ms", "up MB", "down MB", "rank", "metric", "misses"):
+        assert name in head
+    assert all(len(line) <= 80 for line in lines)
+    assert [line for line in lines if line.startswith("client 3: it went out of reach")]
+
+
+def test_a_run_whose_processes_were_killed_is_not_going_on(watched, tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    events = [json.loads(line) for line in watched.folder.events.read_text().splitlines()]
+    for event in events:
+        if event["event"] != "done":
+            folder.append_event(
+                event.pop("event"), **{k: v for k, v in event.items() if k != "time"}
+            )
+
+    def first_line(later_s: float) -> str:
+        view = RunView(folder)
+        view.poll()
+        return view.render(time.time() + later_s).renderables[0].plain.splitlines()[0]
+
+    assert first_line(91.0).endswith("going on")
+    folder._lock.close()
+    assert first_line(0.0).endswith("going on")  # it may be about to be taken up
+    assert f"stopped: no process works on it; fedlora resume {folder.path}" in first_line(91.0)
+
+
+def test_a_client_that_is_waited_for_is_not_shown_as_connected():
+    cohort = SimpleNamespace(
+        clients={"0": 1, "1": 1}, lost={}, late=set(), times_lost=Counter(), misses=Counter()
+    )
+    cohort_type = type("Cohort", (), {"__contains__": lambda _, c: c in cohort.clients})
+    watched_cohort = cohort_type()
+    watched_cohort.__dict__.update(cohort.__dict__)
+    now = [100.0]
+    watch = Watch(lambda *_: None, clock=lambda: now[0])
+    for client in ("0", "1"):
+        watch.book(client, "down", {}, 1)
+    now[0] += 1.0
+    watch.book("0", "up", {}, 1)
+    states = {c: own["state"] for c, own in watch.snapshot(watched_cohort).items()}
+    assert states == {"0": "connected", "1": "connected"}
+    now[0] += 10.0
+    states = {c: own["state"] for c, own in watch.snapshot(watched_cohort).items()}
+    assert states == {"0": "connected", "1": "awaited"}
+
+
+def test_the_log_tells_phases_and_rounds(watched, tmp_path, caplog):
+    caplog.set_level("INFO", logger="fedlora")
+    folder = RunFolder.create(tmp_path / "run")
+    with observed(folder, Scenario()) as recorder:
+        recorder.append_event("phase", name="train", rounds=1, steps=2, clients=3)
+        recorder.append_round(watched.folder.read_metrics()[0])
+    assert "name train, rounds 1, steps 2, clients 3" in caplog.text
+    assert "round 1 ended: 4 clients, step 3, train_loss" in caplog.text
 
 
 def test_top_of_no_run_is_one_sentence(tmp_path, capsys, monkeypatch):

@@ -22,6 +22,10 @@ class _Seen:
     wire_down: int = 0
 
 
+_AWAITED_S = 3.0
+"""A client that owes an answer for longer is shown as waited for."""
+
+
 class Watch:
     """Stands between the cohort and the air's ledger, and notes when frames came.
 
@@ -57,10 +61,19 @@ class Watch:
         clients = dict.fromkeys([*cohort.clients, *cohort.lost])
         return {client: self._status(client, cohort) for client in clients}
 
+    def _state(self, client: str, seen: _Seen, cohort: Cohort) -> str:
+        if client in cohort.late:
+            return "late"
+        if client not in cohort:
+            return "lost"
+        owes = seen.asked is not None and (seen.last is None or seen.last < seen.asked)
+        waited_s = self._clock() - seen.asked if owes and seen.asked is not None else 0.0
+        return "awaited" if waited_s > _AWAITED_S else "connected"
+
     def _status(self, client: str, cohort: Cohort) -> ClientStatus:
         seen = self._seen.get(client, _Seen())
         status = ClientStatus(
-            state="late" if client in cohort.late else "connected" if client in cohort else "lost",
+            state=self._state(client, seen, cohort),
             last_seen=seen.last,
             misses=cohort.times_lost[client] + cohort.misses[client],
             wire_up=seen.wire_up,

@@ -89,6 +89,12 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
     put_bundles_last()  # and the ClientApp is loaded, at which Flower puts its bundle first again
     check_plugins(scenario)
     scenario = _sized(scenario, len(nodes))
+    log.info(
+        "run of scenario %s with %s, seed %d, %d rounds of %d steps; clients %s",
+        *(scenario.name, scenario.model.path, scenario.seed),
+        *(scenario.train.rounds, scenario.train.steps),
+        ", ".join(f"{n.client} (node {n.id})" for n in nodes[:20]) + (", …" * (len(nodes) > 20)),
+    )
     deployed = not all(node.simulated for node in nodes)
     folder.write_scenario(resolved(scenario, deployed=deployed))
     hosts = _edge_hosts(scenario, nodes, run_id)
@@ -270,4 +276,5 @@ def _outcome_in(folder: RunFolder) -> Iterator[None]:
         log.exception("the run failed")
         folder.append_event("done", status="failed", text=f"{type(error).__name__}: {error}")
         raise
+    log.info("the run is finished")
     folder.append_event("done", status="finished", text="")

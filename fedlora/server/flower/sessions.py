@@ -289,6 +289,7 @@ class Sessions:
             self._fail(link.client, str(error))
             link.close(str(error))  # or it would wait for requests, and keep its ledger locked
         else:
+            log.info("client %s is connected", link.client)
             self._invited.pop(link.client, None)
 
     def _poll(self) -> None:
