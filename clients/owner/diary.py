@@ -7,6 +7,7 @@ can only make it count what never left, as with the ledger.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -159,14 +160,15 @@ class Diary:
         """Return what the server is told of a failure, counted."""
         assert self._door is not None
         words = self._door.told(error)
-        self._count(sizes(words))
+        with contextlib.suppress(FedloraError):  # last words are told, counted or not
+            self._count(sizes(words))
         return words
 
     def ended(self) -> None:
         """Write down that the server has ended the session well."""
         self._over(FINISHED, {})
         log.info(
-            "%s: finished after round %d and %.0f s: %d samples; %s; %s",
+            "%s: finished after round %d and %.0f s: %d samples; bytes that left: %s; %s",
             self._who,
             self._round,
             time.monotonic() - self._began,
@@ -184,7 +186,9 @@ class Diary:
         else:
             when = f"leaves in round {self._round}" if self._round else "does not take part"
             log_whole(f"{self._who}: this device {when}", error)
-            log.info("%s: %s; %s", self._who, left_text(self._left), self._budget())
+            log.info(
+                "%s: bytes that left: %s; %s", self._who, left_text(self._left), self._budget()
+            )
         try:
             if self._door is None:
                 self._write(audit.REFUSED, kind=kind, **words)
@@ -200,7 +204,7 @@ class Diary:
         except FedloraError as error:  # the totals are in the next line that can be written
             log.error("the audit file lacks round %d: %s", self._round, error)
         log.info(
-            "%s: round %d is over after %.1f s: %d samples so far; %s; %s",
+            "%s: round %d is over after %.1f s: %d samples so far; bytes that left: %s; %s",
             self._who,
             self._round,
             seconds,

@@ -31,8 +31,9 @@ def site(
 ) -> None:
     """On a device: show what it took part in, what left it, what that cost, and whether it adds up.
 
-    Reads the audit file that the device keeps in its `state` folder, and the privacy ledgers that
-    it names; needs no server, no Flower, and changes nothing. For each invitation: who asked for
+    FOLDER is the `state` folder of the node configuration (default `~/.fedlora/states`). Reads the
+    audit file there and the privacy ledgers that it names; needs no server, no Flower, and changes
+    nothing. For each invitation: who asked for
     what, accepted or refused, records used and left out, bytes that left by kind, epsilon spent
     and left, how it ended. Then sums, budgets by data set and time, and each ledger: whether it is
     whole, and the one that was charged. Whole sentences, such as why a run was refused, are in

@@ -66,7 +66,8 @@ class NodeKeys:
         scenario may name models of installed packages (``package:``), and with ``scenario-data``
         any.
     state
-        Folder where head and optimiser are kept between rounds (``~/.fedlora/states``).
+        Folder where head and optimiser are kept between rounds, with the owner's log and audit file
+        (``~/.fedlora/states``).
     server
         ``HOST`` or ``HOST:PORT`` of the tensor stream, several separated by commas: an invitation
         to dial anything else is refused.

@@ -15,7 +15,7 @@ from fedlora.site.words import reason_text
 Event = Mapping[str, Any]
 
 GOING_ON: Final = "going on"
-KILLED: Final = "its process was killed, or lost power"
+KILLED: Final = "its process was stopped or killed, or lost power"
 
 
 @dataclass

@@ -59,7 +59,7 @@ def _session(session: Session) -> Iterator[str]:
         return
     yield f"    records    {rows_text(session.accepted['rows'])}, of {session.accepted['data']}"
     yield f"    round      {session.round}, {session.samples:,} samples"
-    yield f"    left       {left_text(session.left)}"
+    yield f"    bytes out  {left_text(session.left)}"
     after = session.ledgers[-1] if session.ledgers else None
     yield f"    privacy    {budget_text(after, session.limit)}"
     more = "; its last uploads are in the ledger" if session.state in (KILLED, GOING_ON) else ""

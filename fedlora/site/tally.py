@@ -46,6 +46,8 @@ class Tally:
         with explained(self._path):
             self._file = open_private(self._path)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.write(b" " * (2 * _SLOT_BYTES))  # so that a disk that fills stops no run
+            self._file.flush()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Put a record in the place of the one before the last.

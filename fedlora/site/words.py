@@ -55,7 +55,7 @@ def _noise(wants: Mapping[str, Any]) -> str:
 def left_text(left: Mapping[str, int]) -> str:
     """Return bytes by kind, all of them exact."""
     told = [f"{kind} {left[kind]:,}" for kind in LEFT if left.get(kind)]
-    return f"bytes that left: {', '.join(told)}" if told else "nothing left"
+    return ", ".join(told) or "none"
 
 
 def rows_text(rows: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from support.patience import patient
 
 from fedlora.privacy.accounting import upload_cost
 from fedlora.privacy.ledger import Ledger
+from fedlora.site.history import read_history
+from fedlora.site.ledgers import verify_ledgers
 from fedlora.storage.state import RoundStates
 
 E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`")
@@ -47,6 +49,9 @@ def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path,
     for folder in folders:
         states = RoundStates(folder)
         assert [round_ for round_, _ in states.readable()] == states.rounds()
+    check_audit(
+        tmp_path / "states", sum(n for who, n in found["killed"].items() if who != "engine")
+    )
 
 
 def check_result(out: Path) -> None:
@@ -67,3 +72,14 @@ def check_budget(home: Path, client: str) -> None:
     with Ledger(home / f"ledger-{client}", client) as ledger:
         for sample, times in uploads.items():
             assert ledger._book.spent[sample] >= times * upload_cost(4.0) * (1 - 1e-12)
+
+
+def check_audit(states: Path, killed: int) -> None:
+    """Hold the devices' own account against their ledgers: no line is lost, and no upload."""
+    history = read_history(states)
+    assert history.torn == 0
+    assert all(ledger.fault == "" for ledger in verify_ledgers(history.sessions))
+    open_ = [session for session in history.sessions if session.accepted and not session.over]
+    assert all(session.counted for session in open_)  # killed, and its counts are there
+    ended = [s for s in history.sessions if s.over and s.over["event"] == "interrupted"]
+    assert len(open_) + len(ended) <= killed
