@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
 from fedlora.split import DTYPES, Blocks, Checkpoint, pool_packed
 from fedlora.tasks import task_class
+
+log = logging.getLogger("fedlora.server")
 
 AdapterState = Mapping[str, torch.Tensor]
 
@@ -84,6 +87,12 @@ class SplitEngine:
             dtype=self.dtype,
             load=False,
         )
+        if not self.blocks.family.packs:
+            log.info(
+                "blocks of %s compute on rows padded to the longest: transformers' modules do not "
+                "hand the rows' lengths on",
+                checkpoint.model_type,
+            )
         self.placement = Placement(self.blocks, scenario.compute)
         self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
