@@ -17,7 +17,14 @@ import click
 import typer
 
 from fedlora import __version__
-from fedlora.commands.options import OverwriteOption
+from fedlora.commands.options import (
+    ClientOption,
+    OutOption,
+    OverwriteOption,
+    RankOption,
+    ScenarioArgument,
+    SetOption,
+)
 from fedlora.commands.site import site
 from fedlora.errors import FedloraError
 from fedlora.import_path import (
@@ -39,27 +46,6 @@ app = typer.Typer(
 
 _INTERRUPTED = 130
 _OF_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)
-
-ScenarioArgument = Annotated[
-    str,
-    typer.Argument(help="A shipped scenario (`fedlora scenarios`), or the path of a TOML file."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a scenario key, such as `train.rounds=3`."
-    ),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Run folder (default: `runs/NAME-TIME`).")
-]
-ClientOption = Annotated[
-    str | None,
-    typer.Option(help="The adapter that this client has: what was last delivered in time."),
-]
-RankOption = Annotated[
-    int | None, typer.Option(min=1, help="Use the first so many components everywhere.")
-]
 
 
 @app.command()
@@ -264,6 +250,24 @@ def slice_(
     from fedlora.commands.slice import slice_model
 
     slice_model(model, out, front, back, overwrite=overwrite)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Federated split fine-tuning of language models with LoRA, over links that fade."""
 
 
 @app.command()

@@ -142,8 +142,9 @@ class Audit:
                 "privacy.release labels randomises labels and adds no Gaussian noise"
             )
             return
-        with self.stages.stage("audit of the mechanism", 2) as advance:
-            result["mechanism"] = audit_noise(self.short, sigma, advance)
+        levels = self.effort.mechanism_levels
+        with self.stages.stage("audit of the mechanism", levels) as advance:
+            result["mechanism"] = audit_noise(self.short, sigma, advance, levels=levels)
             result["passed"] = all(found["passed"] for found in result["mechanism"])
         if self.pooled and labels.labelled(plain.uploads, PrivacyPolicy()).distances is not None:
             result["label_auc_over_sigma"] = labels.label_auc_over_sigma(

@@ -66,6 +66,7 @@ def audit(
         check_new_file(json_, "--json", overwrite=overwrite)
         raise typer.Exit(0 if audit_devices(messages, seed, json_) else 1)
     from fedlora.check import check_plugins
+    from fedlora.report import seconds_text
 
     folder = _run_folder(target)
     scenario = load_scenario(folder.scenario) if folder else find_scenario(target)
@@ -77,6 +78,15 @@ def audit(
     from simulations.audit.stages import Stages
 
     effort = Effort.quick(min(steps, 8)) if quick else Effort(steps)
+    if quick:
+        import torch
+
+        torch.set_num_threads(1)  # more of them mostly wait for each other on what is so small
+    Console(stderr=True).print(
+        f"about {seconds_text(effort.quickstart_s)} of processor time for the quickstart's model "
+        "of 0.8 M parameters, more for larger ones" + ("" if quick else "; --quick does less"),
+        highlight=False,
+    )
     with Stages(Console(stderr=True)) as stages:
         result = audit_scenario(scenario, effort, folder, stages)
     console = Console()

@@ -35,7 +35,7 @@ _DELTA = 1e-9  # below one over the samples, whatever the scenario's delta; the 
 
 
 def audit_noise(
-    scenario: Scenario, sigma: float, advance: Advance = lambda: None
+    scenario: Scenario, sigma: float, advance: Advance = lambda: None, *, levels: int = 2
 ) -> list[dict[str, Any]]:
     """Bound the privacy of a client's uploads from below, at the run's noise and at epsilon 1.
 
@@ -46,11 +46,13 @@ def audit_noise(
     sigma
         The run's noise on one upload, over the clipping norm.
     advance
-        Called after each of the two.
+        Called after each of them.
+    levels
+        How many of the two, the run's first.
     """
     delta = scenario.privacy.delta
     found = []
-    for level in (sigma, calibrate_sigma(1.0, delta, 1)):
+    for level in (sigma, calibrate_sigma(1.0, delta, 1))[:levels]:
         found.append(_fields(audit_client(scenario, level), level))
         advance()
     return found

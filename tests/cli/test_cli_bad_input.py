@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from support.patience import patient
 
+from fedlora import __version__
 from fedlora.check import check_scenario
+from fedlora.cli import main
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 
@@ -334,3 +336,10 @@ def test_process_exits_without_a_traceback(scenario, tmp_path):
     assert ended.stderr.startswith("fedlora: lora.targets names 'q_proj'")
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_version_is_printed_as_other_programs_do(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fedlora", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
