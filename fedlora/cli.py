@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +33,7 @@ from fedlora.import_path import (
     working_folder,
 )
 from fedlora.terminal import open_streams, reader_gone, silence
+from fedlora.verbs import add_plugin_verbs
 
 app = typer.Typer(
     name="fedlora",
@@ -276,25 +276,6 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def add_plugin_verbs(verb: str = "") -> None:
-    """Add the verbs of other packages.
-
-    Parameters
-    ----------
-    verb
-        Only this one is added where there is one of that name, for importing the others takes
-        seconds; help, and an unknown verb, need them all.
-    """
-    own = {
-        command.name or getattr(command.callback, "__name__", "")
-        for command in app.registered_commands
-    }
-    found = {entry.name: entry for entry in entry_points(group="fedlora.commands")}
-    wanted = {verb} if verb in own | found.keys() else found.keys()
-    for name in sorted(found.keys() & wanted - own):
-        app.command(name)(found[name].load())
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Turn a termination signal into KeyboardInterrupt, so that everything is ended in order."""
@@ -334,7 +315,7 @@ def _sheltered() -> Iterator[None]:
 def _call(arguments: list[str]) -> int:
     """Run the command line and return its status."""
     verb = arguments[0] if arguments else ""
-    add_plugin_verbs(verb)
+    add_plugin_verbs(app, verb)
     if "" in arguments[1:] and verb != "infer":  # whose texts may be empty
         raise FedloraError(
             f"an argument of fedlora {verb} is empty, as of a variable that is not set; write "

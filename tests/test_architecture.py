@@ -28,7 +28,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "channel launch privacy report robust scenarios tasks",
         "config link split",
         "storage",
-        "checks registry scaffold unicode",
+        "checks registry scaffold unicode verbs",
         "errors import_path machine printable terminal",
     ),
     "fedlora.server": (

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedlora.cli import add_plugin_verbs, app
+from fedlora.cli import app
 from fedlora.commands.keys import scenario_keys
 from fedlora.scenarios import scenario_names
+from fedlora.verbs import add_all_verbs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,7 +32,7 @@ COMMANDS = [(page.name, line) for page in PAGES for line in shown(page)]
 
 @pytest.fixture(scope="module")
 def command_line():
-    add_plugin_verbs()
+    add_all_verbs(app)
     return typer.main.get_command(app)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedlora.cli import add_plugin_verbs, app
+from fedlora.cli import app
 from fedlora.commands.run import run_simulation
 from fedlora.errors import FedloraError
 from fedlora.report import RunFolder
 from fedlora.report.run_folder import RUN
 from fedlora.storage.outputs import dated_folder
+from fedlora.verbs import add_all_verbs
 
 PRIVATE = [
     *("--set", "privacy.epsilon=8", "--set", "privacy.clip=1", "--set", "privacy.delta=1e-5"),
@@ -53,7 +54,7 @@ def filled(finished, model, scenario):
 
 
 def test_every_command_that_writes_is_tried_here():
-    add_plugin_verbs()
+    add_all_verbs(app)
     commands = typer.main.get_command(app).commands
     options = {verb: {o for p in own.params for o in p.opts} for verb, own in commands.items()}
     assert {v for v, found in options.items() if "--out" in found} - ADDS == set(FOLDERS)

@@ -1,0 +1,66 @@
+"""The verbs of other packages on the command line: entry points of ``fedlora.commands``."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import typer
+
+_GROUP = "fedlora.commands"
+
+
+def add_plugin_verbs(app: typer.Typer, verb: str = "") -> None:
+    """Add the verbs of other packages.
+
+    Parameters
+    ----------
+    app
+        The command line with its own verbs, which nothing replaces.
+    verb
+        The one that is called: it alone is imported. Otherwise, for help or for a verb that is not
+        known, none is: some take seconds, and what help says of them stands in their files.
+    """
+    own = {
+        command.name or getattr(command.callback, "__name__", "")
+        for command in app.registered_commands
+    }
+    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    for name in sorted(found.keys() - own):
+        if name == verb:
+            app.command(name)(found[name].load())
+        elif verb not in own | found.keys():
+            _add_help(app, found[name])
+
+
+def add_all_verbs(app: typer.Typer) -> None:
+    """Add the verbs of other packages as they are called, for who looks at all of their options."""
+    for entry in entry_points(group=_GROUP):
+        add_plugin_verbs(app, entry.name)
+
+
+def _add_help(app: typer.Typer, entry: EntryPoint) -> None:
+    """Add a verb of which no more is to be shown than its help."""
+    text = _docstring(entry)
+    app.command(entry.name, help=text)(_not_called if text else entry.load())
+
+
+def _not_called() -> None:
+    """Stand where a verb would be."""
+
+
+def _docstring(entry: EntryPoint) -> str:
+    """Return a function's docstring as its file has it, or nothing where that cannot be found."""
+    try:
+        spec = importlib.util.find_spec(entry.module)
+        if spec is None or not spec.origin:
+            return ""
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return ""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
+            return ast.get_docstring(node) or ""
+    return ""
