@@ -49,6 +49,8 @@ class Federation:
         Stands between a client and its link; may alter what it answers.
     terms
         What the owners of some clients allow, by the client's number; others allow everything.
+    run
+        Name of the run, by which ledgers go on with its plan; empty where it has none.
 
     Attributes
     ----------
@@ -67,11 +69,12 @@ class Federation:
         workers: int = 0,
         wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
         terms: Mapping[int, OwnerTerms] | None = None,
+        run: str = "",
     ) -> None:
         data = SimulatedData(scenario, scenario.federation.clients)
         self.parts = load_parts(scenario, data.labels)
         self.clients = [
-            data.build(self.parts, number, terms=(terms or {}).get(number))
+            data.build(self.parts, number, terms=(terms or {}).get(number), run=run)
             for number in range(scenario.federation.clients)
         ]
         self.server = ServerRun(scenario, recorder)

@@ -63,7 +63,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "simulations": (
         "train_policy",
-        "audit bench studies",
+        "audit bench fuzz studies",
         "in_process options quickstart scenarios",
     ),
 }

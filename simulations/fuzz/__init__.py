@@ -1,0 +1,1 @@
+"""Random scenarios, each refused before it trains or run and held to independent oracles."""

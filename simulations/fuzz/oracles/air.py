@@ -1,0 +1,87 @@
+"""The air ledger's bits are those that shapes come to."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from clients.batches import BatchStream
+from fedlora.config import Scenario
+from fedlora.tasks import head_trains
+from simulations.fuzz.trial import Trial
+
+
+def bits(trial: Trial) -> str | None:
+    """Hold every kind of payload to what batches, widths, codecs and ranks come to."""
+    if trial.scenario.privacy.enabled or not trial.everybody:
+        return None
+    totals = trial.federation.server.air.ledger.totals()["bits"]
+    for key, expected in (_training(trial) | _adapters(trial)).items():
+        way, kind = key
+        if totals[way][kind] != expected:
+            return f"{totals[way][kind]} bits of {kind} are booked {way}, shapes give {expected}"
+    told = sum(own["bits"]["up"]["activation"] for own in trial.run.rounds)
+    if told != totals["up"]["activation"]:
+        return f"rounds tell {told} bits of activations, the ledger {totals['up']['activation']}"
+    return ""
+
+
+def _size(codec: str, rows: int, width: int) -> int:
+    """Return the bits of rows under a codec."""
+    return rows * {"fp32": 32 * width, "bf16": 16 * width, "int8": 8 * width + 32}[codec]
+
+
+def _training(trial: Trial) -> dict[tuple[str, str], int]:
+    """Return what training takes, by direction and kind."""
+    scenario, federation = trial.scenario, trial.federation
+    found: Counter[tuple[str, str]] = Counter(
+        {("up", "activation"): 0, ("up", "gradient"): 0, ("down", "representation"): 0}
+    )
+    head = 0
+    if head_trains(scenario):
+        head = 32 * sum(p.numel() for p in federation.clients[0].head.module.parameters())
+    for number, client in enumerate(federation.clients):
+        found += _exchanges(trial, number, head)
+        if head and scenario.head.share != "personal":
+            ends = scenario.train.rounds * (scenario.head.share == "round")
+            found["up", "control"] += head * (1 + ends)
+            found["down", "control"] += head * scenario.train.rounds
+        told = (own["clients"].get(client.name, {}) for own in trial.run.rounds)
+        found["up", "control"] += 32 * sum(len(own.get("statistics", ())) for own in told)
+    return dict(found)
+
+
+def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]:
+    """Return what a client's steps take."""
+    scenario, engine = trial.scenario, trial.federation.server.engine
+    train, link = scenario.train, scenario.link
+    up, down = engine.geometry.activation_width, engine.geometry.representation_width
+    samples = trial.samples(trial.federation.clients[number])
+    stream = BatchStream(samples, train.batch_size, scenario.seed, number)
+    found: Counter[tuple[str, str]] = Counter()
+    for _ in range(train.total_steps * train.accumulate):
+        lengths = [len(samples[i].ids) for i in stream.indices()]
+        tokens, rows = sum(lengths), len(lengths) if engine.pool is not None else sum(lengths)
+        shared = head * (scenario.head.share == "step")
+        found["up", "activation"] += _size(link.activation, tokens, up)
+        found["up", "control"] += 32 * len(lengths)
+        found["up", "gradient"] += _size(link.gradient, rows, down) + shared
+        found["down", "representation"] += _size(link.representation, rows, down)
+        found["down", "control"] += shared
+        if train.embedding:
+            found["down", "representation"] += _size(link.gradient, tokens, up)
+    return found
+
+
+def _adapters(trial: Trial) -> dict[tuple[str, str], int]:
+    """Return what the delivered adapters take; nothing is said where one came too late."""
+    scenario: Scenario = trial.scenario
+    projections = trial.federation.server.engine.projections
+    total = 0
+    for record in trial.run.rounds:
+        for client in record["clients"].values():
+            if client.get("delivered") is False:
+                return {}
+            if client.get("delivered"):
+                pairs = zip(client["ranks"], projections, strict=True)
+                total += sum(rank * (p.d_in + p.d_out) for rank, p in pairs)
+    return {("down", "adapter"): scenario.channel.bits_per_parameter * total}

@@ -1,0 +1,171 @@
+"""What is exported loads in plain PEFT and gives the logits and losses that the run had."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from clients.edge_client import EdgeClient
+from fedlora.commands.export import export_run
+from fedlora.commands.infer import infer_texts
+from fedlora.server.compute.engine import ClientRows
+from fedlora.tasks import Sample
+from simulations.fuzz.models import SEPARATOR
+from simulations.fuzz.trial import Trial
+from simulations.fuzz.whole import Whole
+
+_TEXTS = (f"w9 w10 {SEPARATOR} w33", f"w50 {SEPARATOR} w77 w20 w21 w8", SEPARATOR)
+_CLIENTS = 3
+
+
+def exact(trial: Trial) -> bool:
+    """Tell whether nothing between client and server rounds or noises."""
+    scenario = trial.scenario
+    codecs = {scenario.link.activation, scenario.link.representation}
+    return (
+        scenario.model.dtype == "fp32"
+        and codecs == {"fp32"}
+        and scenario.privacy.activation_sigma is None
+    )
+
+
+def exports(trial: Trial) -> str | None:
+    """Hold exports at r_max and at one rank to the run's own logits."""
+    if not exact(trial):
+        return None
+    engine, folder = trial.federation.server.engine, _folder(trial)
+    client = trial.federation.clients[0]
+    samples = trial.samples(client)[:3]
+    for rank in (None, 1 + trial.scenario.seed % trial.scenario.lora.r_max):
+        place = trial.place / f"export-{rank}"
+        with redirect_stdout(io.StringIO()):
+            export_run(folder, place, "peft", None, rank)
+        ranks = engine.full_ranks() if rank is None else [rank] * len(engine.projections)
+        own = _split_logits(trial, client, samples, ranks)
+        other = _whole_logits(trial, client, place, samples)
+        off = float((own - other).norm() / other.norm().clamp_min(1e-9))
+        if off > 1e-4:
+            return f"logits of an export at rank {rank or 'r_max'} are off by {off:.3g} in PEFT"
+    return ""
+
+
+def told(trial: Trial) -> str | None:
+    """Hold the held-out losses that clients told to their own exports in PEFT."""
+    scenario = trial.scenario
+    hidden = scenario.privacy.enabled and not scenario.evaluate.report
+    if not exact(trial) or hidden:
+        return None
+    folder, checked = _folder(trial), False
+    last = trial.run.rounds[-1]["clients"]
+    for client in trial.federation.clients[:_CLIENTS]:
+        loss = last.get(client.name, {}).get("loss")
+        samples = trial.samples(client, held_out=True)
+        if loss is None or not samples:
+            continue
+        place = _client_export(trial, folder, client.name)
+        own = _held_out_loss(trial, client, place, samples)
+        if not math.isclose(own, loss, rel_tol=1e-3, abs_tol=1e-4):
+            return f"client {client.name} told a loss of {loss:.6g}, its export has {own:.6g}"
+        checked = True
+    return "" if checked else None
+
+
+def inferred(trial: Trial) -> str | None:
+    """Hold what ``fedlora infer`` says of an export to the same head on plain PEFT."""
+    scenario, training = trial.scenario, trial.federation.server.training
+    pooled = scenario.task.kind == "classification"
+    if pooled and training.head is None:
+        return None
+    _folder(trial)
+    place = trial.place / "export-infer"
+    with redirect_stdout(io.StringIO()) as out:
+        export_run(trial.run.folder.path, place, "peft", None, None)
+        infer_texts(place, _TEXTS, None, None, 3)
+    lines = out.getvalue().splitlines()[1:]
+    if len(lines) != len(_TEXTS):
+        return f"fedlora infer wrote {len(lines)} lines for {len(_TEXTS)} texts"
+    if not pooled or scenario.train.embedding or scenario.model.dtype != "fp32":
+        return ""
+    client, parts = trial.federation.clients[0], trial.federation.parts
+    for text, line in zip(_TEXTS, lines, strict=True):
+        ids = tuple(parts.tokenizer.encode(text, scenario.task.max_length))
+        chances = _whole_logits(trial, client, place, [Sample(ids, 0)]).softmax(-1)
+        own = float(re.findall(r"\t([01]\.\d{3})\t", line)[0])
+        if abs(own - float(chances.max())) > 0.0021:
+            return f"fedlora infer gives {own} for a text, plain PEFT {float(chances.max()):.3f}"
+    return ""
+
+
+def _folder(trial: Trial) -> Path:
+    """Return the run's folder, with its results."""
+    if "folder" not in trial.kept:
+        trial.kept["folder"] = trial.run.write().path
+    folder: Path = trial.kept["folder"]
+    return folder
+
+
+def _client_export(trial: Trial, folder: Path, client: str) -> Path | None:
+    """Return the export of a client's own adapter; None where it has none."""
+    place = trial.place / f"export-client-{client}"
+    try:
+        with redirect_stdout(io.StringIO()):
+            export_run(folder, place, "peft", client, None)
+    except ValueError as error:
+        if "delivered no adapter" in str(error):
+            return None
+        raise
+    return place
+
+
+def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whole, Any]:
+    """Return plain PEFT with an export, and the client's own embedding and head."""
+    whole = Whole(trial.scenario)
+    with torch.no_grad():
+        if trial.scenario.train.embedding:
+            whole.base.get_input_embeddings().weight.copy_(client.model.front.weight)
+        if not whole.pooled:
+            whole.base.get_output_embeddings().weight.copy_(client.head.module.weight)
+    if adapter is None:
+        return whole, whole.base
+    return whole, PeftModel.from_pretrained(whole.base, str(adapter)).eval()
+
+
+@torch.no_grad()
+def _whole_logits(
+    trial: Trial, client: EdgeClient, adapter: Path | None, samples: Sequence[Sample]
+) -> torch.Tensor:
+    whole, model = _model(trial, client, adapter)
+    out = whole.forward(model, samples)
+    return out @ client.head.module.weight.T if whole.pooled else out
+
+
+@torch.no_grad()
+def _split_logits(
+    trial: Trial, client: EdgeClient, samples: Sequence[Sample], ranks: Sequence[int]
+) -> torch.Tensor:
+    """Return logits as client and server compute them."""
+    lengths = [len(sample.ids) for sample in samples]
+    ids = torch.tensor([i for sample in samples for i in sample.ids])
+    e = client.model.front(ids, lengths)
+    rows = [ClientRows(e, lengths, ranks)]
+    z = trial.federation.server.engine.forward(rows, train=False)[0]
+    logits: torch.Tensor = client.head.module(client.model.to_head(z, lengths))
+    return logits
+
+
+@torch.no_grad()
+def _held_out_loss(
+    trial: Trial, client: EdgeClient, adapter: Path | None, samples: Sequence[Sample]
+) -> float:
+    whole, model = _model(trial, client, adapter)
+    head = client.head.module.weight if whole.pooled else None
+    loss, count = whole.loss(whole.forward(model, samples), samples, head)
+    return float(loss) / count

@@ -1,0 +1,133 @@
+"""Every epsilon that is told is within the target, and is what dp-accounting makes of the noise."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from clients.batches import BatchStream
+from clients.build import SimulatedData
+from clients.owner import OwnerTerms
+from fedlora.checks import EPSILON_MAX
+from fedlora.config import ClientLimit
+from fedlora.errors import FedloraError
+from fedlora.privacy.accounting.rdp import ORDERS
+from simulations.fuzz.trial import Run, Trial
+
+_TOLERANCE = 1e-6
+
+
+def target(trial: Trial) -> str | None:
+    """Hold every epsilon of rounds and summary to the scenario's."""
+    policy = trial.scenario.privacy
+    if policy.epsilon is None or policy.insecure_noise_seed is not None:
+        return None
+    for name, told in _told(trial).items():
+        if told is None or told > policy.epsilon * (1 + 1e-9):
+            return f"{name} is told epsilon {told}, which exceeds {policy.epsilon}"
+    return ""
+
+
+def _told(trial: Trial) -> dict[str, float | None]:
+    block = trial.federation.server.training.summary_fields()["privacy"]
+    told: dict[str, float | None] = {"the summary": block["epsilon"]}
+    for own in trial.run.rounds:
+        for client, figures in own["clients"].items():
+            if "epsilon" in figures and figures["epsilon"] is not None:
+                told[f"client {client} in round {own['round']}"] = figures["epsilon"]
+    return told
+
+
+def accounting(trial: Trial) -> str | None:
+    """Hold epsilon to dp-accounting's, from the noise of each client and how often it uploaded."""
+    scenario, policy = trial.scenario, trial.scenario.privacy
+    if (
+        not trial.noisy
+        or importlib.util.find_spec("dp_accounting") is None
+        or policy.release == "labels"
+        or (policy.spread, policy.uplink) != ("even", "coded")
+        or policy.activation_sigma is not None
+        or policy.uploads
+        or scenario.evaluate.baseline
+        or not trial.everybody
+    ):
+        return None
+    from dp_accounting import GaussianDpEvent
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
+
+    bound = exact = 0.0
+    for number, client in enumerate(trial.federation.clients):
+        sigma = trial.federation.server.training.spending.sigma(client.name)
+        event = GaussianDpEvent(sigma / 2)  # replace-one moves a clipped gradient by twice its norm
+        times = 1 if policy.release == "logits" else _most_uploads(trial, number)
+        rdp = RdpAccountant(orders=ORDERS).compose(event, times)
+        bound = max(bound, float(rdp.get_epsilon(policy.delta)))
+        pld = PLDAccountant().compose(event, times)
+        exact = max(exact, float(pld.get_epsilon(policy.delta)))
+    block = trial.federation.server.training.summary_fields()["privacy"]
+    own = block["epsilon_exact"]
+    if not exact - 1e-3 * max(1.0, exact) <= own <= exact * 1.01 + 1e-3:
+        return f"the exact epsilon is told as {own:.6g}, by dp-accounting's PLD it is {exact:.6g}"
+    if not policy.tight and abs(bound - block["epsilon"]) > _TOLERANCE * max(1.0, bound):
+        return f"epsilon is told as {block['epsilon']:.6g}, dp-accounting's RDP is {bound:.6g}"
+    return ""
+
+
+def _most_uploads(trial: Trial, number: int) -> int:
+    """Return how often the sample of a client that is uploaded most was uploaded."""
+    train = trial.scenario.train
+    samples = trial.samples(trial.federation.clients[number])
+    stream = BatchStream(samples, train.batch_size, trial.scenario.seed, number)
+    seen = [0] * len(samples)
+    for _ in range(train.total_steps * train.accumulate):
+        for place in stream.indices():
+            seen[place] += 1
+    return max(seen)
+
+
+def ledgers(trial: Trial) -> str | None:
+    """Hold a run that stopped, went on, and kept ledgers to what an unbroken one has cost.
+
+    Each sample is charged for every upload exactly once, whoever died in between.
+    """
+    scenario = trial.run.scenario
+    if not scenario.privacy.enabled or trial.scenario.evaluate.baseline or not trial.everybody:
+        return None
+    place, rounds = trial.place / "ledgers", scenario.train.rounds
+    if rounds > 1:
+        Run(scenario, place, ledgers=True).train(1 + scenario.seed % (rounds - 1))
+    again = Run(scenario, place, ledgers=True).train()
+    own, other = (
+        run.federation.server.training.spending.state_dict()["rho"] for run in (trial.run, again)
+    )
+    once = scenario.privacy.activation_sigma is not None and rounds > 1
+    for client in trial.federation.clients:
+        a, b = own[client.name], other[client.name]
+        if abs(a - b) > 1e-9 * max(a, b) and not once:  # noised activations are drawn anew
+            return f"client {client.name} is told rho {a:.9g}, in a broken run with ledgers {b:.9g}"
+    return ""
+
+
+def limits(trial: Trial) -> str | None:
+    """Hold an owner's limit to what the run told: a little more is enough, less is refused."""
+    scenario, policy = trial.scenario, trial.scenario.privacy
+    if not trial.noisy or not trial.everybody or policy.uploads or scenario.evaluate.baseline:
+        return None
+    client = trial.federation.clients[0]
+    told = trial.federation.server.training.spending.epsilon(client.name)
+    if not told or not 1e-3 < told < EPSILON_MAX / 2:
+        return None
+    data = SimulatedData(trial.run.scenario, scenario.federation.clients)
+    for part, enough in ((1.02, True), (0.9, False)):
+        limit = ClientLimit(told * part, policy.delta, tight=policy.tight)
+        terms = OwnerTerms(ledger=trial.place / f"limit-{enough}", limit=limit)
+        try:
+            data.build(trial.federation.parts, 0, terms=terms).release.close()
+        except FedloraError as error:
+            if enough:
+                most = f"a limit of {limit.epsilon:.6g}"
+                return f"a run of epsilon {told:.6g} is refused by {most}: {error}"
+        else:
+            if not enough:
+                return f"a run of epsilon {told:.6g} is allowed by a limit of {limit.epsilon:.6g}"
+    return ""
