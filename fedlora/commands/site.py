@@ -52,6 +52,7 @@ def _show(folder: Path | None, file: Path | None, last: int, *, overwrite: bool)
         file is there.
     """
     from fedlora.config.node import NodeKeys
+    from fedlora.site.audit import NAME
     from fedlora.site.history import read_history
     from fedlora.site.ledgers import verify_ledgers
     from fedlora.site.show import lines
@@ -59,8 +60,17 @@ def _show(folder: Path | None, file: Path | None, last: int, *, overwrite: bool)
     folder = (folder or NodeKeys().states()).expanduser()
     check_new_file(file, "--json", overwrite=overwrite)
     history = read_history(folder)
-    ledgers = verify_ledgers(history.sessions)
-    for line in lines(history, ledgers, last):
+    try:
+        ledgers = verify_ledgers(history.sessions)
+        text = list(lines(history, ledgers, last))
+    except FedloraError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FedloraError(
+            f"{folder / NAME} follows on itself but holds what no device writes ({error!r:.80}); "
+            "restore a copy, or move the file away and the device begins another"
+        ) from None
+    for line in text:
         typer.echo(line)
     if file is not None:
         facts = {

@@ -160,7 +160,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
     """Return a whole line's event; None for what is none."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(found, dict) and all(
         isinstance(found.get(name), str) for name in ("event", "time", "session", _AFTER)

@@ -13,6 +13,7 @@ from support.site import Server, Site
 
 from fedlora.cli import main
 from fedlora.privacy.ledger import Ledger
+from fedlora.site import audit
 from fedlora.site.tally import Tally
 
 
@@ -128,6 +129,29 @@ def test_a_damaged_line_is_named_with_the_mend(site: Site, command: Command) -> 
     path.write_bytes(path.read_bytes().replace(b'"held_out":0', b'"held_out":9'))
     said = command.refusal(site.states)
     assert "audit.jsonl is damaged before line 3" in said and "restore a copy" in said
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"event": "accepted"},
+        {"event": "accepted", "rows": 3, "data": "x"},
+        {"event": "accepted", "rows": {}, "data": "x", "ledger": {"path": 5}},
+        {"event": "ended", "how": "finished", "left": [1]},
+        {"event": "asked", "wants": [1]},
+        {"event": "ended", "how": "finished", "left": {}, "round": "many"},
+    ],
+)
+def test_a_file_that_no_device_wrote_is_refused_in_a_sentence(
+    command: Command, tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    audit.append(tmp_path / audit.NAME, {"event": "asked", "time": audit.now(), "session": "s"})
+    if odd["event"] == "ended":
+        rows = {"rows": {}, "data": "x"}
+        accepted = {"event": "accepted", "time": audit.now(), "session": "s", **rows}
+        audit.append(tmp_path / audit.NAME, accepted)
+    audit.append(tmp_path / audit.NAME, {"time": audit.now(), "session": "s", **odd})
+    assert "holds what no device writes" in command.refusal(tmp_path)
 
 
 def test_a_json_file_that_cannot_be_written_is_named(
