@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,6 +130,9 @@ class Sessions:
             way and were invited again.
         """
         limit_s = self._scenario.federation.connect_timeout_s
+        text = scenario_to_toml(self._scenario)
+        digest = hashlib.sha256(text.encode()).hexdigest()  # which each device's own log has, too
+        log.info("clients are invited with the scenario of sha256 %s", digest)
         self._invite(self._nodes)
         self._wait(lambda: not self._invited, limit_s)
         for client in sorted(self._invited, key=int):
