@@ -47,14 +47,15 @@ class Finding:
 
 def examine(further: Iterable[Finding] = ()) -> bool:
     """Print every finding of this machine and what else was found; False when one needs mending."""
+    findings = list(itertools.chain(*(check() for check in _CHECKS), further))
+    well = not any(finding.mend for finding in findings)
     table = Table("", title="fedlora doctor")
-    for name in ("what", "found", "mend"):
+    for name in ("what", "found") if well else ("what", "found", "mend"):
         table.add_column(name, overflow="fold")
-    well = True
-    for finding in itertools.chain(*(check() for check in _CHECKS), further):
+    for finding in findings:
         mark = "[red]✗[/red]" if finding.mend else "[green]✓[/green]"
-        table.add_row(mark, *map(Text, (finding.what, finding.found, finding.mend)))
-        well &= not finding.mend
+        cells = (finding.what, finding.found, *(() if well else (finding.mend,)))
+        table.add_row(mark, *map(Text, cells))
     Console().print(table)
     return well
 

@@ -109,6 +109,13 @@ def infer_texts(
 def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: str) -> _Device:
     facts = TaskFacts.of(load_scenario(folder.scenario))
     adapter, ranks = chosen_adapter(folder, client, rank)
+    summary = folder.read_summary()
+    ended = summary is not None and not summary.get("unfinished")
+    if task_class(facts.task.kind).pooled and not ended and not head_file(folder).exists():
+        raise FedloraError(
+            f"the run in {folder.path} has not ended, and its head is written at the end; go on "
+            f"with it by fedlora resume {folder.path}"
+        )
     with tempfile.TemporaryDirectory() as place:
         if any(ranks):
             adapter.save(Path(place), ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys, dashed, shown_default
@@ -79,9 +81,14 @@ def print_keys(part: str, *, node: bool = False) -> None:
         near = difflib.get_close_matches(part, [*names, *ends], n=1)
         mend = f"did you mean {ends.get(near[0], near[0])}?" if near else "leave it out to see all"
         raise FedloraError(f"no {'node' if node else 'scenario'} key contains {part!r}; {mend}")
-    table = Table("key", "default", "meaning", show_lines=True)
-    for key in found:
-        table.add_row(key.name, key.default, key.meaning)
+    table = Table(show_lines=True)
+    for heading in ("key", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for meaning, keys in itertools.groupby(found, lambda key: key.meaning):  # told once
+        same = list(keys)
+        listed = "\n".join(key.name for key in same)
+        defaults = "\n".join(key.default for key in same)
+        table.add_row(*map(Text, (listed, defaults, meaning)))
     Console().print(table)
 
 

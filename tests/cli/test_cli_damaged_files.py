@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+from fedlora.cli import main
 
 EXPORT, INFER = ["export", "RUN", "--out", "OUT"], ["infer", "RUN", "w1"]
 CLIENT = [*EXPORT, "--client", "0"]
@@ -179,3 +183,29 @@ def test_a_host_that_no_client_can_dial_is_refused(fedlora, tmp_path, host):
     assert (status, said.count("\n")) == (2, 1)
     assert "which is no name or address" in said
     assert not (tmp_path / "keys").exists()
+
+
+def test_a_run_that_has_not_ended_is_gone_on_with_before_its_head_is_asked_for(
+    fedlora, finished, tmp_path
+):
+    shutil.copytree(finished, run := tmp_path / "run")
+    (run / "head.safetensors").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    for text in (None, json.dumps(summary | {"unfinished": True})):
+        (run / "summary.json").unlink(missing_ok=True)
+        if text is not None:
+            (run / "summary.json").write_text(text)
+        status, said = fedlora("infer", run, "w1")
+        assert (status, said.count("\n")) == (2, 1)
+        assert "has not ended, and its head is written at the end; go on with it by" in said
+        assert f"fedlora resume {run}" in said
+
+
+def test_keys_that_share_a_meaning_tell_it_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fedlora", "keys", "channel.report"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().out
+    assert said.count("How old the reported channel is") == 1
+    assert "channel.report.delay_rounds" in said and "channel.report.delay_s" in said

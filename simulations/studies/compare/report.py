@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,8 @@ from simulations.studies.compare.store import CompareFolder, write_table
 from simulations.studies.compare.trial import Result
 
 _NAME_WIDTH = 14
+_NARROW: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+"""Lines that leave 80 columns to the figures."""
 
 
 def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -> None:
@@ -67,7 +70,7 @@ def _faults(results: Sequence[Result]) -> list[str]:
 
 
 def _means(rows: Sequence[Any], metric: str) -> Table:
-    table = Table(title="Mean over seeds, with half of the 95% confidence interval")
+    table = Table(**_NARROW, title="Mean over seeds, with half of the 95% confidence interval")
     for heading in ("SNR", "strategy", "seeds", "reward", metric, "Mbit", "late", "mean rank"):
         if heading == "strategy":  # folded rather than cut: options tell strategies apart
             table.add_column(heading, overflow="fold", min_width=_NAME_WIDTH)
@@ -90,7 +93,7 @@ def _means(rows: Sequence[Any], metric: str) -> Table:
 
 
 def _winners(best: Sequence[Any]) -> Table:
-    table = Table(title="Highest mean reward at each SNR; difference paired by seed")
+    table = Table(**_NARROW, title="Highest mean reward at each SNR; difference paired by seed")
     for heading in ("SNR", "winner", "second", "difference", "95% interval", "p (Holm)"):
         if heading in ("winner", "second"):
             table.add_column(heading, overflow="fold")
