@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import ClientLost, FedloraError
 from fedlora.link import messages as m
 from fedlora.report import RunFolder
-from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.member import Request, natural
 from fedlora.storage.files import lock_file, replace_file
 from fedlora.storage.state import RoundStates
 
@@ -132,6 +132,21 @@ class Checkpoints:
                     "client %s goes on from its state of round %s, not %d", client, kept, done
                 )
         training.sharing.give(list(replies))
+
+    def begin_late(self, training: Training, clients: Iterable[str]) -> None:
+        """Let clients that come when rounds are done begin with the common head.
+
+        The others wait for them no longer than for a step; see ``Cohort.exchange``. Who has kept a
+        state of this run, as a resumed one may find, goes on from that.
+        """
+        cohort, done = training.cohort, training.done
+        for client in sorted(clients, key=natural):
+            others = [other for other in cohort.clients if other != client]
+            replies = cohort.ask([client], Request(m.RESTORE, {"round": done}), others)
+            if client in replies and training.sharing.give([client], others):
+                log.info("client %s has come after round %d and takes part", client, done)
+            elif client in cohort:
+                cohort.lose(client, ClientLost(f"client {client} was late to begin"))
 
 
 def open_run(

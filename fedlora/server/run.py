@@ -124,7 +124,9 @@ class ServerRun:
         if self.scenario.privacy.enabled:
             planned = self.training.spending.note_plan(link.client, hello)
             self.training.recorder.append_event("budget", client=link.client, **planned)
-        self.cohort.add(Member(link, int(hello.fields["rows"]), int(hello.fields["held_out_rows"])))
+        rows = int(hello.fields["rows"])
+        self.training.spending.note_rows([rows])
+        self.cohort.add(Member(link, rows, int(hello.fields["held_out_rows"])))
 
     def clients(self) -> dict[str, ClientStatus]:
         """Return the state of every client at this moment."""

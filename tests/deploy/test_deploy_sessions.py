@@ -71,6 +71,9 @@ class Devices:
         self.states = states
         self.port = port  # that devices dial in place of the server's
         self.sent: list[int] = []
+        self.asked: list[int] = []  # who they are
+        self.says: dict[int, object] = {}  # which client a node says to be; 1 where it is not here
+        self.silent: set[int] = set()
         self.online = [[node.id for node in NODES]]  # at each look; the last from then on
         self._replies: list[SimpleNamespace] = []
         self._lock = threading.Lock()
@@ -78,9 +81,13 @@ class Devices:
     def push_messages(self, messages):
         names = []
         for message in messages:
-            if message.kind == "query.hello":  # client 1 alone starts again under another number
-                names.append(f"question-{message.metadata.dst_node_id}")
-                told = {"client": 1, "clients": 2}
+            if message.kind == "query.hello":
+                node = message.metadata.dst_node_id
+                names.append(f"question-{node}-{len(self.asked)}")
+                self.asked.append(node)
+                if node in self.silent:
+                    continue
+                told = {"client": self.says.get(node, 1), "clients": 2}
                 self._replies.append(
                     SimpleNamespace(
                         metadata=SimpleNamespace(reply_to_message_id=names[-1]),

@@ -125,7 +125,8 @@ class Cohort:
         log.warning("client %s leaves the run: %s", client, reason)
         member.link.close(reason)
 
-    def _lose(self, client: str, error: FedloraError) -> None:
+    def lose(self, client: str, error: FedloraError) -> None:
+        """Leave a client out; one that was lost, rather than that it erred, may return."""
         self.drop(client, str(error))
         if isinstance(error, ClientLost):
             self.may_return.add(client)
@@ -250,7 +251,7 @@ class Cohort:
         try:
             member.link.send(frame)
         except FedloraError as error:
-            self._lose(client, error)
+            self.lose(client, error)
             return False
         self._book(client, "down", frame.tensors, member.link.wire_bytes_down - before)
         return True
@@ -273,7 +274,7 @@ class Cohort:
                 self._miss(client, error)
             return None
         except FedloraError as error:
-            self._lose(client, error)
+            self.lose(client, error)
             return None
         self.late.pop(client, None)
         self._late_since.pop(client, None)
@@ -294,7 +295,7 @@ class Cohort:
         self.late[client] = kind
         silent_s = time.monotonic() - self._late_since.setdefault(client, time.monotonic())
         if silent_s > self.max_misses * self.timeout_s:
-            self._lose(client, ClientLost(f"client {client} was silent for {silent_s:.0f} s"))
+            self.lose(client, ClientLost(f"client {client} was silent for {silent_s:.0f} s"))
             return
         if isinstance(error, OutOfPatience):
             log.info("%s: %r goes on without it", error, kind)
@@ -303,7 +304,7 @@ class Cohort:
         misses = f"miss {self.misses[client]} of {self.max_misses} in this round"
         log.warning("%s to %r: %s", error, kind, misses)
         if self.misses[client] >= self.max_misses:
-            self._lose(client, ClientLost(f"{error}, {misses}"))
+            self.lose(client, ClientLost(f"{error}, {misses}"))
 
     def ask(
         self, clients: Iterable[str], request: Request, waiting: Iterable[str] = ()

@@ -84,10 +84,18 @@ class HeadSharing:
                 self.head.average(list(weights.values()), [rows[c] for c in weights])
         self.give(self._cohort.clients)
 
-    def give(self, clients: Sequence[str]) -> None:
-        """Give clients the common head, if there is one."""
-        if self.head is not None:
-            self._cohort.ask(clients, Request(m.HEAD, {}, self.head.tensors()))
+    def give(self, clients: Sequence[str], waiting: Sequence[str] = ()) -> bool:
+        """Give clients the common head, if there is one, while others may wait.
+
+        Returns
+        -------
+        bool
+            Whether all of them have it.
+        """
+        if self.head is None:
+            return True
+        request = Request(m.HEAD, {}, self.head.tensors())
+        return len(self._cohort.ask(clients, request, waiting)) == len(clients)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the head and its optimiser, for a checkpoint."""

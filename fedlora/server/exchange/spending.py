@@ -72,9 +72,9 @@ class Spending:
         return {"rho": rho, "label_epsilon": labels}
 
     def note_rows(self, rows: Iterable[int]) -> None:
-        """Take note of the clients' training rows, for the sampling rate."""
+        """Take note of clients' training rows, for the largest sampling rate."""
         batch = self._scenario.train.batch_size
-        self._rate = max((min(1.0, batch / n) for n in rows if n), default=0.0)
+        self._rate = max([self._rate, *(min(1.0, batch / n) for n in rows if n)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return each client's figures, for a checkpoint between rounds."""

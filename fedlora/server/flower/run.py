@@ -88,7 +88,6 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
     go_where_started()  # Ray is up, if this is a simulation
     put_bundles_last()  # and the ClientApp is loaded, at which Flower puts its bundle first again
     check_plugins(scenario)
-    scenario = _sized(scenario, len(nodes))
     log.info(
         "run of scenario %s with %s, seed %d, %d rounds of %d steps; clients %s",
         *(scenario.name, scenario.model.path, scenario.seed),
@@ -159,7 +158,11 @@ def _train(
         def after_round() -> None:
             keep()
             if training.done < server.scenario.train.rounds:
-                checkpoints.restore_clients(training, sessions.readmit())
+                here = sessions.readmit()
+                back = [client for client in here if client not in sessions.newcomers]
+                checkpoints.restore_clients(training, back)
+                checkpoints.begin_late(training, sessions.newcomers.intersection(here))
+                sessions.newcomers.difference_update(here)
 
         def latest() -> dict[str, Any] | None:
             state = checkpoints.latest()
@@ -183,21 +186,10 @@ def _train(
                     "the round is begun again when devices are back (%s)", server.cohort.reasons()
                 )
                 sessions.readmit()
+                sessions.newcomers.clear()  # all are told where the run stands
         server.end()
         limit_s = server.scenario.federation.connect_timeout_s
         return _collect(grid, nodes, hosts, limit_s)
-
-
-def _sized(scenario: Scenario, clients: int) -> Scenario:
-    """Return the scenario for the number of nodes that there are."""
-    federation = scenario.federation
-    if clients == federation.clients:
-        return scenario
-    drawn = federation.clients_per_round if federation.clients_per_round < clients else 0
-    return dataclasses.replace(
-        scenario,
-        federation=dataclasses.replace(federation, clients=clients, clients_per_round=drawn),
-    )
 
 
 def _edge_hosts(scenario: Scenario, nodes: Sequence[Node], run_id: int) -> dict[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,8 @@ from fedlora.link.stream.tls import create_identity
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.printable import printable
 from fedlora.server.exchange.arrivals import Arrivals
+from fedlora.server.flower.late_nodes import LateNodes
 from fedlora.server.flower.nodes import RECORD, Node
-from fedlora.server.flower.questions import Questions
 from fedlora.server.run import ServerRun
 
 log = logging.getLogger("fedlora.server")
@@ -35,7 +36,7 @@ SESSION = "train.session"
 _POLL_S = 0.2
 _SOON_S = 0.01  # between two looks for who is ready
 _LOOK_S = 5.0
-_STRANGERS_S = 15.0  # for a node that is new to say who it is
+_MOST_DOUBLINGS = 4  # of the time that a device has to connect
 _QUEUE_FRAMES = 16  # what a device that is late for two rounds is asked meanwhile
 MOST_LOSSES = 3
 """A device that was lost or late more often in a run is not invited any more."""
@@ -75,6 +76,11 @@ class Sessions:
     places
         What the invitations say of folders and hosts.
 
+    Attributes
+    ----------
+    newcomers
+        Clients that came when the run was under way, until they are told where it stands.
+
     Raises
     ------
     FedloraError
@@ -91,10 +97,11 @@ class Sessions:
         self._places = places
         self._open: dict[str, str] = {}  # client of each invitation that Flower has not answered
         self._invited: dict[str, float] = {}  # and when the invitation ends
-        self._asked: set[int] = set()  # nodes that were no client's
+        self._tries: Counter[str] = Counter()  # invitations since it was last connected
         self._refused: dict[str, str] = {}  # why this server did not admit a client
         self._tokens = TokenStore()
-        self._questions = Questions(grid)
+        self._late = LateNodes(grid, self._scenario.federation)
+        self.newcomers: set[str] = set()
         self._arrivals = Arrivals()
         server.cohort.deployed = not all(node.simulated for node in nodes)
         link = self._scenario.link
@@ -139,9 +146,17 @@ class Sessions:
             limit = f"federation.connect_timeout_s, {limit_s:g} s"
             self._fail(client, f"did not connect within {limit}", may_return=True)
         self.readmit()
+        there, wanted = len(self._server.cohort.clients), self._scenario.federation.clients
+        if there < wanted:
+            log.warning(
+                "the run begins with %d of %d clients (federation.clients); who comes later is "
+                "taken in between two rounds",
+                there,
+                wanted,
+            )
 
     def readmit(self) -> list[str]:
-        """Between two rounds: invite devices that were lost or late, and take in who is back.
+        """Between two rounds: invite devices that were lost or have come, and take in who is here.
 
         Where fewer than ``federation.min_clients`` are left the run pauses here, at most for
         ``federation.connect_timeout_s``.
@@ -149,7 +164,7 @@ class Sessions:
         Returns
         -------
         list of str
-            Clients that are back and have to be told where the run stands.
+            Clients that are back, or new, and have to be told where the run stands.
 
         Raises
         ------
@@ -159,7 +174,7 @@ class Sessions:
         least, cohort = self._scenario.federation.min_clients, self._server.cohort
         before = set(cohort.clients)
         deadline = time.monotonic() + self._scenario.federation.connect_timeout_s
-        self._invite(self._absent())
+        self._invite(self._reachable())
         self._wait(lambda: True, 0.0)
         if len(cohort.clients) < least and self._may_come():
             log.warning(
@@ -170,7 +185,7 @@ class Sessions:
             )
         while len(cohort.clients) < least and self._may_come() and time.monotonic() < deadline:
             self._wait(lambda: len(cohort.clients) >= least or not self._invited, _LOOK_S)
-            self._invite(self._absent())
+            self._invite(self._reachable())
         if len(cohort.clients) < least:
             raise FedloraError(
                 f"{len(cohort.clients)} of {len(self._nodes)} clients are connected, "
@@ -192,26 +207,24 @@ class Sessions:
             if not self._nodes[client].simulated and cohort.times_lost[client] <= MOST_LOSSES
         ]
 
-    def _absent(self) -> list[str]:
+    def _reachable(self) -> list[str]:
         """Return lost devices that can be reached now and hold no invitation that is valid.
 
-        A SuperNode that started again may have another number than before; whoever is new is
-        asked who it is.
+        So are those that come late. A SuperNode that started again may have another number.
         """
-        now = time.monotonic()
+        cohort, now = self._server.cohort, time.monotonic()
         lost = [client for client in self._lost() if self._invited.get(client, 0.0) <= now]
-        if not lost:
+        if not cohort.deployed or not (lost or self._late.due):
             return []
         online = set(self._grid.get_node_ids())
-        away = {client for client in lost if self._nodes[client].id not in online}
-        strangers = sorted(online - {node.id for node in self._nodes.values()} - self._asked)
-        if away and strangers and not self._scenario.federation.nodes:
-            self._asked.update(strangers)
-            self._questions.ask(strangers)
-            for node, client, _ in self._questions.answers_within(_STRANGERS_S):
-                if str(client) in away:
-                    self._nodes[str(client)] = Node(node, client, simulated=False)
-                    away.discard(str(client))
+        for client, node in self._late.seat(online, self._nodes, lost).items():
+            if client not in self._nodes:
+                self.newcomers.add(client)
+                cohort.lost[client] = "it has come late, and has not connected"
+                cohort.may_return.add(client)
+                lost.append(client)
+                log.info("node %d is invited as client %s, late", node.id, client)
+            self._nodes[client] = node
         return [client for client in lost if self._nodes[client].id in online]
 
     def _invite(self, clients: Iterable[str]) -> None:
@@ -232,8 +245,14 @@ class Sessions:
             # The answer to an earlier invitation tells of a session that is over.
             self._open = {m: c for m, c in self._open.items() if c not in invited}
             self._open |= dict(zip(self._grid.push_messages(messages), invited, strict=True))
-            ends = time.monotonic() + self._scenario.federation.connect_timeout_s
-            self._invited |= dict.fromkeys(invited, ends)
+            for client in invited:
+                self._invited[client] = time.monotonic() + self._valid_s(client)
+                self._tries[client] += 1
+
+    def _valid_s(self, client: str) -> float:
+        """Return how long a client may take to connect: a slow device has longer the next time."""
+        limit_s = self._scenario.federation.connect_timeout_s
+        return limit_s * 2.0 ** min(self._tries[client], _MOST_DOUBLINGS)
 
     def _invitation(self, client: str, node: Node) -> dict[str, Any]:
         link, places = self._scenario.link, self._places
@@ -242,9 +261,9 @@ class Sessions:
             "scenario": scenario_to_toml(self._scenario),
             "address": address_of(dialled(link.host, link.public_host), self._stream.port),
             "certificate": self._stream.certificate_pem or b"",
-            "token": self._tokens.grant(client, self._scenario.federation.connect_timeout_s),
+            "token": self._tokens.grant(client, self._valid_s(client)),
             "client": node.client,
-            "clients": len(self._nodes),
+            "clients": max(len(self._nodes), self._scenario.federation.clients),
             "host": places.hosts.get(node.client, ""),
             "run": places.run,
             "keep": str(places.states) if node.simulated else "",
@@ -295,6 +314,7 @@ class Sessions:
         else:
             log.info("client %s is connected", link.client)
             self._invited.pop(link.client, None)
+            del self._tries[link.client]
 
     def _poll(self) -> None:
         """Take note of the nodes whose ClientApp failed or refused."""
