@@ -265,7 +265,7 @@ def test_a_setting_that_cannot_be_trained_on_is_refused(more, message):
 def test_a_training_folder_goes_on_with_the_same_settings_alone(tmp_path):
     folder = TrainingFolder(tmp_path / "out", setting(), resume=False, plain=False)
     folder.write_references({"1000": [{"0": 1.5}]})
-    with pytest.raises(FedloraError, match="holds a training; add --resume"):
+    with pytest.raises(FedloraError, match="holds an earlier training; go on with it by --resume"):
         TrainingFolder(folder.path, setting(), resume=False, plain=False)
     for other in ({"setting": setting(price=0.3)}, {"plain": True}):
         with pytest.raises(FedloraError, match="a training with other settings"):
@@ -287,7 +287,7 @@ def test_a_training_folder_goes_on_with_the_same_settings_alone(tmp_path):
 
 def test_a_folder_with_something_else_is_not_trained_in(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(FedloraError, match="is not empty and holds no training"):
+    with pytest.raises(FedloraError, match="is not empty and holds no earlier training"):
         TrainingFolder(tmp_path, setting(), resume=True, plain=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
