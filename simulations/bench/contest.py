@@ -34,6 +34,8 @@ class Contest:
         Who goes in between, by name.
     others_rows
         Baselines that train on rows of their own, whose loss is another.
+    seconds, tokens
+        What each participant's step took and trained, for each pair.
     tokens_of
         Tokens of a participant's last step; by default all have as many.
     """
@@ -44,7 +46,7 @@ class Contest:
         self.loss_difference = 0.0
         self.others_rows: Collection[str] = ()
         self.tokens_of: Callable[[str], int] = lambda _: 1
-        self._tokens: list[dict[str, int]] = []
+        self.tokens: list[dict[str, int]] = []
         self._counted = range(warm_up + 1, warm_up + pairs + 1)
         self._tick = tick
         self._mark = time.perf_counter()
@@ -64,7 +66,7 @@ class Contest:
                 self.loss_difference = max(self.loss_difference, abs(loss - theirs) / abs(theirs))
         if number in self._counted:
             self.seconds.append(pair)
-            self._tokens.append({name: self.tokens_of(name) for name in pair})
+            self.tokens.append({name: self.tokens_of(name) for name in pair})
         self._tick()
         self._mark = time.perf_counter()
 
@@ -84,7 +86,7 @@ class Contest:
 
     def tokens_per_second(self, name: str) -> float:
         """Return the median speed of one participant."""
-        pairs = zip(self._tokens, self.seconds, strict=True)
+        pairs = zip(self.tokens, self.seconds, strict=True)
         return statistics.median(tokens[name] / seconds[name] for tokens, seconds in pairs)
 
     def speed_ratio(self, name: str, baseline: str) -> float:
@@ -95,5 +97,5 @@ class Contest:
         """Return the ratio of tokens a second in each pair."""
         return [
             (tokens[name] / seconds[name]) / (tokens[baseline] / seconds[baseline])
-            for tokens, seconds in zip(self._tokens, self.seconds, strict=True)
+            for tokens, seconds in zip(self.tokens, self.seconds, strict=True)
         ]

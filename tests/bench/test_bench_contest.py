@@ -52,6 +52,19 @@ def test_a_ratio_is_the_median_over_pairs_and_above_one_for_the_faster():
         {SPLIT: 10.0, UNSPLIT: 11.0},
         {SPLIT: 2.0, UNSPLIT: 3.0},
     ]
+    contest.tokens = [{SPLIT: 30, UNSPLIT: 30}] * 3
     assert contest.speed_ratio(SPLIT, UNSPLIT) == pytest.approx(1.5)
+    assert contest.tokens_per_second(SPLIT) == pytest.approx(15)
     assert contest.ratio_quartiles(SPLIT, UNSPLIT) == pytest.approx((1.3, 1.75))
     assert contest.median_seconds(SPLIT) == pytest.approx(2.0)
+
+
+def test_a_baseline_on_rows_of_its_own_is_compared_by_tokens_and_not_by_loss():
+    contest = Contest(0, 1, lambda: None)
+    contest.baselines = {UNSPLIT: Recited(9.0)}
+    contest.others_rows = {UNSPLIT}
+    contest.tokens_of = lambda participant: 20 if participant == UNSPLIT else 10
+    contest.append_event("step", step=1, loss=1.0)
+    assert contest.loss_difference == 0
+    contest.seconds = [{SPLIT: 1.0, UNSPLIT: 1.0}]
+    assert contest.speed_ratio(SPLIT, UNSPLIT) == pytest.approx(0.5)

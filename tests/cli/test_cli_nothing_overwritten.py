@@ -33,7 +33,7 @@ FOLDERS = {
 }
 """The commands that write a folder: what they need, and what marks a folder of theirs."""
 
-FILES = {"audit": ["RUN"], "bench": ["--quick"], "parity": ["quickstart"]}
+FILES = {"audit": ["RUN"], "bench": ["--quick"], "parity": ["quickstart"], "site": ["RUN"]}
 """The commands that write a file, with --json."""
 
 ADDS = {"poison", "certs"}

@@ -32,6 +32,7 @@ ALWAYS = {
     "bits",
     "air_seconds",
     "late_deliveries",
+    "deliveries_due",
     "mean_rank",
     "trainable_parameters",
     "untrained_rounds",

@@ -86,7 +86,7 @@ def test_the_commands_of_its_readme_check_and_compare_it(app):
     commands = {
         words[1] if words[0] == "fedlora" else words[0]: words
         for line in (app / "README.md").read_text().splitlines()
-        if (words := shlex.split(line, comments=True)) and words[0] in ("python", "fedlora")
+        if line.startswith(("python ", "fedlora ")) and (words := shlex.split(line, comments=True))
     }
     done = subprocess.run([sys.executable, *commands["python"][1:]], cwd=app, check=False)
     assert done.returncode == 0
