@@ -23,10 +23,9 @@ def add_plugin_verbs(app: typer.Typer, verb: str = "") -> None:
         The one that is called: it alone is imported. Otherwise, for help or for a verb that is not
         known, none is: some take seconds, and what help says of them stands in their files.
     """
-    own = {
-        command.name or getattr(command.callback, "__name__", "")
-        for command in app.registered_commands
-    }
+    commands = app.registered_commands
+    commands[:] = [command for command in commands if command.callback is not _not_called]
+    own = {command.name or getattr(command.callback, "__name__", "") for command in commands}
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     for name in sorted(found.keys() - own):
         if name == verb:
