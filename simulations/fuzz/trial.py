@@ -62,6 +62,8 @@ class Run:
         See ``Alter``.
     ledgers
         Whether each client keeps a ledger in ``place``.
+    devices
+        Whether clients take part as devices do, whose door allows what their owner does.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Run:
         workers: int = 1,
         alter: Alter | None = None,
         ledgers: bool = False,
+        devices: bool = False,
     ) -> None:
         self.scenario, self.place = scenario, place
         folder = place / "run"
@@ -79,13 +82,17 @@ class Run:
         self.record = FolderRecord(self.folder)
         self.checkpoints = Checkpoints(self.folder.checkpoint)
         terms = {
-            number: OwnerTerms(ledger=place / f"ledger-{number}")
+            number: OwnerTerms(ledger=self.ledger(number), deployed=devices)
             for number in range(scenario.federation.clients if ledgers else 0)
         }
         self.federation = Federation(
             scenario, self.record, workers, partial(self._handler, alter), terms, run="fuzz"
         )
         self.results: Mapping[str, Any] = {}
+
+    def ledger(self, number: int) -> Path:
+        """Return where a client's ledger is."""
+        return self.place / f"ledger-{number}"
 
     def _handler(self, alter: Alter | None, client: EdgeClient) -> Handler:
         store = ClientStateStore(client, self.checkpoints.clients / client.name)

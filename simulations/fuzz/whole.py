@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class Whole:
     ----------
     scenario
         Model and task are used.
+    folder
+        Where the model is, if not at ``model.path``.
 
     Attributes
     ----------
@@ -33,8 +36,8 @@ class Whole:
         What stands before the names of its modules in a language model.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
-        folder = model_folder(scenario.model.path)
+    def __init__(self, scenario: Scenario, folder: Path | None = None) -> None:
+        folder = folder or model_folder(scenario.model.path)
         self.scenario, self.pooled = scenario, task_class(scenario.task.kind).pooled
         causal = find_family(Checkpoint(folder)).causal
         cls = AutoModelForCausalLM if causal else AutoModel

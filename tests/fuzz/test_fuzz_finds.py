@@ -174,12 +174,11 @@ def test_an_evaluation_that_moves_the_order_of_samples_is_found(examined, monkey
     monkeypatch.setattr(EdgeClient, "__init__", noted)
     monkeypatch.setattr(Training, "_evaluate", reads_on)
     keys = {"train.rounds": 3, "compute.checkpoint": True, "compute.device_map": {"disk": "0"}}
-    found = {
-        fault.partition(":")[0]
-        for seed in range(4)
+    assert any(
+        fault.startswith(("unrelated", "unsplit"))
+        for seed in range(6)
         for fault in examined({**keys, "seed": seed}).faults
-    }
-    assert found & {"unrelated", "unsplit"}
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import torch
+
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
@@ -22,6 +24,8 @@ def repeat(trial: Trial) -> str | None:
     other = trial.again("again", workers=2)
     if not equal(other.adapter, trial.run.adapter):
         return "a second run has another adapter"
+    if not _same_heads(other, trial.run):
+        return "a second run has other heads"
     where = difference(trial.run.rounds, other.rounds)
     return f"of a second run {where}" if where else ""
 
@@ -44,8 +48,16 @@ def resume(trial: Trial) -> str | None:
         return ""
     if not equal(second.adapter, trial.run.adapter):
         return f"a run that went on after round {stop} has another adapter"
+    if not _same_heads(second, trial.run):
+        return f"a run that went on after round {stop} has other heads"
     where = difference(trial.run.rounds, first.rounds + second.rounds)
     return f"of a run that went on after round {stop} {where}" if where else ""
+
+
+def _same_heads(a: Run, b: Run) -> bool:
+    """Tell whether all clients' heads are equal bit for bit."""
+    pairs = zip(a.heads, b.heads, strict=True)
+    return all(torch.equal(x, y) for own, other in pairs for x, y in zip(own, other, strict=True))
 
 
 def unrelated(trial: Trial) -> str | None:

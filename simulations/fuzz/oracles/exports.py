@@ -16,6 +16,7 @@ from peft import PeftModel
 from clients.edge_client import EdgeClient
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
+from fedlora.lora.export import CONFIG_FILE
 from fedlora.server.compute.engine import ClientRows
 from fedlora.tasks import Sample
 from simulations.fuzz.models import SEPARATOR
@@ -24,6 +25,7 @@ from simulations.fuzz.whole import Whole
 
 _TEXTS = (f"w9 w10 {SEPARATOR} w33", f"w50 {SEPARATOR} w77 w20 w21 w8", SEPARATOR)
 _CLIENTS = 3
+_FORMS = ("peft", "padded", "gguf-ready", "merged")
 
 
 def exact(trial: Trial) -> bool:
@@ -38,22 +40,24 @@ def exact(trial: Trial) -> bool:
 
 
 def exports(trial: Trial) -> str | None:
-    """Hold exports at r_max and at one rank to the run's own logits."""
+    """Hold exports at r_max and at one rank, each in one form, to the run's own logits."""
     if not exact(trial):
         return None
     engine, folder = trial.federation.server.engine, _folder(trial)
     client = trial.federation.clients[0]
     samples = trial.samples(client)[:3]
     for rank in (None, 1 + trial.scenario.seed % trial.scenario.lora.r_max):
+        form = _FORMS[(trial.scenario.seed + len(trial.initial) + (rank or 0)) % len(_FORMS)]
         place = trial.place / f"export-{rank}"
         with redirect_stdout(io.StringIO()):
-            export_run(folder, place, "peft", None, rank)
+            export_run(folder, place, form, None, rank)
         ranks = engine.full_ranks() if rank is None else [rank] * len(engine.projections)
         own = _split_logits(trial, client, samples, ranks)
         other = _whole_logits(trial, client, place, samples)
         off = float((own - other).norm() / other.norm().clamp_min(1e-9))
         if off > 1e-4:
-            return f"logits of an export at rank {rank or 'r_max'} are off by {off:.3g} in PEFT"
+            at = f"rank {rank or 'r_max'}"
+            return f"logits of an export as {form} at {at} are off by {off:.3g}"
     return ""
 
 
@@ -127,13 +131,14 @@ def _client_export(trial: Trial, folder: Path, client: str) -> Path | None:
 
 def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whole, Any]:
     """Return plain PEFT with an export, and the client's own embedding and head."""
-    whole = Whole(trial.scenario)
+    merged = adapter is not None and not (adapter / CONFIG_FILE).exists()
+    whole = Whole(trial.scenario, adapter if merged else None)
     with torch.no_grad():
         if trial.scenario.train.embedding:
             whole.base.get_input_embeddings().weight.copy_(client.model.front.weight)
         if not whole.pooled:
             whole.base.get_output_embeddings().weight.copy_(client.head.module.weight)
-    if adapter is None:
+    if adapter is None or merged:
         return whole, whole.base
     return whole, PeftModel.from_pretrained(whole.base, str(adapter)).eval()
 

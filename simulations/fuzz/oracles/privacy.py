@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
+
 from clients.batches import BatchStream
 from clients.build import SimulatedData
 from clients.owner import OwnerTerms
 from fedlora.checks import EPSILON_MAX
-from fedlora.config import ClientLimit
+from fedlora.config import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import ORDERS
+from fedlora.privacy.ledger import Ledger
 from simulations.fuzz.trial import Run, Trial
 
 _TOLERANCE = 1e-6
@@ -44,8 +47,7 @@ def accounting(trial: Trial) -> str | None:
         not trial.noisy
         or importlib.util.find_spec("dp_accounting") is None
         or policy.release == "labels"
-        or (policy.spread, policy.uplink) != ("even", "coded")
-        or policy.activation_sigma is not None
+        or not _even(policy)
         or policy.uploads
         or scenario.evaluate.baseline
         or not trial.everybody
@@ -59,7 +61,7 @@ def accounting(trial: Trial) -> str | None:
     for number, client in enumerate(trial.federation.clients):
         sigma = trial.federation.server.training.spending.sigma(client.name)
         event = GaussianDpEvent(sigma / 2)  # replace-one moves a clipped gradient by twice its norm
-        times = 1 if policy.release == "logits" else _most_uploads(trial, number)
+        times = 1 if policy.release == "logits" else max(_uploads(trial, number))
         rdp = RdpAccountant(orders=ORDERS).compose(event, times)
         bound = max(bound, float(rdp.get_epsilon(policy.delta)))
         pld = PLDAccountant().compose(event, times)
@@ -73,8 +75,14 @@ def accounting(trial: Trial) -> str | None:
     return ""
 
 
-def _most_uploads(trial: Trial, number: int) -> int:
-    """Return how often the sample of a client that is uploaded most was uploaded."""
+def _even(policy: PrivacyPolicy) -> bool:
+    """Tell whether every upload has the same noise, all of it the client's, and no other."""
+    plain = (policy.spread, policy.uplink) == ("even", "coded")
+    return plain and policy.activation_sigma is None
+
+
+def _uploads(trial: Trial, number: int) -> list[int]:
+    """Return how often each sample of a client was uploaded."""
     train = trial.scenario.train
     samples = trial.samples(trial.federation.clients[number])
     stream = BatchStream(samples, train.batch_size, trial.scenario.seed, number)
@@ -82,21 +90,24 @@ def _most_uploads(trial: Trial, number: int) -> int:
     for _ in range(train.total_steps * train.accumulate):
         for place in stream.indices():
             seen[place] += 1
-    return max(seen)
+    return seen
 
 
 def ledgers(trial: Trial) -> str | None:
     """Hold a run that stopped, went on, and kept ledgers to what an unbroken one has cost.
 
-    Each sample is charged for every upload exactly once, whoever died in between.
+    Each sample is charged for every upload exactly once, whoever died in between. Where the noise
+    is secret clients take part as devices.
     """
     scenario = trial.run.scenario
     if not scenario.privacy.enabled or trial.scenario.evaluate.baseline or not trial.everybody:
         return None
     place, rounds = trial.place / "ledgers", scenario.train.rounds
+    devices = trial.noisy and scenario.privacy.uplink == "coded"
     if rounds > 1:
-        Run(scenario, place, ledgers=True).train(1 + scenario.seed % (rounds - 1))
-    again = Run(scenario, place, ledgers=True).train()
+        stop = 1 + scenario.seed % (rounds - 1)
+        Run(scenario, place, ledgers=True, devices=devices).train(stop)
+    again = Run(scenario, place, ledgers=True, devices=devices).train()
     own, other = (
         run.federation.server.training.spending.state_dict()["rho"] for run in (trial.run, again)
     )
@@ -105,6 +116,24 @@ def ledgers(trial: Trial) -> str | None:
         a, b = own[client.name], other[client.name]
         if abs(a - b) > 1e-9 * max(a, b) and not once:  # noised activations are drawn anew
             return f"client {client.name} is told rho {a:.9g}, in a broken run with ledgers {b:.9g}"
+    return _booked(trial, again)
+
+
+def _booked(trial: Trial, run: Run) -> str:
+    """Hold what ledgers have of each record to its uploads and their noise."""
+    policy = trial.scenario.privacy
+    if not _even(policy) or policy.release == "labels":
+        return ""
+    for number, client in enumerate(trial.federation.clients):
+        seen = _uploads(trial, number)
+        if policy.release == "logits":  # drawn once, and repeated
+            seen = [min(1, times) for times in seen]
+        sigma = run.federation.server.training.spending.sigma(client.name)
+        expected = sorted(2 * times / sigma**2 for times in seen if times)
+        with Ledger(run.ledger(number), client.name) as ledger:
+            booked = sorted(rho for rho in ledger.spent().values() if rho)
+        if len(booked) != len(expected) or not np.allclose(booked, expected, rtol=1e-6):
+            return f"the ledger of client {number} is not what its uploads come to"
     return ""
 
 

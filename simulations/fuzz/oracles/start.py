@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft import PeftModel
 
 from simulations.fuzz.trial import Trial
@@ -22,7 +23,9 @@ def start(trial: Trial) -> str | None:
         if getattr(layer, "fan_in_fan_out", False):
             expected = expected.T
         A, B = (trial.initial[f"{projection.name}.{which}"] for which in "AB")
-        off = float((scale * (B @ A) - expected).abs().max())
-        if off > 1e-5:
+        off = float((scale * (B.float() @ A.float()) - expected).abs().max())
+        # factors are kept in model.dtype, each of whose numbers has 8 bits in bf16
+        rounding = 2.0**-6 * float(expected.abs().max()) if A.dtype == torch.bfloat16 else 1e-5
+        if off > rounding:
             return f"the start of {projection.name} is off by {off:.2g} from PEFT's"
     return ""
