@@ -2,8 +2,9 @@
 
 A user's folder may hold a ``datasets`` or a ``random.py`` of its own. Python, Ray and Flower's app
 bundles all put such folders before the libraries; here they come after every other finder, also
-after those of packages that are installed as editable. This file imports as little as can be: what
-it imports may be hidden yet.
+after those of packages that are installed as editable. Bundles stay on ``sys.path``: Flower adds
+and removes them there in a thread of its own. This file imports as little as can be: what it
+imports may be hidden yet.
 """
 
 from __future__ import annotations
@@ -36,7 +37,32 @@ class _PluginFolders:
         return None if path is not None else PathFinder.find_spec(fullname, self.folders)
 
 
+class _LibrariesBeforeBundles:
+    """Asks every finder for what lies outside Flower's app bundles, before any looks into one."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        """See ``importlib.abc.MetaPathFinder``; parts of a package are found where that lies."""
+        bundles = _bundles() if path is None else []
+        if not bundles:
+            return None
+        others = [entry for entry in sys.path if entry not in bundles]
+        for finder in sys.meta_path:
+            if finder in (self, _PLUGINS) or not hasattr(finder, "find_spec"):
+                continue
+            places = others if finder is PathFinder else None
+            spec = finder.find_spec(fullname, places, target)
+            if spec is not None:
+                return spec
+        return None
+
+
 _PLUGINS = _PluginFolders()
+_LIBRARIES = _LibrariesBeforeBundles()
 
 
 def plugin_folders() -> tuple[str, ...]:
@@ -103,10 +129,10 @@ def leave_working_folder() -> None:
 
 def put_bundles_last() -> None:
     """Let what Flower's app bundles hold hide no library: Flower puts them before all others."""
-    for entry in sys.path[: _first_own()]:
-        if os.path.realpath(entry) != ROOT and _is_bundle(entry):
-            sys.path.remove(entry)
-            add_plugin_folder(entry)
+    for entry in _bundles():
+        add_plugin_folder(entry)
+    if _LIBRARIES not in sys.meta_path:
+        sys.meta_path.insert(0, _LIBRARIES)
 
 
 def children_environment() -> dict[str, str]:
@@ -169,6 +195,12 @@ def _first_own() -> int:
         if os.path.realpath(entry) in own or os.path.basename(entry) == packed:
             return place
     return len(sys.path)
+
+
+def _bundles() -> list[str]:
+    """Return the app bundles before the interpreter's own folders; fedlora's own is none."""
+    before = list(sys.path)[: _first_own()]
+    return [x for x in dict.fromkeys(before) if os.path.realpath(x) != ROOT and _is_bundle(x)]
 
 
 def _is_bundle(folder: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from flwr.supercore.object_ref import validate
 from support.patience import patient
 
 from fedlora.commands.doctor import _shadowed
@@ -139,9 +142,41 @@ def test_what_a_bundle_of_flowers_holds_comes_after_all_libraries(tmp_path, monk
     bundle = hide_all(tmp_path / "bundle")
     (bundle / "pyproject.toml").write_text("[tool.flwr.app]\npublisher = 'me'\n")
     monkeypatch.setattr(sys, "path", [str(bundle), *sys.path])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     put_bundles_last()
-    assert str(bundle) not in sys.path
+    for name in ("datasets", "tokenizers", "strategies", "random"):
+        assert not importlib.util.find_spec(name).origin.startswith(str(tmp_path))
     assert resolve("strategies", "mine:Mine", RankStrategy)().r == 3
+
+
+def test_flower_may_put_its_bundle_first_again_at_any_moment(tmp_path, monkeypatch):
+    """It does so in the thread of its clients, while the server's loads its libraries."""
+    bundle = hide_all(tmp_path / "bundle")
+    (bundle / "pyproject.toml").write_text("[tool.flwr.app]\npublisher = 'me'\n")
+    (bundle / "client.py").write_text("app = None\n")
+    monkeypatch.setattr(sys, "path", [str(bundle), *sys.path])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    broken: list[object] = []
+
+    def flower() -> None:
+        for _ in range(200):
+            try:
+                valid, said = validate("client:app", project_dir=bundle)
+            except ValueError as error:
+                valid, said = False, str(error)
+            if not valid:
+                broken.append(said)
+
+    clients = threading.Thread(target=flower)
+    clients.start()
+    while clients.is_alive():
+        put_bundles_last()
+        for name in ("datasets", "tokenizers", "strategies", "random"):
+            origin = importlib.util.find_spec(name).origin
+            if origin.startswith(str(tmp_path)):
+                broken.append(origin)
+    clients.join()
+    assert not broken
 
 
 def test_a_working_folder_that_is_gone_is_told(tmp_path):

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from fedlora.check import check_plugins, check_server
 from fedlora.config import ChannelConfig, DataConfig, Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError, NoClientsLeft
-from fedlora.import_path import plugin_folders, put_bundles_last
+from fedlora.import_path import plugin_folders
 from fedlora.launch.working_folder import go_where_started, is_told
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.observe.recorder import observed
@@ -86,7 +86,6 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
         check_server(scenario)  # before anybody is waited for; `fedlora run` has done so
     nodes = find_nodes(grid, scenario, folder)
     go_where_started()  # Ray is up, if this is a simulation
-    put_bundles_last()  # and the ClientApp is loaded, at which Flower puts its bundle first again
     check_plugins(scenario)
     log.info(
         "run of scenario %s with %s, seed %d, %d rounds of %d steps; clients %s",
