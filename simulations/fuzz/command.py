@@ -13,6 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fedlora.storage.files import json_line, replace_file
+from fedlora.storage.outputs import check_new_file
+from simulations.options import OverwriteOption
 
 if TYPE_CHECKING:
     from simulations.fuzz.campaign import Campaign
@@ -35,6 +37,7 @@ def fuzz(
     out: Annotated[
         Path, typer.Option(help="Where the smallest scenario of each fault goes.")
     ] = Path("fuzz"),
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw random scenarios; each must be refused before it trains, or run and be right.
 
@@ -42,6 +45,7 @@ def fuzz(
     bits are counted from shapes, its epsilon by dp-accounting, its exports loaded. Of each fault
     the smallest scenario that shows it is written. Exits with 1 where there are any.
     """
+    check_new_file(json_, "--json", overwrite=overwrite)
     console = Console()
     if scenario is not None:
         raise typer.Exit(_examine_file(scenario, console))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_tables_and_plots_are_written(scenario, tmp_path):
         for snr_db in (0.0, 5.0):
             for seed in (1, 2, 3):
                 folder.add(result(strategy, snr_db, seed, base + 0.01 * seed * snr_db))
-    with (tmp_path / "printed.txt").open("w") as stream:
+    with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
         write_results(folder, scenario, Console(file=stream, width=120))
     with (tmp_path / "compare.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -185,12 +186,17 @@ def test_names_are_printed_whole_and_plotted_however_long(scenario, tmp_path):
     for strategy, reward in ((long, 0.0), (other, -1.0), ("uniform(r=12)", -2.0)):
         for seed in (1, 2):
             folder.add(result(strategy, 5.0, seed, reward))
-    with (tmp_path / "printed.txt").open("w") as stream:
+    with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
         write_results(folder, scenario, Console(file=stream, width=80))
-    printed = (tmp_path / "printed.txt").read_text()
+    printed = (tmp_path / "printed.txt").read_text("utf-8")
     assert "…" not in printed
-    rows = [line.split("│")[2].strip() for line in printed.splitlines() if line.startswith("│")]
-    assert "uniform(r=12)" in "".join(rows).replace(" ", "")
+    means, best = printed.split("Highest mean reward")
+    assert re.search(r"perplexity +Mbit  late  rank \n", means)
+    assert means.count(" 1.00\n") == 3
+    for part, ends in ((means, (6, 20)), (best, (6, 22))):
+        names = "".join(line[slice(*ends)].strip() for line in part.splitlines())
+        assert long.replace(" ", "") in names.replace(" ", "")
+    assert "uniform(r=12)" in means
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert "ranks-uniform-but-mine-Ranks-fraction-0-75-even-true" in names
     assert any(name.startswith("time-airllm-policy--deep-") for name in names)

@@ -23,7 +23,7 @@ from simulations.studies.compare.statistics import (
 from simulations.studies.compare.store import CompareFolder, write_table
 from simulations.studies.compare.trial import Result
 
-_NAME_WIDTH = 14
+_NAME_WIDTH, _FIGURES_WIDTH = 14, 66
 _NARROW: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 """Lines that leave 80 columns to the figures."""
 
@@ -46,7 +46,7 @@ def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -
     write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
     name = "perplexity" if not task_class(scenario.task.kind).pooled else "accuracy"
     draw_all(folder.path / "plots", folder.results, name, log_metric=name == "perplexity")
-    console.print(_means(rows, name))
+    console.print(_means(rows, name, max(_NAME_WIDTH, console.width - _FIGURES_WIDTH)))
     if best:
         console.print(_winners(best))
     for text in _faults(folder.results):
@@ -69,13 +69,14 @@ def _faults(results: Sequence[Result]) -> list[str]:
     return texts
 
 
-def _means(rows: Sequence[Any], metric: str) -> Table:
+def _means(rows: Sequence[Any], metric: str, name_width: int) -> Table:
+    longest = max(len(f"{row.get('chosen') or ''}: {row['strategy']}") for row in rows)
     table = Table(**_NARROW, title="Mean over seeds, with half of the 95% confidence interval")
-    for heading in ("SNR", "strategy", "seeds", "reward", metric, "Mbit", "late", "mean rank"):
+    for heading in ("SNR", "strategy", "seeds", "reward", metric, "Mbit", "late", "rank"):
         if heading == "strategy":  # folded rather than cut: options tell strategies apart
-            table.add_column(heading, overflow="fold", min_width=_NAME_WIDTH)
+            table.add_column(heading, overflow="fold", width=min(longest, name_width))
         else:
-            table.add_column(heading, justify="right", overflow="fold")
+            table.add_column(heading, justify="right", min_width=len(heading), overflow="fold")
     for snr_db in snrs_db(rows):
         here = by_strategy([row for row in rows if row["snr_db"] == snr_db])
         for name, own in here.items():
