@@ -19,6 +19,14 @@ from fedlora import import_path
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave whole deployments to ``make e2e`` and ``make hostile``, which ask for them."""
+    for item in items if "FEDLORA_E2E" not in os.environ else ():
+        for name in ("e2e", "hostile"):
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"takes minutes; run `make {name}`"))
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a random checkpoint for each family, as ``save_pretrained`` writes it."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from simulations.bench import edge, robust, scale, text
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
-from simulations.bench.settings import Settings
+from simulations.bench.settings import MALLOC_NO_MMAP, Settings
 from simulations.bench.speed import contest_steps, speed_in_process, speed_over_tls
 from simulations.bench.stream_cost import exchange, idle_streams
 
-MALLOC_DEFAULT, MALLOC_NO_MMAP = "default_malloc", "malloc_without_mmap"
 # Large blocks then come from the heap and stay mapped, instead of faulting in anew at every use.
 NO_MMAP_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -58,7 +57,7 @@ def experiments(settings: Settings) -> list[Experiment]:
     """Return all experiments in the order in which they run."""
     found = []
     for model in settings.speed_models:
-        for malloc in (MALLOC_DEFAULT, MALLOC_NO_MMAP):
+        for malloc in settings.mallocs:
             without = malloc == MALLOC_NO_MMAP
             found += [
                 Experiment(
@@ -67,7 +66,7 @@ def experiments(settings: Settings) -> list[Experiment]:
                 Experiment("speed", model, speed_over_tls, contest_steps, f"tls.{malloc}", without),
             ]
     for name in settings.text_scenarios:
-        for malloc in (MALLOC_DEFAULT, MALLOC_NO_MMAP):
+        for malloc in settings.mallocs:
             without = malloc == MALLOC_NO_MMAP
             setting = f"in_process.{malloc}"
             found.append(

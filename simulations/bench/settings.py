@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MALLOC_DEFAULT, MALLOC_NO_MMAP = "default_malloc", "malloc_without_mmap"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -15,6 +17,8 @@ class Settings:
         Tiny models of random weights in place of the real shapes, for a check that all works.
     speed_models, scale_models
         Which models are measured.
+    mallocs
+        Which allocators speed is measured with: see ``experiments.NO_MMAP_ENVIRONMENT``.
     pairs, warm_up
         Timed steps of each contest, and steps before them.
     speed_clients, speed_rows, speed_length
@@ -34,6 +38,7 @@ class Settings:
     tiny: bool = False
     speed_models: tuple[str, ...] = ("gpt2", "minilm")
     scale_models: tuple[str, ...] = ("minilm", "decoder", "tinystories")
+    mallocs: tuple[str, ...] = (MALLOC_DEFAULT, MALLOC_NO_MMAP)
     pairs: int = 5
     warm_up: int = 1
     speed_clients: int = 4
@@ -57,6 +62,7 @@ QUICK = Settings(
     tiny=True,
     speed_models=("gpt2",),
     scale_models=("minilm",),
+    mallocs=(MALLOC_NO_MMAP,),
     pairs=2,
     warm_up=1,
     speed_clients=1,

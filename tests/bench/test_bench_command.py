@@ -30,7 +30,6 @@ UNITS = {
 CONTEST = {"split", "unsplit", "split_to_unsplit", "loss_difference"}
 TEXT = {"split", "padded", "sorted", "split_to_padded", "split_to_sorted", "loss_difference"}
 IN_TURN = {"in_turn", "split_to_in_turn", "in_turn_to_unsplit"}
-MALLOCS = ("default_malloc", "malloc_without_mmap")
 OTHERS = {
     f"edge.gpt2.{task}.{measured}"
     for task in ("classification", "causal_lm")
@@ -58,7 +57,7 @@ OTHERS = {
 
 def expected_names() -> set[str]:
     speed = set()
-    for malloc in MALLOCS:
+    for malloc in QUICK.mallocs:
         for rows in (QUICK.speed_rows, 1):
             prefix = f"speed.gpt2.in_process.{malloc}.rows_{rows}."
             speed |= {prefix + name for name in CONTEST | IN_TURN}
@@ -128,6 +127,7 @@ def test_tables_fit_a_terminal_and_show_every_figure():
 def test_full_sizes_are_those_that_the_targets_name():
     settings = Settings()
     assert (settings.speed_clients, settings.speed_rows, settings.speed_length) == (4, 4, 128)
+    assert settings.mallocs == ("default_malloc", "malloc_without_mmap")
     assert (settings.edge_rows, settings.edge_length) == (4, 64)
     assert (settings.scale_clients, settings.scale_rows, settings.scale_length) == (64, 4, 32)
     assert (settings.exchange_bytes, settings.idle_streams) == (1_000_000, 256)

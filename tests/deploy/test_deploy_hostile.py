@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,10 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.hostile_devices import BAD, KINDS, STEP_TIMEOUT_S
 
-pytestmark = [
-    pytest.mark.hostile,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make hostile`"),
-]
+pytestmark = pytest.mark.hostile
 ALLOWANCE_S = 5.0
 """For processes that start or dial again in the training of a run, on a busy machine."""
 MOST_GROWTH = 150 << 20

@@ -12,10 +12,7 @@ from support.deployment import Deployment
 import clients
 from fedlora.launch.simulation import free_port
 
-pytestmark = [
-    pytest.mark.hostile,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make hostile`"),
-]
+pytestmark = pytest.mark.hostile
 SCENARIO = """
 name = "lies"
 [model]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -20,10 +19,8 @@ from fedlora.site.history import read_history
 from fedlora.site.ledgers import verify_ledgers
 from fedlora.storage.state import RoundStates
 
-E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`")
 
-
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[pytest.mark.e2e, E2E])])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.e2e)])
 def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path, kills):
     done = subprocess.run(
         [sys.executable, "-m", "support.kills", tmp_path, str(kills), "11"],

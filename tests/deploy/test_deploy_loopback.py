@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,7 @@ from fedlora.server.results import export
 from fedlora.split.slice import slice_checkpoint
 from simulations.in_process import Record, run
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`"),
-]
+pytestmark = pytest.mark.e2e
 
 DECODER = Path(__file__).parents[2] / "simulations" / "quickstart" / "decoder"
 TELLS = 2  # the node whose owner lets statistics of its text be told

@@ -20,7 +20,6 @@ from test_deploy_sessions import letter, letters, tiny, train  # noqa: F401  # a
 import fedlora.server.flower.sessions
 
 LOSS = ("delay", "25ms", "5ms", "loss", "2%")
-E2E = pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes a minute; run `make e2e`")
 
 
 def run(*command: str) -> str:
@@ -48,7 +47,6 @@ def lossy_namespace() -> Iterator[str]:
 
 
 @pytest.mark.e2e
-@E2E
 def test_lost_packets_change_no_bit(tmp_path):
     for folder in ("lossy", "plain"):
         (tmp_path / folder).mkdir()

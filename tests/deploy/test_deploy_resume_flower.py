@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,10 +19,7 @@ from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.server.results import export
 from simulations.in_process import Record, run
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`"),
-]
+pytestmark = pytest.mark.e2e
 FEDLORA = Path(sys.executable).with_name("fedlora")
 SCENARIO = """
 name = "tiny"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 from collections import Counter, defaultdict
@@ -230,7 +229,6 @@ def test_devices_find_a_server_by_its_ipv6_address(tmp_path, public):
 
 
 @pytest.mark.e2e
-@pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes a minute; run `make e2e`")
 def test_a_slow_link_that_stalls_and_breaks_changes_no_bit_and_is_reported(tmp_path):
     """10 Mbit/s and 50 ms each way; rates are measured under the disturbances, so only roughly."""
     measured = ["channel.model=measured", "train.steps=6"]

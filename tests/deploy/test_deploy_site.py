@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 from pathlib import Path
@@ -16,10 +15,7 @@ from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.launch.simulation import free_port
 from fedlora.privacy.ledger import Ledger
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif("FEDLORA_E2E" not in os.environ, reason="takes minutes; run `make e2e`"),
-]
+pytestmark = pytest.mark.e2e
 
 MODEL = ROOT / "simulations" / "quickstart" / "decoder"
 SCENARIO = """

@@ -125,6 +125,7 @@ def begun(folder: Path, out: Path) -> Iterator[Begun]:
                     left.kill()
 
 
+@pytest.mark.e2e
 def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     out = tmp_path / "run"
     with begun(tmp_path, out) as run_:
@@ -139,6 +140,7 @@ def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     assert (out / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.e2e
 def test_a_killed_run_leaves_no_process_and_holds_its_folder_until_then(tmp_path):
     out = tmp_path / "run"
     with begun(tmp_path, out) as run_:

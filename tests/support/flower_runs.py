@@ -78,6 +78,7 @@ def flwr_run(app: Path, home: Path, nodes: int, run_config: str, out: Path) -> s
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert "Exit Code" not in done.stdout, done.stdout  # of the app's own process
         deadline = time.monotonic() + patient(PATIENCE_S)
         while not (out / "report.html").exists() and time.monotonic() < deadline:
             time.sleep(0.5)

@@ -48,6 +48,7 @@ def poison(
     from simulations.studies.poison.attackers import POISONS
     from simulations.studies.poison.trial import AVERAGES, Trial, run_trial
 
+    known = _known(out)
     overrides = ["evaluate.baseline=false", *(set_ or [])]
     base = open_scenario(scenario, overrides, check=False)
     attacks = attack or ["none", *POISONS]
@@ -62,7 +63,6 @@ def poison(
     ]
     for trial in trials:
         check_scenario(trial.scenario())
-    known = _known(out)
     missing = [trial for trial in trials if trial not in known]
     for trial in track(missing, "runs", console=Console(stderr=True)):
         known[trial] = run_trial(trial)
