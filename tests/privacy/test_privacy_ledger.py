@@ -382,6 +382,19 @@ def test_an_earlier_releases_ledger_never_starts_at_nothing_for_what_it_may_know
             ledger.sample_ids([b"one two", b"three four"])
 
 
+def test_what_is_counted_at_no_cost_spends_nothing_and_pays_for_nothing(path: Path) -> None:
+    with Ledger(path, "alice") as ledger:
+        one, two = ids(ledger, 2)
+        ledger.charge([two], 2.0, "run")
+        before = ledger.spent()[two]
+        for _ in range(3):
+            ledger.note([one, two], "run")
+    with Ledger(path, "alice") as ledger:
+        assert ledger.spent() == {one: 0.0, two: before}
+        assert ledger.done("run", one) == (3, 0.0)
+        assert ledger.paid("run", [one, two]).records == {two}
+
+
 def test_what_a_run_has_uploaded_is_known_after_restarts_until_others_have_come(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

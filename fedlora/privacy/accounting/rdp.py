@@ -82,8 +82,8 @@ def upload_cost(sigma: float) -> float:
 
 
 def add_up(spent: float, cost: float) -> float:
-    """Return ``spent + cost``, rounded up."""
-    return math.nextafter(spent + cost, math.inf)
+    """Return ``spent + cost``, rounded up; what costs nothing changes nothing."""
+    return math.nextafter(spent + cost, math.inf) if cost else spent
 
 
 def convert(rho_replace_one: float, adjacency: Adjacency) -> float:

@@ -289,8 +289,7 @@ class Ledger:
         return dict(self._book.spent)
 
     def _after(self, needed: Mapping[int, float]) -> dict[int, float]:
-        spent = {i: self._book.spent.get(i, 0.0) for i in needed}
-        return {i: add_up(spent[i], cost) if cost else spent[i] for i, cost in needed.items()}
+        return {i: add_up(self._book.spent.get(i, 0.0), cost) for i, cost in needed.items()}
 
     @property
     def rho(self) -> float:
