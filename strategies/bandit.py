@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from fedlora.checks import number, truth
+from fedlora.checks import number
 from fedlora.ranks import (
     ClientOutcome,
     ClientReport,
@@ -19,6 +19,7 @@ from fedlora.ranks import (
     fit_budget,
 )
 from strategies.options import check_numbers, check_seed
+from strategies.training import TrainingRule
 
 
 class Bandit(RankStrategy):
@@ -43,8 +44,8 @@ class Bandit(RankStrategy):
         Standard deviation of the reward's noise; larger explores more.
     discount
         Weight of the past after each round, below 1 since training changes the rewards.
-    train_at_r_max
-        Train all components and deliver those chosen, rather than train what is delivered.
+    train, train_at_r_max
+        Which ranks train; see ``TrainingRule``.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Bandit(RankStrategy):
         price: float = 0.1,
         exploration: float = 0.3,
         discount: float = 0.99,
+        train: str = "delivered",
         train_at_r_max: bool = False,
     ) -> None:
         self.seed = check_seed(seed)
@@ -62,7 +64,7 @@ class Bandit(RankStrategy):
         self.price = number("ranks.options.price", price, 0.0, 1e6)
         self.exploration = number("ranks.options.exploration", exploration, 0.0, 1e6)
         self.discount = number("ranks.options.discount", discount, 1e-6, 1.0)
-        self.train_at_r_max = truth("ranks.options.train_at_r_max", train_at_r_max)
+        self.training = TrainingRule(train, train_at_r_max)
         self.precision = np.tile(np.eye(3), (len(self.fractions), 1, 1))
         self.response = np.zeros((len(self.fractions), 3))
         self.drops = np.zeros(3)  # discounted count, sum and sum of squares of loss drops
@@ -77,7 +79,7 @@ class Bandit(RankStrategy):
         factor = np.linalg.cholesky(covariance)
         largest_bits = space.bits(space.uniform(space.r_max))
         self.pending = {}
-        decisions = {}
+        delivered = {}
         for client, report in clients.items():
             budget = largest_bits if report.budget_bits is None else report.budget_bits
             context = _context(_coverage(space.r_max * budget / largest_bits, space), report)
@@ -87,12 +89,12 @@ class Bandit(RankStrategy):
             ranks = fit_budget(space, self.fractions[arm] * min(budget, largest_bits))
             coverage = _coverage(ranks.mean, space)
             self.pending[client] = {"arm": arm, "context": context, "coverage": coverage}
-            train = space.uniform(space.r_max) if self.train_at_r_max else ranks
-            decisions[client] = RankDecision(train, deliver=ranks)
-        return decisions
+            delivered[client] = ranks
+        return self.training.decide(round, clients, delivered, space)
 
     def observe(self, round: int, outcomes: Mapping[str, ClientOutcome]) -> None:
         """Update the posterior with the rewards of this round's deliveries."""
+        self.training.observe(outcomes)
         self.precision = self.discount * self.precision + (1 - self.discount) * np.eye(3)
         self.response = self.discount * self.response
         drops = [o.loss_drop for o in outcomes.values() if o.loss_drop is not None]
@@ -120,12 +122,14 @@ class Bandit(RankStrategy):
             "response": self.response,
             "drops": self.drops,
             "pending": self.pending,
+            "training": self.training.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.precision, self.response = state["precision"], state["response"]
         self.drops, self.pending = state["drops"], state["pending"]
+        self.training.load_state_dict(state.get("training", {}))
 
 
 def _coverage(mean_rank: float, space: RankSpace) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.checks import number, truth
+from fedlora.checks import number
 from fedlora.ranks import (
     ClientOutcome,
     ClientReport,
@@ -16,6 +16,7 @@ from fedlora.ranks import (
     RankStrategy,
     fit_budget,
 )
+from strategies.training import TrainingRule
 
 
 class Importance(RankStrategy):
@@ -37,8 +38,8 @@ class Importance(RankStrategy):
         sensitivity alone.
     beta1, beta2
         Smoothing of the sensitivity and of its uncertainty over rounds.
-    train_at_r_max
-        Train all components and deliver those chosen, rather than train what is delivered.
+    train, train_at_r_max
+        Which ranks train; see ``TrainingRule``.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Importance(RankStrategy):
         beta1: float = 0.85,
         beta2: float = 0.85,
         train_at_r_max: bool = False,
+        *,
+        train: str = "delivered",
     ) -> None:
         self.even = number("ranks.options.even", even, 0.0, 1.0)
         self.beta1 = number("ranks.options.beta1", beta1, 0.0, 1.0)
         self.beta2 = number("ranks.options.beta2", beta2, 0.0, 1.0)
-        self.train_at_r_max = truth("ranks.options.train_at_r_max", train_at_r_max)
+        self.training = TrainingRule(train, train_at_r_max)
         self.sensitivity: np.ndarray | None = None
         self.uncertainty: np.ndarray | None = None
 
@@ -64,15 +67,15 @@ class Importance(RankStrategy):
             score = self.sensitivity * self.uncertainty
             if score.max() > 0:
                 weights = self.even * weights + (1 - self.even) * score / score.mean()
-        decisions = {}
-        for client, report in clients.items():
-            ranks = fit_budget(space, report.budget_bits, weights)
-            train = space.uniform(space.r_max) if self.train_at_r_max else ranks
-            decisions[client] = RankDecision(train, deliver=ranks)
-        return decisions
+        delivered = {
+            client: fit_budget(space, report.budget_bits, weights)
+            for client, report in clients.items()
+        }
+        return self.training.decide(round, clients, delivered, space)
 
     def observe(self, round: int, outcomes: Mapping[str, ClientOutcome]) -> None:
         """Smooth the sensitivity, averaged over the clients."""
+        self.training.observe(outcomes)
         known = [_signal(o) for o in outcomes.values() if o.sensitivity is not None]
         if not known:
             return
@@ -85,12 +88,14 @@ class Importance(RankStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the smoothed sensitivity and uncertainty."""
-        return {"sensitivity": self.sensitivity, "uncertainty": self.uncertainty}
+        smoothed = {"sensitivity": self.sensitivity, "uncertainty": self.uncertainty}
+        return smoothed | {"training": self.training.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.sensitivity = state["sensitivity"]
         self.uncertainty = state["uncertainty"]
+        self.training.load_state_dict(state.get("training", {}))
 
 
 def _signal(outcome: ClientOutcome) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from simulations.fuzz.drawing import Drawing
 
 BY_CLIENT = "simulations.fuzz.by_client:ByClient"
-_NAMES = ("uniform", "random", "greedy", "importance", "bandit", "airllm", "airllm-paper")
+_NAMES = ("uniform", "random", "greedy", "hold", "importance", "bandit", "airllm", "airllm-paper")
+_RULES = ("delivered", "held", "shared", "r_max")
 
 
 def draw_ranks(d: Drawing) -> None:
@@ -21,7 +22,13 @@ def draw_ranks(d: Drawing) -> None:
         d.some(0.5, option + "within_budget", True, False)
     if name in ("greedy", "importance", "bandit"):
         d.some(0.3, option + "train_at_r_max", True, False)
+    if name in _NAMES[:6]:
+        d.some(0.3, option + "train", *_RULES, wild=["all", 1])
+    if name == "hold":
+        d.some(0.3, option + "patience", 1, 3, wild=[0, "x"])
+        d.some(0.3, option + "least", 0.0, 0.8, wild=[2.0])
     if name == "greedy":
+        d.some(0.3, option + "every", 1, 2, 3, wild=[0, 1.5])
         d.some(0.5, option + "fraction", 0.0, 0.5, 1.0, wild=[2.0, "x"])
     if name == "importance":
         d.some(0.3, option + "even", 0.0, 1.0, wild=[float("nan")])

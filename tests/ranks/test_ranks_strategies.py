@@ -18,11 +18,12 @@ from fedlora.ranks import (
 )
 from strategies.bandit import Bandit
 from strategies.greedy import Greedy
+from strategies.hold import Hold
 from strategies.importance import Importance
 from strategies.random_ranks import RandomRanks
 from strategies.uniform import Uniform
 
-ALL = [Uniform, RandomRanks, Greedy, Importance, Bandit]
+ALL = [Uniform, RandomRanks, Greedy, Hold, Importance, Bandit]
 
 
 def reports(space, *uniform_ranks):
@@ -39,7 +40,7 @@ def test_strategies_pass_the_check(strategy, opt_125m):
     assert check_rank_strategy(strategy(), opt_125m) == []
 
 
-@pytest.mark.parametrize("strategy", [Greedy, Importance, RandomRanks, Bandit])
+@pytest.mark.parametrize("strategy", [Greedy, Hold, Importance, RandomRanks, Bandit])
 def test_delivered_ranks_keep_to_the_budget_and_may_be_0(strategy, small):
     clients = reports(small, 0, 0.1, 1.4, 3.5, 7.3)
     decisions = strategy().allocate(1, clients, small)
