@@ -202,6 +202,43 @@ def test_names_are_printed_whole_and_plotted_however_long(scenario, tmp_path):
     assert any(name.startswith("time-airllm-policy--deep-") for name in names)
 
 
+def test_a_margin_is_set_before_the_first_trial_or_refused(scenario, tmp_path):
+    folder = CompareFolder(tmp_path, scenario, 0.2, margin=0.05)
+    assert CompareFolder(tmp_path, scenario, 0.2, margin=0.1).margin == 0.1  # nothing is there yet
+    for strategy in ("greedy", "hold"):
+        for seed in (1, 2, 3):
+            folder.add(result(strategy, 5.0, seed, 0.0))
+    again = CompareFolder(tmp_path, scenario, 0.2)
+    assert again.margin == 0.1
+    with pytest.raises(FedloraError, match=r"6 trials and a margin of 0\.1 nats: one that is set"):
+        CompareFolder(tmp_path, scenario, 0.2, margin=0.2)
+    with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
+        write_results(again, scenario, Console(file=stream, width=80))
+    printed = (tmp_path / "printed.txt").read_text("utf-8")
+    assert "equal: within 0.1 nats" in printed
+    with (tmp_path / "equivalence.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["strategy"], row["equal"], row["margin"]) == ("hold", "True", "0.1")
+    (tmp_path / "none").mkdir()
+    late = CompareFolder(tmp_path / "none", scenario, 0.2)
+    late.add(result("greedy", 5.0, 1, 0.0))
+    with pytest.raises(FedloraError, match="1 trials and none"):
+        CompareFolder(tmp_path / "none", scenario, 0.2, margin=0.1)
+
+
+def test_strategies_with_other_seeds_are_told(scenario, tmp_path):
+    folder = CompareFolder(tmp_path, scenario, 0.2)
+    for strategy, seeds in (("greedy", (1, 2, 3)), ("hold", (2, 3))):
+        for seed in seeds:
+            folder.add(result(strategy, 5.0, seed, 0.0))
+    with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
+        write_results(folder, scenario, Console(file=stream, width=80))
+    printed = " ".join((tmp_path / "printed.txt").read_text("utf-8").split())
+    assert "At 5 dB greedy had seeds that others had not" in printed
+    with (tmp_path / "frontier.csv").open() as stream:
+        assert {row["seeds"] for row in csv.DictReader(stream)} == {"2"}
+
+
 def test_strategies_stand_beside_their_snr_and_away_from_the_next():
     for snrs, strategies in (
         ([5.0, 5.5], 9),

@@ -37,6 +37,13 @@ def compare(
     price: Annotated[
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
     ] = DEFAULT_PRICE,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Nats of final loss that do not matter: tests which strategies are equal. Set it "
+            "before the first trial."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
@@ -44,13 +51,15 @@ def compare(
     """Compare rank strategies over SNRs and seeds, with confidence intervals.
 
     All strategies get the same seeds, data and fading. Writes `compare.csv`,
-    `winners.csv` and plots.
+    `winners.csv`, `frontier.csv` and plots; with --margin `equivalence.csv`.
     """
     from fedlora.check import check_scenario
-    from fedlora.checks import number
+    from fedlora.checks import number, positive
     from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
     number("--price", price)
+    if margin is not None:
+        positive("--margin", margin)
     contenders, snrs_db = parse_strategies(strategies), parse_snrs_db(snr)
     base = open_scenario(scenario, set_, check=False)
     if base.channel.deliver_every == 0:
@@ -74,7 +83,7 @@ def compare(
         for offset in range(seeds)
     ]
     _check(base, trials)
-    folder = CompareFolder(out, base, price, overwrite=overwrite)
+    folder = CompareFolder(out, base, price, margin=margin, overwrite=overwrite)
     with folder.held():
         run_missing(folder, base, trials, price, workers)
         write_results(folder, base, Console())

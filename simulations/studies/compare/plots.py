@@ -24,6 +24,7 @@ from fedlora.report.figure import (
     round_axis,
     save,
 )
+from simulations.studies.compare.frontier import frontier
 from simulations.studies.compare.statistics import (
     FIXED,
     Row,
@@ -59,6 +60,7 @@ def draw_all(
         "reward-over-snr": _over_snr(rows, "reward", "reward in nats", 1.0),
         "metric-over-snr": _over_snr(rows, "metric", metric_name, 1.0, log=log_metric),
         "bits-over-snr": _over_snr(rows, "adapter_bits", "adapters in Mbit", 1e-6),
+        "frontier": _frontier([result.row for result in results]),
         "metric-over-bits": _metric_over_bits(rows, metric_name, log=log_metric),
     }
     for name in sorted({result.row["strategy"] for result in results}):
@@ -97,6 +99,32 @@ def _step(snrs: Sequence[float], strategies: int) -> float:
         return 0.18
     gap = min(float(gap) for gap in np.diff(snrs))
     return min(0.009 * (snrs[-1] - snrs[0]), 0.6 * gap / strategies)
+
+
+def _frontier(rows: Sequence[Row]) -> Figure:
+    """Draw the final loss over the bits, with a line for each SNR below which there is nobody."""
+    table = frontier(rows)
+    figure, (ax,) = panels(height=4.2)
+    for snr_db in snrs_db(table):
+        best = [row for row in table if row["snr_db"] == snr_db and row["on_loss_frontier"]]
+        bits = [1e-6 * row["adapter_bits"] for row in best]
+        losses = [row["loss"] for row in best]
+        ax.plot(bits, losses, color=MUTED, drawstyle="steps-post", linewidth=1, zorder=1)
+        ax.annotate(f" {snr_db:g} dB", (bits[-1], losses[-1]), color=MUTED, fontsize=8)
+    for index, (name, own) in enumerate(by_strategy(table).items()):
+        ax.plot(
+            [1e-6 * row["adapter_bits"] for row in own],
+            [row["loss"] for row in own],
+            color=COLOURS[index % len(COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=4,
+            linestyle="",
+            label=literal([name])[0],
+        )
+    title = f"The least loss at so many bits: means over common seeds{_seeds(rows)}"
+    label(ax, title=title, x="adapters on the air in Mbit", y="final held-out loss in nats")
+    legend(ax, columns=4)
+    return figure
 
 
 def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Figure:

@@ -11,6 +11,12 @@ from rich.table import Table
 
 from fedlora.config import Scenario
 from fedlora.tasks import task_class
+from simulations.studies.compare.frontier import (
+    EQUIVALENCE_COLUMNS,
+    FRONTIER_COLUMNS,
+    equivalence,
+    frontier,
+)
 from simulations.studies.compare.plots import draw_all
 from simulations.studies.compare.statistics import (
     WINNER_COLUMNS,
@@ -46,12 +52,33 @@ def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -
     write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
     name = "perplexity" if not task_class(scenario.task.kind).pooled else "accuracy"
     draw_all(folder.path / "plots", folder.results, name, log_metric=name == "perplexity")
+    every = [result.row for result in folder.results]
+    write_table(folder.path / "frontier.csv", FRONTIER_COLUMNS, frontier(every))
     console.print(_means(rows, name, max(_NAME_WIDTH, console.width - _FIGURES_WIDTH)))
     if best:
         console.print(_winners(best))
-    for text in _faults(folder.results):
+    if folder.margin is not None:
+        equal = equivalence(every, folder.margin)
+        write_table(folder.path / "equivalence.csv", EQUIVALENCE_COLUMNS, equal)
+        console.print(_equivalence(equal, folder.margin))
+    for text in (*_uneven(every), *_faults(folder.results)):
         console.print(text, style="yellow", markup=False, highlight=False)
     console.print(f"tables and plots: {folder.path}")
+
+
+def _uneven(rows: Sequence[Any]) -> list[str]:
+    """Say at which SNRs the strategies were not run with the same seeds."""
+    texts = []
+    for snr_db in snrs_db(rows):
+        here = by_strategy([row for row in rows if row["snr_db"] == snr_db])
+        seeds = {name: {row["seed"] for row in own} for name, own in here.items()}
+        shared = set.intersection(*seeds.values())
+        if more := sorted(name for name, own in seeds.items() if own != shared):
+            texts.append(
+                f"At {snr_db:g} dB {', '.join(more)} had seeds that others had not: their means "
+                f"are over other data. Common to all, and taken for frontier.csv: {len(shared)}."
+            )
+    return texts
 
 
 def _faults(results: Sequence[Result]) -> list[str]:
@@ -108,5 +135,26 @@ def _winners(best: Sequence[Any]) -> Table:
             f"{row['difference']:+.4f}",
             f"{row['low']:+.4f} to {row['high']:+.4f}",
             f"{row['p_holm']:.2g}",
+        )
+    return table
+
+
+def _equivalence(rows: Sequence[Any], margin: float) -> Table:
+    title = f"Final loss beside the winner's, paired by seed; equal: within {margin:g} nats"
+    table = Table(**_NARROW, title=title)
+    for heading in ("SNR", "strategy", "seeds", "difference", "95% interval", "p (Holm)", "equal"):
+        if heading == "strategy":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            f"{row['snr_db']:g}",
+            row["strategy"],
+            str(row["seeds"]),
+            f"{row['loss_difference']:+.4f}",
+            f"{row['low']:+.4f} to {row['high']:+.4f}",
+            f"{row['p_holm']:.2g}",
+            "yes" if row["equal"] else "not shown",
         )
     return table

@@ -36,7 +36,7 @@ _COMPARISON = FolderKind(
     ("trials.jsonl", "references.jsonl", "compare.csv"),
     (
         *("scenario.toml", "trials.jsonl", "references.jsonl", "compare.csv", "winners.csv"),
-        "plots",
+        *("frontier.csv", "equivalence.csv", "margin", "plots"),
     ),
 )
 
@@ -54,18 +54,26 @@ class CompareFolder:
         What is compared.
     price
         Nats that a whole deadline of air time costs.
+    margin
+        Difference of the final loss that does not matter, in nats; None tests no equivalence.
     overwrite
         Whether a comparison that is there is replaced; else it is gone on with.
 
     Raises
     ------
     FedloraError
-        When the folder holds a comparison of another scenario or at another price, or something
-        else.
+        When the folder holds a comparison of another scenario or at another price, trials that
+        ended before this margin was set, or something else.
     """
 
     def __init__(
-        self, path: Path, scenario: Scenario, price: float, *, overwrite: bool = False
+        self,
+        path: Path,
+        scenario: Scenario,
+        price: float,
+        *,
+        margin: float | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.path = path
         kept, price_line = path / "scenario.toml", f"# price = {price!r}"
@@ -87,6 +95,23 @@ class CompareFolder:
         self._trials.touch()  # marks the folder before the first trial has ended
         self._references = path / "references.jsonl"
         self._read()
+        self.margin = self._fixed(margin)
+
+    def _fixed(self, margin: float | None) -> float | None:
+        """Return the margin that was set before the first trial ended."""
+        file = self.path / "margin"
+        kept = float(file.read_text(encoding="utf-8")) if file.exists() else None
+        if margin is None or margin == kept:
+            return kept
+        if self.results:
+            before = "none" if kept is None else f"a margin of {kept:g} nats"
+            raise FedloraError(
+                f"{self.path} holds {len(self.results)} trials and {before}: one that is set when "
+                f"results are there proves nothing; leave --margin {margin:g} out, or give another "
+                "--out"
+            )
+        replace_file(file, f"{margin!r}\n".encode())
+        return margin
 
     @contextmanager
     def held(self) -> Iterator[None]:
