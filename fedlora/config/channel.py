@@ -77,7 +77,7 @@ class ChannelConfig:
         Mean downlink SNR over ``bandwidth_hz``, in dB; models with a link budget of their own
         (``log_distance``, ``umi``, ``uma``) compute it instead, ``trace`` and ``measured`` read it.
     up_snr_offset_db
-        Uplink SNR minus downlink SNR, in dB.
+        Uplink SNR minus downlink SNR, in dB; 0 whatever the transmit powers are.
     bandwidth_hz
         Bandwidth of a client's own share, in Hz.
     draw

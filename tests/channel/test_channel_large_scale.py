@@ -20,7 +20,11 @@ def test_path_loss_is_that_of_free_space_and_then_of_the_exponent() -> None:
     model = LogDistanceChannel(ChannelConfig(), 0, exponent=3.2, reference_m=10.0, carrier_hz=2e9)
     # Friis at 2 GHz and 10 m: 32.4478 + 20 log10(2000 MHz) + 20 log10(0.01 km).
     assert model.path_loss_db(10.0) == pytest.approx(58.468, abs=0.001)
-    assert model.path_loss_db(3.0) == model.path_loss_db(10.0)
+    free_space = -27.55 + 20 * math.log10(2000.0)  # of a metre, for MHz (ITU-R P.525)
+    for distance_m in (0.5, 1.0, 3.0, 10.0):
+        expected = free_space + 20 * math.log10(distance_m)
+        assert model.path_loss_db(distance_m) == pytest.approx(expected, abs=0.01)
+    assert model.path_loss_db(0.0) == pytest.approx(0.0, abs=1e-9)
     assert model.path_loss_db(100.0) - model.path_loss_db(10.0) == pytest.approx(32.0)
 
 

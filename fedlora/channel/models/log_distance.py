@@ -21,6 +21,7 @@ _LENGTHS_M = 1e-3, 1e9
 _REMEMBERED = 4096  # places of clients
 _MOST_CROSSINGS = 100  # of a cell in a fading block
 _CARRIERS_HZ = 1e3, 1e15
+_FREE_SPACE = 2.0
 
 
 def budget_snr_db(
@@ -78,8 +79,9 @@ class ShadowMap:
 class LogDistanceChannel(ChannelModel):
     """Link budget with log-distance path loss, correlated shadowing and moving clients.
 
-    The loss is that of free space up to ``reference_m`` and rises by ``10 exponent`` dB a decade
-    beyond it. SNR follows from the transmit powers, not from ``snr_db``.
+    The loss is that of free space up to ``reference_m`` (Friis: 20 dB a decade, 0 dB at a distance
+    of wavelength / 4 pi and less) and rises by ``10 exponent`` dB a decade beyond it. SNR follows
+    from the transmit powers, not from ``snr_db``.
 
     Parameters
     ----------
@@ -132,13 +134,10 @@ class LogDistanceChannel(ChannelModel):
         self._exponent = number(option + "exponent", exponent, 0.1, 20.0)
         self._reference_m = number(option + "reference_m", reference_m, *_LENGTHS_M)
         self._noise_figure_db = number(option + "noise_figure_db", noise_figure_db, -100.0, 100.0)
-        self._reference_loss_db = 20 * math.log10(
-            4
-            * math.pi
-            * self._reference_m
-            * number(option + "carrier_hz", carrier_hz, *_CARRIERS_HZ)
-            / SPEED_OF_LIGHT_MPS
-        )
+        carrier_hz = number(option + "carrier_hz", carrier_hz, *_CARRIERS_HZ)
+        no_loss_m = SPEED_OF_LIGHT_MPS / (4 * math.pi * carrier_hz)
+        self._nearest_m = min(no_loss_m, self._reference_m)
+        self._reference_loss_db = 20 * math.log10(self._reference_m / no_loss_m)
         self.shadowing = ShadowMap(
             seed,
             number(option + "shadowing_db", shadowing_db, 0.0, 100.0),
@@ -170,8 +169,9 @@ class LogDistanceChannel(ChannelModel):
 
     def path_loss_db(self, distance_m: float) -> float:
         """Return the mean loss at a distance from the antenna, in dB."""
-        distance = max(distance_m / self._reference_m, 1.0)
-        return self._reference_loss_db + 10 * self._exponent * math.log10(distance)
+        distance = max(distance_m, self._nearest_m) / self._reference_m
+        exponent = self._exponent if distance > 1.0 else _FREE_SPACE
+        return self._reference_loss_db + 10 * exponent * math.log10(distance)
 
     def _place_loss_db(self, client: int, time_s: float) -> float:
         """Return the loss where a client is, in dB."""

@@ -121,7 +121,7 @@ def _frontier(rows: Sequence[Row]) -> Figure:
             linestyle="",
             label=literal([name])[0],
         )
-    title = f"The least loss at so many bits: means over common seeds{_seeds(rows)}"
+    title = "The least loss at so many bits: means over the seeds that all have"
     label(ax, title=title, x="adapters on the air in Mbit", y="final held-out loss in nats")
     legend(ax, columns=4)
     return figure
