@@ -5,26 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
+from safetensors.torch import save
 
-from fedlora.config import Scenario, TaskConfig, load_scenario
+from fedlora.commands.card_lines import Export
+from fedlora.commands.model_card import model_card
+from fedlora.commands.run_model import TaskFacts, chosen_adapter, chosen_head
+from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
+from fedlora.lora.classifier import (
+    HEAD,
+    Classifier,
+    Padding,
+    embedding_stored,
+    require_same,
+    with_head,
+    write_padding,
+)
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split.resolve import is_hub_name
-from fedlora.split.tokenizer_files import TOKENIZER_FILES
+from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from fedlora.storage.files import replace_file
 from fedlora.storage.outputs import FolderKind
-from fedlora.storage.state import RoundStates
+from fedlora.tasks import load_tokenizer, task_class
 
 DEVICE_FILE = "fedlora.json"
 """Holds what a device must know of the task to use an exported adapter."""
+CARD = "README.md"
+_LANGUAGE_HEAD = "lm_head"
 
 _EXPORT = FolderKind(
     "export",
@@ -32,33 +48,9 @@ _EXPORT = FolderKind(
     (
         *("adapter_config.json", "adapter_model.safetensors", "head.safetensors", DEVICE_FILE),
         *("config.json", "generation_config.json", "model*.safetensors"),
-        *("model.safetensors.index.json", "README.md", *TOKENIZER_FILES),
+        *("model.safetensors.index.json", CARD, *TOKENIZER_FILES),
     ),
 )
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What a device must know of a task to use an adapter.
-
-    Attributes
-    ----------
-    model
-        ``model.path`` of the run.
-    task
-        Its task.
-    prompt_separator
-        Its ``data.prompt_separator``.
-    """
-
-    model: str
-    task: TaskConfig
-    prompt_separator: str
-
-    @classmethod
-    def of(cls, scenario: Scenario) -> TaskFacts:
-        """Return the facts of a scenario."""
-        return cls(scenario.model.path, scenario.task, scenario.data.prompt_separator)
 
 
 def export_run(
@@ -70,10 +62,12 @@ def export_run(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write the adapter of a run.
+    """Write the adapter of a run, and a model card.
 
-    In the format ``peft`` the folder also gets the shared head and what ``fedlora infer`` must know
-    of the task, so that it is all that a device needs beside the backbone.
+    A classifier becomes what transformers' class for classification loads, where that computes what
+    the run computes; elsewhere backbone and head are written apart, and the card says why and has
+    the lines that put them together. In the format ``peft`` the folder also gets what ``fedlora
+    infer`` must know of the task, so that it is all that a device needs beside the backbone.
 
     Parameters
     ----------
@@ -84,7 +78,8 @@ def export_run(
     format_
         ``peft``, ``padded``, ``gguf-ready`` or ``merged``.
     client
-        Whose adapter to write: the one that it was last delivered in time.
+        Whose adapter to write: the one that it was last delivered in time. A simulated client's
+        personal head goes along.
     rank
         One rank for every projection; by default r_max.
     overwrite
@@ -93,8 +88,8 @@ def export_run(
     Raises
     ------
     FedloraError
-        When the run has no adapter or no such client, the client was delivered none, or the folder
-        is in use.
+        When the run has no adapter or no such client, the client was delivered none, the format
+        cannot hold the head, or the folder is in use.
     """
     folder = RunFolder(run_folder)
     adapter, ranks = chosen_adapter(folder, client, rank)
@@ -104,94 +99,160 @@ def export_run(
         raise FedloraError(
             f"client {client} was delivered no adapter in time; it uses the backbone as it is"
         )
+    plan = _Plan(folder, adapter, format_, client, ranks)
     _EXPORT.clear(out)
-    if format_ == "merged":
-        adapter.truncated(ranks).merge(out, _model(folder))
-    elif format_ == "padded":
-        adapter.truncated(ranks).save(out)
-    elif format_ == "gguf-ready":
-        adapter.save_with_one_alpha(out, ranks)
-    else:
-        adapter.save(out, ranks)
-        _write_device_files(folder, out, adapter)
+    plan.write(out)
     typer.echo(
         f"wrote {format_} export of {len(ranks)} projections, mean rank "
         f"{sum(ranks) / len(ranks):.2f}, to {out}"
     )
+    if plan.why_not:
+        typer.echo(f"{plan.why_not}; {out / CARD} has the lines that give this run's answers")
 
 
-def chosen_adapter(
-    folder: RunFolder, client: str | None, rank: int | None
-) -> tuple[Adapter, list[int]]:
-    """Return the run's adapter at one rank or r_max, or the one that a client has.
+class _Plan:
+    """What is to be written: everything that can be refused is, when it is made."""
 
-    Where adapters were delivered over the air, a client has the one that last arrived in time, as
-    it was then, and rank 0 everywhere if none did. Otherwise it has the run's, at its last ranks.
+    def __init__(
+        self,
+        folder: RunFolder,
+        adapter: Adapter,
+        format_: str,
+        client: str | None,
+        ranks: Sequence[int],
+    ) -> None:
+        self._folder, self._format, self._client = folder, format_, client
+        self._ranks = ranks
+        self._adapter = adapter
+        self._pooled = adapter.task_type != "CAUSAL_LM"
+        self._scenario = load_scenario(folder.scenario) if folder.scenario.is_file() else None
+        self._head = chosen_head(folder, client)
+        self._classifier: Classifier | None = None
+        self._padding: Padding | None = None
+        self.why_not = ""
+        if self._pooled and format_ == "gguf-ready":
+            raise FedloraError(
+                "--format gguf-ready cannot hold the head of a classifier, as llama.cpp's adapters "
+                "have projections alone; take peft or merged"
+            )
+        if self._pooled:
+            try:
+                self._classifier = self._fitting()
+            except FedloraError as error:
+                self.why_not = str(error)
 
-    Raises
-    ------
-    FedloraError
-        When both are asked for, the rank is too large, or the client is unknown.
-    """
-    adapter = Adapter.load(folder.adapter)
-    count = len(adapter.factors)
-    if client is not None and rank is not None:
-        raise FedloraError(f"--client {client} and --rank {rank} exclude each other; give one")
-    if rank is not None and rank > adapter.r_max:
-        raise FedloraError(f"--rank {rank} exceeds the run's r_max {adapter.r_max}; lower it")
-    if client is None:
-        return adapter, [rank or adapter.r_max] * count
-    ranks = _last_ranks(folder, client)
-    if folder.scenario.is_file() and load_scenario(folder.scenario).channel.deliver_every:
-        return _delivered(folder, adapter, client)
-    return adapter, ranks
+    def _fitting(self) -> Classifier:
+        scenario, head = self._scenario, self._head
+        if head is None:
+            raise FedloraError(
+                "no head goes along: personal heads stay on their clients; train with "
+                "head.share=step or round, or name a simulated client by --client"
+            )
+        if scenario is None or not task_class(scenario.task.kind).pooled:
+            raise FedloraError("the run's folder has no scenario that says how it pools")
+        if scenario.train.embedding:
+            raise FedloraError(
+                "each client trains a token embedding of its own, which is not here, so that no "
+                "whole classifier can be written"
+            )
+        source = self._source()
+        found = Classifier.of(source, scenario.task.pool, head.weight.shape[1])
+        self._padding = Padding.of(source)
+        if self._format == "merged":
+            return found
+        if self._padding.always_wrong:
+            raise FedloraError(
+                f"transformers' {found.name} pools the last token that is no padding, and every "
+                f"row ends in the model's padding token (pad_token_id "
+                f"{self._padding.declared}), so that the one before would be pooled; export as "
+                "merged, which gets a padding token of its own"
+            )
+        if not embedding_stored(source):
+            raise FedloraError(
+                "the backbone stores its token embedding as its language head's alone, and "
+                f"transformers' {found.name} would begin with random numbers; export as merged"
+            )
+        return found
 
+    def _source(self) -> Path:
+        return self._adapter.source(_model(self._folder))
 
-def _last_ranks(folder: RunFolder, client: str) -> list[int]:
-    for record in reversed(folder.read_metrics()):
-        found = (record.get("clients") or {}).get(client)
-        if found and found.get("ranks"):
-            ranks = list(found["ranks"])
-            if not all(isinstance(r, int) for r in ranks):
-                raise FedloraError(
-                    f"{folder.metrics} has {str(ranks)[:60]} as ranks of client {client}; it is "
-                    "damaged, so give --rank in place of --client"
-                )
-            return ranks
-    known = {c for record in folder.read_metrics() for c in record.get("clients") or {}}
-    raise FedloraError(
-        f"the run has no client {client!r} with ranks; its clients are {', '.join(sorted(known))}"
-    )
+    def write(self, out: Path) -> None:
+        """Write everything."""
+        adapter, head = self._adapter, self._head
+        if self._format == "merged":
+            truncated = adapter.truncated(self._ranks)
+            truncated.merge(out, _model(self._folder), partial(self._whole, out))
+        else:
+            if self._classifier is not None and head is not None:
+                prefix = self._classifier.prefix
+                adapter = adapter.in_classifier(prefix, HEAD, head.weight)
+            elif not self._pooled and head is not None:
+                adapter = dataclasses.replace(adapter, head=(_LANGUAGE_HEAD, head.weight))
+            if self._format == "padded":
+                adapter.truncated(self._ranks).save(out)
+            elif self._format == "gguf-ready":
+                adapter.save_with_one_alpha(out, self._ranks)
+            else:
+                adapter.save(out, self._ranks)
+                _write_device_files(self._folder, out, self._adapter)
+        self._write_head(out)
+        self._write_card(out)
 
+    def _whole(self, out: Path, merged: Any, source: Path) -> Any:
+        """Return a merged model with the head, and write its tokenizer."""
+        head = self._head
+        if self._classifier is not None and self._padding is not None and head is not None:
+            whole = with_head(merged, source, head)
+            require_same(whole, head)
+            write_padding(whole, source, out, self._padding)
+            return whole
+        copy_tokenizer(source, out)
+        if not self._pooled and head is not None:
+            weight = torch.nn.Parameter(head.weight.to(merged.dtype))
+            merged.get_output_embeddings().weight = weight
+            merged.config.tie_word_embeddings = False
+        return merged
 
-def _delivered(folder: RunFolder, adapter: Adapter, client: str) -> tuple[Adapter, list[int]]:
-    """Return what a client was last delivered, which the last checkpoint holds."""
-    state = next((state for _, state in RoundStates(folder.checkpoint).readable()), None)
-    if state is None:
-        raise FedloraError(
-            f"{folder.checkpoint} holds no state that can be read, and only it knows what client "
-            f"{client} was delivered; use --rank"
+    def _write_head(self, out: Path) -> None:
+        shared = head_file(self._folder)
+        whole = self._format == "merged" and (self._classifier is not None or not self._pooled)
+        if self._head is None or whole:
+            return
+        if shared.exists():
+            shutil.copyfile(shared, out / shared.name)
+            return
+        metadata = {"labels": json.dumps(self._head.names)}
+        replace_file(out / shared.name, save({"weight": self._head.weight}, metadata))
+
+    def _write_card(self, out: Path) -> None:
+        padding, scenario = self._padding, self._scenario
+        facts = _facts(self._folder, self._adapter) if scenario is not None else None
+        opening: Sequence[int] = ()
+        embedded = True
+        if scenario is not None:
+            try:
+                source = self._source()
+                opening = load_tokenizer(source).opening
+                embedded = embedding_stored(source)
+            except FedloraError:  # the backbone is not on this machine
+                pass
+        export = Export(
+            self._format,
+            self._adapter.base_model,
+            self._adapter.revision,
+            self._ranks,
+            self._client,
+            self._head if self._pooled else None,
+            self._classifier.name if self._classifier else "",
+            self.why_not,
+            padding.token_id if padding else None,
+            padding.declared if padding else None,
+            opening,
+            embedded,
         )
-    found = state["delivered"].get(client)
-    if found is None:
-        return adapter, [0] * len(adapter.factors)
-    place, ranks = found
-    factors = _renamed(state["adapters"][int(place)], adapter)
-    return dataclasses.replace(adapter, factors=factors), [int(r) for r in ranks]
-
-
-def _renamed(
-    state: Mapping[str, torch.Tensor], adapter: Adapter
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return factors of the server's blocks under the names of the whole model."""
-    inner = [name.removesuffix(".A") for name in state if name.endswith(".A")]
-    whole = {
-        name: next(w for w in adapter.factors if f".{w}".endswith(f".{name}")) for name in inner
-    }
-    by_name = {
-        whole[name]: (state[f"{name}.A"].float(), state[f"{name}.B"].float()) for name in inner
-    }
-    return {name: by_name[name] for name in adapter.factors}
+        card = model_card(export, self._pooled, facts, scenario, self._folder.read_summary() or {})
+        replace_file(out / CARD, card.encode())
 
 
 def _keep_sources(out: Path, folder: RunFolder) -> None:
@@ -213,12 +274,14 @@ def _model(folder: RunFolder) -> str:
     return load_scenario(folder.scenario).model.path if folder.scenario.is_file() else ""
 
 
+def _facts(folder: RunFolder, adapter: Adapter) -> TaskFacts:
+    facts = TaskFacts.of(load_scenario(folder.scenario))
+    if adapter.revision and not is_hub_name(facts.model):  # a place in this machine's cache
+        facts = dataclasses.replace(facts, model=f"hub:{adapter.base_model}")
+    return facts
+
+
 def _write_device_files(folder: RunFolder, out: Path, adapter: Adapter) -> None:
-    if head_file(folder).exists():
-        shutil.copyfile(head_file(folder), out / head_file(folder).name)
     if folder.scenario.is_file():
-        facts = TaskFacts.of(load_scenario(folder.scenario))
-        if adapter.revision and not is_hub_name(facts.model):  # a place in this machine's cache
-            facts = dataclasses.replace(facts, model=f"hub:{adapter.base_model}")
-        text = json.dumps(dataclasses.asdict(facts), indent=1)
+        text = json.dumps(dataclasses.asdict(_facts(folder, adapter)), indent=1)
         replace_file(out / DEVICE_FILE, f"{text}\n".encode())

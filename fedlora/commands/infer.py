@@ -15,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from fedlora.commands.export import DEVICE_FILE, TaskFacts, chosen_adapter
+from fedlora.commands.export import DEVICE_FILE
+from fedlora.commands.run_model import TaskFacts, chosen_adapter, chosen_head, read_head
 from fedlora.config import load_scenario
 from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
-from fedlora.lora.export import CONFIG_FILE
+from fedlora.lora.classifier import HEAD, Head, with_head
+from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from fedlora.report import RunFolder
-from fedlora.server.results import head_file
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
 from fedlora.split.whole import load_whole
 from fedlora.tasks import Tokenizer, lacking_token, load_tokenizer, task_class
@@ -41,7 +42,9 @@ class _Device:
     facts
         What it is for.
     head
-        File of the shared head.
+        The head that was trained; None without one.
+    place
+        Where the head would be.
     rows
         Of the token embedding.
     """
@@ -49,7 +52,8 @@ class _Device:
     model: nn.Module
     tokenizer: Tokenizer
     facts: TaskFacts
-    head: Path
+    head: Head | None
+    place: Path
     rows: int
 
     def check(self, number: int, ids: Sequence[int]) -> None:
@@ -111,7 +115,8 @@ def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: st
     adapter, ranks = chosen_adapter(folder, client, rank)
     summary = folder.read_summary()
     ended = summary is not None and not summary.get("unfinished")
-    if task_class(facts.task.kind).pooled and not ended and not head_file(folder).exists():
+    head = chosen_head(folder, client)
+    if task_class(facts.task.kind).pooled and not ended and head is None:
         raise FedloraError(
             f"the run in {folder.path} has not ended, and its head is written at the end; go on "
             f"with it by fedlora resume {folder.path}"
@@ -120,7 +125,7 @@ def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: st
         if any(ranks):
             adapter.save(Path(place), ranks)
         saved = Path(place) if any(ranks) else None
-        return _device(facts, saved, head_file(folder), model, adapter.revision)
+        return _device(facts, saved, head, folder.path, model, adapter.revision)
 
 
 def _from_export(folder: Path, model: str) -> _Device:
@@ -130,7 +135,9 @@ def _from_export(folder: Path, model: str) -> _Device:
         raise FedloraError(
             f"{folder} is no export that can be read ({error}); write it again with fedlora export"
         ) from None
-    return _device(facts, folder, folder / "head.safetensors", model, _revision(folder))
+    place = folder / "head.safetensors"
+    head = read_head(place) if place.exists() else None
+    return _device(facts, folder, head, folder, model, _revision(folder))
 
 
 def _revision(folder: Path) -> str | None:
@@ -143,7 +150,12 @@ def _revision(folder: Path) -> str | None:
 
 
 def _device(
-    facts: TaskFacts, adapter: Path | None, head: Path, model: str, revision: str | None
+    facts: TaskFacts,
+    adapter: Path | None,
+    head: Head | None,
+    place: Path,
+    model: str,
+    revision: str | None,
 ) -> _Device:
     disable_progress_bar()  # one line for each text is all that a script wants to read
     set_verbosity_error()  # and of a backbone that does not fit, one sentence
@@ -158,15 +170,32 @@ def _device(
         raise FedloraError(
             f"the model in {path} cannot be loaded ({_first_line(error)}); copy it anew"
         ) from None
+    if head is not None and not task_class(facts.task.kind).pooled:
+        output = base.get_output_embeddings()  # type: ignore[operator]
+        output.weight = nn.Parameter(head.weight.to(output.weight.dtype))
     if adapter is not None:
         try:
-            base = PeftModel.from_pretrained(base, str(adapter)).eval()
+            base = _with_adapter(base, adapter, path)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise FedloraError(
                 f"the adapter in {adapter} cannot be put on the model in {path} "
                 f"({_first_line(error)}); give the backbone of the run, or export it again"
             ) from None
-    return _Device(base, tokenizer, facts, head, checkpoint.size("vocab_size"))
+    return _Device(base, tokenizer, facts, head, place, checkpoint.size("vocab_size"))
+
+
+def _with_adapter(base: nn.Module, adapter: Path, source: Path) -> nn.Module:
+    """Return a model with an adapter, which may be one of a classifier around it."""
+    settings = json.loads((adapter / CONFIG_FILE).read_bytes())
+    if settings.get("task_type") != "SEQ_CLS":
+        found: nn.Module = PeftModel.from_pretrained(base, str(adapter)).eval()
+        return found
+    with safe_open(adapter / WEIGHTS_FILE, framework="pt") as file:
+        whole = with_head(base, source, Head(file.get_tensor(f"{PREFIX}{HEAD}.weight")))
+    prefix = whole.base_model_prefix
+    model = PeftModel.from_pretrained(whole, str(adapter)).eval()
+    inner: nn.Module = getattr(model.get_base_model(), prefix)
+    return inner
 
 
 def _first_line(error: Exception) -> str:
@@ -175,28 +204,21 @@ def _first_line(error: Exception) -> str:
 
 @torch.no_grad()
 def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
-    if not device.head.exists():
+    head = device.head
+    if head is None:
         raise FedloraError(
-            f"{device.head.parent} has no shared head: personal heads stay on their clients; train "
+            f"{device.place} has no shared head: personal heads stay on their clients; train "
             "with head.share=step or round to classify here"
         )
-    try:
-        with safe_open(device.head, framework="pt") as file:
-            weight: torch.Tensor = file.get_tensor("weight")
-            labels = json.loads(file.metadata()["labels"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise FedloraError(
-            f"{device.head} holds no head that can be read ({error}); copy or export it anew"
-        ) from None
     task = device.facts.task
     for number, text in enumerate(texts, 1):
         ids = device.tokenizer.encode(text, task.max_length)
         device.check(number, ids)
         states = device.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         pooled = pool_packed(states.float(), [len(ids)], task.pool)
-        chances = (pooled @ weight.T).softmax(-1)[0]
+        chances = (pooled @ head.weight.T).softmax(-1)[0]
         best = int(chances.argmax())
-        yield f"{labels[best]}\t{float(chances[best]):.3f}\t{text}"
+        yield f"{head.names[best]}\t{float(chances[best]):.3f}\t{text}"
 
 
 @torch.no_grad()

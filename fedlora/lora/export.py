@@ -6,9 +6,10 @@ Of each file the same adapter gives the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,6 +50,8 @@ class Adapter:
         Whether the modules store their weight transposed (GPT-2).
     revision
         The model's commit on the hub; None where it is a folder.
+    head
+        Name and weight of a linear head that goes along (PEFT's ``modules_to_save``).
     """
 
     factors: Factors
@@ -57,6 +60,7 @@ class Adapter:
     task_type: str
     fan_in_fan_out: bool = False
     revision: str | None = None
+    head: tuple[str, torch.Tensor] | None = None
 
     @property
     def r_max(self) -> int:
@@ -70,6 +74,19 @@ class Adapter:
             keep = torch.arange(self.r_max) < r
             factors[name] = (A * keep[:, None], B * keep)
         return replace(self, factors=factors)
+
+    def in_classifier(self, prefix: str, name: str, weight: torch.Tensor) -> Adapter:
+        """Return the adapter of a base model as that of a classifier around it, with its head.
+
+        Parameters
+        ----------
+        prefix
+            What the classifier puts before the names of the base model's modules.
+        name, weight
+            Of the head.
+        """
+        factors = {prefix + own: pair for own, pair in self.factors.items()}
+        return replace(self, factors=factors, task_type="SEQ_CLS", head=(name, weight))
 
     def save(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
         """Write a folder that ``PeftModel.from_pretrained`` loads, each of its files as a whole.
@@ -142,6 +159,7 @@ class Adapter:
             revision=self.revision,
             task_type=self.task_type,
             fan_in_fan_out=self.fan_in_fan_out,
+            modules_to_save=[self.head[0]] if self.head else None,
             inference_mode=True,
         )
         # What a run writes after each round may be cut off by its end, which PEFT's own writing of
@@ -153,6 +171,8 @@ class Adapter:
         for name, (A, B) in factors.items():
             tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A
             tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B
+        if self.head:
+            tensors[f"{PREFIX}{self.head[0]}.weight"] = self.head[1]
         # With a second key safetensors writes them in another order each time.
         replace_file(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
 
@@ -192,7 +212,31 @@ class Adapter:
                 f"{folder} holds no adapter that can be read ({error}); give a finished run"
             ) from None
 
-    def merge(self, folder: Path, model: str = "") -> None:
+    def source(self, model: str = "") -> Path:
+        """Return the folder of the model that the adapter is for.
+
+        Parameters
+        ----------
+        model
+            Where the model is, where ``base_model`` does not tell.
+
+        Raises
+        ------
+        FedloraError
+            When the model is no longer where it was.
+        """
+        named = f"hub:{self.base_model}" if self.revision else self.base_model
+        try:
+            return model_folder(model or named, self.revision)
+        except (OSError, ValueError, FedloraError) as error:
+            raise self._lost(error) from None
+
+    def merge(
+        self,
+        folder: Path,
+        model: str = "",
+        finish: Callable[[Any, Path], Any] | None = None,
+    ) -> None:
         """Write the whole model with the adapter added into its weights, and its tokenizer.
 
         Parameters
@@ -201,6 +245,9 @@ class Adapter:
             Where to write.
         model
             Where the model is, where ``base_model`` does not tell.
+        finish
+            Given the merged model and the folder that it came from, makes what is written, and
+            writes the tokenizer.
 
         Raises
         ------
@@ -213,20 +260,25 @@ class Adapter:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        named = f"hub:{self.base_model}" if self.revision else self.base_model
+        source = self.source(model)
         try:
-            source = model_folder(model or named, self.revision)
             base = load_whole(source, pooled=self.task_type != "CAUSAL_LM")
         except (OSError, ValueError, FedloraError) as error:
-            raise FedloraError(
-                f"the adapter's model {self.base_model!r} cannot be loaded "
-                f"({str(error).partition(chr(10))[0]}); bring it back there, or export as peft"
-            ) from None
+            raise self._lost(error) from None
         with tempfile.TemporaryDirectory() as place:
             self.save(Path(place))
             merged = PeftModel.from_pretrained(base, place).merge_and_unload()
+        if finish is None:
+            copy_tokenizer(source, folder)
+        else:
+            merged = finish(merged, source)
         merged.save_pretrained(str(folder))
-        copy_tokenizer(source, folder)
+
+    def _lost(self, error: Exception) -> FedloraError:
+        return FedloraError(
+            f"the adapter's model {self.base_model!r} cannot be loaded "
+            f"({str(error).partition(chr(10))[0]}); bring it back there, or export as peft"
+        )
 
     @property
     def _count(self) -> int:

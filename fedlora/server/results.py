@@ -39,8 +39,8 @@ def write_results(
     """
     export(server).save(folder.adapter)
     scenario, training = server.scenario, server.training
+    classes = classes_of(scenario.task.labels, results)
     if training.head is not None:
-        classes = classes_of(scenario.task.labels, results)
         weights = {name: p.detach() for name, p in training.head.parameters.items()}
         replace_file(head_file(folder), save(weights, {"labels": json.dumps(classes)}))
     held = holdings(results)
@@ -53,6 +53,7 @@ def write_results(
         peak_rss_server_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         extra={
             "task": scenario.task.kind,
+            "labels": classes,
             "projections": [(p.layer, p.name) for p in server.training.ranking.space.projections],
             "label_counts": held,
             "outside_air_bits": server.air.ledger.outside_bits(),

@@ -157,6 +157,8 @@ def test_an_export_replaces_one_of_another_form_whole_and_nothing_else(fedlora, 
         "notes.txt",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "head.safetensors",
+        "README.md",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
 
 from clients.edge_client import EdgeClient
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.lora.export import CONFIG_FILE
 from fedlora.server.compute.engine import ClientRows
-from fedlora.tasks import Sample
+from fedlora.split import model_folder
+from fedlora.tasks import IGNORED, Sample, task_class
 from simulations.fuzz.models import SEPARATOR
 from simulations.fuzz.trial import Trial
 from simulations.fuzz.whole import Whole
@@ -47,7 +52,9 @@ def exports(trial: Trial) -> str | None:
     client = trial.federation.clients[0]
     samples = trial.samples(client)[:3]
     for rank in (None, 1 + trial.scenario.seed % trial.scenario.lora.r_max):
-        form = _FORMS[(trial.scenario.seed + len(trial.initial) + (rank or 0)) % len(_FORMS)]
+        pooled = _pools(trial)
+        forms = [f for f in _FORMS if f != "gguf-ready" or not pooled]  # which holds no head
+        form = forms[(trial.scenario.seed + len(trial.initial) + (rank or 0)) % len(forms)]
         place = trial.place / f"export-{rank}"
         with redirect_stdout(io.StringIO()):
             export_run(folder, place, form, None, rank)
@@ -85,7 +92,7 @@ def told(trial: Trial) -> str | None:
 def inferred(trial: Trial) -> str | None:
     """Hold what ``fedlora infer`` says of an export to the same head on plain PEFT."""
     scenario, training = trial.scenario, trial.federation.server.training
-    pooled = scenario.task.kind == "classification"
+    pooled = _pools(trial)
     if pooled and training.head is None:
         return None
     _folder(trial)
@@ -129,6 +136,21 @@ def _client_export(trial: Trial, folder: Path, client: str) -> Path | None:
     return place
 
 
+def _classifier(trial: Trial, export: Path) -> Any:
+    """Return the classifier that transformers and PEFT load; None where the head is apart."""
+    settings = json.loads(next(export.glob("*config.json")).read_bytes())
+    if settings.get("task_type") == "SEQ_CLS":
+        with safe_open(export / "head.safetensors", framework="pt") as file:
+            classes = file.get_tensor("weight").shape[0]
+        base = AutoModelForSequenceClassification.from_pretrained(
+            model_folder(trial.scenario.model.path), num_labels=classes
+        )
+        return PeftModel.from_pretrained(base, str(export)).eval()
+    if "SequenceClassification" in str(settings.get("architectures")):
+        return AutoModelForSequenceClassification.from_pretrained(export).eval()
+    return None
+
+
 def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whole, Any]:
     """Return plain PEFT with an export, and the client's own embedding and head."""
     merged = adapter is not None and not (adapter / CONFIG_FILE).exists()
@@ -143,10 +165,17 @@ def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whol
     return whole, PeftModel.from_pretrained(whole.base, str(adapter)).eval()
 
 
+def _pools(trial: Trial) -> bool:
+    """Tell whether a trial trains a classifier."""
+    return task_class(trial.scenario.task.kind).pooled
+
+
 @torch.no_grad()
 def _whole_logits(
     trial: Trial, client: EdgeClient, adapter: Path | None, samples: Sequence[Sample]
 ) -> torch.Tensor:
+    if adapter is not None and (model := _classifier(trial, adapter)) is not None:
+        return torch.cat([model(input_ids=torch.tensor([s.ids])).logits for s in samples])
     whole, model = _model(trial, client, adapter)
     out = whole.forward(model, samples)
     return out @ client.head.module.weight.T if whole.pooled else out
@@ -170,7 +199,10 @@ def _split_logits(
 def _held_out_loss(
     trial: Trial, client: EdgeClient, adapter: Path | None, samples: Sequence[Sample]
 ) -> float:
+    if _pools(trial):
+        logits = _whole_logits(trial, client, adapter, samples)
+        targets = torch.tensor([sample.target for sample in samples])
+        return float(F.cross_entropy(logits, targets, ignore_index=IGNORED))
     whole, model = _model(trial, client, adapter)
-    head = client.head.module.weight if whole.pooled else None
-    loss, count = whole.loss(whole.forward(model, samples), samples, head)
+    loss, count = whole.loss(whole.forward(model, samples), samples, None)
     return float(loss) / count
