@@ -147,8 +147,9 @@ def export(
 ) -> None:
     """Write a run's adapter for PEFT, for readers that know less, or merged into the model.
 
-    The `peft` folder also holds the shared head, so that `fedlora infer` needs no more than it and
-    the backbone on a device.
+    A classifier goes with its head, as transformers' class for the family where that computes the
+    same. A README.md says how to load it. The `peft` folder is all that `fedlora infer` needs on a
+    device, beside the backbone.
     """
     from fedlora.commands.export import export_run
 
