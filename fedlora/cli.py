@@ -42,6 +42,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),  # which suggests by itself
 )
 
 _INTERRUPTED = 130

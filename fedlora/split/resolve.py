@@ -114,7 +114,8 @@ def _in_package(path: str, what: str, key: str) -> Path:
     locations = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
     if not locations:
         raise FedloraError(
-            f"{key} is {path!r}, but no package {name!r} is installed; pip install {name}"
+            f"{key} is {path!r}, but no package {name!r} is installed; pip install --no-deps "
+            f"{name.replace('_', '-')}"
         )
     for location in locations:
         if (location / inside).exists():

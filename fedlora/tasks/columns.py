@@ -162,7 +162,7 @@ def class_names(records: Sequence[Record], config: DataConfig, source: str) -> l
 def _no_column(record: Record, column: str, key: str, where: str) -> FedloraError:
     near = difflib.get_close_matches(column, record, n=1)
     hint = (
-        f"did you mean {near[0]!r}?"
+        f"did you mean {near[0]!r}? write one name in both"
         if near
         else f"set {key}, or name the columns in data.columns if there is no header line"
     )

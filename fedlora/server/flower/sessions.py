@@ -26,6 +26,7 @@ from fedlora.link.stream.tls import create_identity
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.printable import printable
 from fedlora.server.exchange.arrivals import Arrivals
+from fedlora.server.exchange.cohort import MOST_LOSSES
 from fedlora.server.flower.late_nodes import LateNodes
 from fedlora.server.flower.nodes import RECORD, Node
 from fedlora.server.run import ServerRun
@@ -38,8 +39,6 @@ _SOON_S = 0.01  # between two looks for who is ready
 _LOOK_S = 5.0
 _MOST_DOUBLINGS = 4  # of the time that a device has to connect
 _QUEUE_FRAMES = 16  # what a device that is late for two rounds is asked meanwhile
-MOST_LOSSES = 3
-"""A device that was lost or late more often in a run is not invited any more."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ class Sessions:
         try:
             if isinstance(answer, FedloraError):
                 raise answer
-            cohort.drop(link.client, "it connected anew")
+            cohort.drop(link.client, "it connects anew", returns=True)
             self._server.join(link, link.hello, answer)
         except ClientLost as error:  # it may connect anew, or Flower tells what became of it
             log.warning("client %s connected and was lost: %s", link.client, error)
