@@ -23,6 +23,7 @@ import ray
 
 from fedlora.errors import FedloraError
 from fedlora.import_path import leave_working_folder, put_bundles_last
+from fedlora.launch.killed import ended_by_ray
 from fedlora.launch.working_folder import go_where_started
 
 if TYPE_CHECKING:
@@ -151,9 +152,10 @@ def hand_over(session: Mapping[str, Any]) -> dict[str, Any]:
     host = actor.remote(plain)
     try:
         told: dict[str, Any] = ray.get(host.attach.remote(plain["client"], plain["token"]))
-    except ray.exceptions.ActorDiedError as error:
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
         cause = getattr(error, "cause", None)
-        return _told_of(FedloraError(str(cause or error).strip().splitlines()[-1]))
+        gone = "" if cause else ended_by_ray("its edge host", str(error))
+        return _told_of(FedloraError(gone or str(cause or error).strip().splitlines()[-1]))
     return told
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.import_path import plugin_folders
+from fedlora.launch.killed import ended, memory
 from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
 from fedlora.launch.temporary import parent_folder, temporary_folder
 from fedlora.report import RunFolder
@@ -22,9 +22,8 @@ from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
-from fedlora.server.unfinished import summarise_rounds
+from fedlora.server.unfinished import going_on, summarise_rounds
 from fedlora.storage.outputs import dated_folder
-from fedlora.storage.state import RoundStates
 
 
 def run_simulation(
@@ -95,6 +94,7 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         moved = f"{temporary_folder()} leaves the sockets of Ray no room"
         console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
+    before = memory()
     try:
         with FlowerSimulation(request) as simulation:
             with ProgressView(folder, console=console) as view:
@@ -108,11 +108,15 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         text = "interrupted by the user" if by_user else "whoever read its output has gone"
         folder.append_event("done", status="interrupted", text=text)
         _keep_partial(folder)
-        console.print(_going_on(folder), markup=False, highlight=False, soft_wrap=True)
+        console.print(going_on(folder), markup=False, highlight=False, soft_wrap=True)
         raise
     if status != "finished":
-        how = f"({told})" if told else "without a word"
-        reason = view.text or f"Flower ended the run {how}; see {simulation.log}"
+        reason = view.text
+        if not reason and told:
+            reason = f"Flower ended the run ({told}); see {simulation.log}"
+        if not reason:  # whatever the server raises it writes down
+            who = f"the server's process {simulation.simulator or ''}".rstrip()
+            reason = f"{ended(who, before)}; {going_on(folder)}"
         try:
             _keep_partial(folder)
         except FedloraError as error:  # which is not why the run ended
@@ -128,13 +132,6 @@ def _with_plugins(scenario: Scenario) -> Scenario:
     if scenario.python_path or not folders:
         return scenario
     return dataclasses.replace(scenario, python_path=folders[0])
-
-
-def _going_on(folder: RunFolder) -> str:
-    """Say how an interrupted run is gone on with."""
-    if RoundStates(folder.checkpoint).rounds():
-        return f"go on with it by: fedlora resume {shlex.quote(str(folder.path))}"
-    return f"no round was finished, so there is nothing to go on from; files: {folder.path}"
 
 
 def _keep_partial(folder: RunFolder) -> None:

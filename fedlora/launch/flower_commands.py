@@ -19,6 +19,7 @@ from fedlora.machine import stretch
 TOOLS = Path(sys.executable).parent
 _START_S = 180.0  # on a loaded machine each of Flower's processes takes tens of seconds
 _CONNECTION = "fedlora"
+_NO_DETAILS = "N/A"  # what Flower shows in their place
 _WORDS_S = 30.0
 
 _QUIET = {
@@ -108,7 +109,8 @@ class FlowerCommands:
         """Return why a run ended, as far as the SuperLink knows."""
         with contextlib.suppress(subprocess.TimeoutExpired, LookupError, TypeError):
             said = self._ask(["list", _CONNECTION, "--run-id", run_id], _WORDS_S)
-            return str(_object(said.stdout)["runs"][0]["status-details"]).strip()
+            details = str(_object(said.stdout)["runs"][0]["status-details"]).strip()
+            return "" if details == _NO_DETAILS else details
         return ""
 
     def log(self, run_id: str) -> str:

@@ -79,6 +79,11 @@ class FlowerSimulation:
     request
         What to run.
 
+    Attributes
+    ----------
+    simulator
+        Number of the process that simulates the run, once it was seen.
+
     Raises
     ------
     FedloraError
@@ -93,6 +98,7 @@ class FlowerSimulation:
         self._submitted = time.monotonic()
         self._seen: float | None = None
         self._run_id, self._starts = "", 0
+        self.simulator: int | None = None
         self.log = request.out / "flower.txt"
 
     def __enter__(self) -> FlowerSimulation:
@@ -126,8 +132,8 @@ class FlowerSimulation:
         except psutil.NoSuchProcess:
             return False
         now = time.monotonic()
-        if any(map(_simulates, family)):
-            self._seen = now
+        for process in filter(_simulates, family):
+            self._seen, self.simulator = now, process.pid
         # One look that misses it is no proof: the list of processes is not read at one moment.
         if self._seen is None:
             return now < self._submitted + start_s()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from fedlora.config import load_scenario
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder, client_ids
 from fedlora.report.summary import Summary
 from fedlora.server.exchange.spending import statement_of_rounds
+from fedlora.storage.state import RoundStates
+
+
+def going_on(folder: RunFolder) -> str:
+    """Say how a run that ended before its time is gone on with."""
+    if RoundStates(folder.checkpoint).rounds():
+        return f"go on with it by: fedlora resume {shlex.quote(str(folder.path))}"
+    return f"no round was finished, so there is nothing to go on from; files: {folder.path}"
 
 
 def summarise_rounds(folder: RunFolder) -> None:

@@ -22,6 +22,7 @@ from fedlora.link import messages as m
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.report import RunFolder
 from fedlora.server.flower import late_nodes, questions
+from fedlora.server.flower.edge_hosts import EdgeHosts
 from fedlora.server.flower.late_nodes import LateNodes
 from fedlora.server.flower.nodes import Node
 from fedlora.server.flower.run import _train
@@ -78,7 +79,7 @@ def train_late(
             return super().handle(frame)
 
     monkeypatch.setattr(clients.device, "ClientStateStore", Watched)
-    _train(devices, server, nodes, {}, folder)
+    _train(devices, server, nodes, EdgeHosts(server.scenario, nodes, 0, folder), folder)
     return devices, server, folder
 
 
@@ -139,7 +140,7 @@ def test_a_resumed_run_takes_in_who_had_not_come_before(tmp_path, monkeypatch):
     assert load_scenario(folder.scenario).federation.clients == 2
     again = tiny("federation.min_clients=1", "train.rounds=9", "evaluate.every=9")
     devices, server = Devices(tmp_path / "states"), ServerRun(again, folder)
-    _train(devices, server, NODES, {}, folder)
+    _train(devices, server, NODES, EdgeHosts(server.scenario, NODES, 0, folder), folder)
     assert rounds_of(folder) == [["0"]] * 6 + [["0", "1"]] * 3
 
 

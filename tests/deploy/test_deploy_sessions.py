@@ -29,6 +29,7 @@ from fedlora.link import Frame, through_flower
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.privacy.ledger import Ledger
 from fedlora.report import RunFolder
+from fedlora.server.flower.edge_hosts import EdgeHosts
 from fedlora.server.flower.nodes import RECORD, Node
 from fedlora.server.flower.run import _train
 from fedlora.server.flower.sessions import Places, Sessions, session_ttl_s
@@ -203,7 +204,7 @@ def train(
     folder = RunFolder.create(tmp_path / "run")
     devices, server = Devices(tmp_path / "states", port), ServerRun(scenario, folder)
     devices.online = list(online) or devices.online
-    _train(devices, server, nodes, {}, folder)
+    _train(devices, server, nodes, EdgeHosts(server.scenario, nodes, 0, folder), folder)
     return devices, server, folder
 
 

@@ -86,6 +86,10 @@ class Begun:
     def server(self) -> psutil.Process:
         return next(filter(_simulates, self.family))
 
+    @property
+    def hosts(self) -> list[psutil.Process]:
+        return [p for p in self.family if " ".join(p.cmdline()).startswith("ray::EdgeHost")]
+
     def assert_nothing_is_left(self) -> None:
         psutil.wait_procs(self.family, timeout=patient(120))
         left = [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -154,14 +158,20 @@ def test_a_killed_run_leaves_no_process_and_holds_its_folder_until_then(tmp_path
     assert RunFolder.reopen(out).read_metrics()
 
 
-def test_a_run_whose_server_is_killed_ends_with_a_sentence_and_keeps_its_rounds(tmp_path):
+@pytest.mark.parametrize("whose", ["host", pytest.param("server", marks=pytest.mark.slow)])
+def test_a_run_of_which_a_process_is_killed_names_it_at_once_and_keeps_its_rounds(tmp_path, whose):
     """In a folder whose name has all the characters that a command line may stumble over."""
     out = tmp_path / """a"b 'ü' $x"""
     with begun(tmp_path, out) as run_:
-        run_.server.kill()
-        output, _ = run_.process.communicate(timeout=patient(PATIENCE_S))
+        killed = run_.server if whose == "server" else run_.hosts[0]
+        killed.kill()
+        output, _ = run_.process.communicate(timeout=patient(60.0))
         assert run_.process.returncode == 2, output
-        assert "Flower ended the run" in " ".join(output.split())
+        told = " ".join(output.split())
+        who = "the server's process " if whose == "server" else "fedlora: the edge host (process "
+        assert f"{who}{killed.pid}" in told
+        assert "was ended without a word, as signal 9" in told and "ran out of memory" in told
+        assert "go on with it by: fedlora resume" in told
         run_.assert_nothing_is_left()
-    assert "simulated SuperNodes" in (out / "flower.txt").read_text()  # the killed one's log
+    assert "simulated SuperNodes" in (out / "flower.txt").read_text()  # the run's log
     assert json.loads((out / "summary.json").read_text())["rounds"] >= 1

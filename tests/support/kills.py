@@ -30,6 +30,7 @@ from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.link import through_flower
 from fedlora.report import RunFolder
 from fedlora.server.checkpoint import open_run
+from fedlora.server.flower.edge_hosts import EdgeHosts
 from fedlora.server.flower.nodes import RECORD, Node
 from fedlora.server.flower.run import _train
 from fedlora.server.results import write_results
@@ -143,7 +144,11 @@ def engine(post: Post, out: Path) -> None:
         folder.write_scenario(scenario_to_toml(scenario))
     server = ServerRun(scenario, folder)
     nodes = [Node(id=client, client=client, simulated=False) for client in range(CLIENTS)]
-    write_results(folder, server, _train(post, server, nodes, {}, folder))
+    write_results(
+        folder,
+        server,
+        _train(post, server, nodes, EdgeHosts(server.scenario, nodes, 0, folder), folder),
+    )
     folder.append_event("done", status="finished", text="")
 
 

@@ -58,6 +58,8 @@ class Cohort:
     ----------
     deployed
         Whether clients are devices, so that the wall clock decides who is late.
+    whole
+        Whether a client that is lost ends the run: one of a simulation whose process is gone.
     late
         Clients that owe an answer, with the kind of the request.
     misses
@@ -76,7 +78,7 @@ class Cohort:
         self.timeout_s = timeout_s
         self.patience = Patience(timeout_s, patience)
         self.max_misses = max_misses
-        self.deployed = False
+        self.deployed = self.whole = False
         self.late: dict[str, str] = {}
         self._late_since: dict[str, float] = {}
         self.misses: Counter[str] = Counter()
@@ -129,8 +131,16 @@ class Cohort:
         member.link.close(reason)
 
     def lose(self, client: str, error: FedloraError) -> None:
-        """Leave a client out; one that was lost, rather than that it erred, may return."""
+        """Leave a client out; one that was lost, rather than that it erred, may return.
+
+        Raises
+        ------
+        FedloraError
+            When it is lost and the cohort has to be whole.
+        """
         lost = isinstance(error, ClientLost)
+        if lost and self.whole:
+            raise FedloraError(f"{error}, and a simulation does not go on without it") from error
         again = lost and self.deployed and self.times_lost[client] < MOST_LOSSES
         self.drop(client, str(error), returns=again)
         if lost:
@@ -324,7 +334,7 @@ class Cohort:
                 f"client {client} answered {reply.kind[:40]!r} where {' or '.join(kinds)} was due"
             )
 
-    def close(self) -> None:
-        """Close every link."""
-        for member in self._members.values():
-            member.link.close("the run has ended")
+    def close(self, reason: str = "the run has ended") -> None:
+        """Close every link; may be called from any thread."""
+        for member in list(self._members.values()):
+            member.link.close(reason)

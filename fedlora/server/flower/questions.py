@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedlora.errors import FedloraError
+from fedlora.launch.killed import ended_by_ray
 from fedlora.link import ERROR, told
 from fedlora.printable import printable
 
@@ -52,13 +54,22 @@ class Questions:
         self._open |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
 
     def answers(self) -> list[tuple[int, int, int]]:
-        """Return who has answered since: node, its client number, and the clients it knows of."""
+        """Return who has answered since: node, its client number, and the clients it knows of.
+
+        Raises
+        ------
+        FedloraError
+            When in a simulation the process that was to answer is gone.
+        """
         found = []
         for reply in self._grid.pull_messages(list(self._open)) if self._open else ():
             node = self._answered(reply.metadata.reply_to_message_id)
             if node is None:
                 continue
             if reply.has_error():
+                gone = ended_by_ray("a worker of the simulation", str(reply.error))
+                if gone and in_simulation():
+                    raise FedloraError(gone)
                 self.tell(f"node {node} cannot take part: {printable(reply.error)}")
                 continue
             try:

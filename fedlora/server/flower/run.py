@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 import sys
 import time
@@ -31,6 +30,7 @@ from fedlora.report.run_folder import RUN
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.flower.console import narrated
+from fedlora.server.flower.edge_hosts import EdgeHosts
 from fedlora.server.flower.nodes import RECORD, Node, find_nodes
 from fedlora.server.flower.sessions import Places, Sessions
 from fedlora.server.results import export, write_results
@@ -40,7 +40,6 @@ from fedlora.storage.outputs import dated_folder
 log = logging.getLogger("fedlora.server")
 
 COLLECT = "query.collect"
-HOST_NAMESPACE = "fedlora"
 _POLL_S = 0.1
 _RUN = dataclasses.replace(RUN, overwrite="--run-config overwrite=true")
 
@@ -95,15 +94,12 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
     )
     deployed = not all(node.simulated for node in nodes)
     folder.write_scenario(resolved(scenario, deployed=deployed))
-    hosts = _edge_hosts(scenario, nodes, run_id)
-    with observed(folder, scenario) as recorder:
+    hosts = EdgeHosts(scenario, nodes, run_id, folder)
+    with observed(folder, scenario) as recorder, hosts:
         server = ServerRun(scenario, recorder)
         server.air.radio = not deployed or scenario.channel != ChannelConfig()
         recorder.clients = server.clients
-        try:
-            results = _train(grid, server, nodes, hosts, folder)
-        finally:
-            _end_hosts(sorted(set(hosts.values())))
+        results = _train(grid, server, nodes, hosts, folder)
     write_results(folder, server, results)
 
 
@@ -135,7 +131,7 @@ def _train(
     grid: Grid,
     server: ServerRun,
     nodes: Sequence[Node],
-    hosts: Mapping[int, str],
+    hosts: EdgeHosts,
     folder: RunFolder,
 ) -> dict[str, dict[str, Any]]:
     """Train from the start or the last checkpoint; return what clients' hosts tell."""
@@ -144,11 +140,14 @@ def _train(
     private = server.scenario.privacy.enabled
     places = Places(
         run=checkpoints.name(),
-        hosts=hosts,
+        hosts=hosts.of,
         states=checkpoints.clients.resolve(),
         ledgers=(folder.path / "ledgers").resolve() if private else None,
     )
-    with Sessions(grid, server, nodes, places) as sessions:
+    with (
+        Sessions(grid, server, nodes, places) as sessions,
+        hosts.watched(sessions.break_off),
+    ):
 
         def keep() -> None:
             export(server).save(folder.adapter)
@@ -188,14 +187,7 @@ def _train(
                 sessions.newcomers.clear()  # all are told where the run stands
         server.end()
         limit_s = server.scenario.federation.connect_timeout_s
-        return _collect(grid, nodes, hosts, limit_s)
-
-
-def _edge_hosts(scenario: Scenario, nodes: Sequence[Node], run_id: int) -> dict[int, str]:
-    """Deal the simulated clients to edge hosts; return each client's host."""
-    simulated = [node.client for node in nodes if node.simulated]
-    hosts = scenario.compute.edge_hosts or os.cpu_count() or 1
-    return {client: f"edge-{run_id}-{place % hosts}" for place, client in enumerate(simulated)}
+    return _collect(grid, nodes, hosts.of, limit_s)
 
 
 def _collect(
@@ -222,19 +214,6 @@ def _collect(
                 found[str(node.client)] = dict(reply.content[RECORD])
         time.sleep(_POLL_S)
     return found
-
-
-def _end_hosts(names: Sequence[str]) -> None:
-    """End the detached Ray actors that host simulated clients."""
-    if not names:
-        return
-    import ray
-
-    for name in names:
-        try:
-            ray.kill(ray.get_actor(name, namespace=HOST_NAMESPACE))
-        except ValueError:
-            log.debug("edge host %s had not started", name)
 
 
 @contextmanager

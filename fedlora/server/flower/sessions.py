@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import ClientLost, FedloraError
+from fedlora.launch.killed import ended_by_ray
 from fedlora.link import ERROR, Frame, told
 from fedlora.link.stream.address import address_of, dialled
 from fedlora.link.stream.server.link import StreamLink
@@ -102,7 +103,9 @@ class Sessions:
         self._late = LateNodes(grid, self._scenario.federation)
         self.newcomers: set[str] = set()
         self._arrivals = Arrivals()
+        self._broken_off = ""
         server.cohort.deployed = not all(node.simulated for node in nodes)
+        server.cohort.whole = not server.cohort.deployed
         link = self._scenario.link
         self._stream = StreamServer(
             link.host,
@@ -125,6 +128,11 @@ class Sessions:
         trace: TracebackType | None,
     ) -> None:
         self._stream.stop()
+
+    def break_off(self, reason: str) -> None:
+        """Let nobody wait any longer for a client, from another thread; see ``Cohort.whole``."""
+        self._broken_off = reason
+        self._server.cohort.close(reason)
 
     def open(self) -> None:
         """Invite all nodes, and wait until each has connected, failed, or run out of time.
@@ -289,6 +297,8 @@ class Sessions:
                 self._take_in(arrived, answer)
             if link is not None:
                 continue
+            if self._broken_off:
+                raise FedloraError(self._broken_off)
             if time.monotonic() >= next_poll:
                 self._poll()
                 next_poll = time.monotonic() + 1.0
@@ -319,6 +329,7 @@ class Sessions:
         """Take note of the nodes whose ClientApp failed or refused."""
         if not self._open:
             return
+        cohort = self._server.cohort
         for message in self._grid.pull_messages(list(self._open)):
             client = self._open.pop(message.metadata.reply_to_message_id)
             if client not in self._invited:
@@ -329,15 +340,17 @@ class Sessions:
                 if answer.get(ERROR) == "dropped":  # a device does not repeat the server's words
                     reason = self._refused.pop(client, reason)
                 if reason:
-                    self._fail(client, reason, may_return=client in self._server.cohort.may_return)
+                    self._fail(client, reason, may_return=client in cohort.may_return)
             elif message.error.code == ErrorCode.NODE_UNAVAILABLE:
                 why = printable(message.error.reason)
                 log.info("client %s cannot be reached: %s", client, why)
                 del self._invited[client]  # it is invited again once Flower sees it
-                self._server.cohort.lost.setdefault(client, "Flower cannot reach it")
-                self._server.cohort.may_return.add(client)
+                cohort.lost.setdefault(client, "Flower cannot reach it")
+                cohort.may_return.add(client)
             else:
-                reason = f"its ClientApp failed ({message.error.reason})"
+                said = message.error.reason
+                gone = "" if cohort.deployed else ended_by_ray("the worker that carries it", said)
+                reason = gone or f"its ClientApp failed ({said})"
                 self._fail(client, reason, may_return=True)
 
     def _fail(self, client: str, reason: str, *, may_return: bool = False) -> None:
