@@ -18,8 +18,11 @@ _BLIND = ("uniform", "random", BY_CLIENT)
 
 
 def repeat(trial: Trial) -> str | None:
-    """Hold a second run, with two clients computing side by side, to the first, bit for bit."""
-    if trial.noisy:
+    """Hold a second run, with two clients computing side by side, to the first, bit for bit.
+
+    Where a run can stop and go on, ``resume`` does the same.
+    """
+    if trial.noisy or _stops(trial):
         return None
     other = trial.again("again", workers=2)
     if not equal(other.adapter, trial.run.adapter):
@@ -33,17 +36,16 @@ def repeat(trial: Trial) -> str | None:
 def resume(trial: Trial) -> str | None:
     """Hold a run that stopped after a round and went on to one that did not, bit for bit.
 
-    With gradients noised only what it has cost: noise is drawn anew by every process.
+    Two of its clients compute side by side. With gradients noised only what it has cost: noise is
+    drawn anew by every process.
     """
-    scenario = trial.run.scenario
-    if scenario.train.rounds < 2:
+    if not _stops(trial):
         return None
-    if scenario.privacy.noises_gradients or scenario.privacy.activation_sigma is not None:
-        return None  # ``ledgers`` looks at these
+    scenario = trial.run.scenario
     stop = 1 + scenario.seed % (scenario.train.rounds - 1)
     place, ledgers = trial.place / "resumed", scenario.privacy.enabled
-    first = Run(scenario, place, ledgers=ledgers).train(stop)
-    second = Run(scenario, place, ledgers=ledgers).train()
+    first = Run(scenario, place, ledgers=ledgers, workers=2).train(stop)
+    second = Run(scenario, place, ledgers=ledgers, workers=2).train()
     if trial.noisy:
         return ""
     if not equal(second.adapter, trial.run.adapter):
@@ -52,6 +54,13 @@ def resume(trial: Trial) -> str | None:
         return f"a run that went on after round {stop} has other heads"
     where = difference(trial.run.rounds, first.rounds + second.rounds)
     return f"of a run that went on after round {stop} {where}" if where else ""
+
+
+def _stops(trial: Trial) -> bool:
+    """Tell whether a run can stop after a round, and go on with the same noise."""
+    scenario = trial.run.scenario
+    noised = scenario.privacy.noises_gradients or scenario.privacy.activation_sigma is not None
+    return scenario.train.rounds > 1 and not noised  # ``ledgers`` looks at noised ones
 
 
 def _same_heads(a: Run, b: Run) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -106,12 +107,12 @@ def inferred(trial: Trial) -> str | None:
     if not pooled or scenario.train.embedding or scenario.model.dtype != "fp32":
         return ""
     client, parts = trial.federation.clients[0], trial.federation.parts
-    for text, line in zip(_TEXTS, lines, strict=True):
-        ids = tuple(parts.tokenizer.encode(text, scenario.task.max_length))
-        chances = _whole_logits(trial, client, place, [Sample(ids, 0)]).softmax(-1)
+    rows = [tuple(parts.tokenizer.encode(t, scenario.task.max_length)) for t in _TEXTS]
+    logits = _whole_logits(trial, client, place, [Sample(ids, 0) for ids in rows])
+    for other, line in zip(logits.softmax(-1).amax(-1).tolist(), lines, strict=True):
         own = float(re.findall(r"\t([01]\.\d{3})\t", line)[0])
-        if abs(own - float(chances.max())) > 0.0021:
-            return f"fedlora infer gives {own} for a text, plain PEFT {float(chances.max()):.3f}"
+        if abs(own - other) > 0.0021:
+            return f"fedlora infer gives {own} for a text, plain PEFT {other:.3f}"
     return ""
 
 
@@ -154,7 +155,12 @@ def _classifier(trial: Trial, export: Path) -> Any:
 def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whole, Any]:
     """Return plain PEFT with an export, and the client's own embedding and head."""
     merged = adapter is not None and not (adapter / CONFIG_FILE).exists()
-    whole = Whole(trial.scenario, adapter if merged else None)
+    if merged:
+        whole = Whole(trial.scenario, adapter)
+    else:
+        if "whole" not in trial.kept:
+            trial.kept["whole"] = Whole(trial.scenario)
+        whole = copy.deepcopy(trial.kept["whole"])
     with torch.no_grad():
         if trial.scenario.train.embedding:
             whole.base.get_input_embeddings().weight.copy_(client.model.front.weight)
