@@ -23,6 +23,7 @@ from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.participation import check_robust, check_uploads
+from fedlora.privacy.mechanisms import mechanism_class, mechanism_of
 from fedlora.privacy.plan import check_classes, plan_release
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
@@ -72,6 +73,10 @@ def check_plugins(scenario: Scenario) -> None:
     build_channel(scenario.channel, scenario.seed)
     build_scheduler(scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed)
     check_robust(scenario)
+    mechanism_class(scenario.privacy.release)
+    mechanism = mechanism_of(scenario.privacy)
+    if mechanism is not None:
+        mechanism.check(scenario)
 
 
 def check_scenario(scenario: Scenario) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from fedlora.channel.schedule.base import build_scheduler
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.plan import planned_uploads
+from fedlora.privacy.accounting import planned_uploads
+from fedlora.privacy.mechanisms import mechanism_of
 
 T = TypeVar("T")
 
@@ -114,8 +115,9 @@ def check_uploads(scenario: Scenario, rows: Sequence[int]) -> None:
         Naming the client and what it needs.
     """
     policy, train = scenario.privacy, scenario.train
-    if not policy.uploads or policy.release not in ("full", "row_space"):
-        return  # the others are paid for once
+    mechanism = mechanism_of(policy)
+    if not policy.uploads or mechanism is None or mechanism.repeats:
+        return  # paid for once
     for client, rounds in enumerate(Foresight(scenario).rounds()):
         exchanges = rounds * train.steps * train.accumulate
         needed = planned_uploads(exchanges, train.batch_size, rows[client])

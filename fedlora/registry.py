@@ -2,7 +2,7 @@
 
 Built-in and third-party plug-ins are found alike, through the entry-point groups
 ``fedlora.strategies``, ``.channels``, ``.codecs``, ``.families``, ``.tasks``, ``.schedulers``,
-``.averages`` and ``.commands``.
+``.averages``, ``.mechanisms`` and ``.commands``.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def names(kind: str) -> list[str]:
 _KEYS = {
     "averages": "robust.average",
     "channels": "channel.model",
+    "mechanisms": "privacy.release",
     "schedulers": "channel.schedule.scheduler",
     "strategies": "ranks.strategy",
     "tasks": "task.kind",

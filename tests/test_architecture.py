@@ -44,10 +44,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "air compute",
     ),
     "fedlora.privacy": (
-        "probe",
         "plan",
         "ledger statement",
-        "accounting mechanisms noise_propagation",
+        "mechanisms",
+        "accounting noise_propagation",
     ),
     "fedlora.link": ("stream", "local", "base", "codec frame handshake messages reasons"),
     "clients": (

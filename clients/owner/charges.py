@@ -8,7 +8,7 @@ from clients.owner.origins import Origins
 from clients.owner.terms import OwnerTerms
 from clients.owner.words import about
 from fedlora.config import PrivacyPolicy
-from fedlora.privacy.accounting import add_up, upload_cost
+from fedlora.privacy.accounting import Charge, add_up, upload_cost
 from fedlora.privacy.ledger import Ledger, Receipt
 
 
@@ -83,16 +83,16 @@ class Charges:
         return {s: self.ledger.done(self.plan, i) for s, i in enumerate(self._ids)}
 
     def charge(
-        self, samples: Sequence[int], sigma: float, *, planned: bool = False
+        self, samples: Sequence[int], charge: Charge, *, planned: bool = False
     ) -> list[Receipt]:
-        """Book one upload of each sample, on disk first.
+        """Book one release of each sample, on disk first.
 
         Parameters
         ----------
         samples
             Their numbers; one that occurs twice pays twice.
-        sigma
-            Noise over the clipping norm.
+        charge
+            What it costs each of them.
         planned
             Whether the run's plan counts it.
 
@@ -104,9 +104,9 @@ class Charges:
         receipts = list[Receipt]()
         if self.ledger is not None:
             plan = self.plan if planned else ""
-            receipts.append(self.ledger.charge(self.records(samples), sigma, plan))
+            receipts.append(self.ledger.charge(self.records(samples), charge, plan))
         for sample in samples:
-            self._rho[sample] = add_up(self._rho.get(sample, 0.0), upload_cost(sigma))
+            self._rho[sample] = add_up(self._rho.get(sample, 0.0), charge.rho)
         return receipts
 
     def paid(self, samples: Iterable[int]) -> list[Receipt]:
@@ -149,7 +149,7 @@ class Charges:
         if sigma is None:
             self.ledger.note(self.held_out, self._reports)
             return []
-        return [self.ledger.charge(self.held_out, sigma, self._reports)]
+        return [self.ledger.charge(self.held_out, Charge.gaussian(sigma), self._reports)]
 
     @property
     def _reports(self) -> str:

@@ -58,6 +58,7 @@ def _check_plugins(scenario: Scenario) -> None:
     named = {
         "task.kind": scenario.task.kind,
         "channel.model": scenario.channel.model,
+        "privacy.release": scenario.privacy.release,
         **{
             f"link.{name}": getattr(scenario.link, name)
             for name in ("activation", "representation", "gradient")

@@ -53,7 +53,8 @@ _GRADIENT = Part(
     ("released", "allowed"),
     ("data", "scenario-data"),
     "full, row_space: a Gaussian release a record and upload; logits: one a record and run; "
-    "labels: the label's epsilon, once for all runs",
+    "labels: the label's epsilon, once for all runs; a plug-in that privacy-mechanisms allows: "
+    "what it charges",
 )
 _HEAD_WEIGHT = Part(
     "the server's own weights, or labels where the head trains here",

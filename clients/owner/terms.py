@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fedlora.checks import shown
 from fedlora.config import ClientLimit
 from fedlora.config.node import NodeKeys, Report
 from fedlora.errors import FedloraError
+from fedlora.privacy.mechanisms import SHIPPED
 
 DATA, TEXT = "data", "text"
 REPORT, STATISTICS = "privacy-report", "privacy-statistics"
@@ -40,6 +42,8 @@ class OwnerTerms:
         Names of the classes, where the owner names them.
     own_data
         Whether the records are the owner's own file rather than the scenario's.
+    mechanisms
+        Names of plug-in mechanisms that a device may use beside fedlora's own.
     """
 
     ledger: Path | None = None
@@ -51,6 +55,7 @@ class OwnerTerms:
     report_limit: int = 100
     classes: tuple[str, ...] = ()
     own_data: bool = False
+    mechanisms: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, keys: NodeKeys) -> Self:
@@ -65,6 +70,7 @@ class OwnerTerms:
             report_limit=keys.privacy_report_limit,
             classes=keys.classes,
             own_data=bool(keys.data),
+            mechanisms=keys.privacy_mechanisms,
         )
 
     @property
@@ -93,6 +99,27 @@ class OwnerTerms:
             case "privacy-statistics":
                 return bool(self.statistics)
         return False
+
+    def check_mechanism(self, name: str) -> None:
+        """Refuse a device a plug-in mechanism, which says itself what it costs, unless allowed.
+
+        Parameters
+        ----------
+        name
+            The scenario's ``privacy.release``.
+
+        Raises
+        ------
+        FedloraError
+            When the name is neither of fedlora's own nor of the owner's; nothing is imported.
+        """
+        if self.simulated or name in SHIPPED or name in self.mechanisms:
+            return
+        raise FedloraError(
+            f"privacy.release is {shown(name)}, a plug-in that this device's owner has not "
+            "allowed; choose one of fedlora's own, or name it in privacy-mechanisms of the node "
+            "configuration"
+        )
 
     def named(self, key: str) -> str:
         """Return the key of the node configuration that stands for one of ``allows``."""

@@ -35,7 +35,8 @@ def wishes(scenario: Scenario) -> Mapping[str, Any]:
         "statistics": scenario.ranks.statistics,
     }
     if policy.enabled:
-        wanted |= {"release": policy.release, "epsilon": policy.epsilon, "sigma": policy.sigma}
+        wanted |= {"release": printable(policy.release, _MOST_CHARACTERS)}
+        wanted |= {"epsilon": policy.epsilon, "sigma": policy.sigma}
         wanted |= {"delta": policy.delta, "activation_sigma": policy.activation_sigma}
     return wanted
 

@@ -1,1 +1,1 @@
-"""What of a client's data leaves with its gradients and activations: one file a mechanism."""
+"""What of a client's data leaves with its gradients and activations, by when it is paid for."""

@@ -9,6 +9,7 @@ import torch
 
 from clients.owner import TEXT, Charges, Door, Leaving, Private, together
 from fedlora.config import PrivacyPolicy
+from fedlora.privacy.accounting import Charge
 from fedlora.privacy.ledger import Receipt
 from fedlora.privacy.mechanisms import NoiseSource, release
 
@@ -50,7 +51,9 @@ class NoisyActivations:
         places = {sample: place for place, sample in enumerate(samples)}
         fresh = [sample for sample in places if sample not in self._noised]
         if fresh:
-            self._receipts |= dict.fromkeys(fresh, self._charges.charge(fresh, sigma))
+            self._receipts |= dict.fromkeys(
+                fresh, self._charges.charge(fresh, Charge.gaussian(sigma))
+            )
             chosen = [places[sample] for sample in fresh]
             noised = packed.map(lambda e: self._release(e, lengths, chosen, sigma))
             for place, sample in enumerate(fresh):

@@ -22,22 +22,29 @@ from clients.owner import (
     OwnerTerms,
     PrivateSamples,
     Reporting,
+    about,
     plan_reporting,
 )
 from clients.release.base import GradientRelease, PlainRelease
-from clients.release.private import PrivateRelease
+from clients.release.messages import MessageRelease
 from clients.release.randomised import RandomisedRelease
 from clients.release.upload_noise import UploadNoise
+from clients.release.uploads import UploadRelease
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import (
     InsecureNoise,
+    Labels,
+    Logits,
+    Mechanism,
     NoisedLabels,
     NoiseSource,
     RandomisedLabels,
+    ReleasePlan,
     SystemNoise,
+    mechanism_of,
 )
-from fedlora.privacy.plan import ReleasePlan, plan_release
+from fedlora.privacy.plan import plan_release
 
 
 def build_release(
@@ -80,8 +87,11 @@ def build_release(
     FedloraError
         When the run asks for more than the owner allows, or there is one class only.
     """
-    policy = scenario.privacy
-    if not policy.enabled:
+    with about("terms"):
+        terms.check_mechanism(scenario.privacy.release)
+    with about("plugins"):
+        mechanism = mechanism_of(scenario.privacy)
+    if mechanism is None:
         if terms.limit is not None:
             raise FedloraError(
                 f"client {number} has privacy-epsilon {terms.limit.epsilon:g} but the run has no "
@@ -90,31 +100,37 @@ def build_release(
         door = Door(terms)
         return PlainRelease(door, Reporting(door))
     plan = plan_release(scenario, len(samples), classes, pools=pools, trains_head=trains_head)
-    _check_head(scenario, terms, trains_head=trains_head)
-    sources = _sources(policy, number, deployed=terms.deployed)
+    _check_head(scenario, terms, mechanism, trains_head=trains_head)
+    sources = _sources(mechanism.policy, number, deployed=terms.deployed)
     name = f"{run}/{_digest(scenario)}" if run else ""
     charges = Charges.open(terms, str(number), origins, len(samples), name)
     try:
         door = Door(terms, charges.ledger)
         reporting = plan_reporting(scenario, terms, door, charges, held_out, sources[0])
-        if policy.release == "labels":
-            labels = _labels(scenario, number, terms, plan.label_epsilon)
+        if isinstance(mechanism, Labels):
             return RandomisedRelease(
-                policy, labels, door=door, reporting=reporting, noise=sources[0], charges=charges
+                mechanism,
+                _labels(scenario, number, terms, mechanism),
+                door=door,
+                reporting=reporting,
+                noise=sources[0],
+                charges=charges,
             )
-        return PrivateRelease(
-            scenario,
-            plan,
-            door=door,
-            reporting=reporting,
-            samples=samples,
-            head=head,
-            classes=classes,
-            noise=sources[0],
-            upload_noise=_upload_noise(scenario, terms, plan, charges, str(number), sources),
-            charges=charges,
-            noised=_noised(scenario, terms, name),
-        )
+        given = {
+            "door": door,
+            "reporting": reporting,
+            "noise": sources[0],
+            "upload_noise": _upload_noise(
+                scenario, terms, mechanism, plan, charges, str(number), sources
+            ),
+            "charges": charges,
+        }
+        if isinstance(mechanism, Logits):
+            noised = _noised(scenario, terms, name)
+            return MessageRelease(
+                mechanism, plan, samples=samples, classes=classes, noised=noised, **given
+            )
+        return UploadRelease(mechanism, plan, head=head, **given)
     except BaseException:
         charges.close()
         raise
@@ -123,6 +139,7 @@ def build_release(
 def _upload_noise(
     scenario: Scenario,
     terms: OwnerTerms,
+    mechanism: Mechanism,
     plan: ReleasePlan,
     charges: Charges,
     client: str,
@@ -130,7 +147,7 @@ def _upload_noise(
 ) -> UploadNoise:
     """Return the noise of a plan that the owner's limit has agreed to."""
     upload_noise = UploadNoise(
-        scenario.privacy,
+        mechanism,
         plan,
         client,
         r_max=scenario.lora.r_max,
@@ -143,10 +160,12 @@ def _upload_noise(
     return upload_noise
 
 
-def _check_head(scenario: Scenario, terms: OwnerTerms, *, trains_head: bool) -> None:
+def _check_head(
+    scenario: Scenario, terms: OwnerTerms, mechanism: Mechanism, *, trains_head: bool
+) -> None:
     """Refuse a head that learns from labels as they are beside noised gradients."""
     personal = trains_head and scenario.head.share == "personal"
-    if personal and scenario.privacy.noises_gradients and not terms.personal_head:
+    if personal and mechanism.noises_gradients and not terms.personal_head:
         raise FedloraError(
             "head.share is personal: the head would learn from labels as they are, and each label "
             "leave traces in other records' uploads that no noise is counted for; run with "
@@ -175,20 +194,29 @@ def _digest(scenario: Scenario) -> str:
 
 def _noised(scenario: Scenario, terms: OwnerTerms, plan: str) -> NoisedLabels | None:
     """Return the labels that were noised before a restart, beside the owner's ledger."""
-    if terms.ledger is None or not plan or scenario.privacy.release != "logits":
+    if terms.ledger is None or not plan:
         return None
     path = terms.ledger.with_name(terms.ledger.name + ".noised")
     return NoisedLabels(path, {"plan": plan, "labels": list(scenario.task.labels)})
 
 
-def _labels(scenario: Scenario, number: int, terms: OwnerTerms, epsilon: float) -> RandomisedLabels:
+def _labels(
+    scenario: Scenario, number: int, terms: OwnerTerms, mechanism: Labels
+) -> RandomisedLabels:
     """Return a client's randomised labels."""
     policy = scenario.privacy
     below: Callable[[int], int] = secrets.randbelow
     if policy.insecure_noise_seed is not None:
         below = random.Random(f"{policy.insecure_noise_seed}/{number}").randrange
     path = terms.ledger and terms.ledger.with_name(terms.ledger.name + ".labels")
-    return RandomisedLabels(path, scenario.task.labels, epsilon, below, column=scenario.data.label)
+    return RandomisedLabels(
+        path,
+        scenario.task.labels,
+        mechanism.charge().epsilon,
+        below,
+        column=scenario.data.label,
+        draw=mechanism.randomise,
+    )
 
 
 def _sources(

@@ -14,10 +14,9 @@ import torch
 from clients.owner import Charges, Door, Leaving, Private, PrivateSamples, Reporting
 from clients.release.activations import NoisyActivations
 from clients.release.base import ExactGradient, T
-from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import NoiseSource, RandomisedLabels
+from fedlora.privacy.mechanisms import Labels, NoiseSource, RandomisedLabels
 from fedlora.tasks import Sample
 
 
@@ -26,8 +25,8 @@ class RandomisedRelease(ExactGradient):
 
     Parameters
     ----------
-    policy
-        The run's policy.
+    mechanism
+        How a label is drawn, and what that costs.
     labels
         The client's randomised labels.
     door, reporting
@@ -40,7 +39,7 @@ class RandomisedRelease(ExactGradient):
 
     def __init__(
         self,
-        policy: PrivacyPolicy,
+        mechanism: Labels,
         labels: RandomisedLabels,
         *,
         door: Door,
@@ -49,10 +48,11 @@ class RandomisedRelease(ExactGradient):
         charges: Charges,
     ) -> None:
         self.door, self.reporting = door, reporting
-        self._policy = policy
+        self._policy = mechanism.policy
+        self._cost = mechanism.charge()
         self._labels = labels
         self._charges = charges
-        self._activations = NoisyActivations(door, policy, noise, charges)
+        self._activations = NoisyActivations(door, mechanism.policy, noise, charges)
         self._records: list[int] = []
         self._receipts: list[Receipt] = []
 
@@ -78,7 +78,7 @@ class RandomisedRelease(ExactGradient):
         """
         samples.all.map(_check_classes)
         self._records = self._charges.records(range(len(samples)))
-        book, epsilon = self._charges.ledger, self._labels.epsilon
+        book, epsilon = self._charges.ledger, self._cost.epsilon
         if book is not None:
             new = self._labels.missing(self._records)
             due = [
@@ -89,7 +89,7 @@ class RandomisedRelease(ExactGradient):
             if self._policy.activation_sigma is not None:  # or the run would be left half way
                 book.check_plan(self._charges.needed(self._policy), dict.fromkeys(due, epsilon))
             # paid before they exist: a crash can only make the ledger count too much
-            book.charge_labels(due, epsilon)
+            book.charge(due, self._cost)
             self._receipts = [book.paid_labels(self._records, epsilon)]
         return samples.map(self._drawn)
 
@@ -129,7 +129,7 @@ class RandomisedRelease(ExactGradient):
     def _label_epsilon(self) -> float:
         """What labels have cost; without a ledger, what they cost."""
         if self._charges.ledger is None:
-            return self._labels.epsilon
+            return self._cost.epsilon
         return self._charges.label_epsilon
 
 

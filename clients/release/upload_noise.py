@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import BudgetSpread, ChannelWeight, add_up, upload_cost
+from fedlora.privacy.accounting import BudgetSpread, ChannelWeight, add_up
 from fedlora.privacy.ledger import BudgetSpentError
-from fedlora.privacy.mechanisms import AirNoise, AnalogNoise, NoiseSource, receiver_noise, top_up
-from fedlora.privacy.plan import ReleasePlan
+from fedlora.privacy.mechanisms import (
+    AirNoise,
+    AnalogNoise,
+    Mechanism,
+    NoiseSource,
+    ReleasePlan,
+    receiver_noise,
+    top_up,
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class UploadNoise:
 
     Parameters
     ----------
-    policy
-        The run's policy.
+    mechanism
+        The run's, which says what an upload costs.
     plan
         Uploads of a sample that the run is calibrated for, and the noise on each.
     client
@@ -58,7 +64,7 @@ class UploadNoise:
 
     def __init__(
         self,
-        policy: PrivacyPolicy,
+        mechanism: Mechanism,
         plan: ReleasePlan,
         client: str,
         *,
@@ -68,7 +74,9 @@ class UploadNoise:
         receiver: NoiseSource,
         done: Mapping[int, tuple[int, float]] | None = None,
     ) -> None:
+        policy = mechanism.policy
         self._policy, self._plan, self._client = policy, plan, client
+        self._mechanism = mechanism
         self._source, self._receiver = source, receiver
         self._spread: BudgetSpread | None = None
         if policy.spread == "channel":
@@ -133,7 +141,8 @@ class UploadNoise:
         for sample, count in zip(samples, numbers, strict=True):
             noise = self._noise(self._sigma(uploads[sample], spent.get(sample, 0.0)), count)
             uploads[sample] += 1
-            spent[sample] = add_up(spent.get(sample, 0.0), upload_cost(noise.charged))
+            cost = self._mechanism.charge(noise.charged)
+            spent[sample] = add_up(spent.get(sample, 0.0), cost.rho)
             noises.append(noise)
         self._uploads, self._spent = uploads, spent
         self.least = min([self.least, *(noise.charged for noise in noises)])
@@ -146,7 +155,7 @@ class UploadNoise:
     def needed(self, sample: int) -> float:
         """Return the rho of all uploads of a sample that the plan still allows, rounded up."""
         uploads = max(0, self._plan.uploads - self._uploads[sample])
-        left = uploads * upload_cost(self._plan.sigma)
+        left = uploads * self._mechanism.charge(self._plan.sigma).rho
         if self._spread is not None and uploads:
             left = max(0.0, self._spread.total - self._spent.get(sample, 0.0))
         return left

@@ -17,7 +17,7 @@ from fedlora.config.learning import (
     TrainConfig,
 )
 from fedlora.config.observe import ObserveConfig
-from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Release, Unit
+from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Unit
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
@@ -45,7 +45,6 @@ __all__ = [
     "PartitionConfig",
     "PrivacyPolicy",
     "RanksConfig",
-    "Release",
     "ReportConfig",
     "RobustConfig",
     "Scenario",

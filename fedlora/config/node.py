@@ -97,6 +97,10 @@ class NodeKeys:
         as they are, and they leave traces in later uploads that no noise is counted for.
     privacy_statistics
         ``"true"`` lets statistics of the text be told where a scenario asks for them.
+    privacy_mechanisms
+        Names of plug-in mechanisms that a scenario's ``privacy.release`` may name beside fedlora's
+        own, separated by commas. A plug-in says itself what it costs, so try it with
+        ``check_mechanism`` first; none is used without this key.
     """
 
     partition_id: int | None = None
@@ -125,6 +129,7 @@ class NodeKeys:
     privacy_report_limit: int = 100
     privacy_personal_head: bool = False
     privacy_statistics: bool = False
+    privacy_mechanisms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.holdout is not None:
@@ -144,6 +149,12 @@ class NodeKeys:
             f"node config privacy-report-limit is {self.privacy_report_limit}; set 1 or more, or "
             'privacy-report="false"',
         )
+        for name in self.privacy_mechanisms:
+            require(
+                ":" not in name,
+                f"node config privacy-mechanisms names {name!r}, and no server may choose code on "
+                "this device; install the plug-in and name what it is registered as",
+            )
         self._check_data()
         if self.limit is not None:
             self._check_limited()
@@ -332,6 +343,7 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "privacy_report_limit": _whole,
     "privacy_personal_head": _truth,
     "privacy_statistics": _truth,
+    "privacy_mechanisms": _list,
 }
 
 

@@ -15,7 +15,6 @@ from fedlora.config.ranges import check_ranges, within
 from fedlora.errors import FedloraError
 
 Unit = Literal["sample", "token"]
-Release = Literal["full", "row_space", "logits", "labels"]
 Spread = Literal["even", "channel"]
 Uplink = Literal["coded", "analog"]
 
@@ -46,10 +45,11 @@ class PrivacyPolicy:
     unit
         What is protected: a whole ``sample``, or the gradient of a single ``token``.
     release
-        What is noised, see ``fedlora.privacy.mechanisms.head_releases``: the ``full`` gradient at
-        the cut, its coordinates in the ``row_space`` of a shared head, or its private part in the
-        space of the head's ``logits``, once for each sample. ``labels``: gradients are exact and
-        computed from randomised labels, see ``fedlora.privacy.mechanisms.randomised_response``.
+        The mechanism, one file each in ``fedlora.privacy.mechanisms``: noise on the ``full``
+        gradient at the cut, on its coordinates in the ``row_space`` of a shared head, or on its
+        private part in the space of the head's ``logits``, once for each sample. ``labels``:
+        gradients are exact and computed from randomised labels. A plug-in's name or
+        ``module:Class``: see ``fedlora.privacy.mechanisms.base``.
     uploads
         How often a sample is uploaded in the run; 0: what rounds, steps and batch size come to.
     spread
@@ -82,7 +82,7 @@ class PrivacyPolicy:
     delta: float = 1e-5
     clip_norm: float = within(0.05, *_NORMS)
     unit: Unit = "sample"
-    release: Release = "full"
+    release: str = "full"
     uploads: int = within(0, 1, 10**9, zero="what rounds, steps and batch size come to")
     spread: Spread = "even"
     uplink: Uplink = "coded"
@@ -105,12 +105,6 @@ class PrivacyPolicy:
         check_delta("privacy.delta", self.delta)
         if self.unit not in ("sample", "token"):
             raise FedloraError(f"privacy.unit is {self.unit!r}; set sample or token")
-        if self.release not in ("full", "row_space", "logits", "labels"):
-            raise FedloraError(
-                f"privacy.release is {self.release!r}; set full, row_space, logits or labels"
-            )
-        if self.release == "labels":
-            self._check_labels()
         if self.spread not in ("even", "channel"):
             raise FedloraError(f"privacy.spread is {self.spread!r}; set even or channel")
         if self.uplink not in ("coded", "analog"):
@@ -125,24 +119,6 @@ class PrivacyPolicy:
     def enabled(self) -> bool:
         """Whether what depends on a label is noised before it leaves."""
         return self.epsilon is not None or self.sigma is not None
-
-    @property
-    def noises_gradients(self) -> bool:
-        """Whether gradients are clipped and noised, and a shared head is computed from that."""
-        return self.enabled and self.release != "labels"
-
-    def _check_labels(self) -> None:
-        if self.sigma is not None:
-            raise FedloraError(
-                f"privacy.sigma is {self.sigma}, but privacy.release labels adds no noise to "
-                "gradients; set privacy.epsilon instead"
-            )
-        for name, plain in (("spread", "even"), ("uplink", "coded")):
-            if getattr(self, name) != plain:
-                raise FedloraError(
-                    f"privacy.{name} is {getattr(self, name)}, but privacy.release labels adds no "
-                    f"noise to gradients; set privacy.{name} to {plain}"
-                )
 
 
 @dataclass(frozen=True)

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import gradient_sigma, rdp_epsilon, upload_cost
+from fedlora.privacy.mechanisms import Mechanism, ReleasePlan, mechanism_class, mechanism_of
 from fedlora.privacy.statement import Exposure
-
-
-@dataclass(frozen=True)
-class ReleasePlan:
-    """How often each sample of a client is uploaded at most, and the noise that this takes.
-
-    Attributes
-    ----------
-    uploads
-        Uploads of a sample's gradient that are paid for; 0 where labels are randomised.
-    sigma
-        Noise on each of them over the clipping norm.
-    label_epsilon
-        What randomised labels may cost; 0 where gradients are noised.
-    """
-
-    uploads: int = 0
-    sigma: float = 0.0
-    label_epsilon: float = 0.0
 
 
 def plan_release(
@@ -50,22 +28,21 @@ def plan_release(
         When something would leave without a mechanism, there is one class alone, delta is too large
         for the samples, or the budget is too small for the plan.
     """
-    check_release(scenario, pools=pools, trains_head=trains_head)
+    mechanism = check_release(scenario, pools=pools, trains_head=trains_head)
+    if mechanism is None:
+        raise FedloraError("privacy is off, so there is nothing to plan; set privacy.epsilon")
     check_classes(scenario, classes)
-    policy = scenario.privacy
-    check_samples(policy, rows)
-    if policy.release == "labels":
-        return ReleasePlan(label_epsilon=label_epsilon(policy))
-    return upload_plan(scenario, rows)
+    check_samples(scenario.privacy, rows)
+    return mechanism.plan(scenario, rows)
 
 
-def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None:
-    """Refuse a scenario in which something would leave without a mechanism.
+def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mechanism | None:
+    """Refuse a scenario in which something would leave without its mechanism; return that.
 
     Parameters
     ----------
     scenario
-        Under an enabled policy.
+        The run's; with privacy off there is no mechanism.
     pools
         Whether the server pools, so that a bare linear head follows what it sends.
     trains_head
@@ -78,21 +55,26 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
         the head, or blocks on the client mix the tokens that are noised one by one.
     """
     policy, share = scenario.privacy, scenario.head.share
-    _check_unit(scenario)
+    mechanism_class(policy.release)  # a misspelt one is refused where privacy is off, too
+    mechanism = mechanism_of(policy)
+    if mechanism is None:
+        return None
+    mechanism.check(scenario)
+    _check_unit(scenario, mechanism)
     if policy.activation_sigma is not None and scenario.train.embedding:
         raise FedloraError(
             "train.embedding changes the activations at every step, so that each would have to be "
             "paid for; set it to false, or remove privacy.activation_sigma"
         )
-    if not policy.noises_gradients:
-        return
+    if not mechanism.noises_gradients:
+        return mechanism
     public = trains_head and share == "step"
     if trains_head and share == "round":
         raise FedloraError(
             "head.share is round, which uploads heads that were trained on labels as they are; "
             "under privacy set head.share to step or personal"
         )
-    if policy.release != "full" and not public:
+    if mechanism.needs_head and not public:
         raise FedloraError(
             f"privacy.release is {policy.release}, which needs a head that the server knows; set "
             "head.share to step, or privacy.release to full"
@@ -102,19 +84,21 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None
             "a shared head under privacy has to follow what the server sends; set "
             "model.client_back to 0 and task.kind to classification, or head.share to personal"
         )
-    if public and scenario.evaluate.baseline and policy.release != "logits":
+    if public and scenario.evaluate.baseline and not mechanism.repeats:
         raise FedloraError(
             f"evaluate.baseline trains the shared head on the same samples, which privacy.release "
             f"{policy.release} would have to pay for twice; set evaluate.baseline to false or "
             "privacy.release to logits"
         )
-    if policy.spread == "channel" and policy.release == "logits":
+    if policy.spread == "channel" and mechanism.repeats:
         raise FedloraError(
-            "privacy.spread is channel, but privacy.release logits is paid once for each sample, "
-            "so there is nothing to spread; set privacy.spread to even or another release"
+            f"privacy.spread is channel, but privacy.release {policy.release} is paid once for "
+            "each sample, so there is nothing to spread; set privacy.spread to even or another "
+            "release"
         )
     if policy.uplink == "analog":
         _check_analog(scenario)
+    return mechanism
 
 
 def check_samples(policy: PrivacyPolicy, rows: int) -> None:
@@ -146,10 +130,13 @@ def check_classes(scenario: Scenario, classes: int) -> None:
     FedloraError
         When there is one, or labels are to be randomised and there is none.
     """
-    if classes == 0 and scenario.privacy.release == "labels":
+    policy = scenario.privacy
+    mechanism = mechanism_of(policy)
+    if classes == 0 and mechanism is not None and mechanism.needs_classes:
         raise FedloraError(
-            f"privacy.release is labels, and task.kind {scenario.task.kind} has no labels to "
-            "randomise, as what it learns follows from the text; set privacy.release to full"
+            f"privacy.release is {policy.release}, and task.kind {scenario.task.kind} has no "
+            "labels to randomise, as what it learns follows from the text; set privacy.release to "
+            "full"
         )
     if classes == 1:
         raise FedloraError(
@@ -158,7 +145,7 @@ def check_classes(scenario: Scenario, classes: int) -> None:
         )
 
 
-def _check_unit(scenario: Scenario) -> None:
+def _check_unit(scenario: Scenario, mechanism: Mechanism) -> None:
     """Refuse ``unit = "token"`` where one token moves more than its own row of an upload.
 
     Attention mixes tokens, forwards and backwards. In blocks on the client one token therefore
@@ -169,7 +156,7 @@ def _check_unit(scenario: Scenario) -> None:
     policy, model = scenario.privacy, scenario.model
     if policy.unit != "token":
         return
-    if policy.noises_gradients and model.client_back > 0:
+    if mechanism.noises_gradients and model.client_back > 0:
         raise FedloraError(
             f"privacy.unit is token, but model.client_back is {model.client_back} and attention in "
             "these blocks spreads one label over other tokens' gradients; set privacy.unit to "
@@ -198,52 +185,11 @@ def _check_analog(scenario: Scenario) -> None:
         )
 
 
-def planned_uploads(steps: int, batch_size: int, samples: int) -> int:
-    """Return how often a sample is uploaded at most when passes over the data follow each other."""
-    return math.ceil(steps * min(batch_size, samples) / samples)
-
-
-def upload_plan(scenario: Scenario, rows: int) -> ReleasePlan:
-    """Return the plan of the uploads of a client with so many training samples.
-
-    Raises
-    ------
-    FedloraError
-        When the budget is too small for it.
-    """
-    policy, train = scenario.privacy, scenario.train
-    uploads = policy.uploads
-    if not uploads and policy.release == "logits":
-        uploads = 1  # drawn once, repeated afterwards
-    if not uploads:
-        uploads = planned_uploads(train.total_steps * train.accumulate, train.batch_size, rows)
-    return ReleasePlan(uploads, gradient_sigma(policy, uploads, activation_uploads=1))
-
-
-def label_epsilon(policy: PrivacyPolicy) -> float:
-    """Return what is left of the budget for randomised labels, after noised activations.
-
-    Raises
-    ------
-    FedloraError
-        When nothing is.
-    """
-    assert policy.epsilon is not None
-    activations = 0.0
-    if policy.activation_sigma is not None:
-        activations = rdp_epsilon(upload_cost(policy.activation_sigma), policy.delta)
-    if activations >= policy.epsilon:
-        raise FedloraError(
-            f"privacy.activation_sigma {policy.activation_sigma:g} costs epsilon {activations:.3g} "
-            f"of privacy.epsilon {policy.epsilon:g}, which leaves nothing for labels; raise it"
-        )
-    return policy.epsilon - activations
-
-
 def exposure(scenario: Scenario, *, trains_head: bool) -> Exposure:
     """Return what leaves clients without a mechanism, for the statement."""
     # heads that learn from randomised labels carry no more than these
-    exact = scenario.privacy.release != "labels"
+    mechanism = mechanism_of(scenario.privacy)
+    exact = mechanism is None or mechanism.noises_gradients
     personal = exact and trains_head and scenario.head.share == "personal"
     return Exposure(
         head="personal" if personal else "public",

@@ -16,7 +16,7 @@ from fedlora.checks import finite
 from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import SampledAccountant, convert, exact_epsilon, rdp_epsilon
-from fedlora.privacy.mechanisms import label_auc
+from fedlora.privacy.mechanisms import Mechanism, label_auc, mechanism_of
 
 Accountant = Callable[[float, float], float]
 
@@ -118,7 +118,8 @@ def privacy_statement(
     FedloraError
         When the policy is off.
     """
-    if not policy.enabled:
+    mechanism = mechanism_of(policy)
+    if mechanism is None:
         raise FedloraError("privacy is off, so there is nothing to state; set privacy.epsilon")
     if not (rho >= 0 and (sigma is None or sigma > 0)):
         raise FedloraError(f"rho {rho} and sigma {sigma} state nothing; pass what was spent")
@@ -128,9 +129,7 @@ def privacy_statement(
 
     # what the noise was calibrated for: a tight plan keeps to the exact epsilon
     stated: Accountant = exact_epsilon if policy.tight else rdp_epsilon
-    zero_out = convert(rho, "zero_out")
-    if policy.release == "logits":
-        zero_out *= 2  # labels are released as points of a norm of up to sqrt(2) C
+    zero_out = convert(rho, "zero_out") * mechanism.zero_out
     secret = policy.insecure_noise_seed is None
     block: dict[str, Any] = {
         "epsilon": total(rho, stated),
@@ -151,8 +150,8 @@ def privacy_statement(
         "rho": finite(rho),
         "sigma": sigma,
         "clip_norm": policy.clip_norm,
-        "covers": _covers(policy),
-        "excludes": _excludes(policy, exposure),
+        "covers": _covers(mechanism),
+        "excludes": _excludes(mechanism, exposure),
     }
     if not secret:
         block["warning"] = (
@@ -177,22 +176,14 @@ def _label_auc(rho: float, label_epsilon: float, classes: int) -> float | None:
     return label_auc(max(2, classes), label_epsilon)  # two classes are the worst case
 
 
-def _covers(policy: PrivacyPolicy) -> list[str]:
+def _covers(mechanism: Mechanism) -> list[str]:
     activations = "Its forward activations, which are clipped and noised too."
-    noised = [activations] if policy.activation_sigma is not None else []
-    if policy.release == "labels":
-        label = (
-            "The label of a sample: everything that is computed from it is computed from a "
-            "randomised label, which is drawn once and kept."
-        )
-        return [label, "So also, of the label, gradients, losses, heads, adapters, ranks.", *noised]
-    unit = "sample as a whole" if policy.unit == "sample" else "single token of a sample"
-    uploads = f"What the gradients that a {unit} uploads tell the server, above all its label."
-    results = "What follows from those gradients in adapters, optimiser state and ranks."
-    return [uploads, results, *noised]
+    noised = mechanism.policy.activation_sigma is not None
+    return [*mechanism.covers(), *([activations] if noised else [])]
 
 
-def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
+def _excludes(mechanism: Mechanism, exposure: Exposure) -> list[str]:
+    policy = mechanism.policy
     parts = {
         ACTIVATIONS: policy.activation_sigma is None,
         CARRIED: policy.activation_sigma is None,
@@ -208,8 +199,7 @@ def _excludes(policy: PrivacyPolicy, exposure: Exposure) -> list[str]:
             f"Whoever hears the uncoded uplink with more than {policy.analog_snr_db:g} dB: the "
             "receiver's own noise is part of what protects."
         ): policy.uplink == "analog",
-        ("Labels that follow from the text: whoever reads the text knows them too."): policy.release
-        == "labels",
+        **dict.fromkeys(mechanism.excludes(), True),
         "How long samples are, which take part when, and the time it takes.": True,
         "A record that a client holds more than once: each copy has its own epsilon.": True,
     }

@@ -155,9 +155,7 @@ class StepLoop:
                 fields = {
                     "step": step,
                     "update": update,
-                    # under privacy a shared head learns from what is released for the cut
-                    "gradient": train
-                    or (head is not None and self.scenario.privacy.noises_gradients),
+                    "gradient": self._answers.wants_gradients(head, train=train),
                     "next": more and not config.embedding,
                 }
                 exchange = step * config.accumulate + part

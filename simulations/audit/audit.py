@@ -14,7 +14,7 @@ from clients.build import EdgeParts, SimulatedData
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import exact_epsilon, upload_cost
-from fedlora.privacy.plan import upload_plan
+from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.report import RunFolder
 from fedlora.split import Checkpoint, model_folder
 from fedlora.tasks import task_class
@@ -120,7 +120,8 @@ class Audit:
     def _with_noise(self, result: Result, plain: Observed, canaries: list[Canary]) -> None:
         policy = self.scenario.privacy
         sigma, private, policies = None, policy, None
-        if policy.release != "labels":
+        mechanism = mechanism_of(policy)
+        if mechanism is not None and mechanism.noises_gradients:
             policies = noise_of_the_whole_run(self.scenario)
             private = min(policies.values(), key=lambda own: own.sigma or 0.0)
             sigma = private.sigma
@@ -301,8 +302,10 @@ def audit_scenario(
 def noise_of_the_whole_run(scenario: Scenario) -> dict[int, PrivacyPolicy]:
     """Return each client's privacy, with the noise of the whole run in place of its epsilon."""
     data = SimulatedData(scenario, scenario.federation.clients)
+    mechanism = mechanism_of(scenario.privacy)
+    assert mechanism is not None
     plans = {
-        client: upload_plan(scenario, len(data.rows_of(client)[0]))
+        client: mechanism.plan(scenario, len(data.rows_of(client)[0]))
         for client in range(scenario.federation.clients)
     }
     return {

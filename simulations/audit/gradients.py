@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedlora.privacy.mechanisms import head_gradients
+from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.split import pool_packed
 from fedlora.tasks import Sample
 from simulations.audit.attacks.gradient_inversion import AdapterGradients, invert_gradients
@@ -110,17 +110,12 @@ def _alike(
 def _cut_gradient(observed: Observed, upload: Upload) -> torch.Tensor:
     """Return the gradient at the cut, as the server computes it from what was uploaded."""
     policy = observed.server.scenario.privacy
-    if not policy.enabled or policy.release == "labels":
+    mechanism = mechanism_of(policy)
+    if mechanism is None or not mechanism.noises_gradients:
         return upload.gradient
     assert upload.weight is not None
-    return head_gradients(
-        policy.release,
-        upload.gradient,
-        upload.z,
-        upload.weight,
-        clip_norm=policy.clip_norm,
-        sigma=float(policy.sigma or 1.0),
-    ).cut
+    sigma = float(policy.sigma or 1.0)
+    return mechanism.gradients(upload.gradient, upload.z, upload.weight, sigma).cut
 
 
 def applies(observed: Observed) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlora.config import PrivacyPolicy, Release
-from fedlora.privacy.mechanisms import SystemNoise, label_reach, release
+from fedlora.config import PrivacyPolicy
+from fedlora.privacy.mechanisms import SystemNoise, mechanism_of
 from simulations.audit.attacks.auc import auc, label_auc_bound
 from simulations.audit.attacks.labels import (
     direction_scores,
@@ -98,7 +98,7 @@ def attack_labels(data: Labelled, policy: PrivacyPolicy, seed: int = 0) -> dict[
 
 
 def label_auc_over_sigma(
-    uploads: Sequence[Upload], kind: Release, clip_norm: float, seed: int = 0
+    uploads: Sequence[Upload], kind: str, clip_norm: float, seed: int = 0
 ) -> list[dict[str, float]]:
     """Attack one upload of each sample at several noise levels, with the mechanism's own noise.
 
@@ -111,27 +111,22 @@ def label_auc_over_sigma(
     seed
         Of the labels that each one is told from.
     """
-    policy = PrivacyPolicy(sigma=1.0, release=kind, clip_norm=clip_norm)
+    mechanism = mechanism_of(PrivacyPolicy(sigma=1.0, release=kind, clip_norm=clip_norm))
+    assert mechanism is not None
     first: dict[Key, tuple[torch.Tensor, int]] = {}
     for upload in uploads:
-        candidates = _candidates(upload, policy)
+        assert upload.weight is not None
+        candidates = label_candidates(upload.z, upload.weight, mechanism)
         for i, number in enumerate(upload.samples):
             first.setdefault((upload.client, number), (candidates[i], int(upload.truth[i].target)))  # type: ignore[arg-type]
     draws = math.ceil(_DRAWS / len(first))  # of the noise, for each sample
     candidates = torch.stack([c for c, _ in first.values()]).repeat(draws, 1, 1)
     label = torch.tensor([y for _, y in first.values()]).repeat(draws)
     rows = torch.arange(len(label))
-    classes = candidates.shape[1]
-    reach = label_reach(classes) if kind == "logits" else 1.0
     curve = []
     for sigma in SIGMAS:
-        noised = release(
-            candidates[rows, label],  # without noise a sample is its own candidate
-            [1] * len(rows),
-            clip_norm=reach * clip_norm,
-            sigma=sigma / reach,
-            noise=SystemNoise(),
-        ).values
+        exact = candidates[rows, label]  # without noise a sample is its own candidate
+        noised = mechanism.noised(exact, [1] * len(rows), sigma, SystemNoise())
         distances = (noised.double()[:, None] - candidates).square().sum(-1)
         judged = _judge(*_pairs(distances, label, seed))
         curve.append({"sigma": sigma, **judged, "bound": label_auc_bound(sigma)})
@@ -140,35 +135,24 @@ def label_auc_over_sigma(
 
 def _distances(upload: Upload, policy: PrivacyPolicy) -> torch.Tensor:
     assert upload.weight is not None
-    if not policy.enabled or policy.release == "labels":  # exact, but of labels drawn at random
-        return label_distances(upload.gradient, upload.z, upload.weight)
-    return label_distances(
-        upload.gradient,
-        upload.z,
-        upload.weight,
-        release=policy.release,
-        clip_norm=policy.clip_norm,
-    )
-
-
-def _candidates(upload: Upload, policy: PrivacyPolicy) -> torch.Tensor:
-    assert upload.weight is not None
-    return label_candidates(
-        upload.z, upload.weight, release=policy.release, clip_norm=policy.clip_norm
-    )
+    mechanism = mechanism_of(policy)
+    if mechanism is not None and not mechanism.noises_gradients:
+        mechanism = None  # exact, but of labels drawn at random
+    return label_distances(upload.gradient, upload.z, upload.weight, mechanism)
 
 
 def _samples(data: Labelled, policy: PrivacyPolicy) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine the distances of a sample's uploads: log-likelihoods add up.
 
-    ``logits`` is the same message each time, so repeating it tells nothing.
+    A message that is the same each time tells nothing when it is repeated.
     """
     assert data.distances is not None
     places: dict[Key, int] = {}
     owner = torch.tensor([places.setdefault(key, len(places)) for key in data.key])
     total = torch.zeros(len(places), data.distances.shape[1], dtype=torch.float64)
     total.index_add_(0, owner, data.distances)
-    if policy.enabled and policy.release == "logits":
+    mechanism = mechanism_of(policy)
+    if mechanism is not None and mechanism.noises_gradients and mechanism.repeats:
         total /= torch.bincount(owner)[:, None]
     label = torch.zeros(len(places), dtype=torch.int64)
     label[owner] = data.label

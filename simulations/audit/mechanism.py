@@ -15,7 +15,7 @@ from clients.release.base import GradientRelease
 from clients.release.build import build_release
 from fedlora.config import Scenario
 from fedlora.privacy.accounting import calibrate_sigma
-from fedlora.privacy.mechanisms import label_corners, zero_sum_basis
+from fedlora.privacy.mechanisms import Logits, label_corners, mechanism_of, zero_sum_basis
 from fedlora.tasks import Sample
 from simulations.audit.attacks.mechanism_audit import (
     PROBE_WIDTH,
@@ -87,7 +87,8 @@ def audit_client(
             uplink="coded",
         ),
     )
-    labels = policy.release == "logits"
+    mechanism = mechanism_of(policy)
+    labels = isinstance(mechanism, Logits)
     classes = 3 if labels else PROBE_WIDTH + 1
     head = nn.Linear(PROBE_WIDTH, classes, bias=False)
     with torch.no_grad():

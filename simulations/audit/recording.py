@@ -16,7 +16,7 @@ from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
-from fedlora.privacy.mechanisms import SystemNoise, release, release_width
+from fedlora.privacy.mechanisms import SystemNoise, mechanism_of, release
 from fedlora.server.compute.engine import AdapterState
 from fedlora.server.run import ServerRun
 from fedlora.tasks import Record as DataRecord, Sample
@@ -263,9 +263,9 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
     }
     order = BatchStream(samples, scenario.train.batch_size, scenario.seed, int(client.name))
     classes = len(client.model.task.labels)
-    policy = scenario.privacy
     width = client.model.width
-    released = release_width(policy.release if policy.enabled else "full", classes, width)
+    mechanism = mechanism_of(scenario.privacy)
+    released = width if mechanism is None else mechanism.width(classes, width)
     front = client.model.front
     up_width = front.weight.shape[1] if front.blocks is None else front.blocks.width
     open_: list[torch.Tensor] = []

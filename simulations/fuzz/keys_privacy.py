@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedlora.privacy.mechanisms import SHIPPED, Full, Logits, Mechanism
 from simulations.fuzz.drawing import Drawing
 
 
@@ -28,27 +29,29 @@ def draw_privacy(d: Drawing) -> None:
     if not (d.style == "private" or d.chance(0.15)):
         return
     d.some(0.6, "evaluate.report", True)
-    release = d.set("privacy.release", "full", "row_space", "logits", "labels", wild=["noise"])
-    if d.chance(0.7) or release == "labels":
+    release = d.set("privacy.release", *SHIPPED, wild=["noise"])
+    kind = SHIPPED.get(release, Mechanism)
+    everywhere = kind is Full  # any task, and any head but one that is sent round by round
+    if d.chance(0.7) or not kind.noises_gradients:
         d.set("privacy.epsilon", 0.5, 2.0, 8.0, 30.0, wild=[0.001, 60.0, -1.0])
     else:
         d.set("privacy.sigma", 2.0, 5.6, 20.0, wild=[1e-3, 0.0])
-    if release != "full" and not d.wild:
+    if not everywhere and not d.wild:
         d.case |= {"task.kind": "classification"}
         d.drop("data.prompt_separator", "model.client_back", "head.train")
         if d["_format"] == "txt":
             d.set("_format", "csv")
         if d["partition.column"] is None and d["partition.kind"] == "column":
             d.set("partition.column", "group")
-        d.set("head.share", "step" if release != "labels" else "personal", "step")
-    elif release == "full" and not d.wild and d["head.share"] == "round":
+        d.set("head.share", "step" if kind.noises_gradients else "personal", "step")
+    elif everywhere and not d.wild and d["head.share"] == "round":
         d.set("head.share", "step", "personal")
-    if d["evaluate.baseline"] and release != "logits" and not d.wild:
+    if d["evaluate.baseline"] and kind is not Logits and not d.wild:
         d.drop("evaluate.baseline")
     d.some(0.3, "privacy.delta", 1e-5, 1e-2, wild=[0.5, 0.0, 1.0])
     d.some(0.3, "privacy.clip_norm", 0.05, 1.0, 1e-6, wild=[0.0, 1e308])
     d.some(0.2, "privacy.unit", "sample", "token", wild=["row"])
-    if release in ("full", "row_space") or d.wild:
+    if not kind.repeats or d.wild:
         d.some(0.25, "privacy.spread", "even", "channel")
         d.some(0.2, "privacy.uplink", "coded", "analog")
         d.some(0.1, "privacy.analog_snr_db", 5.0, wild=[500.0])

@@ -12,7 +12,7 @@ from support.owner_device import WIDTH, Ask, Device, attack, scenario
 from fedlora.config import Scenario
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.privacy.accounting import upload_cost
-from fedlora.privacy.plan import upload_plan
+from fedlora.privacy.mechanisms import mechanism_of
 
 HEAD = "head_weight.weight"
 
@@ -160,7 +160,7 @@ def test_a_kept_message_is_paid_before_it_leaves_whatever_came_between(
     assert device.rho() < 1e-4 and replies[-1].kind == m.GRADIENT
     attack(device, monkeypatch, dear, serve)
     assert len(replies) == 2 and replies[-1].kind == m.GRADIENT
-    assert device.rho() >= upload_cost(upload_plan(dear, 12).sigma)
+    assert device.rho() >= upload_cost(mechanism_of(dear.privacy).plan(dear, 12).sigma)
 
 
 def test_a_host_in_the_message_means_nothing_on_a_device(

@@ -21,6 +21,7 @@ from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.link.reasons import KINDS
+from fedlora.privacy.accounting import Charge
 from fedlora.privacy.ledger import Ledger
 from fedlora.tasks import Sample
 
@@ -87,7 +88,10 @@ def test_what_is_released_is_covered_by_entries_of_the_own_ledger(tmp_path: Path
     with Ledger(tmp_path / "own", "0") as own, Ledger(tmp_path / "other", "0") as other:
         door = Door(STRICT, own)
         ids = own.sample_ids([b"a", b"b", b"c"])
-        first, theirs = own.charge(ids[:2], 5.0), other.charge(ids, 5.0)
+        first, theirs = (
+            own.charge(ids[:2], Charge.gaussian(5.0)),
+            other.charge(ids, Charge.gaussian(5.0)),
+        )
         assert door.released(Private(1.0), ids[:2], [first]).value == 1.0
         for records, receipts in ((ids, [first]), (ids[:1], []), (ids, [theirs])):
             with pytest.raises(FedloraError, match="has not been paid for"):

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtr
 
+from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms import InsecureNoise, release
+from fedlora.privacy.mechanisms import Full, InsecureNoise, release
 from simulations.audit.attacks.auc import Auc, auc, label_auc_bound
 from simulations.audit.attacks.labels import direction_scores, label_distances, norm_scores
 from simulations.audit.attacks.tokens import nearest_tokens, recover_tokens, token_accuracy
@@ -34,7 +35,8 @@ def head() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def attacks(gradients: torch.Tensor, head: tuple[torch.Tensor, ...], clip: float) -> dict[str, Auc]:
     z, weight, labels, _ = head
     known = list(range(64))
-    distances = label_distances(gradients, z, weight, clip_norm=clip)
+    mechanism = Full(PrivacyPolicy(sigma=1.0, clip_norm=clip)) if math.isfinite(clip) else None
+    distances = label_distances(gradients, z, weight, mechanism)
     scores = {
         "norm": norm_scores(gradients),
         "direction": direction_scores(gradients, known, labels[known].tolist()),

@@ -7,9 +7,14 @@ from opacus.accountants.utils import get_noise_multiplier
 
 from fedlora.config import PrivacyPolicy
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import calibrate_sigma, epsilon_of, gradient_sigma, rho_budget
+from fedlora.privacy.accounting import (
+    calibrate_sigma,
+    epsilon_of,
+    gradient_sigma,
+    planned_uploads,
+    rho_budget,
+)
 from fedlora.privacy.accounting.rdp import rho
-from fedlora.privacy.plan import planned_uploads
 
 DELTA = 1e-5
 

@@ -15,7 +15,7 @@ import pytest
 
 from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import calibrate_sigma, upload_cost
+from fedlora.privacy.accounting import Charge, calibrate_sigma, upload_cost
 from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.ledger import BudgetSpentError, Ledger, store as module
 from fedlora.privacy.ledger.records import RUNS_KEPT
@@ -45,7 +45,7 @@ def charged(path: Path, sigmas: list[float]) -> bytes:
     """Write a ledger with these charges of one sample, and return its journal as it was left."""
     with Ledger(path, "alice") as ledger:
         for sigma in sigmas:
-            ledger.charge([7], sigma)
+            ledger.charge([7], Charge.gaussian(sigma))
     return path.read_bytes()
 
 
@@ -58,7 +58,7 @@ def test_spending_survives_restarts_and_is_never_rounded_down(path: Path) -> Non
             for _ in range(30):
                 chosen = generator.choice(20, size=4, replace=False)
                 sigma = float(generator.uniform(0.3, 40))
-                ledger.charge([samples[i] for i in chosen], sigma)
+                ledger.charge([samples[i] for i in chosen], Charge.gaussian(sigma))
                 for i in chosen:
                     spent[i] += 2 / Fraction(sigma) ** 2
     with Ledger(path, "alice") as ledger:
@@ -76,14 +76,14 @@ def test_the_budget_pays_for_the_plan_and_for_nothing_beyond(path: Path) -> None
         with pytest.raises(FedloraError, match=r"from epsilon 0 to 8\.\d+, .* plan fewer rounds"):
             ledger.check_plan(dict.fromkeys(samples, 11 * upload_cost(sigma)))
         for _ in range(10):
-            ledger.charge(samples[:3], sigma)
-            ledger.charge(samples[3:], sigma)
+            ledger.charge(samples[:3], Charge.gaussian(sigma))
+            ledger.charge(samples[3:], Charge.gaussian(sigma))
     with Ledger(path, "alice", LIMIT) as ledger:
         spent = ledger.rho
         assert ledger.epsilon(LIMIT.delta) <= LIMIT.epsilon
         for noise in (sigma, 1e3 * sigma):
             with pytest.raises(BudgetSpentError, match=r"has spent epsilon 8 of its .* 8, which"):
-                ledger.charge(samples[2:4], noise)
+                ledger.charge(samples[2:4], Charge.gaussian(noise))
         assert ledger.rho == spent
 
 
@@ -91,9 +91,9 @@ def test_a_tight_limit_counts_the_exact_epsilon(path: Path) -> None:
     sigma = calibrate_sigma(8.0, 1e-5, 3, tight=True)
     with Ledger(path, "alice", ClientLimit(epsilon=8.0, tight=True)) as ledger:
         for _ in range(3):
-            ledger.charge([1], sigma)
+            ledger.charge([1], Charge.gaussian(sigma))
         with pytest.raises(BudgetSpentError):
-            ledger.charge([1], sigma)
+            ledger.charge([1], Charge.gaussian(sigma))
     with Ledger(path, "alice", LIMIT) as ledger, pytest.raises(FedloraError, match="beyond"):
         ledger.check_plan({2: 3 * upload_cost(sigma)})
 
@@ -103,22 +103,22 @@ def test_a_server_that_asks_for_too_little_noise_does_not_get_it(path: Path, sig
     limit = ClientLimit(epsilon=8.0, min_sigma=2.0)
     with Ledger(path, "alice", limit) as ledger:
         for refuse in (
-            lambda: ledger.charge([1], sigma),
+            lambda: ledger.charge([1], Charge(rho=1.0, sigma=sigma)),
             lambda: ledger.check_plan({}, sigma=sigma),
         ):
             with pytest.raises(FedloraError, match="privacy-min-sigma 2; raise"):
                 refuse()
         assert ledger.rho == 0.0
     with Ledger(path, "alice") as ledger, pytest.raises(FedloraError, match="sigma is 0"):
-        ledger.charge([1], 0.0)
+        ledger.charge([1], Charge.gaussian(0.0))
 
 
 def test_a_replayed_step_and_a_sample_that_occurs_twice_are_charged_again(path: Path) -> None:
     with Ledger(path, "alice") as ledger:
-        ledger.charge([1, 2], 2.0)
-        ledger.charge([1, 2], 2.0)
+        ledger.charge([1, 2], Charge.gaussian(2.0))
+        ledger.charge([1, 2], Charge.gaussian(2.0))
         assert ledger.rho == pytest.approx(2 * rho(2.0))
-        ledger.charge([3, 3, 3], 2.0)
+        ledger.charge([3, 3, 3], Charge.gaussian(2.0))
         assert ledger.rho == pytest.approx(3 * rho(2.0))
     with Ledger(path, "alice") as ledger:
         assert ledger.rho == pytest.approx(3 * rho(2.0))
@@ -141,9 +141,9 @@ def test_merging_charges_into_sums_loses_nothing(
     sizes = []
     with Ledger(path, "alice") as ledger:
         samples = ids(ledger, 1250)
-        ledger.charge(samples, 3.0)
+        ledger.charge(samples, Charge.gaussian(3.0))
         for upload in range(300):
-            ledger.charge(samples[4 * upload : 4 * upload + 40], 5.0)
+            ledger.charge(samples[4 * upload : 4 * upload + 40], Charge.gaussian(5.0))
             sizes.append(path.stat().st_size)
         spent = ledger.rho
     assert any(later < earlier for earlier, later in itertools.pairwise(sizes))
@@ -214,12 +214,12 @@ def test_a_clock_that_went_back_is_refused(path: Path) -> None:
     clock = Clock()
     with Ledger(path, "alice", clock=clock) as ledger:
         clock.now += 1000
-        ledger.charge([1], 2.0)
+        ledger.charge([1], Charge.gaussian(2.0))
         clock.now -= 59
-        ledger.charge([1], 2.0)
+        ledger.charge([1], Charge.gaussian(2.0))
         clock.now -= 60
         with pytest.raises(FedloraError, match=r"the clock is 119 s behind .* set the clock"):
-            ledger.charge([1], 2.0)
+            ledger.charge([1], Charge.gaussian(2.0))
     with pytest.raises(FedloraError, match="the clock is 119 s behind"):
         Ledger(path, "alice", clock=clock)
     clock.now += 120
@@ -231,7 +231,7 @@ def with_charges(path: Path, count: int) -> list[int]:
     """Leave a journal of uncompacted charges; return where its lines begin, and its end."""
     with Ledger(path, "alice") as ledger:
         for _ in range(count):
-            ledger.charge([1, 2, 3], 2.0)
+            ledger.charge([1, 2, 3], Charge.gaussian(2.0))
         content = path.read_bytes()
     path.write_bytes(content)
     ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
@@ -306,7 +306,7 @@ def test_a_path_that_cannot_be_written_is_refused_in_one_sentence(tmp_path: Path
     with pytest.raises(FedloraError, match="closed"):
         ledger = Ledger(tmp_path / "ledger", "alice")
         ledger.close()
-        ledger.charge([1], 2.0)
+        ledger.charge([1], Charge.gaussian(2.0))
 
 
 def test_a_ledger_that_is_closed_during_a_charge_is_whole_and_stays_closed(
@@ -326,7 +326,7 @@ def test_a_ledger_that_is_closed_during_a_charge_is_whole_and_stays_closed(
 
     def charge_until_merged() -> None:
         while not go_on.is_set():
-            ledger.charge([7], 2.0)
+            ledger.charge([7], Charge.gaussian(2.0))
 
     worker = threading.Thread(target=charge_until_merged, name="worker")
     worker.start()
@@ -341,11 +341,11 @@ def test_a_ledger_that_is_closed_during_a_charge_is_whole_and_stays_closed(
         thread.join(30.0)
         assert not thread.is_alive()
     with pytest.raises(FedloraError, match="closed"):
-        ledger.charge([7], 2.0)
+        ledger.charge([7], Charge.gaussian(2.0))
     with Ledger(path, "alice") as again:
         spent = again.rho
         assert spent == pytest.approx(ledger.rho, rel=1e-12)
-        again.charge([7], 2.0)
+        again.charge([7], Charge.gaussian(2.0))
     with Ledger(path, "alice") as last:
         assert last.rho == pytest.approx(spent + rho(2.0), rel=1e-12)
 
@@ -353,7 +353,7 @@ def test_a_ledger_that_is_closed_during_a_charge_is_whole_and_stays_closed(
 def of_an_earlier_release(path: Path, contents: list[bytes]) -> None:
     """Leave a ledger as the release before wrote it, in which these records spent 3.0."""
     with Ledger(path, "alice") as ledger:
-        ledger.charge(ledger.sample_ids(contents), math.sqrt(2 / 3.0))
+        ledger.charge(ledger.sample_ids(contents), Charge.gaussian(math.sqrt(2 / 3.0)))
     with Ledger(path, "alice"):
         pass  # merges the charges
     header, *lines = path.read_bytes().splitlines(keepends=True)
@@ -368,7 +368,7 @@ def test_an_earlier_releases_ledger_counts_on_where_all_its_records_are_known(pa
             known = ledger.sample_ids([b"c", b"b", b"a"])
             assert ledger.rho == pytest.approx(3.0)
             with pytest.raises(BudgetSpentError):
-                ledger.charge(known[1:2], 1.0)
+                ledger.charge(known[1:2], Charge.gaussian(1.0))
     with Ledger(path, "alice") as ledger:  # from now on a record may go
         ledger.sample_ids([b"a"])
 
@@ -401,10 +401,10 @@ def test_what_a_run_has_uploaded_is_known_after_restarts_until_others_have_come(
     monkeypatch.setattr(module, "_JOURNAL_BYTES_MIN", 500)
     with Ledger(path, "alice") as ledger:
         samples = ids(ledger, 3)
-        ledger.charge(samples, 2.0)  # no run's plan counts this
+        ledger.charge(samples, Charge.gaussian(2.0))  # no run's plan counts this
         for _ in range(30):
-            ledger.charge(samples[:2], 2.0, "first")
-        ledger.charge(samples[1:], 1.0, "second")
+            ledger.charge(samples[:2], Charge.gaussian(2.0), "first")
+        ledger.charge(samples[1:], Charge.gaussian(1.0), "second")
     for _ in range(2):
         with Ledger(path, "alice") as ledger:
             assert ledger.done("first", samples[0]) == (30, pytest.approx(30 * rho(2.0)))
@@ -413,7 +413,7 @@ def test_what_a_run_has_uploaded_is_known_after_restarts_until_others_have_come(
             assert ledger.rho == pytest.approx(31 * rho(2.0) + rho(1.0))
     with Ledger(path, "alice") as ledger:
         for number in range(RUNS_KEPT - 1):
-            ledger.charge(samples[:1], 2.0, f"later {number}")
+            ledger.charge(samples[:1], Charge.gaussian(2.0), f"later {number}")
         assert ledger.done("first", samples[0]) == (0, 0.0)
         assert ledger.done("second", samples[1])[0] == 1
     with Ledger(path, "alice") as ledger:

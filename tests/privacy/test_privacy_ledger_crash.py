@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import FedloraError
+from fedlora.privacy.accounting import Charge
 from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.ledger import Ledger, store as module
 from fedlora.storage import journal
@@ -22,7 +23,7 @@ def charge_until_killed(path: Path, confirm: int) -> None:
     module._JOURNAL_BYTES_MIN = 300
     ledger = Ledger(path, "alice")
     while True:
-        ledger.charge([1], SIGMA)
+        ledger.charge([1], Charge.gaussian(SIGMA))
         os.write(confirm, b"x")
 
 
@@ -93,11 +94,11 @@ def test_a_crash_at_any_step_towards_the_disk_leaves_a_ledger_that_counts_enough
                 ledger = None
             try:
                 while ledger is not None and confirmed < 8:
-                    ledger.charge([1], SIGMA)
+                    ledger.charge([1], Charge.gaussian(SIGMA))
                     confirmed += 1
             except Crash:
                 with pytest.raises(FedloraError, match="open it again"):
-                    ledger.charge([1], SIGMA)
+                    ledger.charge([1], Charge.gaussian(SIGMA))
             finished = steps() < number
         if ledger is not None:
             ledger.close()
@@ -110,7 +111,7 @@ def test_a_full_disk_stops_the_ledger_and_not_the_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(tmp_path / "ledger", "alice")
-    ledger.charge([1], SIGMA)
+    ledger.charge([1], Charge.gaussian(SIGMA))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -118,9 +119,9 @@ def test_a_full_disk_stops_the_ledger_and_not_the_count(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(FedloraError, match=r"cannot charge ledger .* No space left"):
-            ledger.charge([1], SIGMA)
+            ledger.charge([1], Charge.gaussian(SIGMA))
     with pytest.raises(FedloraError, match="open it again"):
-        ledger.charge([1], SIGMA)
+        ledger.charge([1], Charge.gaussian(SIGMA))
     ledger.close()
     with Ledger(tmp_path / "ledger", "alice") as again:
         assert round(again.rho / rho(SIGMA)) == 2

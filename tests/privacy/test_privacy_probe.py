@@ -10,14 +10,13 @@ from fedlora.config import PrivacyPolicy, with_overrides
 from fedlora.privacy.mechanisms import (
     RandomisedLabels,
     SystemNoise,
-    head_gradients,
     label_corners,
+    label_epsilon,
+    mechanism_of,
     release,
     row_space_coordinates,
 )
 from fedlora.privacy.noise_propagation import SNR_MAX, SnrMeter
-from fedlora.privacy.plan import label_epsilon
-from fedlora.privacy.probe import noise_probe
 from fedlora.scenarios import find_scenario
 from simulations.studies.cascade.energy import compare
 
@@ -67,7 +66,8 @@ def test_a_probe_has_the_energy_of_the_mechanisms_own_noise(kind: str) -> None:
     sizes = {"epsilon": 2.0} if kind == "labels" else {"sigma": SIGMA}
     policy = PrivacyPolicy(release=kind, clip_norm=C, **sizes)
     generator = torch.Generator().manual_seed(1)
-    probes = [noise_probe(policy, z, weight, SIGMA, generator) for _ in range(DRAWS)]
+    mechanism = mechanism_of(policy)
+    probes = [mechanism.probe(z, weight, SIGMA, generator) for _ in range(DRAWS)]
     predicted = sum(float(p.double().square().sum()) for p in probes) / DRAWS
     noise, gradients = SystemNoise(), []
     corners = label_corners(CLASSES, C)
@@ -90,7 +90,7 @@ def test_a_probe_has_the_energy_of_the_mechanisms_own_noise(kind: str) -> None:
         sent = release(
             values, [1] * ROWS, clip_norm=norm, sigma=SIGMA * C / norm, noise=noise
         ).values
-        found = head_gradients(kind, sent, z, weight, clip_norm=C, sigma=SIGMA)
+        found = mechanism.gradients(sent, z, weight, SIGMA)
         gradients.append(found.cut)
     measured = energy_of_noise(torch.stack(gradients), labels)
     assert predicted == pytest.approx(measured, rel=0.06)
@@ -102,14 +102,15 @@ def test_labels_are_flipped_as_often_as_clients_flip_them_beside_noised_activati
     plain = PrivacyPolicy(release="labels", epsilon=label_epsilon(policy))
     assert 1.0 < label_epsilon(policy) < 2.5
     first, second = (
-        noise_probe(p, z, weight, 0.0, torch.Generator().manual_seed(2)) for p in (policy, plain)
+        mechanism_of(p).probe(z, weight, 0.0, torch.Generator().manual_seed(2))
+        for p in (policy, plain)
     )
     assert first.any() and torch.equal(first, second)
 
 
 def test_a_head_that_the_server_cannot_see_gives_no_probe() -> None:
     policy = PrivacyPolicy(epsilon=1.0, release="labels")
-    assert noise_probe(policy, torch.zeros(2, 3), None, 0.0) is None
+    assert mechanism_of(policy).probe(torch.zeros(2, 3), None, 0.0) is None
 
 
 def test_the_meter_adds_up_a_round_and_starts_anew() -> None:

@@ -6,17 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedlora.config import PrivacyPolicy
 from fedlora.privacy.mechanisms import (
-    head_gradients,
+    Mechanism,
     label_corners,
     label_reach,
-    release_width,
+    mechanism_class,
     row_space_coordinates,
     zero_sum_basis,
 )
 
 CLASSES = [2, 3, 20]
 WIDTH, ROWS, CLIP_NORM = 32, 9, 0.05
+
+
+def mechanism(release: str, clip_norm: float = CLIP_NORM) -> Mechanism:
+    return mechanism_class(release)(PrivacyPolicy(sigma=1.0, release=release, clip_norm=clip_norm))
 
 
 def problem(classes: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -55,8 +60,8 @@ def test_without_noise_both_gradients_are_the_true_ones(release: str, classes: i
         "row_space": row_space_coordinates(cut, weight),
         "logits": label_corners(classes, CLIP_NORM)[labels],
     }[release]
-    assert uploaded.shape == (ROWS, release_width(release, classes, WIDTH))
-    found = head_gradients(release, uploaded, z, weight, clip_norm=CLIP_NORM, sigma=1e-3)
+    assert uploaded.shape == (ROWS, mechanism(release).width(classes, WIDTH))
+    found = mechanism(release).gradients(uploaded, z, weight, 1e-3)
     torch.testing.assert_close(found.cut, cut, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.head, head, atol=1e-5, rtol=1e-5)
 
@@ -75,7 +80,7 @@ def test_a_head_without_full_rank_is_released_in_what_it_spans() -> None:
     weight[2] = weight[1]
     gradient = torch.randn(ROWS, 3) @ weight
     coordinates = row_space_coordinates(gradient, weight)
-    found = head_gradients("row_space", coordinates, z, weight, clip_norm=1.0, sigma=1.0)
+    found = mechanism("row_space", 1.0).gradients(coordinates, z, weight, 1.0)
     assert torch.isfinite(found.cut).all() and torch.isfinite(found.head).all()
     assert row_space_coordinates(gradient, torch.zeros_like(weight)).abs().max() == 0
 
@@ -90,7 +95,7 @@ def test_logits_give_the_gradient_of_the_likelihood_of_what_was_received(sigma: 
     distances = (received[:, None] - corners[None]).square().sum(-1)
     log_density = -distances / (2 * (sigma * CLIP_NORM) ** 2)
     (-torch.logsumexp(F.log_softmax(x @ w.T, -1) + log_density, -1).sum()).backward()
-    found = head_gradients("logits", received, z, weight, clip_norm=CLIP_NORM, sigma=sigma)
+    found = mechanism("logits").gradients(received, z, weight, sigma)
     assert x.grad is not None and w.grad is not None
     torch.testing.assert_close(found.cut, x.grad.float(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.head, w.grad.float(), atol=1e-5, rtol=1e-5)

@@ -21,8 +21,9 @@ from fedlora.config import (
 )
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
+from fedlora.privacy.accounting import Charge
 from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.mechanisms import flip_probability
+from fedlora.privacy.mechanisms import flip_probability, mechanism_of
 from fedlora.report import RunFolder
 from fedlora.report.page import write_report
 from fedlora.server.results import write_results
@@ -130,14 +131,14 @@ def test_labels_and_noised_uploads_share_one_budget(records: Path, tmp_path: Pat
 def test_spending_survives_the_ledgers_rewriting(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     with Ledger(path, "0", ClientLimit(8.0)) as ledger:
-        ledger.charge_labels([1, 2], 3.0)
-        ledger.charge([2, 3], 2.0)
+        ledger.charge([1, 2], Charge(epsilon=3.0))
+        ledger.charge([2, 3], Charge.gaussian(2.0))
     for _ in range(2):  # opening merges charges into sums
         with Ledger(path, "0", ClientLimit(8.0)) as ledger:
             assert ledger.label_epsilon == 3.0 and ledger.label_epsilon_of(3) == 0.0
             assert ledger.rho == pytest.approx(0.5)
             with pytest.raises(FedloraError, match="does not pay for labels at epsilon 6"):
-                ledger.charge_labels([2], 6.0)
+                ledger.charge([2], Charge(epsilon=6.0))
 
 
 def test_an_owner_can_insist_on_noise(records: Path, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_noised_activations_come_out_of_the_same_budget(records: Path) -> None:
 )
 def test_settings_that_need_noise_are_refused(values: dict, reason: str) -> None:
     with pytest.raises(FedloraError, match=reason):
-        PrivacyPolicy(release="labels", **values)
+        mechanism_of(PrivacyPolicy(release="labels", **values)).check(Scenario())
 
 
 def test_the_report_of_a_run_without_noised_gradients_can_be_written(

@@ -17,7 +17,7 @@ from fedlora.config import ClientLimit, Scenario, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
-from fedlora.privacy.accounting import rdp_epsilon
+from fedlora.privacy.accounting import Charge, rdp_epsilon
 from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.ledger import BudgetSpentError, Ledger
 from fedlora.tasks import Sample, load_records
@@ -66,7 +66,7 @@ def test_a_record_keeps_its_identity_at_any_length_and_prompt(tmp_path: Path) ->
         for sample, name in zip(samples, client.release._charges._ids, strict=True):
             assert known.setdefault(sample.source, name) == name
         counts.append(len(samples))
-        client.release._charges.charge(list(range(len(samples))), 4.0)
+        client.release._charges.charge(list(range(len(samples))), Charge.gaussian(4.0))
         assert client.release._charges.ledger.rho == pytest.approx(len(counts) * rho(4.0))
         client.release.close()
     assert counts == [13, 12, 13, 13] and len(set(known.values())) == 13
@@ -85,7 +85,8 @@ def test_what_is_spent_at_one_length_is_refused_at_another(tmp_path: Path) -> No
 
     client = build(config(12), terms)
     client.release._charges.charge(
-        list(range(len(client.door.truth(client.train)))), client.release.plan.sigma
+        list(range(len(client.door.truth(client.train)))),
+        Charge.gaussian(client.release.plan.sigma),
     )
     client.release.close()
     with pytest.raises(FedloraError, match=r"from epsilon 8 to .* beyond its privacy-epsilon 8"):

@@ -13,13 +13,13 @@ from clients.build import SimulatedData, load_parts
 from clients.device import take_part
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private, content
-from clients.release import private
 from fedlora.config import ClientLimit, PrivacyPolicy, Scenario, scenario_to_toml
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
+from fedlora.privacy.accounting import Charge
 from fedlora.privacy.ledger import BudgetSpentError, Ledger
-from fedlora.privacy.mechanisms import clip_rows
+from fedlora.privacy.mechanisms import base, clip_rows
 from fedlora.server.run import ServerRun
 from simulations.in_process import Record
 
@@ -135,7 +135,7 @@ def test_a_crash_after_the_charge_counts_an_upload_that_never_left(
     def killed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(private, "release", killed)
+    monkeypatch.setattr(base, "release", killed)
     with pytest.raises(KeyboardInterrupt):
         step(client)
     client.release.close()
@@ -162,7 +162,9 @@ def test_a_charge_beyond_the_limit_makes_the_client_leave(records: Path, tmp_pat
     path = tmp_path / "ledger"
     client = build(scenario(records), OwnerTerms(path, ClientLimit(8.0)))
     ledger = client.release._charges.ledger  # another run of the same owner spent meanwhile
-    ledger.charge(client.release._charges._ids[: len(client.door.truth(client.train))], 1.5)
+    ledger.charge(
+        client.release._charges._ids[: len(client.door.truth(client.train))], Charge.gaussian(1.5)
+    )
     ask(client, m.BATCH)
     reply = step(client)
     assert reply.kind == m.LEAVE and "privacy-epsilon" in reply.fields["reason"]

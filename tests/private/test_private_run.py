@@ -20,6 +20,7 @@ from fedlora.config import ClientLimit, scenario_from_toml, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import messages as m
 from fedlora.lora.export import Adapter
+from fedlora.privacy.accounting import Charge
 from fedlora.privacy.accounting.rdp import ORDERS
 from fedlora.privacy.ledger import Ledger
 from fedlora.report import RunFolder
@@ -136,7 +137,7 @@ def test_the_run_goes_on_without_a_client_whose_budget_is_spent(
     federation = Federation(config, {0: terms})
     release = federation.clients[0].release
     release._charges.ledger.charge(
-        release._charges._ids[:16], 2.0
+        release._charges._ids[:16], Charge.gaussian(2.0)
     )  # another run spends what the plan counted on
     federation.run()
     assert len(federation.recorder.rounds) == 3

@@ -25,7 +25,8 @@ import torch
 
 import fedlora.server.flower.sessions
 from clients.device import take_part
-from clients.release.private import PrivateRelease
+from clients.release.messages import MessageRelease
+from clients.release.uploads import UploadRelease
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.link import through_flower
 from fedlora.report import RunFolder
@@ -172,7 +173,12 @@ def edge(post: Post, home: Path, client: int) -> None:
 
 def note_uploads(path: Path) -> None:
     """Write down which samples' gradients are about to leave, whatever the ledger says."""
-    genuine = PrivateRelease.__call__
+    for kind in (UploadRelease, MessageRelease):
+        _note_uploads(kind, path)
+
+
+def _note_uploads(kind: Any, path: Path) -> None:
+    genuine = kind.__call__
 
     def noted(self: Any, gradient: Any, lengths: Any, samples: Any) -> Any:
         released = genuine(self, gradient, lengths, samples)
@@ -180,7 +186,7 @@ def note_uploads(path: Path) -> None:
             file.write(json.dumps([self._charges.record(sample) for sample in samples]) + "\n")
         return released
 
-    PrivateRelease.__call__ = noted  # type: ignore[method-assign]
+    kind.__call__ = noted
 
 
 def fork(work: Callable[[], None], log: Path) -> int:

@@ -5,8 +5,10 @@ from fedlora.privacy.accounting.calibration import (
     calibrate_sigma,
     epsilon_of,
     gradient_sigma,
+    planned_uploads,
     rho_budget,
 )
+from fedlora.privacy.accounting.charge import Charge
 from fedlora.privacy.accounting.rdp import (
     SampledAccountant,
     add_up,
@@ -19,6 +21,7 @@ from fedlora.privacy.accounting.rdp import (
 __all__ = [
     "BudgetSpread",
     "ChannelWeight",
+    "Charge",
     "SampledAccountant",
     "add_up",
     "calibrate_sigma",
@@ -26,6 +29,7 @@ __all__ = [
     "epsilon_of",
     "exact_epsilon",
     "gradient_sigma",
+    "planned_uploads",
     "rdp_epsilon",
     "rho_budget",
     "upload_cost",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from fedlora.checks import EPSILON_MAX, check_target
-from fedlora.config import PrivacyPolicy
+from fedlora.config.privacy import SIGMA_MAX, SIGMA_MIN, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import (
     ORDERS,
@@ -117,7 +118,17 @@ def calibrate_sigma(
     return math.sqrt(uploads * rho(1.0, adjacency) / budget) * _MARGIN
 
 
-def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int = 0) -> float:
+def planned_uploads(steps: int, batch_size: int, samples: int) -> int:
+    """Return how often a sample is uploaded at most when passes over the data follow each other."""
+    return math.ceil(steps * min(batch_size, samples) / samples)
+
+
+def gradient_sigma(
+    policy: PrivacyPolicy,
+    uploads: int,
+    activation_uploads: int = 0,
+    cost: Callable[[float], float] | None = None,
+) -> float:
     """Return the noise on each uploaded gradient under a policy.
 
     Parameters
@@ -129,6 +140,9 @@ def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int 
     activation_uploads
         Noised uploads of a sample's activations, where the policy has any; they are paid first.
         Bytes that are stored and sent again count once.
+    cost
+        Rho of one upload by its noise over the clipping norm, which falls with it; that of Gaussian
+        noise where it is left out.
 
     Returns
     -------
@@ -145,7 +159,7 @@ def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int 
     if policy.activation_sigma is not None:
         spent = activation_uploads * rho(policy.activation_sigma)
     if policy.sigma is not None:
-        total = spent + uploads * rho(policy.sigma)
+        total = spent + uploads * (cost or rho)(policy.sigma)
         epsilon = rdp_epsilon(total, policy.delta)
         if epsilon > EPSILON_MAX:
             raise FedloraError(
@@ -164,4 +178,20 @@ def gradient_sigma(policy: PrivacyPolicy, uploads: int, activation_uploads: int 
             f"privacy.activation_sigma {policy.activation_sigma:g} over {activation_uploads} "
             f"uploads already costs more than privacy.epsilon {policy.epsilon:g}; raise it"
         )
+    if cost is not None:
+        return _least_sigma(cost, left / uploads)
     return math.sqrt(uploads * _RHO_OF_ONE / left) * _MARGIN
+
+
+def _least_sigma(cost: Callable[[float], float], most: float) -> float:
+    """Return by bisection the least noise at which an upload costs no more than ``most``."""
+    low, high = math.log(SIGMA_MIN), math.log(SIGMA_MAX)
+    if not cost(SIGMA_MAX) <= most:
+        raise FedloraError(
+            f"an upload has to cost at most rho {most:.3g} and costs {cost(SIGMA_MAX):.3g} at "
+            f"privacy.sigma {SIGMA_MAX:g}; raise privacy.epsilon or plan fewer uploads"
+        )
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(math.exp(middle)) <= most else (middle, high)
+    return math.exp(high) * _MARGIN

@@ -23,7 +23,7 @@ from typing import Self
 
 from fedlora.config import ClientLimit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import add_up, epsilon_of, upload_cost
+from fedlora.privacy.accounting import Charge, add_up, epsilon_of
 from fedlora.privacy.ledger.budget import OwnerBudget
 from fedlora.privacy.ledger.records import FORMAT, OLD_FORMAT
 from fedlora.privacy.ledger.store import LedgerFile
@@ -151,15 +151,16 @@ class Ledger:
         self._book.format = FORMAT
         self._file.merge()
 
-    def charge(self, sample_ids: Sequence[int], sigma: float, run: str = "") -> Receipt:
-        """Book one upload of each sample and sync it to disk; only then may the upload leave.
+    def charge(self, sample_ids: Sequence[int], charge: Charge, run: str = "") -> Receipt:
+        """Book one release of each sample and sync it to disk; only then may it leave.
 
         Parameters
         ----------
         sample_ids
-            Samples of the upload, from ``sample_ids``; one that occurs twice pays twice.
-        sigma
-            Noise of the upload over the clipping norm.
+            Samples of the release, from ``sample_ids``; one that occurs twice pays twice. Without
+            any nothing is booked.
+        charge
+            What it costs each of them.
         run
             Name of the plan that counts the upload; empty where none does.
 
@@ -168,19 +169,36 @@ class Ledger:
         BudgetSpentError
             When the limit does not pay for it; nothing is booked.
         FedloraError
-            When sigma is below the owner's floor, the clock went back, or the disk failed; after
-            a failure of the disk the ledger must be opened anew.
+            When its noise is below the owner's floor, the clock went back, or the disk failed;
+            after a failure of the disk the ledger must be opened anew.
         """
-        self._budget.check_floor(sigma)
-        ids, cost = [int(i) for i in sample_ids], upload_cost(sigma)
-        if not self._budget.pays(self._book.after(ids, cost), self._book.labels):
-            raise BudgetSpentError(
-                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} of its "
-                f"privacy-epsilon {self._budget.epsilon:.3g}, which does not pay for another "
-                f"upload at sigma {sigma:g}; it leaves the run"
-            )
-        self._file.append({"rho": cost, "ids": ids} | ({"run": run} if run else {}))
+        ids, book = [int(i) for i in sample_ids], self._book
+        if charge.epsilon:
+            spent = {i: book.spent.get(i, 0.0) for i in ids}
+            labels = book.labels_after(ids, charge.epsilon)
+        else:
+            spent, labels = book.after(ids, charge.rho), book.labels
+        if not self._budget.pays(spent, labels, charge.sigma):
+            raise BudgetSpentError(self._refusal(charge))
+        if ids:
+            cost = {"epsilon": charge.epsilon} if charge.epsilon else {"rho": charge.rho}
+            self._file.append({**cost, "ids": ids} | ({"run": run} if run else {}))
         return Receipt(self, frozenset(ids))
+
+    def _refusal(self, charge: Charge) -> str:
+        spent = self._in_epsilon(self.rho)
+        if charge.epsilon:
+            return (
+                f"client {self.client} has spent epsilon {spent} on uploads "
+                f"and {self.label_epsilon:.3g} on labels, and its privacy-epsilon "
+                f"{self._budget.epsilon:g} does not pay for labels at epsilon {charge.epsilon:g}; "
+                "set a smaller privacy.epsilon"
+            )
+        return (
+            f"client {self.client} has spent epsilon {spent} of its "
+            f"privacy-epsilon {self._budget.epsilon:.3g}, which does not pay for another "
+            f"upload at sigma {charge.sigma:g}; it leaves the run"
+        )
 
     def note(self, sample_ids: Sequence[int], run: str) -> None:
         """Count in a plan, at no cost, that samples were used; raises ``FedloraError``."""
@@ -203,37 +221,6 @@ class Ledger:
         """Return the receipt of those samples whose labels have cost at least so much."""
         labels = self._book.labels
         return Receipt(self, frozenset(i for i in sample_ids if labels.get(i, 0.0) >= epsilon))
-
-    def charge_labels(self, sample_ids: Sequence[int], epsilon: float) -> None:
-        """Book that a randomised label was drawn for each sample, and sync it to disk.
-
-        Parameters
-        ----------
-        sample_ids
-            Samples that got a label, from ``sample_ids``.
-        epsilon
-            Pure epsilon of each label (delta 0); it adds to the epsilon of noised uploads.
-
-        Raises
-        ------
-        BudgetSpentError
-            When the limit does not pay for it; nothing is booked.
-        FedloraError
-            As ``charge``.
-        """
-        ids = [int(i) for i in sample_ids]
-        after = self._book.labels_after(ids, epsilon)
-        spent = {i: self._book.spent.get(i, 0.0) for i in ids}
-        # what leaves under randomised labels has no noise of its own
-        if not self._budget.pays(spent, after, sigma=0.0):
-            raise BudgetSpentError(
-                f"client {self.client} has spent epsilon {self._in_epsilon(self.rho)} on uploads "
-                f"and {self.label_epsilon:.3g} on labels, and its privacy-epsilon "
-                f"{self._budget.epsilon:g} does not pay for labels at epsilon {epsilon:g}; set a "
-                "smaller privacy.epsilon"
-            )
-        if ids:
-            self._file.append({"epsilon": epsilon, "ids": ids})
 
     def label_epsilon_of(self, sample_id: int) -> float:
         """Return the pure epsilon that a sample's randomised labels have cost."""

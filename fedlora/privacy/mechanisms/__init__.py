@@ -1,16 +1,13 @@
-"""How noise is drawn and added, and how labels are randomised."""
+"""How what depends on a label leaves: one file a mechanism, and how noise is drawn and added."""
 
 from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
+from fedlora.privacy.mechanisms.base import Gradients, Mechanism, ReleasePlan
+from fedlora.privacy.mechanisms.chosen import SHIPPED, mechanism_class, mechanism_of
+from fedlora.privacy.mechanisms.full import Full
 from fedlora.privacy.mechanisms.gaussian import clip_rows, release, release_sum, rounding_step
-from fedlora.privacy.mechanisms.head_releases import (
-    head_gradients,
-    label_corners,
-    label_reach,
-    release_width,
-    row_space_basis,
-    row_space_coordinates,
-    zero_sum_basis,
-)
+from fedlora.privacy.mechanisms.head_releases import row_space, zero_sum_basis
+from fedlora.privacy.mechanisms.labels import Labels, label_epsilon
+from fedlora.privacy.mechanisms.logits import Logits, label_corners, label_reach
 from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
 from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
 from fedlora.privacy.mechanisms.randomised_response import (
@@ -18,27 +15,37 @@ from fedlora.privacy.mechanisms.randomised_response import (
     flip_probability,
     label_auc,
 )
+from fedlora.privacy.mechanisms.row_space import RowSpace, row_space_coordinates
 
 __all__ = [
+    "SHIPPED",
     "AirNoise",
     "AnalogNoise",
+    "Full",
+    "Gradients",
     "InsecureNoise",
+    "Labels",
+    "Logits",
+    "Mechanism",
     "NoiseSource",
     "NoisedLabels",
     "RandomisedLabels",
+    "ReleasePlan",
+    "RowSpace",
     "SystemNoise",
     "clip_rows",
     "flip_probability",
-    "head_gradients",
     "label_auc",
     "label_corners",
+    "label_epsilon",
     "label_reach",
+    "mechanism_class",
+    "mechanism_of",
     "receiver_noise",
     "release",
     "release_sum",
-    "release_width",
     "rounding_step",
-    "row_space_basis",
+    "row_space",
     "row_space_coordinates",
     "top_up",
     "zero_sum_basis",

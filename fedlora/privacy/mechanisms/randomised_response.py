@@ -88,6 +88,9 @@ def randomise(
     return (label + 1 + below(classes - 1)) % classes
 
 
+Draw = Callable[[int, int, float, Callable[[int], int]], int]
+
+
 class RandomisedLabels:
     """A client's randomised labels, drawn once and kept on its disk.
 
@@ -108,6 +111,8 @@ class RandomisedLabels:
         See ``randomise``.
     column
         Column of the data that holds the true labels.
+    draw
+        Draws a label as ``randomise`` does.
 
     Raises
     ------
@@ -129,10 +134,11 @@ class RandomisedLabels:
         below: Callable[[int], int] = secrets.randbelow,
         *,
         column: str = "",
+        draw: Draw = randomise,
     ) -> None:
         flip_probability(len(classes), epsilon)
         self._path, self._classes, self.epsilon = path, list(classes), epsilon
-        self._below, self._column = below, column
+        self._below, self._column, self._draw = below, column, draw
         self._drawn: dict[int, int] = {}
         if path is not None and path.exists():
             self._read(path)
@@ -155,7 +161,7 @@ class RandomisedLabels:
             When a label is no class or the disk fails.
         """
         new = {
-            sample: randomise(label, len(self._classes), self.epsilon, self._below)
+            sample: self._draw(label, len(self._classes), self.epsilon, self._below)
             for sample, label in labels.items()
             if sample not in self._drawn
         }

@@ -10,8 +10,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Codec, Frame, create_codec, messages as m
-from fedlora.privacy.mechanisms import head_gradients, release_width
-from fedlora.privacy.probe import noise_probe
+from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
@@ -71,6 +70,15 @@ class Answers:
         self.cohort = cohort
         self.spending = spending
         self._back = create_codec(scenario.link.gradient)
+        self._mechanism = mechanism_of(scenario.privacy)
+        self._releases = self._mechanism is not None and self._mechanism.noises_gradients
+
+    def wants_gradients(self, head: SharedHead | None, *, train: bool) -> bool:
+        """Tell whether a step asks for gradients at the cut.
+
+        Under privacy a shared head learns from what is released for it.
+        """
+        return train or (head is not None and self._releases)
 
     def read(
         self,
@@ -106,9 +114,7 @@ class Answers:
                 loss = read_number(reply, "loss", high=_LOSS_MAX) if known else None
                 if self.scenario.privacy.enabled:
                     self.spending.note(client, reply)
-                read_tensors = self._read_exact
-                if head is not None and self.scenario.privacy.noises_gradients:
-                    read_tensors = self._read_released
+                read_tensors = self._read_released if self._releases else self._read_exact
                 gradient, own = read_tensors(client, reply, z[client], head, train=train)
                 self._check_head(own, weight)
                 if gradient is not None and limit > 0:
@@ -143,23 +149,21 @@ class Answers:
         *,
         train: bool,
     ) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
-        """Compute both gradients from what a client released under privacy."""
-        assert head is not None
-        policy, matrix = self.scenario.privacy, head.linear_weight()
-        width = release_width(policy.release, *matrix.shape)
-        found = head_gradients(
-            policy.release,
-            read_gradient(reply, self._back, (len(z), width)),
-            z.cpu(),
-            matrix,
-            clip_norm=policy.clip_norm,
-            sigma=self.spending.sigma(client),
-        )
-        if not all(bool(part.isfinite().all()) for part in (found.cut, found.head)):
+        """Compute the gradients from what a client released under privacy."""
+        if not self.wants_gradients(head, train=train):
+            return None, {}
+        assert self._mechanism is not None
+        matrix = head.linear_weight() if head is not None else None
+        width = self._mechanism.width(0 if matrix is None else len(matrix), z.shape[1])
+        uploaded = read_gradient(reply, self._back, (len(z), width))
+        sigma = self.spending.sigma(client)
+        found = self._mechanism.gradients(uploaded, z.cpu(), matrix, sigma)
+        own = {} if found.head is None else {"weight": found.head}
+        if not all(bool(part.isfinite().all()) for part in (found.cut, *own.values())):
             raise ProtocolError(
                 "its gradient leads beyond what floats hold; no mechanism gives that"
             )
-        return (found.cut if train else None), {"weight": found.head}
+        return (found.cut if train else None), own
 
     def _check_head(self, own: Mapping[str, torch.Tensor], weight: float) -> None:
         """Refuse a gradient of a shared head that would overflow in the mean or its square."""
@@ -176,15 +180,15 @@ class Answers:
         head: SharedHead | None,
     ) -> dict[str, torch.Tensor]:
         """Draw noise like that in the gradients, by client, where this exchange is probed."""
-        policy = self.scenario.privacy
-        if not (policy.enabled and policy.probe_every) or exchange % policy.probe_every:
+        every, mechanism = self.scenario.privacy.probe_every, self._mechanism
+        if mechanism is None or not every or exchange % every:
             return {}
         weight = head.linear_weight() if head is not None else None
         generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)
         drawn = {}
         for client in clients:
-            sigma = self.spending.sigma(client) if policy.noises_gradients else 0.0
-            probe = noise_probe(policy, z[client].cpu(), weight, sigma, generator)
+            sigma = self.spending.sigma(client) if self._releases else 0.0
+            probe = mechanism.probe(z[client].cpu(), weight, sigma, generator)
             if probe is not None:
                 drawn[client] = probe
         return drawn

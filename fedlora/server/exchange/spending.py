@@ -10,6 +10,7 @@ from fedlora.checks import finite
 from fedlora.config import Scenario
 from fedlora.link import Frame
 from fedlora.privacy.accounting import epsilon_of
+from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.privacy.plan import exposure
 from fedlora.privacy.statement import Sampling, privacy_statement
 from fedlora.report import RoundRecord, Rounds
@@ -31,6 +32,7 @@ class Spending:
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
+        self._mechanism = mechanism_of(scenario.privacy)
         self._rho: dict[str, float] = {}
         self._sigma: dict[str, float] = {}
         self._sigma_now: dict[str, float] = {}
@@ -48,7 +50,7 @@ class Spending:
         """
         rho, labels = read_number(reply, "rho", high=_SPENT_MAX), 0.0
         sigma = now = math.inf
-        if self._scenario.privacy.noises_gradients:
+        if self._mechanism is not None and self._mechanism.noises_gradients:
             sigma = read_number(reply, "sigma", low=_SIGMA_MIN)
             now = read_number(reply, "sigma_now", low=_SIGMA_MIN)
         if "label_epsilon" in reply.fields:
@@ -131,10 +133,9 @@ class Spending:
         if "rho" in figures:
             planned = (self._planned[client] for client in lost if client in self._planned)
             figures["rho"] = max([figures["rho"], *planned])
-        if scenario.privacy.release not in (
-            "logits",
-            "labels",
-        ):  # whose noise is not drawn anew at each step
+        mechanism = self._mechanism
+        if mechanism is not None and mechanism.gaussian and not mechanism.repeats:
+            # fresh Gaussian noise at each step
             steps = scenario.train.total_steps * scenario.train.accumulate
             sampling = Sampling(self._rate, steps)
         return _statement(scenario, figures, sampling)
@@ -180,9 +181,8 @@ def _statement(
     scenario: Scenario, figures: RoundRecord, sampling: Sampling | None
 ) -> dict[str, Any] | None:
     rho, sigma = finite(figures.get("rho")), finite(figures.get("sigma"))
-    if not scenario.privacy.enabled or rho is None:
-        return None
-    if sigma is None and scenario.privacy.noises_gradients:
+    mechanism = mechanism_of(scenario.privacy)
+    if mechanism is None or rho is None or (sigma is None and mechanism.noises_gradients):
         return None
     trains = head_trains(scenario)
     told = exposure(scenario, trains_head=trains)

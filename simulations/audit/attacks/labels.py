@@ -7,14 +7,12 @@ true labels. The server knows no label (``norm_scores``), a few (``direction_sco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from fedlora.config import Release
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms import clip_rows, label_corners, row_space_coordinates
+from fedlora.privacy.mechanisms import Mechanism
 
 
 def norm_scores(gradients: torch.Tensor) -> torch.Tensor:
@@ -72,9 +70,7 @@ def label_distances(
     uploads: torch.Tensor,
     z: torch.Tensor,
     head_weight: torch.Tensor,
-    *,
-    release: Release = "full",
-    clip_norm: float = math.inf,
+    mechanism: Mechanism | None = None,
 ) -> torch.Tensor:
     """Return how far each upload is from what it would be, without noise, for every label.
 
@@ -91,32 +87,26 @@ def label_distances(
         Pooled representations that the server had sent, shape (samples, width).
     head_weight
         Weight of the linear head, shape (classes, width).
-    release
-        What is uploaded, see ``fedlora.privacy.mechanisms.head_releases``.
-    clip_norm
-        Clipping norm of the mechanism; infinity where it does not clip.
+    mechanism
+        What is uploaded; None for exact gradients.
 
     Returns
     -------
     Tensor
         Squared distances, shape (samples, classes).
     """
-    candidates = label_candidates(z, head_weight, release=release, clip_norm=clip_norm)
+    candidates = label_candidates(z, head_weight, mechanism)
     return (uploads.double()[:, None] - candidates).square().sum(-1)
 
 
 def label_candidates(
-    z: torch.Tensor,
-    head_weight: torch.Tensor,
-    *,
-    release: Release = "full",
-    clip_norm: float = math.inf,
+    z: torch.Tensor, head_weight: torch.Tensor, mechanism: Mechanism | None = None
 ) -> torch.Tensor:
     """Return what a sample uploads for every label it could have, before noise.
 
     Parameters
     ----------
-    z, head_weight, release, clip_norm
+    z, head_weight, mechanism
         See ``label_distances``.
 
     Returns
@@ -126,13 +116,7 @@ def label_candidates(
     """
     weight = head_weight.double()
     classes = len(weight)
-    if release == "logits":
-        return label_corners(classes, clip_norm).expand(len(z), classes, -1)
     p = torch.softmax(z.double() @ weight.T, -1)
     residuals = p[:, None] - torch.eye(classes, dtype=torch.float64)
-    gradients = residuals.flatten(0, 1) @ weight
-    if release == "row_space":
-        gradients = row_space_coordinates(gradients, head_weight)
-    if math.isfinite(clip_norm):
-        gradients = clip_rows(gradients, [1] * len(gradients), clip_norm).values
-    return gradients.view(len(z), classes, -1)
+    gradients = (residuals.flatten(0, 1) @ weight).view(len(z), classes, -1)
+    return gradients if mechanism is None else mechanism.noiseless(gradients, head_weight)

@@ -6,7 +6,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.link import Frame, messages as m
-from fedlora.privacy.mechanisms import rounding_step
+from fedlora.privacy.mechanisms import mechanism_class, rounding_step
 
 _OF_LABELS = {"gradient", "head_gradient", "head_weight", "loss"}
 
@@ -27,8 +27,8 @@ def difference(
     text
         Whether the record's text differs, too.
     """
-    release = scenario.privacy.release
-    drawn = release == "labels" and not same_labels
+    noised = noises_gradients(scenario)
+    drawn = not noised and not same_labels
     if (first.kind, first.seq, first.client) != (second.kind, second.seq, second.client):
         if drawn and m.LEAVE in (first.kind, second.kind):
             return ""  # a step failed for a label that was drawn
@@ -46,13 +46,18 @@ def difference(
         if torch.equal(tensor, other) or (drawn and part in _OF_LABELS):
             continue
         wrong = f"{name}"
-        if part == "gradient" and release != "labels":
+        if part == "gradient" and noised:
             wrong = _moved(tensor, other, scenario, first.kind)
         elif part == "activation" and text:
             wrong = _moved(tensor, other, scenario, m.ACTIVATION)
         if wrong:
             return wrong
     return ""
+
+
+def noises_gradients(scenario: Scenario) -> bool:
+    """Tell whether a run adds noise to gradients, and does not draw labels for them."""
+    return mechanism_class(scenario.privacy.release).noises_gradients
 
 
 def _noised(counts: object) -> bool:

@@ -12,6 +12,7 @@ import torch
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, create_codec, decode_frame, messages as m, pack
+from fedlora.privacy.mechanisms import SHIPPED
 
 _CLASSES = ("neg", "pos", "odd")
 _RUNS = ("0" * 16, "0" * 16, "1" * 16)
@@ -57,9 +58,10 @@ class HostileServer:
 
     def _overrides(self) -> list[str]:
         pick = self._rng.choice
-        release = pick(("full", "row_space", "logits", "labels"))
+        release = pick(tuple(SHIPPED))
         share = pick(("step", "step", "personal", "round"))
-        if release in ("row_space", "logits") or (share == "round" and release != "labels"):
+        kind = SHIPPED[release]
+        if kind.needs_head or (share == "round" and kind.noises_gradients):
             share = pick((*["step"] * 9, share))
         labels = list(_CLASSES[: pick((2, 2, 2, 3))])
         if self._rng.random() < 0.2:
@@ -78,7 +80,7 @@ class HostileServer:
             f"train.batch_size={pick((1, 4, 8, 20))}",
             f"evaluate.report={pick(('true', 'true', 'false'))}",
             f"evaluate.batch_size={pick((1, 3, 32))}",
-            f"evaluate.baseline={'true' if release == 'logits' else 'false'}",
+            f"evaluate.baseline={str(kind.repeats and kind.noises_gradients).lower()}",
             f"seed={pick((0, 1))}",
         ]
         rare = {

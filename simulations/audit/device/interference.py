@@ -20,7 +20,7 @@ from fedlora.config import Scenario
 from fedlora.link import Frame, decode_frame, messages as m
 from fedlora.split import model_folder
 from fedlora.tasks import load_tokenizer
-from simulations.audit.device.differences import difference
+from simulations.audit.device.differences import difference, noises_gradients
 from simulations.audit.device.hostile import MODEL, HostileServer
 from simulations.audit.device.spending import Left, leaving, underpaid
 from simulations.audit.device.world import Row, World
@@ -156,7 +156,7 @@ def _compare(
     """Return what is wrong with what left both devices in one session."""
     one, other = first.sent[before[0] :], second.sent[before[1] :]
     same_labels = _drawn(first) == _drawn(second)
-    drawn = scenario.privacy.release == "labels" and not same_labels
+    drawn = not noises_gradients(scenario) and not same_labels
     if [s.asked for s in one] != [s.asked for s in other]:
         # a step may fail for a label that was drawn, which is what the draw covers
         stepped = m.STEP in {s.asked for s in one} & {s.asked for s in other}

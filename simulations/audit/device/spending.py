@@ -13,7 +13,9 @@ import torch
 
 from clients.owner import Leaving, Reporting
 from clients.release.activations import NoisyActivations
+from clients.release.messages import MessageRelease
 from clients.release.private import PrivateRelease
+from clients.release.uploads import UploadRelease
 from simulations.audit.device.world import World
 
 
@@ -61,21 +63,22 @@ def underpaid(world: World, left: Left) -> str:
 @contextlib.contextmanager
 def leaving(left: Left) -> Iterator[None]:
     """Count what the mechanisms of a device let out."""
-    gradient, activation, report = (
-        PrivateRelease.__call__,
-        NoisyActivations.__call__,
-        Reporting.tell,
-    )
+    activation, report = NoisyActivations.__call__, Reporting.tell
 
-    def noted_gradient(
-        self: PrivateRelease, values: Any, lengths: Sequence[int], samples: Sequence[int]
-    ) -> Leaving[torch.Tensor]:
-        told = gradient(self, values, lengths, samples)
-        sizes = [1] * len(samples) if self.policy.release == "logits" else list(lengths)
-        once = self.policy.release == "logits"
-        for sample, rows in zip(samples, torch.split(told.value, sizes), strict=True):
-            left.note(self._charges.record(sample), self._sigma_now, rows if once else None)
-        return told
+    def noting(kind: type[PrivateRelease]) -> Any:
+        gradient = kind.__call__
+
+        def noted_gradient(
+            self: PrivateRelease, values: Any, lengths: Sequence[int], samples: Sequence[int]
+        ) -> Leaving[torch.Tensor]:
+            told = gradient(self, values, lengths, samples)
+            once = self.mechanism.repeats
+            sizes = [1] * len(samples) if once else list(lengths)
+            for sample, rows in zip(samples, torch.split(told.value, sizes), strict=True):
+                left.note(self._charges.record(sample), self._sigma_now, rows if once else None)
+            return told
+
+        return mock.patch.object(kind, "__call__", noted_gradient)
 
     def noted_activation(
         self: NoisyActivations, packed: Any, lengths: Sequence[int], samples: Sequence[int]
@@ -94,7 +97,8 @@ def leaving(left: Left) -> Iterator[None]:
         return told
 
     with (
-        mock.patch.object(PrivateRelease, "__call__", noted_gradient),
+        noting(UploadRelease),
+        noting(MessageRelease),
         mock.patch.object(NoisyActivations, "__call__", noted_activation),
         mock.patch.object(Reporting, "tell", noted_report),
     ):

@@ -15,6 +15,7 @@ from fedlora.config import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import ORDERS
 from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.mechanisms import mechanism_of
 from simulations.fuzz.trial import Run, Trial
 
 _TOLERANCE = 1e-6
@@ -44,10 +45,12 @@ def _told(trial: Trial) -> dict[str, float | None]:
 def accounting(trial: Trial) -> str | None:
     """Hold epsilon to dp-accounting's, from the noise of each client and how often it uploaded."""
     scenario, policy = trial.scenario, trial.scenario.privacy
+    mechanism = mechanism_of(policy)
     if (
         not trial.noisy
         or importlib.util.find_spec("dp_accounting") is None
-        or policy.release == "labels"
+        or mechanism is None
+        or not mechanism.noises_gradients
         or not _even(policy)
         or policy.uploads
         or scenario.evaluate.baseline
@@ -57,7 +60,7 @@ def accounting(trial: Trial) -> str | None:
     bound = exact = 0.0
     for number, client in enumerate(trial.federation.clients):
         sigma = trial.federation.server.training.spending.sigma(client.name)
-        times = 1 if policy.release == "logits" else max(_uploads(trial, number))
+        times = 1 if mechanism.repeats else max(_uploads(trial, number))
         of_rdp, of_pld = _epsilons(sigma, times, policy.delta)
         bound, exact = max(bound, of_rdp), max(exact, of_pld)
     block = trial.federation.server.training.summary_fields()["privacy"]
@@ -129,11 +132,12 @@ def ledgers(trial: Trial) -> str | None:
 def _booked(trial: Trial, run: Run) -> str:
     """Hold what ledgers have of each record to its uploads and their noise."""
     policy = trial.scenario.privacy
-    if not _even(policy) or policy.release == "labels":
+    mechanism = mechanism_of(policy)
+    if not _even(policy) or mechanism is None or not mechanism.noises_gradients:
         return ""
     for number, client in enumerate(trial.federation.clients):
         seen = _uploads(trial, number)
-        if policy.release == "logits":  # drawn once, and repeated
+        if mechanism.repeats:  # drawn once, and repeated
             seen = [min(1, times) for times in seen]
         sigma = run.federation.server.training.spending.sigma(client.name)
         expected = sorted(2 * times / sigma**2 for times in seen if times)

@@ -11,8 +11,7 @@ from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
-from fedlora.privacy.mechanisms import SystemNoise, release
-from fedlora.privacy.probe import noise_probe
+from fedlora.privacy.mechanisms import Full, SystemNoise, mechanism_of, release
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from simulations.in_process import Handler, Record, connect
 
@@ -52,7 +51,8 @@ def compare(scenario: Scenario, draws: int) -> list[Energy]:
     draws
         Backward passes of each kind.
     """
-    if scenario.privacy.release != "full":
+    mechanism = mechanism_of(scenario.privacy)
+    if not isinstance(mechanism, Full):
         raise FedloraError(
             f"privacy.release is {scenario.privacy.release}; set full, whose noise is added to the "
             "gradient itself"
@@ -72,7 +72,7 @@ def compare(scenario: Scenario, draws: int) -> list[Energy]:
     policy, noise = scenario.privacy, SystemNoise()
 
     def predicted() -> list[torch.Tensor | None]:
-        return [noise_probe(policy, part, None, s) for part, s in zip(z, sigmas, strict=True)]
+        return [mechanism.probe(part, None, s) for part, s in zip(z, sigmas, strict=True)]
 
     def real() -> list[torch.Tensor | None]:
         return [
