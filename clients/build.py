@@ -29,6 +29,7 @@ from fedlora.tasks import (
     RecordError,
     Sample,
     Tokenizer,
+    check_form,
     check_length,
     check_pool,
     class_names,
@@ -69,7 +70,7 @@ class EdgeParts:
             PROTOCOL,
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
-            self.tokenizer.digest,
+            self.tokenizer.digest_for(pooled=self.model.task.pooled),
             self.scenario.model.dtype,
         )
 
@@ -245,6 +246,7 @@ class SimulatedData:
         self.scenario = scenario
         self.clients = clients
         pooled = task_class(scenario.task.kind).pooled
+        check_form(scenario.data, pooled=pooled)
         self.label_column = label_column(scenario.data, pooled=pooled)
         labelled = bool(self.label_column) and self.needs_labels
         self.records = load_records(scenario.data, "train", labelled=labelled)

@@ -12,7 +12,7 @@ from clients.owner import content, holdout
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.tasks import IGNORED, Record, Sample, label_of, left_out
+from fedlora.tasks import IGNORED, Record, Sample, Tally, label_of
 
 log = logging.getLogger("fedlora.edge")
 
@@ -57,9 +57,9 @@ class OwnRecords(SimulatedData):
     def encode(self, records: Sequence[Record], parts: EdgeParts) -> list[Sample]:
         """See ``SimulatedData``."""
         samples = self._encode(records, parts)
-        used = len({sample.source for sample in samples})
-        if used < len(records):
-            told = left_out(len(records), used, self.scenario.task.max_length)
+        tally = Tally()
+        tally.add(len(records), samples)
+        for told in tally.told(self.scenario.task.max_length):
             log.warning("%s", told)
         return samples
 

@@ -107,7 +107,7 @@ def binding(scenario: Scenario, run: str) -> str:
         "task": asdict(scenario.task),
         "embedding": scenario.train.embedding,
         "cut": [scenario.model.dtype, scenario.model.client_front, scenario.model.client_back],
-        "data": [data.train, data.test, data.text, data.label, data.prompt_separator],
+        "data": [data.train, data.test, *data.meaning],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,8 +33,10 @@ from fedlora.tasks import (
     Record,
     RecordError,
     Rows,
+    Tally,
     Task,
     Tokenizer,
+    check_form,
     check_labels,
     check_length,
     check_pool,
@@ -44,8 +45,8 @@ from fedlora.tasks import (
     fitting_tokenizer,
     holdout_split,
     label_column,
-    left_out,
     load_records,
+    renders_chat,
     require_column,
     task_class,
 )
@@ -132,12 +133,14 @@ def _check_model(scenario: Scenario) -> tuple[Tokenizer, Geometry, Checkpoint]:
     find_family(checkpoint)
     geometry = Geometry.of(scenario, checkpoint)
     task = task_class(scenario.task.kind)
+    check_form(scenario.data, pooled=task.pooled)
     check_length(scenario.task, checkpoint)
     check_pool(scenario.task, checkpoint)
     if not task.pooled:
         language_head(checkpoint, torch.float32)
     check_conformity(checkpoint, language=not task.pooled)
     tokenizer = fitting_tokenizer(task, checkpoint)
+    renders_chat(scenario.data.renders, tokenizer)
     _check_places(scenario, geometry.cut)
     linear = linear_modules(checkpoint, geometry.cut)
     whole = Cut(geometry.cut.blocks, 0, geometry.cut.blocks)
@@ -270,15 +273,15 @@ class _Encoder:
         What they are encoded with.
     rows
         Of the model's embedding.
-    counts
-        Records and those of them that give a sample, by file.
+    tallies
+        What became of the records, by file.
     """
 
     scenario: Scenario
     task: Task
     tokenizer: Tokenizer
     rows: int
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
     def __call__(
         self, records: Sequence[Record], rows: Sequence[int], path: str, client: int | None = None
@@ -294,14 +297,12 @@ class _Encoder:
         except FedloraError as error:
             whose = "" if client is None else f" (client {client})"
             raise FedloraError(f"{path}{whose}: {error}") from None
-        used = len({sample.source for sample in samples})
-        self.counts.setdefault(path, Counter()).update(records=len(own), used=used)
+        self.tallies.setdefault(path, Tally()).add(len(own), samples)
 
     def tell(self) -> None:
-        """Warn of records that are left out."""
-        for path, count in self.counts.items():
-            if count["used"] < count["records"]:
-                told = left_out(count["records"], count["used"], self.scenario.task.max_length)
+        """Warn of records that are cut or left out."""
+        for path, tally in self.tallies.items():
+            for told in tally.told(self.scenario.task.max_length):
                 _log.warning("%s: %s", path, told)
 
 

@@ -14,6 +14,7 @@ from fedlora.errors import FedloraError
 from fedlora.tasks import task_class
 
 _INSTALLED: Final = "package:"
+_FORMS: Final = ("messages", "prompt", "completion")
 
 
 def local_scenario(scenario: Scenario, node: NodeKeys | Mapping[str, Any]) -> Scenario:
@@ -117,8 +118,9 @@ def _check_classes(scenario: Scenario, keys: NodeKeys) -> None:
 
 def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
     pooled, limited = task_class(scenario.task.kind).pooled, keys.limit is not None
+    form = keys.form
     for key in ("text", "label") if pooled else ("text",):
-        if limited and not getattr(keys, key):
+        if limited and not getattr(keys, key) and (pooled or not form):
             raise FedloraError(
                 f"privacy-epsilon is set, but not which column of data is the {key}; set {key} in "
                 "the node configuration, as a server that chooses it could have labels sent as text"
@@ -130,12 +132,15 @@ def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
         train=keys.data,
         test=keys.test,
         columns=keys.columns or theirs.columns,
-        text=keys.text or theirs.text,
+        **(form or {key: getattr(theirs, key) for key in ("text", *_FORMS)}),
+        chat=keys.chat or theirs.chat,
         label=keys.label or theirs.label,
         # where a text file is cut makes its records, by which the owner's ledger knows them
         record_separator=_or(keys.record_separator, plain.record_separator),
         pattern=_or(keys.pattern, plain.pattern),
-        prompt_separator=_or(keys.prompt_separator, theirs.prompt_separator),
+        prompt_separator=_or(
+            keys.prompt_separator, "" if keys.messages or keys.prompt else theirs.prompt_separator
+        ),
         split=plain.split,
         max_rows=plain.max_rows,
         holdout=_holdout(scenario, keys),
@@ -165,15 +170,16 @@ def _holdout(scenario: Scenario, keys: NodeKeys) -> float:
 def _check_prompts(scenario: Scenario, data: DataConfig) -> None:
     """Refuse a run that would make other targets of the owner's text than the owner says."""
     asked = scenario.data.prompt_separator
-    if asked != data.prompt_separator:
+    if data.form == "text" and asked != data.prompt_separator:
         raise FedloraError(
             f"data.prompt_separator is {asked!r}, but with privacy-epsilon the node configuration "
             f"says what ends a prompt, which is {data.prompt_separator!r}; set prompt-separator"
         )
-    if asked and scenario.privacy.activation_sigma is not None:
+    key = f"data.{data.form}" if data.form != "text" else "data.prompt_separator" if asked else ""
+    if key and scenario.privacy.activation_sigma is not None:
         raise FedloraError(
-            "privacy.activation_sigma hides texts, but with data.prompt_separator the number of "
-            "samples tells of them; set it to an empty text"
+            f"privacy.activation_sigma hides texts, but with {key} the number of samples tells of "
+            "them; train on whole texts, or run without it"
         )
 
 

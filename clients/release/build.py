@@ -183,7 +183,7 @@ def _digest(scenario: Scenario) -> str:
     setting = {
         "privacy": asdict(scenario.privacy),
         "task": [task.kind, task.max_length, sorted(task.labels)],
-        "data": [data.text, data.label, data.prompt_separator],
+        "data": data.meaning,
         "share": scenario.head.share,
         "train": [train.total_steps, train.accumulate, train.batch_size],
         "evaluate": [scenario.evaluate.every, scenario.evaluate.baseline],

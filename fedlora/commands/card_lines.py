@@ -39,6 +39,8 @@ class Export:
         Ids before every text.
     embedded
         Whether the backbone stores its token embedding under that name.
+    chat
+        Whether texts are a user's turns.
     """
 
     format_: str
@@ -53,6 +55,7 @@ class Export:
     declared_padding_id: int | None = None
     opening: Sequence[int] = ()
     embedded: bool = True
+    chat: bool = False
 
     @property
     def merged(self) -> bool:
@@ -230,6 +233,13 @@ def _language(export: Export, facts: TaskFacts) -> list[str]:
     text = f"text + {facts.prompt_separator!r}" if facts.prompt_separator else "text"
     ids = f"tokenizer({text}, add_special_tokens=False).input_ids"
     ids = f"[{', '.join(map(str, export.opening))}, *{ids}]" if export.opening else ids
+    given = [f"    ids = torch.tensor([{ids}])"]
+    if export.chat:
+        given = [
+            '    turn = [{"role": "user", "content": text}]',
+            "    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True,",
+            '                                        return_tensors="pt").input_ids',
+        ]
     return [
         *_imports(export, auto, peft),
         *places,
@@ -237,7 +247,7 @@ def _language(export: Export, facts: TaskFacts) -> list[str]:
         f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
         *load,
         "for text in texts:",
-        f"    ids = torch.tensor([{ids}])",
+        *given,
         "    mask, pad = torch.ones_like(ids), tokenizer.eos_token_id or 0",
         "    output = model.generate(",
         "        input_ids=ids, attention_mask=mask, max_new_tokens=48, do_sample=False,",

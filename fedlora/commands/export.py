@@ -35,7 +35,7 @@ from fedlora.split.resolve import is_hub_name
 from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from fedlora.storage.files import replace_file
 from fedlora.storage.outputs import FolderKind
-from fedlora.tasks import load_tokenizer, task_class
+from fedlora.tasks import load_tokenizer, renders_chat, task_class
 
 DEVICE_FILE = "fedlora.json"
 """Holds what a device must know of the task to use an exported adapter."""
@@ -229,11 +229,13 @@ class _Plan:
         padding, scenario = self._padding, self._scenario
         facts = _facts(self._folder, self._adapter) if scenario is not None else None
         opening: Sequence[int] = ()
-        embedded = True
+        embedded, chat = True, scenario is not None and scenario.data.renders == "yes"
         if scenario is not None:
             try:
                 source = self._source()
-                opening = load_tokenizer(source).opening
+                tokenizer = load_tokenizer(source)
+                opening = tokenizer.opening
+                chat = renders_chat(scenario.data.renders, tokenizer)
                 embedded = embedding_stored(source)
             except FedloraError:  # the backbone is not on this machine
                 pass
@@ -250,6 +252,7 @@ class _Plan:
             padding.declared if padding else None,
             opening,
             embedded,
+            chat,
         )
         card = model_card(export, self._pooled, facts, scenario, self._folder.read_summary() or {})
         replace_file(out / CARD, card.encode())

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from fedlora.checks import shown
 from fedlora.commands.export import DEVICE_FILE
 from fedlora.commands.run_model import TaskFacts, chosen_adapter, chosen_head, read_head
 from fedlora.config import load_scenario
@@ -25,7 +26,7 @@ from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from fedlora.report import RunFolder
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
 from fedlora.split.whole import load_whole
-from fedlora.tasks import Tokenizer, lacking_token, load_tokenizer, task_class
+from fedlora.tasks import Tokenizer, lacking_token, load_tokenizer, renders_chat, task_class
 from fedlora.unicode import require_unicode
 
 
@@ -55,6 +56,26 @@ class _Device:
     head: Head | None
     place: Path
     rows: int
+
+    def prompt(self, text: str) -> list[int]:
+        """Return the tokens after which the model is to go on.
+
+        Raises
+        ------
+        FedloraError
+            When the chat template cannot render a user's turn.
+        """
+        if renders_chat(self.facts.chat, self.tokenizer):
+            turn = {"role": "user", "content": text}
+            try:
+                rendered, _ = self.tokenizer.chat.render([turn], opens=True)
+            except Exception as error:  # whatever a template may come to
+                raise FedloraError(
+                    f"the chat template fails at {shown(text)} ({_first_line(error)}); mend it"
+                ) from None
+            return self.tokenizer.pieces(rendered)[0]
+        prompt = text + self.facts.prompt_separator
+        return [*self.tokenizer.opening, *self.tokenizer.encode(prompt, 1 << 20, special=False)]
 
     def check(self, number: int, ids: Sequence[int]) -> None:
         """Refuse a text with a token that the embedding lacks."""
@@ -225,8 +246,7 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
 def _continuations(device: _Device, texts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
     tokenizer = device.tokenizer
     for number, text in enumerate(texts, 1):
-        prompt = text + device.facts.prompt_separator
-        ids = [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
+        ids = device.prompt(text)
         device.check(number, ids)
         output = device.model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
             input_ids=torch.tensor([ids]),

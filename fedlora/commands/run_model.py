@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,16 +33,20 @@ class TaskFacts:
         Its task.
     prompt_separator
         Its ``data.prompt_separator``.
+    chat
+        Whether the chat template renders its records, as ``DataConfig.renders`` says it.
     """
 
     model: str
     task: TaskConfig
     prompt_separator: str
+    chat: Literal["auto", "yes", "no"] = "no"
 
     @classmethod
     def of(cls, scenario: Scenario) -> TaskFacts:
         """Return the facts of a scenario."""
-        return cls(scenario.model.path, scenario.task, scenario.data.prompt_separator)
+        data = scenario.data
+        return cls(scenario.model.path, scenario.task, data.prompt_separator, data.renders)
 
 
 def chosen_adapter(

@@ -7,12 +7,11 @@ value is checked when it is read; an error quotes the value and the mend.
 
 from fedlora.checks import require
 from fedlora.config.channel import SNR_LIMIT_DB, ChannelConfig, ReportConfig, ScheduleConfig
+from fedlora.config.data import DataConfig, PartitionConfig
 from fedlora.config.learning import (
-    DataConfig,
     HeadConfig,
     LoraConfig,
     ModelConfig,
-    PartitionConfig,
     TaskConfig,
     TrainConfig,
 )

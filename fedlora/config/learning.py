@@ -1,4 +1,4 @@
-"""The scenario's sections on what is learnt: model, task, data, adapters, training, head."""
+"""The scenario's sections on what is learnt: model, task, adapters, training, head."""
 
 from __future__ import annotations
 
@@ -61,91 +61,6 @@ class TaskConfig:
         require(
             twice is None,
             f"task.labels names {shown(twice)} more than once; name each class once",
-        )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    r"""Which records there are and how they are read.
-
-    Attributes
-    ----------
-    train, test
-        csv, tsv, jsonl or txt file, folder of a saved Hugging Face dataset, ``package:...``, or
-        ``hub:NAME``. ``test`` is a common test file; when it is empty, each client keeps
-        ``holdout`` of its own rows for evaluation.
-    columns
-        Column names of a csv or tsv file without a header line.
-    text, label
-        Names of the columns that hold the text and the class.
-    prompt_separator
-        For language modelling: the part of the text before this string is the prompt, whose tokens
-        are not trained on. Empty: every token is trained on.
-    record_separator
-        For txt: what separates records (a line break by default).
-    pattern
-        For txt: a regular expression with named groups that become columns, for example
-        ``(?P<speaker>.+?):\n(?P<text>.+)``.
-    split
-        Split of a saved or hub dataset that is trained on.
-    holdout
-        Fraction of each client's rows that is held out for evaluation when ``test`` is empty.
-    max_rows
-        Use only the first rows of each file; 0 means all.
-    """
-
-    train: str = "package:simulations/quickstart/requests.csv"
-    test: str = ""
-    columns: tuple[str, ...] = ()
-    text: str = "text"
-    label: str = "label"
-    prompt_separator: str = ""
-    record_separator: str = "\n"
-    pattern: str = ""
-    split: str = "train"
-    holdout: float = within(0.1, 0.0, 0.9999)
-    max_rows: int = within(0, 1, 10**12, zero="all rows")
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "data.")
-        for key in ("train", "test"):
-            require(
-                getattr(self, key) != "hub:",
-                f"data.{key} is 'hub:'; name a dataset, such as hub:ag_news",
-            )
-
-
-@dataclass(frozen=True)
-class PartitionConfig:
-    """How the simulation spreads the records over clients.
-
-    Attributes
-    ----------
-    kind
-        ``iid``, ``dirichlet`` over labels, ``shards`` of sorted labels, or ``column``: the groups
-        of one column (such as a speaker) are dealt to the clients whole.
-    alpha
-        Dirichlet concentration; small values give each client few labels.
-    shards_per_client
-        Number of label shards a client receives.
-    column
-        Column whose groups stay together for ``column``; for ``dirichlet`` and ``shards`` the
-        label column is used when it is empty.
-    min_rows
-        Smallest number of rows that a client may end up with.
-    """
-
-    kind: Literal["iid", "dirichlet", "shards", "column"] = "iid"
-    alpha: float = within(0.5, 1e-6, 1e6)
-    shards_per_client: int = within(2, 1, 10**6)
-    column: str = ""
-    min_rows: int = within(8, 0, 10**9)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "partition.")
-        require(
-            self.kind != "column" or bool(self.column),
-            "partition.kind is column but partition.column is empty; name the column",
         )
 
 

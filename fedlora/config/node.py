@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from fedlora.checks import require
+from fedlora.config.data import check_columns
 from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
 
@@ -18,7 +19,7 @@ Report: TypeAlias = Literal["false", "true", "unprotected"]
 
 _DATA_KEYS: Final = (
     *("test", "text", "label", "columns", "record_separator", "pattern", "prompt_separator"),
-    *("classes", "holdout"),
+    *("messages", "prompt", "completion", "chat", "classes", "holdout"),
 )
 _LIMIT_KEYS: Final = ("privacy_delta", "privacy_min_sigma", "privacy_tight")
 _IDLE_S: Final = 12 * 3600.0
@@ -43,6 +44,10 @@ class NodeKeys:
         line. Where they are left out the scenario's ``data`` section names them; beside
         ``privacy-epsilon`` text and label must be set, as a server that names the label's column as
         the text would be sent every label.
+    messages, prompt, completion, chat
+        For language modelling, in place of text: the column of conversations, or those of prompts
+        and completions, and whether the chat template renders these. Where none of them and no text
+        is set, the scenario's ``data`` section says.
     record_separator, pattern
         For a ``.txt`` file: what separates records (a line break), and a regular expression whose
         named groups become columns.
@@ -113,6 +118,10 @@ class NodeKeys:
     record_separator: str | None = None
     pattern: str | None = None
     prompt_separator: str | None = None
+    messages: str = ""
+    prompt: str = ""
+    completion: str = ""
+    chat: Literal["", "auto", "yes", "no"] = ""
     classes: tuple[str, ...] = ()
     holdout: float | None = None
     scenario_data: bool = False
@@ -170,6 +179,8 @@ class NodeKeys:
             not (self.data and self.scenario_data),
             f"node config sets data {self.data!r} and scenario-data; a device has one of them",
         )
+        separator = self.prompt_separator or ""
+        check_columns(self.text, self.messages, self.prompt, self.completion, separator, "")
         require(
             not self.text or self.text != self.label,
             f"text and label are both the column {self.text!r}, so the label would be sent as "
@@ -187,6 +198,13 @@ class NodeKeys:
             "node config sets privacy-epsilon but no model; set it to the edge package or model "
             "folder, as a server that names paths could find out which there are",
         )
+
+    @property
+    def form(self) -> Mapping[str, str]:
+        """What the owner says of how records are read; empty where that is the scenario's."""
+        keys = ("text", "messages", "prompt", "completion")
+        named = {key: getattr(self, key) for key in keys}
+        return named if any(named.values()) else {}
 
     @property
     def limit(self) -> ClientLimit | None:
@@ -323,6 +341,13 @@ def _list(key: str, value: Any) -> tuple[str, ...]:
     return names
 
 
+def _chat(key: str, value: Any) -> str:
+    word = str(value).lower()
+    if word not in ("auto", "yes", "no"):
+        raise _refused(key, value, "set auto, yes or no")
+    return word
+
+
 _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "partition_id": _own_number,
     "num_partitions": _whole,
@@ -332,6 +357,7 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "record_separator": _any_text,
     "pattern": _any_text,
     "prompt_separator": _any_text,
+    "chat": _chat,
     "holdout": _number,
     "scenario_data": _truth,
     "idle_limit_s": _seconds,

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 from fedlora.checks import require, shown
 from fedlora.config.channel import ChannelConfig
+from fedlora.config.data import DataConfig, PartitionConfig
 from fedlora.config.learning import (
-    DataConfig,
     HeadConfig,
     LoraConfig,
     ModelConfig,
-    PartitionConfig,
     TaskConfig,
     TrainConfig,
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedlora.checks import require, shown
+from fedlora.config.data import check_one_form
 from fedlora.config.scenario import Scenario
 from fedlora.errors import FedloraError
 from fedlora.unicode import require_unicode
@@ -71,6 +72,7 @@ def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
         line = text.count("\n", 0, long.start() if long else 0) + 1
         where = f"line {line} of {source}" if long else source
         raise FedloraError(f"{where} has {what}; write less") from None
+    _check_forms(table.get("data"))
     return read_section(Scenario, table)
 
 
@@ -98,6 +100,7 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
         When an assignment does not parse or names an unknown key.
     """
     table = dataclasses.asdict(scenario)
+    given: dict[str, Any] = {}
     for assignment in assignments:
         require_unicode(assignment, "a --set", "give it as UTF-8")
         name, sign, text = assignment.partition("=")
@@ -123,7 +126,16 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
         if key not in place and sections[-1:] != ["options"]:
             raise FedloraError(_unknown(name.strip(), place, key))
         place[key] = value
+        if sections == ["data"]:
+            given[key] = value
+    _check_forms(given)
     return _from_folder(read_section(Scenario, table), Path())
+
+
+def _check_forms(data: Any) -> None:
+    """Refuse columns of several forms of records, also where one is named as it is by default."""
+    if isinstance(data, Mapping):
+        check_one_form({key: data.get(key, "") for key in ("messages", "prompt", "text")})
 
 
 def _from_folder(scenario: Scenario, folder: Path) -> Scenario:

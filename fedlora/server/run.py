@@ -58,7 +58,7 @@ class ServerRun:
             PROTOCOL,
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
-            fitting_tokenizer(task, self.checkpoint).digest,
+            fitting_tokenizer(task, self.checkpoint).digest_for(pooled=task.pooled),
             scenario.model.dtype,
         )
         self.engine = SplitEngine(self.checkpoint, scenario)

@@ -14,6 +14,7 @@ from fedlora.tasks.base import (
 )
 from fedlora.tasks.columns import (
     Record,
+    check_form,
     check_labels,
     class_names,
     label_column,
@@ -21,7 +22,8 @@ from fedlora.tasks.columns import (
     require_column,
 )
 from fedlora.tasks.data import load_records
-from fedlora.tasks.encoding import encode_records, fitting_tokenizer, lacking_token, left_out
+from fedlora.tasks.encoding import Tally, encode_records, fitting_tokenizer, lacking_token
+from fedlora.tasks.language_records import renders_chat
 from fedlora.tasks.partition import Rows, holdout_split
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,9 +34,11 @@ __all__ = [
     "RecordError",
     "Rows",
     "Sample",
+    "Tally",
     "Task",
     "TaskLoss",
     "Tokenizer",
+    "check_form",
     "check_labels",
     "check_length",
     "check_pool",
@@ -46,9 +50,9 @@ __all__ = [
     "label_column",
     "label_of",
     "lacking_token",
-    "left_out",
     "load_records",
     "load_tokenizer",
+    "renders_chat",
     "require_column",
     "task_class",
 ]

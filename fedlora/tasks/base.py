@@ -36,11 +36,14 @@ class Sample:
     source
         Place of the record that it was made from among those given to ``Task.samples``; -1 where
         it was made from none. Owners' budgets go by it.
+    cut
+        Tokens of the record that it lacks, as ``task.max_length`` allows no more.
     """
 
     ids: tuple[int, ...]
     target: int | tuple[int, ...]
     source: int = -1
+    cut: int = 0
 
 
 @dataclass(frozen=True)

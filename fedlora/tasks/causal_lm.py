@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, LanguageHead
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
+from fedlora.tasks.chat import TurnFault
 from fedlora.tasks.columns import Record
+from fedlora.tasks.language_records import NoSeparator, encode_record, renders_chat
 from fedlora.tasks.metrics import LanguageCounts
 from fedlora.tasks.tokenizer import Tokenizer
 
@@ -31,47 +32,28 @@ class CausalLanguageModelling(Task):
     def samples(
         self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
     ) -> list[Sample]:
-        """See ``Task``; with a prompt separator only what follows it is trained on.
+        """See ``Task``; of conversations and prompts only what the assistant says is trained on.
 
-        A text is encoded once and whole. Of a token that has characters of both, prompt and
-        completion, the completion counts: it is trained on. A record of which nothing is left to
-        predict within ``task.max_length`` gives no sample.
+        A record of which nothing is left to predict within ``task.max_length`` gives no sample.
         """
         samples = []
+        chat, longest = renders_chat(data.renders, tokenizer), self.config.max_length
         for place, record in enumerate(records):
-            text, border = record[data.text], 0
-            if data.prompt_separator:
-                border = text.find(data.prompt_separator) + len(data.prompt_separator)
-                if border < len(data.prompt_separator):
-                    raise RecordError(
-                        place,
-                        f"has no {shown(data.prompt_separator)}; mend the record or set "
-                        "data.prompt_separator to an empty string",
-                    )
-            ids, prompt = self._encode(text, border, tokenizer)
-            targets = [IGNORED] * (prompt - 1) + ids[max(1, prompt) :] + [IGNORED]
-            if len(ids) > max(1, prompt):
-                samples.append(Sample(tuple(ids), tuple(targets), place))
+            try:
+                made = encode_record(record, tokenizer, data, longest, chat=chat)
+            except (TurnFault, NoSeparator) as fault:
+                raise RecordError(place, str(fault)) from None
+            following = zip(made.ids[1:], made.learnt[1:], strict=True)
+            targets = [token if learnt else IGNORED for token, learnt in following]
+            if any(made.learnt[1:]):
+                sample = Sample(tuple(made.ids), (*targets, IGNORED), place, made.cut)
+                samples.append(sample)
         if records and not samples:
             raise FedloraError(
                 "no record has a token to predict within task.max_length "
-                f"{self.config.max_length}; raise it or shorten the prompts"
+                f"{longest}; raise it or shorten the prompts"
             )
         return samples
-
-    def _encode(self, text: str, border: int, tokenizer: Tokenizer) -> tuple[list[int], int]:
-        """Return a text's ids and how many of them end before a border, which is in characters."""
-        longest, opening = self.config.max_length, tokenizer.opening
-        ids, places = tokenizer.pieces(text)
-        prompt = next((n for n, (_, stop) in enumerate(places) if stop > border), len(ids))
-        # Not the tokenizer's closing ids: a text ends with the end token, and only there.
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        if tokenizer.truncation_side == "left":
-            kept = tokenizer.cut(ids, max(0, longest - len(opening) - len(end)))
-            prompt -= min(prompt, len(ids) - len(kept))
-            ids = kept
-        prompt = len(opening) + (prompt if border else 0)
-        return [*opening, *ids, *end][:longest], min(prompt, longest)
 
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; the pretrained output embedding, so the seed plays no part."""

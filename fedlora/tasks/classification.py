@@ -47,14 +47,14 @@ class Classification(Task):
                     f"has {data.label} {shown(label)}, which is not among the "
                     f"{len(index)} classes; add it to task.labels or mend the record",
                 )
-            ids = tokenizer.encode(record[data.text], self.config.max_length)
+            ids, cut = tokenizer.encode_counting(record[data.text], self.config.max_length)
             if not ids:
                 raise RecordError(
                     place,
                     f"has {data.text} {shown(record[data.text])}, which has no token; remove the "
                     "record or mend its text",
                 )
-            samples.append(Sample(tuple(ids), index[label], place))
+            samples.append(Sample(tuple(ids), index[label], place, cut))
         return samples
 
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:

@@ -14,13 +14,21 @@ from fedlora.errors import FedloraError
 
 Record: TypeAlias = Mapping[str, str]
 
+_CONVERSATION = (
+    'a list such as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+)
 _NEEDED = {
     "data.text": (
-        "a text; write one there, of a conversation for example with the tokenizer's "
-        "apply_chat_template(messages, tokenize=False)"
+        "a text; write one there, or name a column of conversations in data.messages, with "
+        'task.kind = "causal_lm"'
     ),
+    "data.messages": f"{_CONVERSATION}; write it so in a .jsonl file",
+    "data.prompt": "a text; write one there, or name whole conversations in data.messages",
+    "data.completion": "a text; write one there, or name whole conversations in data.messages",
     "data.label": "a class; write one name or number there",
 }
+_TEXTS = ("data.text", "data.prompt", "data.completion")
+_LIST = "a list"
 _ANYTHING = "one value; write one there"
 
 
@@ -57,7 +65,7 @@ def _cell(value: Any) -> str:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         return NoValue.of(value, "")
-    for kind, name in (((list, tuple), "a list"), (dict, "an object"), (bytes, "bytes")):
+    for kind, name in (((list, tuple), _LIST), (dict, "an object"), (bytes, "bytes")):
         if isinstance(value, kind):
             return NoValue.of(value, name)
     return json.dumps(value, default=str)
@@ -71,9 +79,11 @@ def label_of(record: Record, column: str) -> str | None:
 def _lacks(record: Record, column: str, key: str) -> bool:
     """Tell whether a record has no value that the key could mean; a text may be blank."""
     value = record.get(column)
+    if key == "data.messages":
+        return not (isinstance(value, NoValue) and value.kind == _LIST)
     if value is None or isinstance(value, NoValue):
         return True
-    return not {"data.text": value, "data.label": value.strip()}.get(key, "any")
+    return not (value.strip() if key == "data.label" else value or key not in _TEXTS)
 
 
 def require_column(records: Sequence[Record], column: str, key: str, source: str = "") -> None:
@@ -84,16 +94,17 @@ def require_column(records: Sequence[Record], column: str, key: str, source: str
     records
         The records.
     column, key
-        Name of the column and the scenario key that names it: ``data.text`` must not be empty,
-        ``data.label`` not blank.
+        Name of the column and the scenario key that names it: ``data.text``, ``data.prompt`` and
+        ``data.completion`` must not be empty, ``data.label`` not blank, and ``data.messages`` must
+        be a list.
     source
         Where the records came from, for the error message.
 
     Raises
     ------
     FedloraError
-        When a record lacks it, or holds a list or an object there; the message names the first such
-        record, how many there are, or which columns there are.
+        When a record lacks it, or holds something else there, such as a list for a text; the
+        message names the first such record, how many there are, or which columns there are.
     """
     wrong = [number for number, record in enumerate(records) if _lacks(record, column, key)]
     if not wrong:
@@ -103,6 +114,10 @@ def require_column(records: Sequence[Record], column: str, key: str, source: str
     if column not in record and not any(column in other for other in records):
         raise _no_column(record, column, key, where)
     value = record.get(column)
+    if value is not None and key == "data.messages" and not isinstance(value, NoValue):
+        raise FedloraError(
+            f"{where} has {shown(value)} in {column!r}, where {key} needs {_NEEDED[key]}"
+        )
     if isinstance(value, NoValue) and value.kind:
         needed = _NEEDED.get(key, _ANYTHING)
         raise FedloraError(f"{where} has {value.kind} in {column!r}, where {key} needs {needed}")
@@ -123,6 +138,22 @@ def label_column(config: DataConfig, *, pooled: bool) -> str:
     if pooled and not config.label:
         raise FedloraError("data.label is empty; name the column that holds the class")
     return config.label if pooled else ""
+
+
+def check_form(config: DataConfig, *, pooled: bool) -> None:
+    """Refuse conversations, and prompts with completions, for a task of one class a text.
+
+    Raises
+    ------
+    FedloraError
+        When the task is such a one.
+    """
+    if pooled and config.form != "text":
+        named = config.messages or config.prompt
+        raise FedloraError(
+            f"data.{config.form} is {shown(named)}, and the task has one class for each text; set "
+            'task.kind to "causal_lm", or name the column of texts in data.text alone'
+        )
 
 
 def check_labels(labels: Sequence[str]) -> None:

@@ -40,7 +40,8 @@ def load_records(
       record (its ``.`` also matches line breaks); others are left out, with a warning.
     - A folder written by ``Dataset.save_to_disk``, or ``hub:NAME``, also ``hub:NAME:CONFIG`` and
       ``hub:NAME@SPLIT``. Without ``@SPLIT`` the split is ``data.split`` for training and ``test``
-      for testing. Class numbers become class names; columns of lists and objects are left out.
+      for testing. Class numbers become class names; columns of lists and objects are left out, but
+      for ``data.messages``.
 
     Parameters
     ----------
@@ -54,24 +55,26 @@ def load_records(
     Returns
     -------
     list of dict
-        One dictionary from column to value for each record, with a text in ``data.text``.
+        One dictionary from column to value for each record, with a text in ``data.text``, or what
+        stands in its place.
 
     Raises
     ------
     FedloraError
-        When the data cannot be read, is empty, or lacks a text.
+        When the data cannot be read, is empty, or lacks what is learnt.
     """
     path, key = getattr(config, which), f"data.{which}"
     if not path:
         raise FedloraError(
             f"{key} is empty; name a file of records, such as requests.csv, or a saved dataset"
         )
-    used = {config.text: "data.text"} | ({config.label: "data.label"} if labelled else {})
+    used = config.columns_read | ({config.label: "data.label"} if labelled else {})
     rows = _records(path, key, config, which, used)
     records = list(islice(rows, config.max_rows or None))
     if not records:
         raise FedloraError(f"{key} is {path!r}, which holds no records; name a file with some")
-    require_column(records, config.text, "data.text", path)
+    for column, name in config.columns_read.items():
+        require_column(records, column, name, path)
     return records
 
 
@@ -143,6 +146,12 @@ def _text_records(text: str, place: Path, config: DataConfig) -> Iterator[dict[s
     pieces = text.replace("\r\n", "\n").split(config.record_separator)
     records = [piece.strip("\n") for piece in pieces if piece.strip()]
     if pattern is None:
+        if config.form != "text":
+            raise FedloraError(
+                f"{place} holds texts, and data.{config.form} is "
+                f"{shown(getattr(config, config.form))}; name groups of that name in "
+                "data.pattern, or write the records as .jsonl"
+            )
         yield from ({config.text: record} for record in records)
         return
     matches = [match for match in map(pattern.fullmatch, records) if match]
@@ -217,13 +226,17 @@ def _rows(dataset: Any, source: str, used: Mapping[str, str]) -> Iterator[dict[s
     from datasets import ClassLabel, Value
 
     features = dataset.features
+    said = [n for n, key in used.items() if key == "data.messages" and n in features]
     plain = [name for name, kind in features.items() if isinstance(kind, (ClassLabel, Value))]
     for name, key in used.items():
-        if name in features and name not in plain:  # told as of a file that holds such values
+        if name in features and name not in (
+            *plain,
+            *said,
+        ):  # told as of a file that holds such values
             kind = _kind(features[name])
             require_column([{name: NoValue.of(None, kind)}], name, key, source)
     classes = {name: features[name] for name in plain if isinstance(features[name], ClassLabel)}
-    for row in dataset.select_columns(plain):
+    for row in dataset.select_columns([*plain, *(n for n in said if n not in plain)]):
         for name, feature in classes.items():
             value = row[name]
             row[name] = feature.int2str(value) if value is not None and value >= 0 else None

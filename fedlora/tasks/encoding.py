@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from fedlora.checks import shown
 from fedlora.config import DataConfig
@@ -83,10 +84,44 @@ def fitting_tokenizer(task: type[Task], checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def left_out(records: int, used: int, max_length: int) -> str:
-    """Return what is told of records that give no sample."""
-    return (
-        f"{records - used} of {records} records have nothing to train on within task.max_length "
-        f"{max_length}, such as those with a prompt as long, and are left out; raise it or shorten "
-        "the prompts"
-    )
+@dataclass
+class Tally:
+    """How many records lose tokens, or give no sample.
+
+    Attributes
+    ----------
+    records, used
+        How many there are, and how many give a sample.
+    cut
+        How many of those that are used lose tokens to ``task.max_length``.
+    longest
+        Tokens of the longest that is used, uncut.
+    """
+
+    records: int = 0
+    used: int = 0
+    cut: int = 0
+    longest: int = 0
+
+    def add(self, records: int, samples: Sequence[Sample]) -> None:
+        """Count records and the samples that were made of them."""
+        self.records += records
+        self.used += len({sample.source for sample in samples})
+        self.cut += len({sample.source for sample in samples if sample.cut})
+        self.longest = max([self.longest, *(len(s.ids) + s.cut for s in samples)])
+
+    def told(self, max_length: int) -> list[str]:
+        """Return what is told of records that are cut or left out."""
+        told = []
+        if self.cut:
+            told.append(
+                f"{self.cut} of {self.records} records are cut to task.max_length {max_length} "
+                f"tokens, the longest has {self.longest}; raise it to train on all of them"
+            )
+        if self.used < self.records:
+            told.append(
+                f"{self.records - self.used} of {self.records} records have nothing to train on "
+                f"within task.max_length {max_length}, such as those with a prompt as long, and "
+                "are left out; raise it or shorten the prompts"
+            )
+        return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import tokenizers
 from fedlora.errors import FedloraError
 from fedlora.tasks.auto_tokenizer import AutoTokenizer, load_auto_tokenizer
 from fedlora.tasks.auto_tokenizer.settings import read_table
+from fedlora.tasks.chat import ChatTemplates
 
 _TEXT = (1 << 32) - 1  # an id that no vocabulary has
 
@@ -39,6 +40,8 @@ class Tokenizer:
     truncation_side
         The end at which a long text loses tokens: ``right``, or ``left`` where the model's files
         say so.
+    chat
+        The model's chat templates.
     """
 
     backend: tokenizers.Tokenizer
@@ -51,11 +54,30 @@ class Tokenizer:
     vocab_size: int
     digest: str
     truncation_side: str = "right"
+    chat: ChatTemplates = field(default_factory=lambda: ChatTemplates(Path()))
 
     @cached_property
     def special_ids(self) -> frozenset[int | None]:
         """Ids that are no part of a text: those around it, and of begin, end and padding."""
         return frozenset((*self.opening, *self.closing, self.bos_id, self.eos_id, self.pad_id))
+
+    @cached_property
+    def unsplit(self) -> frozenset[str]:
+        """Texts of the tokens that are never split, among them those that end a turn."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added)
+
+    def digest_for(self, *, pooled: bool) -> str:
+        """Return what server and client must have in common to make the same ids of a record.
+
+        Parameters
+        ----------
+        pooled
+            Whether the task has one class a row, to which chat templates mean nothing.
+        """
+        if pooled or not self.chat.digest:
+            return self.digest
+        return hashlib.sha256(f"{self.digest}{self.chat.digest}".encode()).hexdigest()
 
     @cached_property
     def largest_id(self) -> int:
@@ -81,16 +103,27 @@ class Tokenizer:
         FedloraError
             When the special tokens alone exceed ``max_length``; see ``pieces``.
         """
-        ids, _ = self.pieces(text)
         if not special:
-            return self.cut(ids, max_length)
+            return self.cut(self.pieces(text)[0], max_length)
+        return self.encode_counting(text, max_length)[0]
+
+    def encode_counting(self, text: str, max_length: int) -> tuple[list[int], int]:
+        """Return what ``encode`` returns, and how many tokens the text has lost.
+
+        Raises
+        ------
+        FedloraError
+            See ``encode``.
+        """
+        ids, _ = self.pieces(text)
         room = max_length - len(self.opening) - len(self.closing)
         if room < 0:
             raise FedloraError(
                 f"task.max_length {max_length} has no room for the "
                 f"{len(self.opening) + len(self.closing)} special tokens of a text; raise it"
             )
-        return [*self.opening, *self.cut(ids, room), *self.closing]
+        kept = self.cut(ids, room)
+        return [*self.opening, *kept, *self.closing], len(ids) - len(kept)
 
     def cut(self, ids: list[int], most: int) -> list[int]:
         """Return at most so many ids of a text; it loses those at ``truncation_side``."""
@@ -167,6 +200,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         vocab_size=backend.get_vocab_size(),
         digest=digest,
         truncation_side=made.truncation_side,
+        chat=made.chat,
     )
 
 

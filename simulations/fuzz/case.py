@@ -12,7 +12,7 @@ from typing import Any
 from fedlora.lora.targets import linear_modules
 from fedlora.split import Checkpoint, Cut, model_folder
 from simulations.fuzz.models import make_model
-from simulations.fuzz.records import make_records, write_records
+from simulations.fuzz.records import FORMS, make_records, write_records
 from simulations.fuzz.starts import make_start
 
 QUICKSTART = "package:simulations/quickstart/decoder"
@@ -35,7 +35,7 @@ def write_case(case: Mapping[str, Any], folder: Path, assets: Path) -> Path:
     keys = {key: value for key, value in case.items() if not key.startswith("_")}
     seed = case["seed"] % 1000 if isinstance(case.get("seed"), int) else 0
     model = _model(case["_model"], assets)
-    found = {"model.path": model}
+    found = {"model.path": model, **FORMS.get(case.get("_form", ""), {})}
     for which, rows in (("train", case["_rows"]), ("test", case.get("_test_rows", 0))):
         if rows:
             records = make_records(case, rows, seed + (which == "test"))

@@ -12,7 +12,7 @@ from simulations.fuzz.drawing import Drawing
 from simulations.fuzz.keys_air import BY_CLIENT, draw_air, draw_ranks
 from simulations.fuzz.keys_privacy import draw_privacy, draw_robust
 from simulations.fuzz.models import SEPARATOR, is_causal, kinds
-from simulations.fuzz.records import CLASSES, FORMATS
+from simulations.fuzz.records import CLASSES, FORMATS, FORMS
 
 LEFT_OUT = {
     "python_path": "the fuzzer's own rank strategy lies in the package",
@@ -22,7 +22,10 @@ LEFT_OUT = {
     "data.columns": "follows from _format",
     "data.record_separator": "follows from _format",
     "data.pattern": "follows from _format",
-    "data.text": "the data files have one column of texts",
+    "data.text": "the data files have one column of texts, or what follows from _form",
+    "data.messages": "follows from _form",
+    "data.prompt": "follows from _form",
+    "data.completion": "follows from _form",
     "data.split": "saved datasets are not drawn",
     "lora.start": "follows from _start",
     "federation.nodes": "a simulation has none",
@@ -107,7 +110,23 @@ def draw_data(d: Drawing) -> None:
         d.some(0.1, "task.labels", *labels, wild=[["A", "B"], ["A"], ["A", "A"]])
     if language:
         d.some(0.3, "data.prompt_separator", SEPARATOR, wild=["||", "nowhere"])
+        d.some(0.3, "_form", *FORMS)
+    if d["_form"]:
+        _draw_form(d)
     d.some(0.05, "data.label", "label", wild=["nope", "lable", "text"])
+
+
+def _draw_form(d: Drawing) -> None:
+    """Draw what goes with records that are no texts."""
+    form = d["_form"]
+    if d["_model"] == "quickstart" and not d.wild:  # it has no chat template
+        form = d.set("_form", "prompt")
+    d.set("_format", *(["jsonl"] if form == "messages" else ["csv", "tsv", "jsonl"]))
+    chat = ["auto", "no", "yes"] if d["_model"] != "quickstart" else ["auto", "no"]
+    if form == "prompt":
+        d.some(0.5, "data.chat", *chat, wild=["yes"])
+    if not d.wild:
+        d.drop("data.prompt_separator")
 
 
 def draw_federation(d: Drawing) -> None:

@@ -38,7 +38,7 @@ def draw_privacy(d: Drawing) -> None:
         d.set("privacy.sigma", 2.0, 5.6, 20.0, wild=[1e-3, 0.0])
     if not everywhere and not d.wild:
         d.case |= {"task.kind": "classification"}
-        d.drop("data.prompt_separator", "model.client_back", "head.train")
+        d.drop("_form", "data.chat", "data.prompt_separator", "model.client_back", "head.train")
         if d["_format"] == "txt":
             d.set("_format", "csv")
         if d["partition.column"] is None and d["partition.kind"] == "column":

@@ -33,6 +33,11 @@ SIZES = {
 UNUSUAL: dict[str, dict[str, Any]] = {"opt": {"word_embed_proj_dim": 16, "pad_token_id": 1}}
 WORDS = range(4, 101)
 OPENING, SEPARATOR = "<s>", "w5"
+_CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ {'user': ' w7 ', 'system': ' w8 '}.get(m.role, "
+    "' w9 ') + m.content }}{% if m.role == 'assistant' %}{{ ' ' + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
 
 
 def kinds() -> list[str]:
@@ -97,5 +102,6 @@ def _write_tokenizer(folder: Path, *, opens: bool, closes: bool) -> None:
         "eos_token": "</s>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
+        "chat_template": _CHAT,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

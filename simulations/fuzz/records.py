@@ -14,11 +14,15 @@ from simulations.fuzz.models import SEPARATOR, WORDS
 
 FORMATS = ("csv", "tsv", "jsonl", "txt", "txt-pattern", "csv-noheader")
 CLASSES = ("plain", "unicode", "long", "many", "number")
-COLUMNS = ("text", "label", "group")
+FORMS = {
+    "messages": {"data.messages": "messages"},
+    "prompt": {"data.prompt": "prompt", "data.completion": "completion"},
+}
+"""What a record may be in place of a text, and the keys that say so."""
 GROUPS = ("g1", "g2", "g3", "g4", "g5")
 _PATTERN = "(?P<group>[^|]*)\\|(?P<label>[^:]*):\\n(?P<text>.*)"
 
-Row = Mapping[str, str]
+Row = Mapping[str, Any]
 
 
 def make_records(case: Mapping[str, Any], rows: int, seed: int) -> list[Row]:
@@ -27,7 +31,8 @@ def make_records(case: Mapping[str, Any], rows: int, seed: int) -> list[Row]:
     Parameters
     ----------
     case
-        ``_classes`` says what labels look like, ``_words`` how many words a text has at most.
+        ``_classes`` says what labels look like, ``_words`` how many words a text has at most, and
+        ``_form`` whether it is another of ``FORMS``.
     rows, seed
         How many, and what they follow from.
     """
@@ -37,8 +42,21 @@ def make_records(case: Mapping[str, Any], rows: int, seed: int) -> list[Row]:
         words = [f"w{rng.choice(WORDS)}" for _ in range(rng.randint(1, case["_words"]))]
         words.insert(rng.randint(0, len(words)), SEPARATOR)
         label, group = _label(case["_classes"], row, rng), rng.choice(GROUPS)
-        found.append({"text": " ".join(words), "label": label, "group": group})
+        found.append({**_said(words, case.get("_form")), "label": label, "group": group})
     return found
+
+
+def _said(words: list[str], form: str | None) -> Row:
+    """Return the columns of what is learnt: a text, or what stands around its separator."""
+    if form is None:
+        return {"text": " ".join(words)}
+    place = words.index(SEPARATOR)
+    prompt, completion = (" ".join(part) or SEPARATOR for part in (words[:place], words[place:]))
+    if form == "prompt":
+        return {"prompt": prompt, "completion": completion}
+    turns = [("system", "w6")] * (len(words) % 2) + [("user", prompt), ("assistant", completion)]
+    turns += turns[-2:] * (len(words) % 3)
+    return {"messages": [{"role": role, "content": said} for role, said in turns]}
 
 
 def _label(kind: str, row: int, rng: random.Random) -> str:
@@ -78,7 +96,7 @@ def write_records(folder: Path, stem: str, kind: str, rows: Sequence[Row]) -> di
     else:
         header = kind != "csv-noheader"
         text = _table(rows, "\t" if kind == "tsv" else ",", header=header)
-        keys = {} if header else {"data.columns": list(COLUMNS)}
+        keys = {} if header else {"data.columns": list(rows[0])}
     (folder / name).write_text(text, encoding="utf-8")
     return {"file": name, **keys}
 
@@ -87,6 +105,6 @@ def _table(rows: Sequence[Row], delimiter: str, *, header: bool) -> str:
     out = io.StringIO()
     writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
     if header:
-        writer.writerow(COLUMNS)
-    writer.writerows([row[column] for column in COLUMNS] for row in rows)
+        writer.writerow(rows[0])
+    writer.writerows(row.values() for row in rows)
     return out.getvalue()

@@ -90,13 +90,15 @@ def test_a_list_or_an_object_is_no_class(tmp_path, reader, value, kind):
 
 @pytest.mark.parametrize("reader", ["jsonl", "saved"])
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
-def test_a_list_of_messages_is_no_text_and_the_mend_is_a_chat_template(tmp_path, reader, kind):
+def test_a_list_of_messages_is_no_text_and_the_mend_is_the_key_for_conversations(
+    tmp_path, reader, kind
+):
     message = [{"role": "user", "content": "Grüße"}]
     path = write(tmp_path, reader, "messages", [message, message])
     said = refusal(path, text="messages", kind=kind)
     assert "record 1 of " in said
     assert "has a list in 'messages', where data.text needs a text" in said
-    assert "apply_chat_template(messages, tokenize=False)" in said
+    assert "name a column of conversations in data.messages" in said
     assert "Grüße" not in said
 
 

@@ -21,6 +21,7 @@ from fedlora.tasks.auto_tokenizer.settings import (
     read_table,
     special_tokens,
 )
+from fedlora.tasks.chat import ChatTemplates
 
 _OPENAI_FILES = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}
 
@@ -37,11 +38,14 @@ class AutoTokenizer:
         Text of each special token (``bos``, ``eos`` and so on), or None.
     truncation_side
         At which end a text that is too long loses its tokens: ``right`` or ``left``.
+    chat
+        Its chat templates.
     """
 
     backend: Tokenizer
     names: Mapping[str, str | None]
     truncation_side: str
+    chat: ChatTemplates
 
 
 def load_auto_tokenizer(folder: Path) -> AutoTokenizer:
@@ -88,7 +92,7 @@ def load_auto_tokenizer(folder: Path) -> AutoTokenizer:
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = bool(settings.get("split_special_tokens", False))
-    return AutoTokenizer(backend, names, side)
+    return AutoTokenizer(backend, names, side, ChatTemplates.read(folder, settings, names))
 
 
 def _read_text(path: Path) -> str | None:
