@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def examined(assets: Path) -> Iterator[Examine]:
-    """Examine a case that differs from what every case starts from."""
+    """Examine a case that differs from what every case starts from, by all oracles or some."""
 
-    def examine(keys: dict[str, Any] | None = None, **own: Any) -> Outcome:
+    def examine(
+        keys: dict[str, Any] | None = None, *, by: Collection[str] | None = None, **own: Any
+    ) -> Outcome:
         case = {**BASE, "seed": 0, "_model": "llama", "_rows": 12, **(keys or {})}
-        return try_case(case | {f"_{name}": value for name, value in own.items()}, assets)
+        return try_case(case | {f"_{name}": value for name, value in own.items()}, assets, by)
 
     with quietly():
         yield examine

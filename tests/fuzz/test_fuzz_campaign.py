@@ -14,12 +14,14 @@ from fedlora.server.exchange.spending import Spending
 from simulations.fuzz.campaign import Campaign, run_campaign
 from simulations.fuzz.command import fuzz
 from simulations.fuzz.drawing import BASE
-from simulations.fuzz.examine import examine, quietly
+from simulations.fuzz.examine import Outcome, examine, quietly
 from simulations.fuzz.keys import draw_case
-from simulations.fuzz.shrink import shrink, try_case
+from simulations.fuzz.oracles.again import repeat
+from simulations.fuzz.oracles.privacy import target
+from simulations.fuzz.shrink import shrink
 
 FIXED = 2026
-SHORT_S = 12.0
+SHORT_S = 5.0
 
 
 def told(campaign: Campaign) -> str:
@@ -64,22 +66,29 @@ def overcharged(monkeypatch):
         self._rho[client] *= 2
 
     monkeypatch.setattr(Spending, "note", twice)
+    monkeypatch.setattr("simulations.fuzz.examine.ORACLES", (target, repeat))  # quick ones
 
 
-def test_a_fault_is_shrunk_to_what_it_takes(assets, overcharged):
-    case = {**BASE, "seed": 1, "_model": "llama", "train.lr": 0.1, "lora.r_max": 8}
-    case |= {"privacy.epsilon": 8.0, "channel.model": "rayleigh"}
-    with quietly():
-        seen = try_case(case, assets)
-        assert seen.signature
-        small = shrink(case, seen, assets)
-        assert try_case(small, assets).signature == seen.signature
-    assert small == {**BASE, "privacy.epsilon": 8.0}
+def test_a_fault_is_shrunk_to_what_it_takes(monkeypatch, tmp_path):
+    """Where two keys together bring a fault about, and one alone another."""
+    asked = []
+
+    def faulty(case, assets, only=None):
+        asked.append(only)
+        wrong = {"target": "beyond"} if case["train.rounds"] > 1 and "lora.alpha" in case else {}
+        return Outcome(verdicts=wrong or ({"bits": "too few"} if "lora.alpha" in case else {}))
+
+    monkeypatch.setattr("simulations.fuzz.shrink.try_case", faulty)
+    case = {**BASE, "seed": 1, "train.lr": 0.1, "train.rounds": 3, "lora.alpha": 5.0}
+    small = shrink(case, faulty(case, tmp_path), tmp_path)
+    assert small == {**BASE, "train.rounds": 3, "lora.alpha": 5.0}
+    assert all(only == ["target"] for only in asked[1:])
 
 
 def test_a_fault_is_written_as_a_file_that_shows_it_again(
     assets, tmp_path, overcharged, monkeypatch
 ):
+    """Without what the fault does not take."""
     case = {**BASE, "seed": 1, "_model": "gpt2", "privacy.epsilon": 8.0, "task.kind": "causal_lm"}
     case |= {"data.prompt_separator": "w5", "head.train": "no"}
     monkeypatch.setattr("simulations.fuzz.campaign.draw_case", lambda number: case)
@@ -87,6 +96,8 @@ def test_a_fault_is_written_as_a_file_that_shows_it_again(
     (fault,) = campaign.faults
     assert fault.number == 77
     assert Path(fault.scenario) == tmp_path / "fault-77" / "scenario.toml"
+    text = Path(fault.scenario).read_text()
+    assert "epsilon" in text and "prompt_separator" not in text
     with quietly():
         found = examine(Path(fault.scenario), tmp_path / "again")
     assert found.faults and found.kind == "ran"

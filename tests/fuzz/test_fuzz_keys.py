@@ -78,16 +78,16 @@ def test_a_case_follows_from_its_number():
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_a_tiny_model_of_every_architecture_can_be_made(kind, tmp_path):
-    folder = make_model(kind, tmp_path / kind)
+def test_a_tiny_model_of_every_architecture_can_be_made(kind, assets):
+    folder = make_model(kind, assets / "models" / kind)
     assert find_family(Checkpoint(folder)) is not None
 
 
-def test_a_written_case_is_the_scenario_that_was_drawn(tmp_path):
+def test_a_written_case_is_the_scenario_that_was_drawn(tmp_path, assets):
     read = 0
     for number in range(60):
         case = draw_case(number)
-        path = write_case(case | {"_start": None}, tmp_path / str(number), tmp_path / "assets")
+        path = write_case(case | {"_start": None}, tmp_path / str(number), assets)
         try:
             scenario = load_scenario(path)
         except FedloraError:
