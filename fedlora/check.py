@@ -21,7 +21,7 @@ from fedlora.link.stream.address import check_listens
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.participation import check_robust, check_uploads
+from fedlora.participation import check_best, check_robust, check_uploads
 from fedlora.privacy.mechanisms import mechanism_class, mechanism_of
 from fedlora.privacy.plan import check_classes, plan_release
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
@@ -78,6 +78,7 @@ def check_plugins(scenario: Scenario) -> None:
     mechanism = mechanism_of(scenario.privacy)
     if mechanism is not None:
         mechanism.check(scenario)
+    check_best(scenario)
 
 
 def check_scenario(scenario: Scenario) -> None:

@@ -12,6 +12,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import planned_uploads
 from fedlora.privacy.mechanisms import mechanism_of
+from fedlora.tasks import head_trains
 
 T = TypeVar("T")
 
@@ -127,3 +128,34 @@ def check_uploads(scenario: Scenario, rows: Sequence[int]) -> None:
                 f"{rows[client]} training samples up to {needed} times in {rounds} rounds; set it "
                 "to that or more, or to 0, which derives it"
             )
+
+
+def check_best(scenario: Scenario) -> None:
+    """Refuse to keep the best round, or wait for it, where nobody can tell or keep it.
+
+    Raises
+    ------
+    FedloraError
+        When nothing is evaluated, or a part of the model stays with the clients.
+    """
+    config = scenario.evaluate
+    named = "evaluate.keep is 'best'" if config.keep == "best" else "evaluate.patience is set"
+    if config.keep != "best" and not config.patience:
+        return
+    if scenario.privacy.enabled and not config.report:
+        raise FedloraError(
+            f"{named}, and under privacy nothing is evaluated unless evaluate.report is true; set "
+            "it, and say by privacy-report on each device how"
+        )
+    if config.keep != "best":
+        return
+    if head_trains(scenario) and scenario.head.share == "personal":
+        raise FedloraError(
+            f"{named}, and personal heads stay on their clients as the last round leaves them; set "
+            "head.share to step or round"
+        )
+    if scenario.train.embedding:
+        raise FedloraError(
+            f"{named}, and trained embeddings stay on their clients as the last round leaves them; "
+            "set train.embedding to false"
+        )

@@ -70,14 +70,22 @@ def chosen_adapter(
         raise FedloraError(f"--rank {rank} exceeds the run's r_max {adapter.r_max}; lower it")
     if client is None:
         return adapter, [rank or adapter.r_max] * count
-    ranks = _last_ranks(folder, client)
+    kept = (folder.read_summary() or {}).get("kept_round")
+    ranks = _last_ranks(folder, client, kept)
     if folder.scenario.is_file() and load_scenario(folder.scenario).channel.deliver_every:
+        if kept is not None:
+            raise FedloraError(
+                f"the run keeps the adapter of round {kept} (evaluate.keep is 'best'), and what "
+                f"client {client} had been delivered by then is no longer known; give --rank"
+            )
         return _delivered(folder, adapter, client)
     return adapter, ranks
 
 
-def _last_ranks(folder: RunFolder, client: str) -> list[int]:
+def _last_ranks(folder: RunFolder, client: str, kept: int | None) -> list[int]:
     for record in reversed(folder.read_metrics()):
+        if kept is not None and record.get("round", 0) > kept:
+            continue
         found = (record.get("clients") or {}).get(client)
         if found and found.get("ranks"):
             ranks = list(found["ranks"])

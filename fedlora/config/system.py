@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedlora.checks import check_host, require, shown
 from fedlora.config.placement import is_away, parse_blocks
@@ -145,6 +145,11 @@ class EvaluateConfig:
         Whether clients report held-out metrics although privacy is on. Without privacy they always
         do. In a simulation epsilon does not cover them; on a device the owner decides
         (``privacy-report``): not at all, with noise that is paid for, or exactly.
+    keep
+        Which round's adapter and shared head a finished run leaves: the ``last``, or the ``best``
+        by the task's held-out metric (then the metric is optimistic: it chose the round).
+    patience
+        End training after so many evaluations in a row none of which was better than the best.
     """
 
     every: int = within(1, 1, 10**6)
@@ -152,6 +157,8 @@ class EvaluateConfig:
     max_rows: int = within(100_000, 0, 10**9)
     baseline: bool = True
     report: bool = False
+    keep: Literal["last", "best"] = "last"
+    patience: int = within(0, 1, 10**6, zero="all rounds")
 
     def __post_init__(self) -> None:
         check_ranges(self, "evaluate.")

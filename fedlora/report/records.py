@@ -60,8 +60,9 @@ class RoundRecord(TypedDict, total=False):
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
     ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``energy_joules``, ``late_deliveries`` and
     ``lost`` are of this round alone. ``train_loss`` is the mean over the round's steps; ``loss``
-    and ``metric`` are held-out values, None in rounds without evaluation. ``missed`` holds for each
-    client that was late or lost the steps that went on without it. ``components`` counts ``all``
+    and ``metric`` are held-out values, None in rounds without evaluation, ``metrics`` all of them
+    by name. ``missed`` holds for each client that was late or lost the steps that went on without
+    it. ``components`` counts ``all``
     components of the adapter, those that were ``trained``, and those that were ``resting`` because
     too few clients trained them for a robust average.
     """
@@ -72,6 +73,7 @@ class RoundRecord(TypedDict, total=False):
     loss: float | None
     metric: float | None
     metric_name: str
+    metrics: Mapping[str, float | None]
     higher_is_better: bool
     seconds: float
     tokens: int

@@ -30,6 +30,10 @@ _STATISTICS = (
 )
 """Header, name and form of the statistics of a client's text."""
 
+_REMARKS = {
+    "macro_f1": "mean over classes, held out",
+    "token_accuracy": "of target tokens, held out",
+}
 _NAMED = 5
 _HARDLY = 0.2
 """Part of the adapters in time up to which the end of a run says what would help."""
@@ -125,7 +129,16 @@ def _result(summary: Mapping[str, Any]) -> list[Row]:
     if metric is not None and before is not None:
         remark = f"{metric - before:+.3f}, {remark}"
     name = str(summary.get("metric_name") or "metric")
-    return [(name, value, remark), ("loss", number_text(finite(summary.get("loss"))), "held out")]
+    rows = [(name, value, remark), ("loss", number_text(finite(summary.get("loss"))), "held out")]
+    for more, own in (summary.get("metrics") or {}).items():
+        if more not in (name, "loss"):
+            rows.append((more.replace("_", " "), number_text(finite(own)), _REMARKS.get(more, "")))
+    kept = finite(summary.get("kept_round"))
+    if kept is not None:
+        rows.append(("kept", f"round {kept:.0f}", "the best; its metric chose it"))
+    if summary.get("ended_early"):
+        rows.append(("ended", "early", "no better metric for evaluate.patience evaluations"))
+    return rows
 
 
 def _work(summary: Mapping[str, Any]) -> list[Row]:

@@ -37,7 +37,7 @@ RUN = FolderKind(
     (
         *("scenario.toml", "metrics.jsonl", "summary.json", "adapter", "head.safetensors"),
         *("checkpoint", "plots", "audit.json", "report.html", "log.txt", "log.jsonl"),
-        *("flower.txt", "status.json", "tensorboard"),
+        *("flower.txt", "status.json", "tensorboard", "evaluation.json"),
     ),
 )
 
@@ -107,6 +107,11 @@ class RunFolder:
     def audit(self) -> Path:
         """The figures of ``fedlora audit``, where the run was audited."""
         return self.path / "audit.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The last evaluation in full: every metric and the confusion matrix, by client too."""
+        return self.path / "evaluation.json"
 
     @property
     def log(self) -> Path:
@@ -202,6 +207,10 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Replace ``summary.json``: at any moment it is the old or the new one, whole."""
         replace_file(self.summary, json_line(summary.to_dict(), indent=2))
+
+    def write_evaluation(self, evaluation: Mapping[str, object]) -> None:
+        """Replace ``evaluation.json``."""
+        replace_file(self.evaluation, json_line(evaluation))
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Replace ``status.json``; it is of the moment, so it is not synced to disk."""

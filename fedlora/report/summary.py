@@ -159,9 +159,12 @@ class Summary:
         privacy: Mapping[str, object] | None = None,
         peak_rss_server_bytes: int | None = None,
         peak_rss_edge_bytes: int | None = None,
+        kept: int | None = None,
         extra: Mapping[str, object] | None = None,
     ) -> Summary:
         """Add up the rounds of ``metrics.jsonl``; see the class for the parameters.
+
+        Metric and loss are those of the round that is ``kept``, by default the last evaluated.
 
         ``wire_bytes`` (by direction), ``client_seconds``, ``energy_joules`` and
         ``deliveries_due`` (adapters that were to arrive) are summed into ``extra``.
@@ -174,6 +177,10 @@ class Summary:
             values = series(rounds, key)[1]
             return values[-1] if values else None
 
+        def of_kept(key: str) -> float | None:
+            found = dict(zip(*series(rounds, key), strict=True))
+            return last(key) if kept is None else found.get(kept)
+
         seconds, tokens, steps = total("seconds"), int(total("tokens")), int(last("step") or 0)
         counts = [record["components"] for record in rounds if "components" in record]
         wire_bytes = dict.fromkeys(DIRECTIONS, 0)
@@ -183,9 +190,9 @@ class Summary:
         return cls(
             metric_name=metric_name,
             higher_is_better=higher_is_better,
-            metric=last("metric"),
+            metric=of_kept("metric"),
             metric_before=metric_before,
-            loss=last("loss"),
+            loss=of_kept("loss"),
             rounds=len(rounds),
             steps=steps,
             clients=clients,

@@ -13,6 +13,7 @@ from fedlora.config import Scenario, load_scenario
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link import messages as m
 from fedlora.report import RunFolder
+from fedlora.server.best import BestRound
 from fedlora.server.exchange.member import Request, natural
 from fedlora.storage.files import lock_file, replace_file
 from fedlora.storage.state import RoundStates
@@ -117,6 +118,10 @@ class Checkpoints:
             for client, (place, ranks) in state["delivered"].items()
         }
         training.done = round_
+        training.evaluated = state.get("evaluated")
+        training.best = BestRound(training.scenario.evaluate)
+        if "best" in state:  # releases before 0.2 had none
+            training.best.load_state_dict(state["best"])
         training.sharing.load_state_dict(state["head"])
         self.restore_clients(training, training.cohort.clients)
         training.air.load_state_dict(state["air"])  # what went down for this counted before
@@ -201,4 +206,6 @@ def _state_of(training: Training) -> dict[str, Any]:
         "air": training.air.state_dict(),
         "spending": training.spending.state_dict(),
         "metrics": training.outcome.fields(),
+        "evaluated": training.evaluated,
+        "best": training.best.state_dict(),
     }

@@ -16,6 +16,7 @@ from fedlora.report import RunFolder, client_ids
 from fedlora.report.gallery import write_holdings
 from fedlora.report.summary import Summary
 from fedlora.server.exchange.holdings import classes_of, holdings
+from fedlora.server.held_out import full_evaluation
 from fedlora.server.run import ServerRun
 from fedlora.split import published_name
 from fedlora.storage.files import replace_file
@@ -45,8 +46,13 @@ def write_results(
         replace_file(head_file(folder), save(weights, {"labels": json.dumps(classes)}))
     held = holdings(results)
     rounds = folder.read_metrics()
+    task = task_class(scenario.task.kind)(scenario.task, classes)
+    full = full_evaluation(training.evaluated, task, classes)
+    if full is not None:
+        folder.write_evaluation(full)
     summary = Summary.from_rounds(
         rounds,
+        kept=training.kept,
         **training.summary_fields(),
         clients=len({*server.cohort.clients, *client_ids(rounds)}),
         seed=scenario.seed,
@@ -58,6 +64,9 @@ def write_results(
             "label_counts": held,
             "outside_air_bits": server.air.ledger.outside_bits(),
             "lost_clients": server.cohort.lost,
+            "metrics": full["all"]["metrics"] if full else {},
+            "kept_round": training.kept,
+            "ended_early": training.best.over,
         },
     )
     folder.write_summary(summary)

@@ -12,6 +12,7 @@ from fedlora.report import ClientRecord, RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.evaluation import Evaluation
 from fedlora.server.exchange.spending import Spending
+from fedlora.server.held_out import metrics_of
 from fedlora.server.steps import StepTally
 from fedlora.tasks import Counts
 
@@ -83,6 +84,7 @@ def round_record(
         The run's.
     """
     metric, loss = outcome.of(evaluation.total) if evaluation else (None, None)
+    more = metrics_of(evaluation.total) if evaluation else {}
     clients: dict[str, ClientRecord] = {}
     for client, decision in decisions.items():
         own_metric, own_loss = outcome.of(evaluation.counts.get(client) if evaluation else None)
@@ -111,6 +113,7 @@ def round_record(
             loss=loss,
             metric=metric,
             metric_name=outcome.name,
+            metrics=more,
             higher_is_better=outcome.higher_is_better,
             tokens=tally.tokens,
             mean_rank=float(np.mean([d.deliver.mean for d in decisions.values()])),

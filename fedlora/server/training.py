@@ -15,6 +15,7 @@ from fedlora.privacy.plan import check_release
 from fedlora.ranks import ClientReport, RankDecision
 from fedlora.report import RoundRecord
 from fedlora.server.air import Air
+from fedlora.server.best import BestRound
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.evaluation import Evaluation, Evaluator
@@ -23,6 +24,7 @@ from fedlora.server.exchange.deliveries import Deliveries
 from fedlora.server.exchange.head_sharing import HeadSharing
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.reports import Reports
+from fedlora.server.held_out import counts_of
 from fedlora.server.ranking import Ranking, RoundSignals
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
@@ -75,6 +77,12 @@ class Training:
         Rounds that are finished.
     spending
         What the clients' privacy has cost.
+    best
+        The best round so far.
+    evaluated
+        Counts of the last evaluation, see ``counts_of``; of the round that is kept, at the end.
+    kept
+        Number of the round whose adapter is kept, where that is not simply the last.
     """
 
     def __init__(
@@ -110,6 +118,9 @@ class Training:
         self._reports = Reports(scenario, cohort, air)
         self._steps = StepLoop(scenario, engine, cohort, self._on_step)
         self.done = 0
+        self.best = BestRound(scenario.evaluate)
+        self.evaluated: Mapping[str, Any] | None = None
+        self.kept: int | None = None
         self.spending = self._steps.spending
         self._phase = ""
         self._round = 0
@@ -137,7 +148,11 @@ class Training:
         else:
             restore()
         for round_ in range(self.done + 1, self.scenario.train.rounds + 1):
+            if self.best.over:
+                break
             self._train_round(round_)
+        if found := self.best.restore(self.engine, self.head):
+            self.kept, self.evaluated = found
 
     def _baseline(self) -> None:
         """Train the same head for the same steps on the frozen backbone."""
@@ -214,6 +229,16 @@ class Training:
         record["missed"] = dict(tally.missed)
         self.recorder.append_round(record)
         self.done = round_
+        if evaluation is not None and evaluation.total is not None:
+            self.evaluated = counts_of(round_, evaluation)
+            self.best.see(
+                round_,
+                record["metric"],
+                higher=self.outcome.higher_is_better,
+                engine=self.engine,
+                head=self.head,
+                evaluated=self.evaluated,
+            )
         self.after_round()
         self.recorder.append_event(
             "round",

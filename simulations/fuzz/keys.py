@@ -34,6 +34,8 @@ LEFT_OUT = {
     "link.public_host": "nothing listens in one process",
     "link.give_up_s": "streams do not break in one process",
     "link.max_frame_mib": "frames are not encoded in one process",
+    "evaluate.keep": "oracles look at what the last round left; tests/training holds it",
+    "evaluate.patience": "oracles count the rounds of the scenario; tests/training holds it",
     "compute.device": "the machine's own",
     "compute.edge_hosts": "a matter of Flower's simulation",
     "observe.json_log": "a matter of Flower's run",
