@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedlora.config.system import EvaluateConfig
-from fedlora.server.compute.engine import SplitEngine
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from fedlora.server.compute.engine import SplitEngine
+    from fedlora.server.compute.shared_head import SharedHead
 
 log = logging.getLogger("fedlora.server")
 
