@@ -10,6 +10,7 @@ import torch
 from clients.edge_model import EdgeModel
 from clients.owner import Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
+from clients.sent_rows import SentRows
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
@@ -34,6 +35,8 @@ class CutLayer:
 
     Attributes
     ----------
+    sent
+        Which samples' activations the server keeps.
     codecs
         By what they carry: ``activation``, ``representation``, ``gradient``.
     """
@@ -44,14 +47,21 @@ class CutLayer:
         self.client = client
         self.model = model
         self.release = release
+        self.sent = SentRows()
         self.codecs = {
             kind: create_codec(getattr(scenario.link, kind))
             for kind in ("activation", "representation", "gradient")
         }
 
     def activation(
-        self, samples: PrivateSamples, chosen: Sequence[int], numbers: Sequence[int], *, train: bool
-    ) -> tuple[Private[torch.Tensor], Parts]:
+        self,
+        samples: PrivateSamples,
+        chosen: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        train: bool,
+        named: bool = False,
+    ) -> tuple[Private[torch.Tensor] | None, Parts]:
         """Return the activation of samples, and what leaves of it.
 
         Parameters
@@ -62,12 +72,36 @@ class CutLayer:
             Their numbers in the client's data, held-out samples last.
         train
             Whether the embedding trains with them.
+        named
+            Whether the server keeps rows: those that it has are named alone.
+
+        Returns
+        -------
+        Private or None
+            Of the rows that leave, shape (tokens, width); None where all are named alone.
         """
+        parts: Parts = {}
+        if named:
+            ids, fresh = self.sent.send(numbers)
+            parts = {"ids": self.release.door.public(ids), "fresh": self.release.door.public(fresh)}
+            new = [place for place, own in enumerate(fresh.tolist()) if own]
+            chosen, numbers = [chosen[i] for i in new], [numbers[i] for i in new]
+        lengths_told = torch.tensor(samples.lengths_of(chosen), dtype=torch.int32)
+        parts |= {"lengths": self.release.door.public(lengths_told)}
+        if not chosen:
+            return None, parts
         lengths = samples.lengths_of(chosen)
         e = samples.take(chosen).map(lambda batch: self._front(batch, lengths, train=train))
-        parts = self.encoded("activation", self.release.activation(e, lengths, numbers))
-        lengths_told = torch.tensor(lengths, dtype=torch.int32)
-        return e, parts | {"lengths": self.release.door.public(lengths_told)}
+        return e, parts | self.encoded("activation", self.release.activation(e, lengths, numbers))
+
+    def note(self, request: Frame) -> None:
+        """Take in what a request says of the last activation; raises ``ProtocolError``."""
+        if "kept" in request.fields:
+            self.sent.note(request.fields["kept"])
+
+    def names_rows(self, request: Frame) -> bool:
+        """Tell whether the server of a request keeps rows, and the owner lets it."""
+        return "kept" in request.fields and self.release.door.terms.retention
 
     def representation(self, frame: Frame, lengths: Sequence[int]) -> torch.Tensor:
         """Return the representation that a request holds; raises ``ProtocolError``."""

@@ -101,6 +101,7 @@ class EdgeClient:
             m.ROUND: self._round,
             m.BATCH: self._first_batch,
             m.STEP: self._step,
+            m.AGAIN: self._again,
             m.EMBEDDING: self._embedding,
             m.HEAD: self._head,
             m.ROUND_END: self._round_end,
@@ -134,6 +135,7 @@ class EdgeClient:
         handler = self._handlers.get(frame.kind)
         if handler is None:
             raise ProtocolError(f"client {self.name} knows no request {frame.kind[:40]!r}")
+        self._cut.note(frame)
         try:
             return handler(frame)
         except BudgetSpentError as spent:
@@ -184,7 +186,19 @@ class EdgeClient:
 
     def _first_batch(self, frame: Frame) -> Frame:
         self.head.begin_batches()
-        return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation())
+        return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
+
+    def _again(self, frame: Frame) -> Frame:
+        """Send rows once more that the server has lost, as they were sent before."""
+        numbers = self._cut.sent.again(frame.tensors.get("ids"))
+        held_out = min(numbers) >= len(self.train)
+        first = len(self.train) if held_out else 0
+        if not held_out and max(numbers) >= len(self.train):
+            raise ProtocolError("rows to train on and held-out rows are asked for in one")
+        samples = self.held_out if held_out else self.train
+        chosen = [number - first for number in numbers]
+        _, parts = self._cut.activation(samples, chosen, numbers, train=False, named=True)
+        return self._cut.reply(m.ACTIVATION, frame, tensors=parts)
 
     def _step(self, frame: Frame) -> Frame:
         """Compute the gradient at the cut from the representation, and fetch the next batch."""
@@ -208,7 +222,7 @@ class EdgeClient:
             tensors |= gradient.encode(dict)
         self._batch = []
         if frame.fields.get("next", False):
-            tensors |= self._next_activation()
+            tensors |= self._next_activation(frame)
         fields = {"weight": weight, **self._spent()}
         total = self.release.exact(loss.map(lambda own: own.total))
         if total is not None:
@@ -228,7 +242,7 @@ class EdgeClient:
         self._pending = None
         self.head.step_embedding(integer(frame, "step"), bool(frame.fields.get("update", True)))
         if frame.fields.get("next", False):
-            return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation())
+            return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
         return self._cut.reply(m.READY, frame)
 
     def _head(self, frame: Frame) -> Frame:
@@ -266,12 +280,15 @@ class EdgeClient:
         assert weight is not None
         return weight
 
-    def _next_activation(self) -> Parts:
+    def _next_activation(self, frame: Frame) -> Parts:
         if self._batch:
             raise ProtocolError(f"client {self.name} has an open batch; send its step first")
         self._batch = self.batches.indices()
         train = self.scenario.train.embedding
-        e, tensors = self._cut.activation(self.train, self._batch, self._batch, train=train)
+        named = self._cut.names_rows(frame) and not train
+        e, tensors = self._cut.activation(
+            self.train, self._batch, self._batch, train=train, named=named
+        )
         self._pending = e if train else None
         return tensors
 

@@ -68,7 +68,8 @@ class Evaluation:
         batch = self._left[: self._rows]
         if batch:
             numbers = [self._first + place for place in batch]
-            _, parts = self._cut.activation(self.held_out, batch, numbers, train=False)
+            named = self._cut.names_rows(frame)
+            _, parts = self._cut.activation(self.held_out, batch, numbers, train=False, named=named)
             return self._cut.reply(m.ACTIVATION, frame, tensors=parts)
         counts, self._counts = self._counts, []
         told = self._reporting.tell(counts, len(self._cut.model.task.labels))

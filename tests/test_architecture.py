@@ -60,7 +60,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "cut_layer",
         "head release",
-        "batches edge_model owner process reports text_statistics",
+        "batches edge_model owner process reports sent_rows text_statistics",
     ),
     "simulations": (
         "train_policy",

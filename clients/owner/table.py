@@ -42,6 +42,7 @@ _MODEL = Part("model files", ("public",))
 _ROWS = Part("number of records, never what is in them", ("public",))
 _SPENT = Part("what the ledger has booked, never records", ("public",))
 _LENGTHS = Part("tokens of each text", ("public",))
+_NAMES = Part("which record is which again, under numbers drawn at random", ("public",))
 _ACTIVATION = Part(
     "text, as the token embedding or the client's blocks have it",
     ("allowed", "released"),
@@ -96,7 +97,11 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "device": Part("nothing; no release tells it", ("public",)),
         "budget_bits": Part("nothing; no release tells it", ("public",)),
     },
-    m.ACTIVATION: {"activation": _ACTIVATION, "lengths": _LENGTHS},
+    m.ACTIVATION: {
+        "activation": _ACTIVATION,
+        "lengths": _LENGTHS,
+        **dict.fromkeys(("ids", "fresh"), _NAMES),
+    },
     m.GRADIENT: {
         "weight": Part(
             "number of records in the batch; without noise on gradients of target tokens",
@@ -110,6 +115,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "head_gradient": _OF_LABELS,
         "activation": _ACTIVATION,
         "lengths": _LENGTHS,
+        **dict.fromkeys(("ids", "fresh"), _NAMES),
     },
     m.ROUND_REPORT: {
         "samples": _ROWS,

@@ -44,6 +44,8 @@ class OwnerTerms:
         Whether the records are the owner's own file rather than the scenario's.
     mechanisms
         Names of plug-in mechanisms that a device may use beside fedlora's own.
+    retention
+        Whether the server may be asked to keep activations until the run ends.
     """
 
     ledger: Path | None = None
@@ -56,6 +58,7 @@ class OwnerTerms:
     classes: tuple[str, ...] = ()
     own_data: bool = False
     mechanisms: tuple[str, ...] = ()
+    retention: bool = True
 
     @classmethod
     def of(cls, keys: NodeKeys) -> Self:
@@ -71,6 +74,7 @@ class OwnerTerms:
             classes=keys.classes,
             own_data=bool(keys.data),
             mechanisms=keys.privacy_mechanisms,
+            retention=keys.retention,
         )
 
     @property

@@ -78,6 +78,9 @@ class NodeKeys:
         to dial anything else is refused.
     idle_limit_s
         How long a server may ask nothing before the device leaves, in seconds (43200).
+    retention
+        ``"false"``: nothing that this device sends is for the server to keep over a step, so that
+        activations are sent in every epoch again (``"true"``). An honest server then keeps none.
     privacy_epsilon
         The most that any record may ever spend, over all runs, replace-one; a run that plans more
         is refused, and so is one without noise.
@@ -129,6 +132,7 @@ class NodeKeys:
     state: str = ""
     server: tuple[str, ...] = ()
     idle_limit_s: float = _IDLE_S
+    retention: bool = True
     privacy_epsilon: float | None = None
     privacy_delta: float = 1e-5
     privacy_min_sigma: float = 0.0
@@ -361,6 +365,7 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "holdout": _number,
     "scenario_data": _truth,
     "idle_limit_s": _seconds,
+    "retention": _truth,
     "privacy_epsilon": _number,
     "privacy_delta": _number,
     "privacy_min_sigma": _number,

@@ -66,6 +66,10 @@ class LinkConfig:
     ----------
     activation, representation, gradient
         Codec of each payload: ``fp32``, ``bf16``, ``int8`` (a scale per token), or a plug-in.
+    reuse, reuse_mib
+        Whether the server keeps the activations that it has seen, and clients name them by an
+        identifier from then on: exact, where the embedding does not train. It keeps so many MiB in
+        all, in memory, an equal share for each client, until the client leaves or the run ends.
     host, port, public_host
         Address the tensor stream binds (port 0: any free one) and the name clients dial; empty: the
         address itself, or this machine's loopback where that is every address.
@@ -89,6 +93,8 @@ class LinkConfig:
     activation: str = "fp32"
     representation: str = "fp32"
     gradient: str = "fp32"
+    reuse: bool = True
+    reuse_mib: int = within(1024, 1, 1 << 20)
     host: str = "127.0.0.1"
     port: int = within(0, 1, 65535, zero="any free port")
     public_host: str = ""

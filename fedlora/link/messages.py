@@ -4,6 +4,11 @@ The engine asks, the client answers with the frame in the right column. Rows of 
 packed: a tensor of shape (tokens, width) holds the tokens of all rows one after the other, and
 ``lengths`` (int32, one for each row) tells where a row ends.
 
+Where the server keeps rows (``link.reuse``), the requests that an activation answers hold ``kept``:
+how many new rows of the last one, from the first, it has kept. The activation then holds ``ids``
+(int64, one for each row of the batch, drawn at random by the client) and ``fresh`` (uint8); only
+rows whose ``fresh`` is 1 stand in ``activation`` and ``lengths``.
+
 =============  =========================================  =========================================
 request        holds                                      reply
 =============  =========================================  =========================================
@@ -11,8 +16,9 @@ request        holds                                      reply
 ``welcome``    what the server settled                    ``ready``
 ``phase``      ``baseline`` or ``train``: start anew      ``ready``: first weights of a shared head
 ``round``      round number                               ``report``: channel state, statistics
-``batch``      ask for the first batch of a round         ``activation``: e, lengths
+``batch``      ask for the first batch of a round         ``activation``: e, lengths, ids, fresh
 ``step``       representation z; common head weights      ``gradient``: g, and the next e
+``again``      ids of rows that the server has lost       ``activation``: those rows
 ``embedding``  dL/de, where the embedding trains          ``activation`` or ``ready``
 ``head``       common head weights to adopt               ``ready``
 ``round_end``                                             ``round_report``: losses, head weights
@@ -40,6 +46,7 @@ BATCH: Final = "batch"
 ACTIVATION: Final = "activation"
 STEP: Final = "step"
 GRADIENT: Final = "gradient"
+AGAIN: Final = "again"
 EMBEDDING: Final = "embedding"
 HEAD: Final = "head"
 ROUND_END: Final = "round_end"

@@ -10,7 +10,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
-from fedlora.server.exchange.answers import read_batch
+from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import Activation
@@ -43,6 +43,8 @@ class Evaluator:
     ----------
     scenario, engine, cohort
         As for ``StepLoop``.
+    batches
+        Reads what they upload.
     task
         Reads the clients' counts.
     on_rows
@@ -55,6 +57,7 @@ class Evaluator:
         scenario: Scenario,
         engine: SplitEngine,
         cohort: Cohort,
+        batches: Batches,
         task: Task,
         on_rows: Callable[[int, int], None],
     ) -> None:
@@ -63,7 +66,7 @@ class Evaluator:
         self.cohort = cohort
         self.task = task
         self.on_rows = on_rows
-        self._up = create_codec(scenario.link.activation)
+        self._batches = batches
         self._down = create_codec(scenario.link.representation)
 
     def run(
@@ -85,7 +88,9 @@ class Evaluator:
         total: Counts | None = None
         seen: dict[str, int] = {}
         tell_at = time.monotonic() + _TELL_EVERY_S
-        replies = self.cohort.ask(clients, Request(m.EVAL_BEGIN, {"rows": rows}))
+        replies = self.cohort.exchange(
+            {c: Request(m.EVAL_BEGIN, {"rows": rows, **self._batches.fields(c)}) for c in clients}
+        )
         asked = list(replies)
         present = self.engine.adapter() if adapters else {}
         try:
@@ -128,13 +133,16 @@ class Evaluator:
                 train=False,
             )
             for client, part in zip(members, z, strict=True):
-                requests[client] = Request(m.EVAL, {}, pack("representation", part, self._down))
+                fields, tensors = (
+                    self._batches.fields(client),
+                    pack("representation", part, self._down),
+                )
+                requests[client] = Request(m.EVAL, fields, tensors)
         return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 
     def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:
         """Read the next rows of every client; drop one that has more than it said."""
-        rows = self.scenario.evaluate.batch_size
-        batch = read_batch(self.scenario, self.engine, self.cohort, self._up, replies, rows)
+        batch = self._batches.read(replies, self.scenario.evaluate.batch_size)
         for client, activation in list(batch.items()):
             seen[client] = seen.get(client, 0) + len(activation.lengths)
             held_out = self.cohort[client].held_out_rows

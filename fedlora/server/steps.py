@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -23,7 +23,8 @@ from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
-from fedlora.server.exchange.answers import Answer, Answers, read_batch
+from fedlora.server.exchange.answers import Answer, Answers
+from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.spending import Spending
@@ -77,6 +78,8 @@ class StepLoop:
         The server's compute.
     cohort
         The clients.
+    batches
+        Reads what they upload.
     on_step
         Called after every optimiser step with its number in the run, its loss, and its tokens.
 
@@ -91,6 +94,7 @@ class StepLoop:
         scenario: Scenario,
         engine: SplitEngine,
         cohort: Cohort,
+        batches: Batches,
         on_step: Callable[[int, float | None, int], None],
     ) -> None:
         self.scenario = scenario
@@ -99,7 +103,7 @@ class StepLoop:
         self.on_step = on_step
         self.spending = Spending(scenario)
         link = scenario.link
-        self._up = create_codec(link.activation)
+        self._batches = batches
         self._down = create_codec(link.representation)
         self._back = create_codec(link.gradient)
         self._answers = Answers(scenario, engine, cohort, self.spending)
@@ -139,7 +143,7 @@ class StepLoop:
         config, tally = self.scenario.train, StepTally(asked=clients)
         limit_s = self.scenario.link.round_timeout_s or math.inf
         deadline = time.monotonic() + limit_s
-        batch = self._activations(self.cohort.ask(clients, Request(m.BATCH)))
+        batch = self._activations(self._first_batches(clients))
         for step in range(first_step, first_step + config.steps):
             if step > first_step and time.monotonic() > deadline:
                 self._cut_short(first_step + config.steps - step, limit_s)
@@ -205,7 +209,7 @@ class StepLoop:
         requests = {
             client: Request(
                 m.STEP,
-                {**fields, **self._told(ranks[client])},
+                {**fields, **self._told(ranks[client]), **self._batches.fields(client)},
                 pack("representation", part, self._down) | shared,
             )
             for client, part in z.items()
@@ -239,7 +243,7 @@ class StepLoop:
     ) -> dict[str, Frame]:
         """Send dL/de where the embedding trains; the answer brings the next batch."""
         if upstream is None:  # the frozen-backbone baseline leaves the embedding alone
-            return self.cohort.ask(batch, Request(m.BATCH)) if more else {}
+            return self._first_batches(batch) if more else {}
         fields = {"step": fields["step"], "update": fields["update"], "next": more}
         requests = {
             client: Request(m.EMBEDDING, fields, pack("embedding", gradient, self._back))
@@ -265,7 +269,7 @@ class StepLoop:
                         self.spending.note(client, reply)
             ready = {c: reply for c, reply in replies.items() if "lengths" in reply.tensors}
             others = [client for client in replies if client not in ready]
-            ready |= self.cohort.ask(others, Request(m.BATCH), waiting=found)
+            ready |= self._first_batches(others, waiting=found)
             found |= self._activations(ready)
             if found or not self.cohort.late:
                 break
@@ -295,5 +299,11 @@ class StepLoop:
 
     def _activations(self, replies: Mapping[str, Frame]) -> dict[str, Activation]:
         """Read the next batch of every client that answered; drop who answers wrongly."""
-        rows = self.scenario.train.batch_size
-        return read_batch(self.scenario, self.engine, self.cohort, self._up, replies, rows)
+        return self._batches.read(replies, self.scenario.train.batch_size)
+
+    def _first_batches(
+        self, clients: Iterable[str], waiting: Iterable[str] = ()
+    ) -> dict[str, Frame]:
+        """Ask clients for a batch."""
+        asked = {client: Request(m.BATCH, self._batches.fields(client)) for client in clients}
+        return self.cohort.exchange(asked, waiting)

@@ -19,6 +19,7 @@ from fedlora.server.best import BestRound
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.evaluation import Evaluation, Evaluator
+from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.deliveries import Deliveries
 from fedlora.server.exchange.head_sharing import HeadSharing
@@ -71,6 +72,8 @@ class Training:
         The metric, and what it was before the first round.
     deliveries
         Which adapter each client has.
+    batches
+        Reads the clients' activations, and keeps them.
     sharing
         The head that clients have in common.
     done
@@ -108,15 +111,17 @@ class Training:
         self.outcome = Outcome()
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)
+        self.batches = Batches(scenario, engine, cohort)
         self._evaluator = Evaluator(
             scenario,
             engine,
             cohort,
+            self.batches,
             self.task(scenario.task, scenario.task.labels),
             self._on_rows,
         )
         self._reports = Reports(scenario, cohort, air)
-        self._steps = StepLoop(scenario, engine, cohort, self._on_step)
+        self._steps = StepLoop(scenario, engine, cohort, self.batches, self._on_step)
         self.done = 0
         self.best = BestRound(scenario.evaluate)
         self.evaluated: Mapping[str, Any] | None = None

@@ -213,6 +213,8 @@ def observe(
     advance
         Called after every step.
     """
+    # What is named has been seen before; each upload is to be looked at whole.
+    scenario = replace(scenario, link=replace(scenario.link, reuse=False))
     data = PlantedData(scenario, scenario.federation.clients, planted or {}, evaluate=evaluate)
     parts = load_parts(scenario, data.labels)
     recorder = _Recorder(advance)

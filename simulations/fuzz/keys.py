@@ -152,6 +152,8 @@ def draw_federation(d: Drawing) -> None:
     d.some(0.05, "federation.connect_timeout_s", 1.0, 60.0, wild=[0.0, -1.0, 1e308])
     for kind in ("activation", "representation", "gradient"):
         d.some(0.2, f"link.{kind}", "fp32", "bf16", "int8", wild=["fp16", ""])
+    d.some(0.2, "link.reuse", False, wild=[1])
+    d.some(0.1, "link.reuse_mib", 64, 4096, wild=[0, 1.5])
     d.some(0.05, "link.step_timeout_s", 120.0, 600.0, wild=[0.0, 1e30])
     d.some(0.05, "link.round_timeout_s", 0.0, 600.0, wild=[-1.0, 1e30])
     d.some(0.05, "link.max_misses", 1, 3, wild=[0, 2**63])

@@ -72,7 +72,7 @@ def test_nothing_of_a_label_leaves_but_the_release(records: Path, release: str, 
     assert len(answers) == 2 * 2 * 2
     for reply in answers:
         assert set(reply.fields) == {"weight", "rho", "sigma", "sigma_now"}
-        assert set(reply.tensors) <= {"gradient", "activation", "lengths"}
+        assert set(reply.tensors) <= {"gradient", "activation", "lengths", "ids", "fresh"}
         assert reply.tensors["gradient"].shape == (4, width)
     for reply in federation.replies(m.ROUND_REPORT):
         assert set(reply.fields) == {"samples"}

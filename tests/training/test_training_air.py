@@ -109,25 +109,36 @@ def tokens_of(samples: Any) -> int:
     return sum(len(sample.ids) for sample in samples)
 
 
+@pytest.mark.parametrize("reuse", [False, True], ids=["sent again", "sent once"])
 @pytest.mark.parametrize("pooled", [True, False], ids=["classification", "language"])
-def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled):
+def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled, reuse):
     task = ["head.share=step"] if pooled else ["task.kind=causal_lm"]
-    config = scenario(tiny["gpt2"], records, *task, "evaluate.baseline=true", "train.accumulate=2")
+    task += ["evaluate.baseline=true", "train.accumulate=2", f"link.reuse={str(reuse).lower()}"]
+    config = scenario(tiny["gpt2"], records, *task)
     federation = Federation(config).run()
     ledger, train = federation.server.air.ledger, config.train
     exchanges = train.total_steps * train.accumulate
     tokens = 0
+    seen: set[tuple[int, ...]] = set()
     for number, client in enumerate(federation.clients):
         own = client.door.truth(client.train)
         stream = SampleStream(own, train.batch_size, config.seed, number)
-        tokens += sum(tokens_of(stream.next()) for _ in range(exchanges))
+        batches = [stream.next() for _ in range(exchanges)]
+        tokens += sum(map(tokens_of, batches))
+        once = {id(sample): len(sample.ids) for batch in batches for sample in batch}
+        seen |= {(number, *own) for own in once.items()}
     rows = 3 * exchanges * train.batch_size
+    names = rows * (64 + 8) * reuse
     vectors = rows if pooled else tokens  # what comes down and what goes back up
     head = 3 * WIDTH * FLOAT if pooled else 0
     bits = ledger.totals()["bits"]
-    assert bits["up"]["activation"] == tokens * WIDTH * FLOAT
+    once = sum(length for *_, length in seen)
+    again = 0 if pooled else once  # the baseline of a classifier has gone through the same samples
+    assert bits["up"]["activation"] == (again if reuse else tokens) * WIDTH * FLOAT
     assert bits["up"]["gradient"] == vectors * WIDTH * FLOAT + 3 * exchanges * head
-    assert bits["up"]["control"] == rows * 32 + 3 * head  # lengths, and the initial heads
+    fresh = rows if not reuse else 0 if pooled else len(seen)
+    lengths = 32 * fresh + names
+    assert bits["up"]["control"] == lengths + 3 * head  # and the initial heads
     assert bits["down"]["representation"] == vectors * WIDTH * FLOAT
     assert bits["down"]["control"] == 3 * (exchanges + train.rounds) * head
     assert bits["down"]["adapter"] == 0
@@ -138,11 +149,15 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled):
     evaluated = len(held) if pooled else tokens_of(held)
     up = tokens_of(held) * WIDTH * FLOAT + 32 * len(held)
     outside = ledger.outside_bits()
-    assert outside["evaluation"]["up"] == train.rounds * up
+    named = len(held) * (64 + 8)
+    later = train.rounds * (named if reuse else up)  # the baseline has evaluated once
+    assert outside["evaluation"]["up"] == later
     assert outside["evaluation"]["down"] == train.rounds * evaluated * WIDTH * FLOAT
     # The baseline trains the head alone, so no gradient of the cut goes up, and evaluates once.
-    training = bits["up"]["activation"] + rows * 32 + 3 * (exchanges + 1) * head if pooled else 0
-    assert outside["baseline"]["up"] == up + training
+    sent = once if reuse else tokens
+    told = names + 32 * (len(seen) if reuse else rows)
+    training = sent * WIDTH * FLOAT + told + 3 * (exchanges + 1) * head if pooled else 0
+    assert outside["baseline"]["up"] == up + named * reuse + training
 
 
 def test_air_time_is_bits_over_the_rate(tiny, records):

@@ -69,7 +69,10 @@ def test_untrained_head_stays_as_it_was(tiny, records):
     federation.run()
     assert all(torch.equal(federation.head(client)[0], before) for client in range(3))
     bits = federation.server.air.ledger.totals()["bits"]
-    assert bits["up"]["control"] == 2 * 3 * 3 * 3 * 32  # the lengths of 3 rows, and no head
+    rows = 2 * 3 * 3 * 3
+    sent = sum(len(own.rows) for own in federation.server.training.batches.kept._own.values())
+    sent -= sum(len(client.held_out) for client in federation.clients)
+    assert bits["up"]["control"] == rows * 72 + sent * 32  # names, lengths, and no head
 
 
 def test_draws_follow_from_the_seed(tiny, records):

@@ -9,7 +9,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import Codec, Frame, create_codec, messages as m
+from fedlora.link import Frame, create_codec, messages as m
 from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.compute.engine import SplitEngine
@@ -19,7 +19,6 @@ from fedlora.server.exchange.spending import Spending
 from fedlora.server.exchange.uploads import (
     Activation,
     limit_rows,
-    read_activation,
     read_gradient,
     read_named,
     read_number,
@@ -192,27 +191,3 @@ class Answers:
             if probe is not None:
                 drawn[client] = probe
         return drawn
-
-
-def read_batch(
-    scenario: Scenario,
-    engine: SplitEngine,
-    cohort: Cohort,
-    codec: Codec,
-    replies: Mapping[str, Frame],
-    max_rows: int,
-) -> dict[str, Activation]:
-    """Read the activations in a round of answers; a client that answers wrongly is dropped."""
-    batch = {}
-    for client, reply in replies.items():
-        try:
-            batch[client] = read_activation(
-                reply,
-                codec,
-                width=engine.geometry.activation_width,
-                max_rows=max_rows,
-                max_length=scenario.task.max_length,
-            )
-        except ProtocolError as error:
-            cohort.drop(client, str(error))
-    return batch

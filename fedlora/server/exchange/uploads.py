@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,27 +31,80 @@ class Activation:
     lengths: Sequence[int]
 
 
+@dataclass
+class SentActivation:
+    """A batch as a client sent it.
+
+    Attributes
+    ----------
+    rows
+        The rows, each of shape (tokens, width), fp32; None for one that is named only.
+    ids
+        Their identifiers; None where the client names none.
+    """
+
+    rows: list[torch.Tensor | None]
+    ids: list[int] | None
+
+    @property
+    def missing(self) -> list[int]:
+        """Identifiers of the rows that are not there, each once."""
+        named = zip(self.ids or (), self.rows, strict=False)
+        return list(dict.fromkeys(identifier for identifier, row in named if row is None))
+
+    def fill(self, found: Mapping[int, torch.Tensor | None]) -> None:
+        """Put rows where they are missing."""
+        for place, identifier in enumerate(self.ids or ()):
+            if self.rows[place] is None:
+                self.rows[place] = found[identifier]
+
+    def whole(self) -> Activation:
+        """Return the batch; all of its rows are there."""
+        rows = [row for row in self.rows if row is not None]
+        return Activation(torch.cat(rows), [len(row) for row in rows])
+
+
 def read_activation(
     frame: Frame, codec: Codec, *, width: int, max_rows: int, max_length: int
-) -> Activation:
+) -> SentActivation:
     """Read the activation that a reply carries.
 
     Raises
     ------
     ProtocolError
-        When rows, lengths, width, dtype or values are not as agreed.
+        When rows, identifiers, lengths, width, dtype or values are not as agreed.
     """
     lengths = frame.tensors.get("lengths")
     if lengths is None or lengths.dtype != torch.int32 or lengths.dim() != 1:
         raise ProtocolError("an activation needs its lengths as an int32 vector")
-    if not 1 <= len(lengths) <= max_rows:
-        raise ProtocolError(f"an activation of {len(lengths)} rows exceeds the batch of {max_rows}")
+    ids, fresh = _read_identifiers(frame, len(lengths))
+    if not 1 <= len(fresh) <= max_rows:
+        raise ProtocolError(f"an activation of {len(fresh)} rows exceeds the batch of {max_rows}")
     sizes = lengths.tolist()
-    if min(sizes) < 1 or max(sizes) > max_length:
+    if sizes and (min(sizes) < 1 or max(sizes) > max_length):
         raise ProtocolError(
             f"rows of {min(sizes)} to {max(sizes)} tokens; task.max_length allows 1 to {max_length}"
         )
-    return Activation(unpack(frame.tensors, "activation", codec, (sum(sizes), width)), sizes)
+    sent: Iterator[torch.Tensor] = iter(())
+    if sizes:
+        packed = unpack(frame.tensors, "activation", codec, (sum(sizes), width))
+        sent = iter(torch.split(packed, sizes))
+    return SentActivation([next(sent) if new else None for new in fresh], ids)
+
+
+def _read_identifiers(frame: Frame, sent: int) -> tuple[list[int] | None, list[bool]]:
+    """Return the identifiers of a batch's rows, if it has any, and which of them are sent."""
+    ids, fresh = frame.tensors.get("ids"), frame.tensors.get("fresh")
+    if ids is None and fresh is None:
+        return None, [True] * sent
+    if ids is None or ids.dtype != torch.int64 or ids.dim() != 1:
+        raise ProtocolError("rows that are named need their identifiers as an int64 vector")
+    if fresh is None or fresh.dtype != torch.uint8 or fresh.shape != ids.shape:
+        raise ProtocolError("which rows are new is told by a uint8 for each identifier")
+    new = fresh.tolist()
+    if not set(new) <= {0, 1} or sum(new) != sent:
+        raise ProtocolError(f"{sent} rows are sent where {sum(new)} are said to be new")
+    return ids.tolist(), [bool(one) for one in new]
 
 
 def read_gradient(frame: Frame, codec: Codec, shape: tuple[int, int]) -> torch.Tensor:

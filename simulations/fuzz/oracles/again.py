@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from fedlora.tasks import head_trains
 from simulations.fuzz.keys_air import BY_CLIENT
 from simulations.fuzz.trial import Run, Trial, difference, equal
 
+_ON_AIR = {"bits", "bits_up", "wire_bytes", "air_seconds", "client_seconds", "energy_joules"}
 _BLIND = ("uniform", "random", BY_CLIENT)
 """Strategies that look at no figure of an evaluation."""
 
@@ -53,7 +55,10 @@ def resume(trial: Trial) -> str | None:
         return f"a run that went on after round {stop} has another adapter"
     if not _same_heads(second, trial.run):
         return f"a run that went on after round {stop} has other heads"
-    where = difference(trial.run.rounds, first.rounds + second.rounds)
+    whole, parts = trial.run.rounds, first.rounds + second.rounds
+    if scenario.link.reuse:  # a server that begins again is sent activations again
+        whole, parts = _off_air(whole), _off_air(parts)
+    where = difference(whole, parts)
     return f"of a run that went on after round {stop} {where}" if where else ""
 
 
@@ -64,6 +69,15 @@ def _stops(trial: Trial) -> bool:
     noised = mechanism is not None and mechanism.noises_gradients
     noised = noised or scenario.privacy.activation_sigma is not None
     return scenario.train.rounds > 1 and not noised  # ``ledgers`` looks at noised ones
+
+
+def _off_air(table: Any) -> Any:
+    """Return records without what activations take on the air."""
+    if isinstance(table, list):
+        return [_off_air(entry) for entry in table]
+    if isinstance(table, dict):
+        return {key: _off_air(own) for key, own in table.items() if key not in _ON_AIR}
+    return table
 
 
 def _same_heads(a: Run, b: Run) -> bool:

@@ -58,12 +58,20 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
     samples = trial.samples(trial.federation.clients[number])
     stream = BatchStream(samples, train.batch_size, scenario.seed, number)
     found: Counter[tuple[str, str]] = Counter()
-    for _ in range(train.total_steps * train.accumulate):
-        lengths = [len(samples[i].ids) for i in stream.indices()]
+    reuse, seen = link.reuse and not train.embedding, set[int]()
+    exchanges = train.total_steps * train.accumulate
+    if reuse and scenario.evaluate.baseline:  # it has gone through the same samples before
+        seen = {i for _ in range(exchanges) for i in stream.indices()}
+        stream = BatchStream(samples, train.batch_size, scenario.seed, number)
+    for _ in range(exchanges):
+        chosen = stream.indices()
+        lengths = [len(samples[i].ids) for i in chosen]
+        sent = [len(samples[i].ids) for i in chosen if i not in seen]
+        seen.update(chosen if reuse else ())
         tokens, rows = sum(lengths), len(lengths) if engine.pool is not None else sum(lengths)
         shared = head * (scenario.head.share == "step")
-        found["up", "activation"] += _size(link.activation, tokens, up)
-        found["up", "control"] += 32 * len(lengths)
+        found["up", "activation"] += _size(link.activation, sum(sent), up)
+        found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
         found["up", "gradient"] += _size(link.gradient, rows, down) + shared
         found["down", "representation"] += _size(link.representation, rows, down)
         found["down", "control"] += shared

@@ -1,0 +1,106 @@
+"""Reading the batches that clients send: rows as they are, or named as sent before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.errors import ProtocolError
+from fedlora.link import Frame, create_codec, messages as m
+from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.kept_rows import KeptRows
+from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
+
+
+class Batches:
+    """Reads activations; asks once more for rows that are named and not there.
+
+    Parameters
+    ----------
+    scenario, engine, cohort
+        As for ``StepLoop``.
+    """
+
+    def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort) -> None:
+        self._scenario, self._engine, self._cohort = scenario, engine, cohort
+        self._codec = create_codec(scenario.link.activation)
+        self.kept: KeptRows | None = None
+        # A sample's activation stays the same where the embedding does not train.
+        if scenario.link.reuse and not scenario.train.embedding:
+            clients = max(1, scenario.federation.clients)
+            self.kept = KeptRows((scenario.link.reuse_mib << 20) // clients)
+
+    def fields(self, client: str) -> dict[str, Any]:
+        """Return what a request that an activation answers says of the client's last one."""
+        if self.kept is None or client not in self._cohort:
+            return {}
+        return {"kept": self.kept.told(client, self._cohort[client])}
+
+    def read(self, replies: Mapping[str, Frame], max_rows: int) -> dict[str, Activation]:
+        """Read the activations in a round of answers; a client that answers wrongly is dropped.
+
+        Parameters
+        ----------
+        replies
+            By client.
+        max_rows
+            The most rows of one client.
+        """
+        if self.kept is not None:
+            self.kept.retain(self._cohort.clients)
+        sent: dict[str, SentActivation] = {}
+        for client, reply in replies.items():
+            try:
+                sent[client] = self._take(client, reply, max_rows)
+            except ProtocolError as error:
+                self._cohort.drop(client, str(error))
+        lost = {client: missing for client, own in sent.items() if (missing := own.missing)}
+        if lost:
+            self._ask_again(lost, sent, max_rows)
+        return {client: own.whole() for client, own in sent.items() if not own.missing}
+
+    def _take(self, client: str, reply: Frame, max_rows: int) -> SentActivation:
+        own = read_activation(
+            reply,
+            self._codec,
+            width=self._engine.geometry.activation_width,
+            max_rows=max_rows,
+            max_length=self._scenario.task.max_length,
+        )
+        if own.ids is None:
+            return own
+        if self.kept is None:
+            raise ProtocolError("it names rows by identifiers, and this run keeps none")
+        self.kept.attend(client, self._cohort[client])
+        fresh = [(i, r) for i, r in zip(own.ids, own.rows, strict=True) if r is not None]
+        self.kept.keep(client, fresh)
+        for place, identifier in enumerate(own.ids):
+            if own.rows[place] is None:
+                own.rows[place] = self.kept.find(client, identifier)
+        return own
+
+    def _ask_again(
+        self,
+        lost: Mapping[str, list[int]],
+        sent: Mapping[str, SentActivation],
+        max_rows: int,
+    ) -> None:
+        """Fill in rows that are not there; a client that cannot say them is dropped."""
+        requests = {
+            client: Request(m.AGAIN, {}, {"ids": torch.tensor(missing, dtype=torch.int64)})
+            for client, missing in lost.items()
+        }
+        for client, reply in self._cohort.exchange(requests).items():
+            try:
+                self._cohort.expect(client, reply, m.ACTIVATION)
+                found = self._take(client, reply, max_rows)
+                if found.ids is None or found.missing or set(found.ids) != set(lost[client]):
+                    raise ProtocolError("it sends other rows than those that it was asked for")
+                sent[client].fill(dict(zip(found.ids, found.rows, strict=True)))
+            except ProtocolError as error:
+                self._cohort.drop(client, str(error))
