@@ -205,10 +205,13 @@ def _dirichlet(
         )
         with contextlib.suppress(ValueError):
             return _load(partitioner, order, groups)
+    largest = int(np.bincount(groups).max())
+    mend = "raise alpha, or lower partition.min_rows or federation.clients"
+    if largest < clients:  # shares of a record are rounded down, and the last client has the rest
+        mend = f"no class has more than {largest}; set partition.kind to iid or shards"
     raise FedloraError(
         f"partition.alpha {config.alpha} left one of {clients} clients with fewer than "
-        f"partition.min_rows {smallest} of {len(order)} records in every draw; raise alpha, or "
-        "lower partition.min_rows or federation.clients"
+        f"partition.min_rows {smallest} of {len(order)} records in every draw; {mend}"
     )
 
 

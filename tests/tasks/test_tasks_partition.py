@@ -230,3 +230,13 @@ def test_real_speakers_are_dealt_whole(shared):
     assert len(records) > 7000
     assert sum(map(len, speakers)) == len(set().union(*speakers)) > 250
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
+
+
+def test_classes_too_small_for_a_dirichlet_draw_are_refused_with_a_mend_that_helps():
+    records = [{"text": f"row {row}", "label": f"class {row}"} for row in range(24)]
+    config = PartitionConfig(kind="dirichlet", alpha=100.0, min_rows=1)
+    mend = "no class has more than 1; set partition.kind to iid or shards"
+    with pytest.raises(FedloraError, match=mend):
+        partition(records, config, 2, "label", 0)
+    for kind in ("iid", "shards"):
+        assert len(partition(records, KINDS[kind], 2, "label", 0)) == 2
