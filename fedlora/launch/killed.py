@@ -20,7 +20,8 @@ MEND = (
 _UNLIMITED = 1 << 60  # bytes; control groups of version 1 write the largest number of pages
 _MONITOR = re.compile(r"Memory on the node.*? was (.*?, which exceeds .*? threshold of [\d.]+)")
 _DIED = ("worker process has died", "ActorDiedError", "WorkerCrashedError", "NodeDiedError")
-_DETAIL = re.compile(r"Worker exit detail: (.*?)\.? Some common causes", re.DOTALL)
+_DETAIL = re.compile(r"Worker exit detail: (.{,200}?)\.?(?: Some common causes|'>|$)")
+_CUT_OFF = "connection error"  # which Ray says of a process that left it no word
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def ended_by_ray(who: str, said: str, before: Memory | None = None) -> str:
     if not any(sign in words for sign in _DIED):
         return ""
     detail = _DETAIL.search(words)
+    if detail and _CUT_OFF not in detail[1]:
+        return f"{who} has ended (Ray: {detail[1]}), and a simulation does not go on without it"
     return ended(who, before, f"Ray: {detail[1]}" if detail else "")
 
 

@@ -81,6 +81,10 @@ def test_what_ray_says_of_a_worker_becomes_one_sentence_and_other_failures_none(
     assert "(Ray: Worker unexpectedly exits with a connection error code 2. End of file)" in told
     assert f"was ended by Ray's memory monitor ({OF_MONITOR})" in ended_by_ray("it", MONITOR)
     assert "\n" not in told
+    asked = DIED.partition("detail: ")[0] + "detail: Worker exits by a signal SIGTERM."
+    assert ended_by_ray("it", asked).startswith(
+        "it has ended (Ray: Worker exits by a signal SIGTERM)"
+    )
     assert ended_by_ray("a worker", "RayTaskError: ray::run() ValueError: 3 is too few") == ""
 
 
