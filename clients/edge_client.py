@@ -36,6 +36,7 @@ from fedlora.link import Frame, messages as m, unpack
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks import DataStatistics
 from fedlora.tasks import Sample, TaskLoss
+from fedlora.tasks.classification import Classification
 
 Fields = Mapping[str, Any]
 
@@ -90,7 +91,13 @@ class EdgeClient:
         self.report = report
         self.statistics = statistics
         self._cut = CutLayer(name, scenario, model, release)
-        self._evaluation = Evaluation(self._cut, head, held_out, len(train))
+        self._evaluation = Evaluation(
+            self._cut,
+            head,
+            held_out,
+            len(train),
+            scores=scenario.evaluate.scores and isinstance(model.task, Classification),
+        )
         self._batch: list[int] = []
         self._pending: Private[torch.Tensor] | None = None
         self._losses: list[tuple[Leaving[float], float]] = []

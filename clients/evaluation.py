@@ -12,6 +12,7 @@ from clients.owner import Private, PrivateSamples, Reporting
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, messages as m
 from fedlora.tasks import Counts, Sample
+from fedlora.tasks.scores import ScoreCounts
 
 
 class Evaluation:
@@ -27,16 +28,26 @@ class Evaluation:
         Held-out samples.
     train_samples
         Number of training samples, after which held-out ones are numbered.
+    scores
+        Whether histograms of scores are asked for.
     """
 
     def __init__(
-        self, cut: CutLayer, head: ClientHead, held_out: PrivateSamples, train_samples: int
+        self,
+        cut: CutLayer,
+        head: ClientHead,
+        held_out: PrivateSamples,
+        train_samples: int,
+        *,
+        scores: bool = False,
     ) -> None:
         self.held_out = held_out
         self._cut, self._head, self._first = cut, head, train_samples
         self._left: list[int] = []
         self._rows = 0
         self._counts: list[Private[list[Counts]]] = []
+        self._tells_scores = scores
+        self._scores: list[Private[list[ScoreCounts]]] = []
 
     @property
     def _reporting(self) -> Reporting:
@@ -45,7 +56,7 @@ class Evaluation:
     def begin(self, frame: Frame) -> Frame:
         """Begin an evaluation, where the owner lets there be one."""
         self._rows = max(1, integer(frame, "rows"))
-        self._counts, self._left = [], []
+        self._counts, self._scores, self._left = [], [], []
         if len(self.held_out) and self._reporting.begin():
             # Together with other clients' rows of like length, which costs the least padding.
             lengths = self.held_out.lengths
@@ -61,6 +72,8 @@ class Evaluation:
         z = self._cut.representation(frame, lengths)
         own = self.held_out.take(batch)
         self._counts.append(own.map(lambda samples: self._measure(z, lengths, samples)))
+        if self._tells_scores and self._reporting.sigma is None:
+            self._scores.append(own.map(lambda samples: self._score(z, lengths, samples)))
         del self._left[: self._rows]
         return self._next(frame)
 
@@ -73,7 +86,18 @@ class Evaluation:
             return self._cut.reply(m.ACTIVATION, frame, tensors=parts)
         counts, self._counts = self._counts, []
         told = self._reporting.tell(counts, len(self._cut.model.task.labels))
-        return self._cut.reply(m.METRICS, frame, {"counts": told})
+        fields = {"counts": told}
+        if self._tells_scores:
+            scores, self._scores = self._scores, []
+            fields["scores"] = self._reporting.tell_scores(scores)
+        return self._cut.reply(m.METRICS, frame, fields)
+
+    @torch.no_grad()
+    def _score(
+        self, z: torch.Tensor, lengths: Sequence[int], samples: Sequence[Sample]
+    ) -> list[ScoreCounts]:
+        logits = self._head.module(self._cut.model.to_head(z, lengths))
+        return [ScoreCounts.of(logits, [int(sample.target) for sample in samples])]  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _measure(

@@ -25,7 +25,7 @@ import torch
 from clients.owner.charges import Charges
 from clients.owner.door import Door, Leaving
 from clients.owner.private import Private, together
-from clients.owner.terms import DATA, REPORT, OwnerTerms
+from clients.owner.terms import DATA, REPORT, SCORES, OwnerTerms
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import gradient_sigma
@@ -106,6 +106,13 @@ class Reporting:
             return self.door.allowed(counts.map(_added), self.key)
         told = counts.map(lambda own: self._noised(own, classes))
         return self.door.released(told, self.records, self._receipts)
+
+    def tell_scores(self, parts: Sequence[Private[list[Any]]]) -> Leaving[Any]:
+        """Return histograms of scores as they may leave: exactly, or not at all."""
+        if not parts or self.sigma is not None:
+            return self.door.public(None)
+        scores = together(parts).map(lambda batches: list(chain.from_iterable(batches)))
+        return self.door.allowed(scores.map(_added), SCORES)
 
     def _noised(self, records: Sequence[Any], classes: int) -> Told:
         assert self.sigma is not None and self.noise is not None

@@ -44,6 +44,8 @@ def local_scenario(scenario: Scenario, node: NodeKeys | Mapping[str, Any]) -> Sc
         _check_plugins(scenario)
     with about("model"):
         scenario = _with_model(scenario, keys)
+    with about("terms"):
+        _check_scores(scenario, keys)
     if not keys.data:
         with about("data"):
             _check_trial(keys)
@@ -90,6 +92,15 @@ def _with_model(scenario: Scenario, keys: NodeKeys) -> Scenario:
             "is read on this device; set model in the node configuration"
         )
     return scenario
+
+
+def _check_scores(scenario: Scenario, keys: NodeKeys) -> None:
+    if scenario.evaluate.scores and not keys.privacy_scores:
+        raise FedloraError(
+            "evaluate.scores asks for histograms of held-out records' scores, which tell more of "
+            'them than counts, and the node configuration does not allow it; set privacy-scores="'
+            'true", or take part in a run without'
+        )
 
 
 def _check_trial(keys: NodeKeys) -> None:

@@ -129,6 +129,11 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
             ("privacy-report", "data", "scenario-data"),
             "a Gaussian release of all held-out records an evaluation",
         ),
+        "scores": Part(
+            "labels of held-out records, and how sure the model is of them, as histograms",
+            ("allowed",),
+            ("privacy-scores",),
+        ),
     },
     m.RESULT: {"samples": _ROWS, **_SPENT_FIELDS},
     m.LEAVE: {
@@ -152,6 +157,7 @@ _COUNTED: Final = {
     "head_gradient": "head",
     "head_weight": "head",
     "counts": "metrics",
+    "scores": "metrics",
     "loss": "metrics",
     "weight": "metrics",
     "statistics": "statistics",

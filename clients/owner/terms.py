@@ -14,7 +14,7 @@ from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import SHIPPED
 
 DATA, TEXT = "data", "text"
-REPORT, STATISTICS = "privacy-report", "privacy-statistics"
+REPORT, STATISTICS, SCORES = "privacy-report", "privacy-statistics", "privacy-scores"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class OwnerTerms:
     statistics
         Whether statistics of the text may be told where the scenario asks for them; None, in a
         simulation, where privacy is off.
+    scores
+        Whether histograms of held-out scores may be told where the scenario asks for them.
     personal_head
         Whether a head may learn from labels as they are beside noised gradients.
     report_limit
@@ -53,6 +55,7 @@ class OwnerTerms:
     deployed: bool = False
     reports: Report = "unprotected"
     statistics: bool | None = None
+    scores: bool = False
     personal_head: bool = True
     report_limit: int = 100
     classes: tuple[str, ...] = ()
@@ -69,6 +72,7 @@ class OwnerTerms:
             deployed=True,
             reports=keys.privacy_report,
             statistics=keys.privacy_statistics,
+            scores=keys.privacy_scores,
             personal_head=keys.privacy_personal_head,
             report_limit=keys.privacy_report_limit,
             classes=keys.classes,
@@ -89,7 +93,8 @@ class OwnerTerms:
         ----------
         key
             ``data``: what is computed from labels, which a limit forbids. ``text``: activations as
-            they are. ``privacy-report``, ``privacy-statistics``: what their names say.
+            they are. ``privacy-report``, ``privacy-statistics``, ``privacy-scores``: what their
+            names say, the last only where counts are told exactly.
         """
         if self.simulated:
             return True
@@ -102,6 +107,8 @@ class OwnerTerms:
                 return self.reports == "unprotected"
             case "privacy-statistics":
                 return bool(self.statistics)
+            case "privacy-scores":
+                return self.scores and (self.limit is None or self.reports == "unprotected")
         return False
 
     def check_mechanism(self, name: str) -> None:

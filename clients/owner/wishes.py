@@ -32,6 +32,7 @@ def wishes(scenario: Scenario) -> Mapping[str, Any]:
         "embedding": train.embedding,
         "head": scenario.head.share,
         "report": _counts(scenario),
+        "scores": scenario.evaluate.scores,
         "statistics": scenario.ranks.statistics,
     }
     if policy.enabled:

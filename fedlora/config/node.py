@@ -105,6 +105,9 @@ class NodeKeys:
         as they are, and they leave traces in later uploads that no noise is counted for.
     privacy_statistics
         ``"true"`` lets statistics of the text be told where a scenario asks for them.
+    privacy_scores
+        ``"true"`` lets histograms of held-out rows' scores by class be told where a scenario asks
+        for them and counts are told exactly; else such a run is refused.
     privacy_mechanisms
         Names of plug-in mechanisms that a scenario's ``privacy.release`` may name beside fedlora's
         own, separated by commas. A plug-in says itself what it costs, so try it with
@@ -142,6 +145,7 @@ class NodeKeys:
     privacy_report_limit: int = 100
     privacy_personal_head: bool = False
     privacy_statistics: bool = False
+    privacy_scores: bool = False
     privacy_mechanisms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -374,6 +378,7 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "privacy_report_limit": _whole,
     "privacy_personal_head": _truth,
     "privacy_statistics": _truth,
+    "privacy_scores": _truth,
     "privacy_mechanisms": _list,
 }
 

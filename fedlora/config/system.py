@@ -154,6 +154,10 @@ class EvaluateConfig:
     keep
         Which round's adapter and shared head a finished run leaves: the ``last``, or the ``best``
         by the task's held-out metric (then the metric is optimistic: it chose the round).
+    scores
+        Whether clients also tell histograms of their held-out rows' scores by class, from which
+        areas under ROC curves follow. On a device only if its owner says so (``privacy-scores``),
+        else it refuses the run; noised reports have none.
     patience
         End training after so many evaluations in a row none of which was better than the best.
     """
@@ -163,6 +167,7 @@ class EvaluateConfig:
     max_rows: int = within(100_000, 0, 10**9)
     baseline: bool = True
     report: bool = False
+    scores: bool = False
     keep: Literal["last", "best"] = "last"
     patience: int = within(0, 1, 10**6, zero="all rounds")
 

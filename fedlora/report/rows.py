@@ -31,6 +31,7 @@ _STATISTICS = (
 """Header, name and form of the statistics of a client's text."""
 
 _REMARKS = {
+    "auc": "one class against the rest, mean over classes",
     "macro_f1": "mean over classes, held out",
     "token_accuracy": "of target tokens, held out",
 }
@@ -132,7 +133,10 @@ def _result(summary: Mapping[str, Any]) -> list[Row]:
     rows = [(name, value, remark), ("loss", number_text(finite(summary.get("loss"))), "held out")]
     for more, own in (summary.get("metrics") or {}).items():
         if more not in (name, "loss"):
-            rows.append((more.replace("_", " "), number_text(finite(own)), _REMARKS.get(more, "")))
+            remark = _REMARKS.get(more, "")
+            if more == "auc" and (absent := summary.get("auc_absent")):
+                remark += f"; {len(absent)} of them without rows left out"
+            rows.append((more.replace("_", " "), number_text(finite(own)), remark))
     kept = finite(summary.get("kept_round"))
     if kept is not None:
         rows.append(("kept", f"round {kept:.0f}", "the best; its metric chose it"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
@@ -16,6 +16,8 @@ from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import Activation
 from fedlora.server.steps import Ranks
 from fedlora.tasks import Counts, Task
+from fedlora.tasks.metrics import ClassificationCounts
+from fedlora.tasks.scores import ScoreCounts
 
 _TELL_EVERY_S = 1.0
 
@@ -30,10 +32,13 @@ class Evaluation:
         By client; clients without held-out rows are missing.
     total
         All of them added up (sums, so exact whatever the clients' sizes); None for none.
+    scores
+        Histograms of scores, of the clients that tell them.
     """
 
     counts: Mapping[str, Counts]
     total: Counts | None
+    scores: Mapping[str, ScoreCounts] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -85,6 +90,7 @@ class Evaluator:
         """
         rows = self.scenario.evaluate.batch_size
         counts: dict[str, Counts] = {}
+        scores: dict[str, ScoreCounts] = {}
         total: Counts | None = None
         seen: dict[str, int] = {}
         tell_at = time.monotonic() + _TELL_EVERY_S
@@ -99,6 +105,8 @@ class Evaluator:
                 open_, told = _partition(replies)
                 for client, reply in told.items():
                     total = self._add(client, reply, seen.get(client, 0), counts, total)
+                    if client in counts:
+                        self._add_scores(client, reply, counts, scores)
                 batch = self._batch(open_, seen)
                 done = [client for client in asked if client not in batch]
                 replies = self._exchange(batch, ranks, adapters, present, done, since_s)
@@ -109,7 +117,7 @@ class Evaluator:
         finally:
             if adapters:
                 self.engine.load_adapter(present)
-        return Evaluation(counts, total)
+        return Evaluation(counts, total, scores)
 
     def _exchange(
         self,
@@ -171,6 +179,23 @@ class Evaluator:
         except ValueError:
             self.cohort.drop(client, "its counts have other classes than those of other clients")
         return total
+
+    def _add_scores(
+        self,
+        client: str,
+        reply: Frame,
+        counts: Mapping[str, Counts],
+        scores: dict[str, ScoreCounts],
+    ) -> None:
+        """Note a client's histograms, where they are asked for and told; drop one that errs."""
+        own, told = counts[client], reply.fields.get("scores")
+        if told is None or not self.scenario.evaluate.scores:
+            return
+        try:
+            classes = len(own.confusion) if isinstance(own, ClassificationCounts) else 0
+            scores[client] = ScoreCounts.from_dict(told, classes, own.samples)
+        except FedloraError as error:
+            self.cohort.drop(client, str(error))
 
 
 def _partition(replies: Mapping[str, Frame]) -> tuple[dict[str, Frame], dict[str, Frame]]:

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora.checks import finite
+from fedlora.report.records import mean
 from fedlora.server.evaluation import Evaluation
 from fedlora.tasks import Counts, Task
 from fedlora.tasks.metrics import ClassificationCounts
+from fedlora.tasks.scores import ScoreCounts
 
 
 def counts_of(round_: int, evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as a checkpoint holds it."""
     counts = {client: own.to_dict() for client, own in evaluation.counts.items()}
-    return {"round": round_, "counts": counts}
+    scores = {client: own.to_dict() for client, own in evaluation.scores.items()}
+    return {"round": round_, "counts": counts, "scores": scores}
 
 
-def metrics_of(counts: Counts | None) -> dict[str, float | None]:
-    """Return the metrics of counts by name; None for what is no finite number."""
+def metrics_of(
+    counts: Counts | None, scores: Iterable[ScoreCounts] = ()
+) -> dict[str, float | None]:
+    """Return the metrics of counts by name; None for what is no finite number.
+
+    Parameters
+    ----------
+    counts
+        Counts of held-out rows.
+    scores
+        Histograms of their scores, which are added up; with them ``auc`` is the mean over classes.
+    """
     if counts is None:
         return {}
-    return {metric.name: finite(metric.value) for metric in counts.metrics()}
+    found = {metric.name: finite(metric.value) for metric in counts.metrics()}
+    added = _sum(scores)
+    if added is not None:
+        found["auc"] = mean([a.value for k in range(len(added.own)) if (a := added.area(k))])
+    return found
+
+
+def _sum(scores: Iterable[ScoreCounts]) -> ScoreCounts | None:
+    total: ScoreCounts | None = None
+    for own in scores:
+        total = own if total is None else total + own
+    return total
 
 
 def full_evaluation(
@@ -44,17 +69,32 @@ def full_evaluation(
     total: Counts | None = None
     for counts in own.values():
         total = counts if total is None else total + counts
+    scores = {
+        client: ScoreCounts.from_dict(value, len(value["own"]), own[client].samples)
+        for client, value in (evaluated.get("scores") or {}).items()
+    }
     return {
         "round": evaluated["round"],
         "labels": list(labels),
-        "all": _told(total),
-        "clients": {client: _told(counts) for client, counts in own.items()},
+        "all": _told(total, _sum(scores.values()), labels),
+        "clients": {c: _told(counts, scores.get(c), labels) for c, counts in own.items()},
     }
 
 
-def _told(counts: Counts | None) -> dict[str, Any]:
+def _told(
+    counts: Counts | None, scores: ScoreCounts | None, labels: Sequence[str]
+) -> dict[str, Any]:
     assert counts is not None
-    told: dict[str, Any] = {"rows": counts.samples, "metrics": metrics_of(counts)}
+    own = () if scores is None else (scores,)
+    told: dict[str, Any] = {"rows": counts.samples, "metrics": metrics_of(counts, own)}
     if isinstance(counts, ClassificationCounts):
         told["confusion"] = [list(row) for row in counts.confusion]
+    if scores is not None:
+        areas = {_name(labels, k): scores.area(k) for k in range(len(scores.own))}
+        told["auc"] = {name: area and dataclasses.asdict(area) for name, area in areas.items()}
+        told["auc_absent"] = [name for name, area in areas.items() if area is None]
     return told
+
+
+def _name(labels: Sequence[str], k: int) -> str:
+    return labels[k] if k < len(labels) else str(k)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save
 from transformers.pytorch_utils import Conv1D
 
 from fedlora.lora.export import Adapter
+from fedlora.printable import printable
 from fedlora.report import RunFolder, client_ids
 from fedlora.report.gallery import write_holdings
 from fedlora.report.summary import Summary
@@ -21,6 +23,8 @@ from fedlora.server.run import ServerRun
 from fedlora.split import published_name
 from fedlora.storage.files import replace_file
 from fedlora.tasks import task_class
+
+log = logging.getLogger("fedlora.server")
 
 
 def write_results(
@@ -50,6 +54,7 @@ def write_results(
     full = full_evaluation(training.evaluated, task, classes)
     if full is not None:
         folder.write_evaluation(full)
+        _tell_absent(full["all"].get("auc_absent") or ())
     summary = Summary.from_rounds(
         rounds,
         kept=training.kept,
@@ -65,12 +70,23 @@ def write_results(
             "outside_air_bits": server.air.ledger.outside_bits(),
             "lost_clients": server.cohort.lost,
             "metrics": full["all"]["metrics"] if full else {},
+            "auc_absent": full["all"].get("auc_absent", []) if full else [],
             "kept_round": training.kept,
             "ended_early": training.best.over,
         },
     )
     folder.write_summary(summary)
     write_holdings(folder, held)
+
+
+def _tell_absent(classes: Sequence[str]) -> None:
+    """Say which classes have no area under the ROC curve."""
+    if classes:
+        named = ", ".join(printable(repr(name), 60) for name in classes[:5])
+        more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+        log.warning(
+            "the AUC is the mean over the other classes: no held-out row is of %s%s", named, more
+        )
 
 
 def head_file(folder: RunFolder) -> Path:

@@ -40,6 +40,7 @@ def wants_text(wants: Mapping[str, Any]) -> str:
 _LOTS: Final = {"rounds": "rounds", "steps": "steps", "batch_size": "samples"}
 _MORE: Final = {
     "report": "counts over held-out records",
+    "scores": "histograms of held-out scores",
     "statistics": "statistics of the text",
     "embedding": "to train the token embedding",
 }

@@ -198,6 +198,7 @@ def draw_rest(d: Drawing) -> None:
     d.some(0.3, "evaluate.batch_size", 1, 2, 32, wild=[0])
     d.some(0.05, "evaluate.max_rows", 1000, wild=[0, 1])
     d.some(0.15, "evaluate.baseline", True)
+    d.some(0.15, "evaluate.scores", True)
     d.some(0.2, "compute.checkpoint", True)
     d.some(0.04, "compute.threads", 1, 2, wild=[0, 10**30, -1])
     if d["compute.checkpoint"]:

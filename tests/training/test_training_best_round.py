@@ -11,16 +11,23 @@ import torch
 from support.federation import LABELS, Federation, scenario
 from test_training_export_heads import ran
 
+from clients.owner import OwnerTerms
+from clients.owner.scenario import local_scenario
+from clients.owner.terms import SCORES
+from clients.owner.wishes import wishes
 from clients.state_store import ClientStateStore
 from fedlora.config import EvaluateConfig
+from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.participation import check_best
 from fedlora.report import RunFolder
 from fedlora.server.best import BestRound
 from fedlora.server.checkpoint import Checkpoints
 from fedlora.server.held_out import full_evaluation
+from fedlora.site.words import wants_text
 
 METRICS = [0.25, 0.5, 0.375, 0.5, 0.25, 0.75]  # of six rounds
+LIMITED = {"privacy-epsilon": 8, "model": "m", "data": "d", "text": "t"}
 SHARED = ("head.share=step", "train.rounds=6", "train.steps=1", "train.lr=0.05")
 
 
@@ -98,7 +105,7 @@ def test_lower_is_better_for_perplexity_and_what_is_no_number_never(tiny, record
 
 
 def test_a_runs_folder_has_every_metric_and_who_was_taken_for_whom(tiny, records, tmp_path):
-    federation = ran(tmp_path / "run", tiny["llama"], records)
+    federation = ran(tmp_path / "run", tiny["llama"], records, "evaluate.scores=true")
     folder = RunFolder(tmp_path / "run")
     found, summary = json.loads(folder.evaluation.read_text()), folder.read_summary()
     matrix = torch.tensor(found["all"]["confusion"])
@@ -112,6 +119,29 @@ def test_a_runs_folder_has_every_metric_and_who_was_taken_for_whom(tiny, records
     assert summary["metrics"]["macro_f1"] == pytest.approx(float(f1))
     assert summary["metric"] == pytest.approx(float(right.sum() / matrix.sum()))
     assert folder.read_metrics()[-1]["metrics"] == summary["metrics"]
+    areas = [area["value"] for area in found["all"]["auc"].values()]
+    assert summary["metrics"]["auc"] == pytest.approx(sum(areas) / 3)
+    assert all(0 <= area <= 1 for area in areas) and found["all"]["auc_absent"] == []
+    # Of few rows a client may lack a class, which then has no area of its own.
+    for client in found["clients"].values():
+        lacking = [n for n, row in zip(LABELS, client["confusion"], strict=True) if not sum(row)]
+        assert set(lacking) <= set(client["auc_absent"])
+
+
+def test_a_device_whose_owner_does_not_allow_scores_refuses_the_run_in_a_sentence(tiny, records):
+    config = scenario(tiny["gpt2"], records, "evaluate.scores=true", "task.labels=north,south,west")
+    keys = {"data": str(records), "model": str(tiny["gpt2"])}
+    with pytest.raises(FedloraError, match=r'evaluate.scores asks .* set privacy-scores="true"'):
+        local_scenario(config, keys)
+    assert local_scenario(config, {**keys, "privacy-scores": "true"}).evaluate.scores
+    for keys, allowed in (
+        ({}, False),
+        ({"privacy-scores": "true"}, True),
+        ({"privacy-scores": "true", **LIMITED}, False),
+        ({"privacy-scores": "true", "privacy-report": "unprotected", **LIMITED}, True),
+    ):
+        assert OwnerTerms.of(NodeKeys.read(keys)).allows(SCORES) is allowed
+    assert "histograms of held-out scores" in wants_text(wishes(config))
 
 
 @pytest.mark.parametrize(
