@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -53,7 +54,8 @@ from fedlora.tasks import (
 from fedlora.tasks.partition import partition
 
 _log = logging.getLogger(__name__)
-_FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+Check: TypeAlias = Callable[[], object]
+FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def check_plugins(scenario: Scenario) -> None:
@@ -65,20 +67,33 @@ def check_plugins(scenario: Scenario) -> None:
         When a name is unknown, a module cannot be imported, the options do not fit, or a robust
         average would never have enough clients.
     """
-    use_python_path(scenario.python_path)
-    task_class(scenario.task.kind)
-    for name in ("activation", "representation", "gradient"):
-        create_codec(getattr(scenario.link, name), f"link.{name}")
-    create_strategy(scenario.ranks, scenario.seed)
-    create_average(scenario.robust)
-    build_channel(scenario.channel, scenario.seed)
-    build_scheduler(scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed)
-    check_robust(scenario)
-    mechanism_class(scenario.privacy.release)
-    mechanism = mechanism_of(scenario.privacy)
-    if mechanism is not None:
-        mechanism.check(scenario)
-    check_best(scenario)
+    for check in plugin_checks(scenario):
+        check()
+
+
+def plugin_checks(scenario: Scenario) -> list[Check]:
+    """Return what ``check_plugins`` does, one plug-in each."""
+
+    def mechanism() -> None:
+        mechanism_class(scenario.privacy.release)
+        found = mechanism_of(scenario.privacy)
+        if found is not None:
+            found.check(scenario)
+
+    rounds, channel = scenario.train.rounds, scenario.channel
+    codecs = ("activation", "representation", "gradient")
+    return [
+        partial(use_python_path, scenario.python_path),
+        partial(task_class, scenario.task.kind),
+        *(partial(create_codec, getattr(scenario.link, n), f"link.{n}") for n in codecs),
+        partial(create_strategy, scenario.ranks, scenario.seed),
+        partial(create_average, scenario.robust),
+        partial(build_channel, channel, scenario.seed),
+        partial(build_scheduler, channel.schedule, rounds=rounds, seed=scenario.seed),
+        partial(check_robust, scenario),
+        mechanism,
+        partial(check_best, scenario),
+    ]
 
 
 def check_scenario(scenario: Scenario) -> None:
@@ -90,6 +105,19 @@ def check_scenario(scenario: Scenario) -> None:
         When a path, a plug-in, a device, the cut, the adapters' targets or the data cannot be used.
     """
     check_plugins(scenario)
+    check_channel(scenario)
+    tokenizer, geometry, checkpoint = _check_model(scenario)
+    _check_data(scenario, tokenizer, geometry, checkpoint.size("vocab_size"))
+
+
+def check_channel(scenario: Scenario) -> None:
+    """Refuse a channel that only devices can measure, or that does not know each client.
+
+    Raises
+    ------
+    FedloraError
+        When it is such a one.
+    """
     channel = build_channel(scenario.channel, scenario.seed)
     if channel.measured:
         raise FedloraError(
@@ -98,8 +126,6 @@ def check_scenario(scenario: Scenario) -> None:
         )
     for client in range(scenario.federation.clients):
         channel.report(client, 0)  # a trace may lack one
-    tokenizer, geometry, checkpoint = _check_model(scenario)
-    _check_data(scenario, tokenizer, geometry, checkpoint.size("vocab_size"))
 
 
 def check_run(scenario: Scenario) -> None:
@@ -131,26 +157,45 @@ def check_server(scenario: Scenario) -> None:
 def _check_model(scenario: Scenario) -> tuple[Tokenizer, Geometry, Checkpoint]:
     """Refuse a model that cannot be cut, placed and adapted as the scenario says."""
     checkpoint = Checkpoint(model_folder(scenario.model.path))
-    find_family(checkpoint)
-    geometry = Geometry.of(scenario, checkpoint)
+    for check in model_checks(scenario, checkpoint):
+        check()
+    tokenizer = fitting_tokenizer(task_class(scenario.task.kind), checkpoint)
+    return tokenizer, Geometry.of(scenario, checkpoint), checkpoint
+
+
+def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
+    """Return what is asked of a model, one thing each; the first two are what others rest on."""
     task = task_class(scenario.task.kind)
-    check_form(scenario.data, pooled=task.pooled)
-    check_length(scenario.task, checkpoint)
-    check_pool(scenario.task, checkpoint)
+
+    def adapters() -> None:
+        cut = Geometry.of(scenario, checkpoint).cut
+        everywhere = linear_modules(checkpoint, Cut(cut.blocks, 0, cut.blocks))
+        linear = linear_modules(checkpoint, cut)
+        _check_ranks(
+            scenario, checkpoint, choose_targets(linear, scenario.lora.targets, everywhere)
+        )
+        if scenario.lora.start:
+            read_start(scenario.lora, checkpoint, cut, pooled=task.pooled)
+
+    def texts() -> None:
+        renders_chat(scenario.data.renders, fitting_tokenizer(task, checkpoint))
+
+    checks: list[Check] = [
+        partial(find_family, checkpoint),
+        partial(Geometry.of, scenario, checkpoint),
+        partial(check_form, scenario.data, pooled=task.pooled),
+        partial(check_length, scenario.task, checkpoint),
+        partial(check_pool, scenario.task, checkpoint),
+    ]
     if not task.pooled:
-        language_head(checkpoint, torch.float32)
-    check_conformity(checkpoint, language=not task.pooled)
-    tokenizer = fitting_tokenizer(task, checkpoint)
-    renders_chat(scenario.data.renders, tokenizer)
-    _check_places(scenario, geometry.cut)
-    linear = linear_modules(checkpoint, geometry.cut)
-    whole = Cut(geometry.cut.blocks, 0, geometry.cut.blocks)
-    everywhere = linear_modules(checkpoint, whole)
-    targets = choose_targets(linear, scenario.lora.targets, everywhere)
-    _check_ranks(scenario, checkpoint, targets)
-    if scenario.lora.start:
-        read_start(scenario.lora, checkpoint, geometry.cut, pooled=task.pooled)
-    return tokenizer, geometry, checkpoint
+        checks.append(partial(language_head, checkpoint, torch.float32))
+    return [
+        *checks,
+        partial(check_conformity, checkpoint, language=not task.pooled),
+        texts,
+        lambda: _check_places(scenario, Geometry.of(scenario, checkpoint).cut),
+        adapters,
+    ]
 
 
 def _check_ranks(scenario: Scenario, checkpoint: Checkpoint, targets: Sequence[str]) -> None:
@@ -188,10 +233,10 @@ def _check_data(
     label = label_column(data, pooled=kind.pooled)
     files = {
         which: load_records(data, which, labelled=bool(label))
-        for which in _FILES
+        for which in FILES
         if (which == "train" or data.test) and not getattr(data, which).startswith("hub:")
     }
-    labels = _classes(scenario, files) if label else scenario.task.labels
+    labels = read_classes(scenario, files) if label else scenario.task.labels
     if scenario.privacy.enabled and (labels or not kind.pooled):
         check_classes(scenario, len(labels))
     encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer, embedding_rows)
@@ -240,7 +285,7 @@ def _check_held_out(scenario: Scenario, shares: Sequence[tuple[Rows, ...]], test
         )
 
 
-def _classes(
+def read_classes(
     scenario: Scenario, files: Mapping[Literal["train", "test"], Sequence[Record]]
 ) -> Sequence[str]:
     """Return the classes; empty where they are those of the hub's records.

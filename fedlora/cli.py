@@ -67,6 +67,26 @@ def run(
 
 
 @app.command()
+def check(
+    scenario: ScenarioArgument = "quickstart",
+    set_: SetOption = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here as well.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Show what a scenario comes to before anything runs, or all that is wrong with it.
+
+    Rows by client and class, lengths in tokens, rows that are cut or left out, three rows as the
+    model sees them, bytes of a step, memory. Status 2 where it cannot be run.
+    """
+    from fedlora.commands.check import show_check
+
+    if not show_check(scenario, set_ or [], json_, overwrite=overwrite):
+        raise typer.Exit(2)
+
+
+@app.command()
 def resume(
     run_folder: Annotated[Path, typer.Argument(help="Folder of a run that stopped.")],
 ) -> None:

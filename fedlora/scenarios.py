@@ -32,15 +32,26 @@ def find_scenario(name: str) -> Scenario:
     """
     if "\n" in name:
         return scenario_from_toml(name)
+    return load_scenario(scenario_path(name))
+
+
+def scenario_path(name: str) -> Path:
+    """Return the file of a scenario; see ``find_scenario``.
+
+    Raises
+    ------
+    FedloraError
+        When no scenario has this name.
+    """
     path = Path(name).expanduser()
     if path.suffix == ".toml" or "/" in name:
-        return load_scenario(path)
+        return path
     known = scenario_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         mend = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(known)}"
         raise FedloraError(f"no scenario is called {name!r}; {mend} (or give the path of a .toml)")
-    return load_scenario(_shipped() / f"{name}.toml")
+    return _shipped() / f"{name}.toml"
 
 
 def describe_scenarios() -> list[tuple[str, str]]:

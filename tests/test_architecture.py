@@ -23,6 +23,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "cli",
         "commands",
         "server",
+        "preview",
         "check",
         "geometry lora observe participation ranks site",
         "channel launch privacy report robust scenarios tasks",

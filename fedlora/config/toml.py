@@ -62,8 +62,21 @@ def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
         When the text is not TOML, a key is unknown (the nearest known one is named), or a value
         has the wrong type or is out of range.
     """
+    table = parse_toml(text, source=source)
+    _check_forms(table.get("data"))
+    return read_section(Scenario, table)
+
+
+def parse_toml(text: str, *, source: str = "scenario") -> dict[str, Any]:
+    """Return the table of a TOML text.
+
+    Raises
+    ------
+    FedloraError
+        When it is none.
+    """
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FedloraError(f"{source} is not valid TOML: {error}; mend that line") from None
     except (ValueError, RecursionError):  # Python reads no whole number of over 4,300 digits
@@ -72,8 +85,18 @@ def scenario_from_toml(text: str, *, source: str = "scenario") -> Scenario:
         line = text.count("\n", 0, long.start() if long else 0) + 1
         where = f"line {line} of {source}" if long else source
         raise FedloraError(f"{where} has {what}; write less") from None
+
+
+def scenario_from_table(table: Mapping[str, Any], folder: Path) -> Scenario:
+    """Make a scenario from a table whose relative paths start from a folder.
+
+    Raises
+    ------
+    FedloraError
+        See ``load_scenario``.
+    """
     _check_forms(table.get("data"))
-    return read_section(Scenario, table)
+    return _from_folder(read_section(Scenario, table), folder)
 
 
 def scenario_to_toml(scenario: Scenario) -> str:

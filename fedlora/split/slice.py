@@ -102,6 +102,26 @@ def slice_checkpoint(
     return Package(len(wanted), sum(sizes[n] for n in wanted), sum(sizes.values()), manifest)
 
 
+def edge_tensors(source: Path, client_front: int, client_back: int, *, language: bool) -> list[str]:
+    """Return the names of the tensors that a client asks for.
+
+    Parameters
+    ----------
+    source
+        Folder of a checkpoint.
+    client_front, client_back
+        Blocks that stay on the client.
+    language
+        Whether the output embedding is among them.
+
+    Raises
+    ------
+    FedloraError
+        When the checkpoint cannot be cut so.
+    """
+    return _Wanted(source).wanted_by_clients(client_front, client_back, language=language)
+
+
 class _Wanted(Checkpoint):
     """A checkpoint that notes which tensors are asked for, and reads none."""
 
@@ -116,12 +136,14 @@ class _Wanted(Checkpoint):
         self._asked.add(name)
         return torch.empty(self.entries[name].shape, dtype=dtype, device="meta")
 
-    def wanted_by_clients(self, client_front: int, client_back: int) -> list[str]:
-        """Return the names of the tensors that a client of any task asks for."""
+    def wanted_by_clients(
+        self, client_front: int, client_back: int, *, language: bool = True
+    ) -> list[str]:
+        """Return the names of the tensors that a client asks for; by default one of any task."""
         cut = Cut.of(self, client_front, client_back)
         Front(self, cut, torch.float32)
         Back(self, cut, torch.float32, final=True)
-        if find_family(self).causal:
+        if language and find_family(self).causal:
             # Saved without an output embedding it is still of use for classification.
             with contextlib.suppress(FedloraError):
                 language_head(self, torch.float32)

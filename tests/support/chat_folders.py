@@ -112,6 +112,23 @@ def untagged(shape: str) -> str:
     return SHAPES[shape].replace("«", "").replace("»", "")
 
 
+def write_chat_model(folder: Path, template: str | None) -> Path:
+    """Write a tiny random Llama with the tokenizer of ``write_chat_tokenizer``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    write_chat_tokenizer(folder, template)
+    ends = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos, eos = (ends.token_to_id(token) for token in ("<s>", "</s>"))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    config = LlamaConfig(vocab_size=448, bos_token_id=bos, eos_token_id=eos, **sizes, **heads)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def write_chat_tokenizer(folder: Path, template: str | None, **settings: Any) -> Path:
     """Write a byte-level tokenizer that puts a start token before every text.
 

@@ -1,0 +1,170 @@
+"""``fedlora check``: what a scenario comes to, and all that is wrong with it, before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedlora.config import Scenario
+from fedlora.preview import RowView, Sizes, find_faults, predict_sizes, read_all, view_rows
+from fedlora.split import Checkpoint, model_folder
+from fedlora.storage.files import replace_file
+from fedlora.storage.outputs import check_new_file
+
+_CLASSES = 6  # columns of the table
+_TOKENS = 400  # of a row that is shown
+
+
+def show_check(
+    name: str, overrides: Sequence[str], json_file: Path | None, *, overwrite: bool = False
+) -> bool:
+    """Print what a scenario comes to, or every fault of it; tell whether it can be run.
+
+    Parameters
+    ----------
+    name
+        Name or path of a scenario.
+    overrides
+        ``section.key=value`` assignments.
+    json_file
+        File for all figures, or None.
+    overwrite
+        Whether an earlier file is replaced.
+
+    Raises
+    ------
+    FedloraError
+        When there is no such scenario, or the file is there.
+    """
+    if json_file is not None:
+        check_new_file(json_file, "--json", overwrite=overwrite)
+    console = Console()
+    with console.status("checking the scenario, its model and its data"):
+        scenario, faults = read_all(name, overrides)
+        faults += [fault for fault in find_faults(scenario) if fault not in faults]
+        rows, sizes = (None, None) if faults else _figures(scenario)
+    if json_file is not None:
+        found = _as_json(scenario, faults, rows, sizes)
+        replace_file(json_file, f"{json.dumps(found, indent=1)}\n".encode())
+    if faults:
+        for number, fault in enumerate(faults, 1):
+            console.print(Text(f"{number}. {fault}"), soft_wrap=True)
+        many = "fault" if len(faults) == 1 else "faults"
+        console.print(Text(f"{scenario.name} has {len(faults)} {many}; nothing was started"))
+        return False
+    if rows is not None:
+        _print_rows(console, scenario, rows)
+    if sizes is not None:
+        _print_sizes(console, scenario, sizes)
+    console.print(Text(f"{scenario.name} can be run: fedlora run {name}"), soft_wrap=True)
+    return True
+
+
+def _figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
+    checkpoint = Checkpoint(model_folder(scenario.model.path))
+    rows = view_rows(scenario, checkpoint)
+    longest = scenario.task.max_length
+    classes = len(scenario.task.labels) if rows is None else len(rows.labels)
+    mean = float(longest) if rows is None else rows.mean_tokens(longest)
+    return rows, predict_sizes(scenario, checkpoint, mean, classes)
+
+
+def _print_rows(console: Console, scenario: Scenario, rows: RowView) -> None:
+    names = sorted({name for client in rows.clients for name in client.classes})
+    few = names if len(names) <= _CLASSES else []
+    table = Table(title="rows")
+    for heading in (
+        "client",
+        "train",
+        "held out",
+        *few,
+        *([] if few or not names else ["classes"]),
+    ):
+        table.add_column(Text(heading), justify="right")
+    for number, client in enumerate(rows.clients):
+        counts = [str(client.classes.get(name, 0)) for name in few]
+        if names and not few:
+            counts = [f"{len(client.classes)} of {len(names)}"]
+        table.add_row(str(number), str(client.train), str(client.held_out), *counts)
+    console.print(table)
+    least, low, median, high, longest = rows.quartiles()
+    console.print(
+        Text(
+            f"tokens a row: {least:g} to {longest:g}, quartiles {low:g}, {median:g}, {high:g}; "
+            f"task.max_length {scenario.task.max_length}"
+        ),
+        soft_wrap=True,
+    )
+    for warning in rows.warnings or ["no row is cut, and none is left out"]:
+        console.print(Text(warning), soft_wrap=True)
+    for row in rows.shown:
+        console.print(_marked(row.row, row.target, row.pieces()), soft_wrap=True)
+    if any(any(row.learnt) for row in rows.shown):
+        console.print(Text("(between [ and ]: what counts for the loss)"))
+
+
+def _marked(number: int, target: str, pieces: Sequence[tuple[bool, Sequence[str]]]) -> Text:
+    """Return a row with its tokens apart, and marks around what is learnt."""
+    text, left = Text(f"row {number}{f' ({target})' if target else ''}: ", style=""), _TOKENS
+    for learnt, tokens in pieces:
+        words = "|".join(json.dumps(token, ensure_ascii=False)[1:-1] for token in tokens[:left])
+        text.append(f"[{words}]" if learnt else words, style="bold green" if learnt else "")
+        left -= len(tokens)
+        if left <= 0:
+            return text.append(" ...")
+    return text
+
+
+def _print_sizes(console: Console, scenario: Scenario, sizes: Sizes) -> None:
+    bound = "at most " if scenario.privacy.enabled else ""
+    up, down = (f"{bound}{size / 1e6:.3f} MB" for size in (sizes.up, sizes.down))
+    server = {
+        "frozen weights": sizes.server_weights,
+        "adapters with their optimiser": sizes.server_adapters,
+        "a step of all clients": sizes.server_activations,
+    }
+    device = {"its ends of the model": sizes.device_weights, "a step": sizes.device_step}
+    console.print(Text(f"a step and client: {up} up, {down} down"), soft_wrap=True)
+    for who, total, parts in (
+        ("the server", sizes.server, server),
+        ("a device", sizes.device, device),
+    ):
+        listed = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items())
+        told = f"memory of {who}, beside Python and torch: about {total / 1e6:.0f} MB ({listed})"
+        console.print(Text(told), soft_wrap=True)
+
+
+def _as_json(
+    scenario: Scenario, faults: Sequence[str], rows: RowView | None, sizes: Sizes | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"scenario": scenario.name, "faults": list(faults)}
+    if rows is not None:
+        least, low, median, high, longest = rows.quartiles()
+        found |= {
+            "clients": [dataclasses.asdict(client) for client in rows.clients],
+            "tokens": {
+                "least": least,
+                "quartiles": [low, median, high],
+                "longest": longest,
+                "max_length": scenario.task.max_length,
+            },
+            "records": {
+                path: {
+                    "records": tally.records,
+                    "cut": tally.cut,
+                    "left_out": tally.records - tally.used,
+                }
+                for path, tally in rows.tallies.items()
+            },
+            "rows": [dataclasses.asdict(row) for row in rows.shown],
+        }
+    if sizes is not None:
+        found["bytes"] = dataclasses.asdict(sizes)
+    return found

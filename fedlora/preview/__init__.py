@@ -1,0 +1,16 @@
+"""What a scenario comes to before anything runs: its faults, its rows, its tokens, its sizes."""
+
+from fedlora.preview.faults import Faults, find_faults
+from fedlora.preview.reading import read_all
+from fedlora.preview.rows import RowView, view_rows
+from fedlora.preview.sizes import Sizes, predict_sizes
+
+__all__ = [
+    "Faults",
+    "RowView",
+    "Sizes",
+    "find_faults",
+    "predict_sizes",
+    "read_all",
+    "view_rows",
+]

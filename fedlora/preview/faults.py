@@ -1,0 +1,144 @@
+"""All that is wrong with a scenario, where a run would tell the first of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeVar
+
+from fedlora.check import (
+    FILES,
+    check_channel,
+    check_run,
+    model_checks,
+    plugin_checks,
+    read_classes,
+)
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.split import Checkpoint, model_folder
+from fedlora.tasks import (
+    Record,
+    RecordError,
+    encode_records,
+    fitting_tokenizer,
+    label_column,
+    load_records,
+    task_class,
+)
+from fedlora.tasks.partition import partition
+
+T = TypeVar("T")
+
+_MOST_RECORDS = 10  # that are told of each file
+
+
+@dataclass
+class Faults:
+    """What was refused, each of it once.
+
+    Attributes
+    ----------
+    told
+        The sentences.
+    """
+
+    told: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str) -> None:
+        """Add a sentence that was not told yet."""
+        if sentence not in self.told:
+            self.told.append(sentence)
+
+    def of(self, check: Callable[[], T]) -> T | None:
+        """Return what a check returns; None where it refuses, which is noted."""
+        try:
+            return check()
+        except FedloraError as error:
+            self.add(str(error))
+            return None
+
+
+def find_faults(scenario: Scenario) -> list[str]:
+    """Return everything for which ``fedlora run`` would refuse a scenario; empty where it runs.
+
+    What only shows when something else is mended, such as tokens without a tokenizer, is not there.
+    """
+    faults = Faults()
+    log = logging.getLogger("fedlora.check")
+    before, log.disabled = log.disabled, True  # what it warns of is in the view of the rows
+    try:
+        faults.of(lambda: check_run(scenario))
+    finally:
+        log.disabled = before
+    if not faults.told:
+        return []
+    for check in plugin_checks(scenario):
+        faults.of(check)
+    faults.of(lambda: check_channel(scenario))
+    checkpoint = faults.of(lambda: Checkpoint(model_folder(scenario.model.path)))
+    try:
+        task_class(scenario.task.kind)
+    except FedloraError:  # which is told
+        return faults.told
+    if checkpoint is not None:
+        rests = [faults.of(check) for check in model_checks(scenario, checkpoint)[:2]]
+        for check in model_checks(scenario, checkpoint)[2:] if None not in rests else ():
+            faults.of(check)
+    _look_at_data(scenario, checkpoint, faults)
+    return faults.told
+
+
+def _look_at_data(scenario: Scenario, checkpoint: Checkpoint | None, faults: Faults) -> None:
+    kind, data = task_class(scenario.task.kind), scenario.data
+    label = faults.of(lambda: label_column(data, pooled=kind.pooled))
+    files: dict[Literal["train", "test"], list[dict[str, str]]] = {}
+    for which in FILES:
+        path = getattr(data, which)
+        if path.startswith("hub:") or (which == "test" and not path):
+            continue
+        found = faults.of(partial(load_records, data, which, labelled=bool(label)))
+        if found:
+            files[which] = found
+    labels = scenario.task.labels
+    if label:
+        found_labels = faults.of(lambda: read_classes(scenario, files))
+        if found_labels is None:
+            return
+        labels = tuple(found_labels)
+    if "train" in files:
+        clients, seed = scenario.federation.clients, scenario.seed
+        faults.of(lambda: partition(files["train"], scenario.partition, clients, label or "", seed))
+    if checkpoint is None:
+        return
+    try:
+        tokenizer = fitting_tokenizer(kind, checkpoint)
+        rows = checkpoint.size("vocab_size")
+    except FedloraError:  # which is told
+        return
+    task = kind(scenario.task, labels)
+    encode = partial(encode_records, task, tokenizer=tokenizer, data=data, rows=rows)
+    for which, records in files.items():
+        _look_at_records(getattr(data, which), records, encode, faults)
+
+
+def _look_at_records(
+    path: str, records: Sequence[Record], encode: Callable[..., object], faults: Faults
+) -> None:
+    """Note the first records that cannot be used."""
+    start = 0
+    for _ in range(_MOST_RECORDS):
+        try:
+            encode(records=records[start:])
+            return
+        except RecordError as error:
+            faults.add(str(error.of(path, start + error.place)))
+            start += error.place + 1
+        except FedloraError as error:
+            if not start:
+                faults.add(str(error))
+            return
+        if start >= len(records):
+            return

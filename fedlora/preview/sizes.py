@@ -1,0 +1,131 @@
+"""What a step sends, and what a server and a device hold in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.geometry import Geometry
+from fedlora.link import create_codec
+from fedlora.lora.targets import choose_targets, linear_modules
+from fedlora.split import DTYPES, Checkpoint
+from fedlora.split.slice import edge_tensors
+from fedlora.tasks import task_class
+
+_ADAM_BYTES = 16  # of a parameter that trains, in fp32: itself, its gradient, two moments
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Predicted sizes, in bytes.
+
+    Attributes
+    ----------
+    up, down
+        Tensors that a client sends and gets for one exchange of a step, of rows of mean length;
+        with privacy a mechanism may send less.
+    server_weights, server_adapters, server_activations
+        What the server holds: frozen weights, adapters with gradients and moments, and about what a
+        step keeps for its backward pass with all clients of a round.
+    device_weights, device_step
+        What a device holds: its ends of the model, and about what a step takes.
+    """
+
+    up: int
+    down: int
+    server_weights: int
+    server_adapters: int
+    server_activations: int
+    device_weights: int
+    device_step: int
+
+    @property
+    def server(self) -> int:
+        """All of the server's."""
+        return self.server_weights + self.server_adapters + self.server_activations
+
+    @property
+    def device(self) -> int:
+        """All of a device's."""
+        return self.device_weights + self.device_step
+
+
+def predict_sizes(
+    scenario: Scenario, checkpoint: Checkpoint, mean_tokens: float, classes: int
+) -> Sizes:
+    """Predict the sizes of a scenario that can be run.
+
+    Parameters
+    ----------
+    scenario, checkpoint
+        The scenario and its model.
+    mean_tokens
+        Tokens of a row, as they are cut.
+    classes
+        Of the task; 0 for language modelling.
+    """
+    geometry = Geometry.of(scenario, checkpoint)
+    rows = scenario.train.batch_size
+    tokens = math.ceil(rows * mean_tokens)
+    width = DTYPES[scenario.model.dtype].itemsize
+    head = geometry.head_width * (classes or checkpoint.size("vocab_size"))
+    language = not task_class(scenario.task.kind).pooled
+    back_rows = rows if geometry.server_pools else tokens
+    up = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
+    up += _encoded(scenario, "gradient", back_rows, geometry.representation_width)
+    down = _encoded(scenario, "representation", back_rows, geometry.representation_width)
+    if scenario.train.embedding:
+        down += _encoded(scenario, "gradient", tokens, geometry.activation_width)
+    if geometry.trains_head and scenario.head.share == "step":
+        up, down = up + 4 * head, down + 4 * head
+    model = scenario.model
+    at_edge = edge_tensors(
+        checkpoint.folder, model.client_front, model.client_back, language=language
+    )
+    away = edge_tensors(checkpoint.folder, model.client_front, model.client_back, language=True)
+    device = _numbers(checkpoint, at_edge) * width + (0 if language else _ADAM_BYTES * head)
+    trained = _numbers(checkpoint, at_edge) if scenario.train.embedding else 0
+    step = 4 * tokens * (2 * geometry.activation_width + 3 * geometry.representation_width)
+    step += 4 * (4 << 20) if language else 0  # a chunk of logits
+    return Sizes(
+        up,
+        down,
+        _numbers(checkpoint, checkpoint.entries.keys() - set(away)) * width,
+        _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
+        _activations(scenario, checkpoint, geometry, tokens) * width,
+        device + trained * (_ADAM_BYTES - width),
+        step,
+    )
+
+
+def _encoded(scenario: Scenario, what: str, rows: int, width: int) -> int:
+    parts = create_codec(getattr(scenario.link, what)).encode(torch.zeros(rows, width))
+    return sum(part.numel() * part.element_size() for part in parts.values())
+
+
+def _numbers(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    return sum(math.prod(checkpoint.entries[name].shape) for name in names)
+
+
+def _adapters(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry) -> int:
+    targets = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
+    shapes = [checkpoint.entries[f"{name}.weight"].shape for name in targets]
+    return scenario.lora.r_max * sum(map(sum, shapes))
+
+
+def _activations(
+    scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry, tokens: int
+) -> int:
+    """Return the numbers that are kept: of each linear module what goes in and what comes out."""
+    cut = geometry.cut
+    clients = scenario.federation.clients_per_round or scenario.federation.clients
+    linear = linear_modules(checkpoint, cut)
+    token = sum(sum(checkpoint.entries[f"{name}.weight"].shape) for name in linear)
+    blocks = max(1, cut.stop - cut.start)
+    if scenario.compute.checkpoint:  # the input of each block, and all of one
+        token = token // blocks + blocks * geometry.activation_width
+    return clients * tokens * token

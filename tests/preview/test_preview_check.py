@@ -1,0 +1,157 @@
+"""``fedlora check`` tells all faults at once, and figures that hold when the run is made."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from support.chat_folders import SMOLLM2, write_chat_model
+from support.federation import Federation, copy_model, scenario
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from fedlora import cli
+from fedlora.check import check_run
+from fedlora.config import scenario_to_toml
+from fedlora.link.messages import GRADIENT, STEP
+from fedlora.preview import find_faults, predict_sizes, view_rows
+from fedlora.split import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoints, tmp_path_factory):
+    return copy_model(checkpoints["llama"], tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+def records(path, texts, label="A"):
+    path.write_text("".join(json.dumps({"text": t, "label": label}) + "\n" for t in texts))
+    return path
+
+
+def run(*arguments):
+    done = CliRunner().invoke(cli.app, ["check", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+def test_every_fault_is_told_at_once_and_nothing_is_started(tmp_path, tiny):
+    rows = [{"text": "w4", "label": "A"}, {"text": "w5 w6", "label": "B"}] * 8
+    rows[3] |= {"text": "w4 w200"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "bad.toml").write_text(
+        f'name = "bad"\n[train]\nlr = -1.0\nstepps = 3\n[model]\npath = "{tiny}"\n'
+        f'[link]\nactivation = "fp8"\n[ranks]\nstrategy = "unifrom"\n'
+        f'[task]\nmax_length = 4096\n[lora]\ntargets = ["nope"]\n'
+        f'[data]\ntrain = "{path}"\nlabel = "lable"\n'
+    )
+    file = tmp_path / "found.json"
+    status, told = run(
+        tmp_path / "bad.toml", "--set", "train.rounds=0", "--set", "seed=x", "--json", file
+    )
+    assert status == 2
+    words = [
+        "train.lr is -1.0",
+        "unknown scenario key train.stepps; did you mean steps?",
+        "train.rounds is 0",
+        "seed is 'x'",
+        "'fp8'",
+        "'unifrom'",
+        "task.max_length 4096 exceeds the 64 positions",
+        "lora.targets names 'nope'",
+        "data.label is 'lable'",
+    ]
+    faults = json.loads(file.read_text())["faults"]
+    for word in words:
+        assert sum(word in fault for fault in faults) == 1, (word, faults)
+        assert word in told
+    assert "nothing was started" in told
+
+
+def test_each_record_that_cannot_be_used_is_told_of(tmp_path):
+    model = write_chat_model(tmp_path / "chat", SMOLLM2)
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows = [good] * 20
+    rows[2], rows[11] = good[:1], [good[0], {"role": "assistant", "content": " "}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    config = scenario(model, path, "task.kind=causal_lm", "data.messages=messages")
+    told = "\n".join(find_faults(config))
+    assert "record 3 of " in told and "no assistant's turn" in told
+    assert "record 12 of " in told and "an empty turn, message 2" in told
+
+
+def test_what_check_accepts_a_run_accepts_and_the_numbers_of_its_rows_agree(tmp_path, tiny, caplog):
+    lengths = [3, 5, 8, 13, 40, 7, 7, 30] * 5
+    texts = [" ".join(["w4"] * length) for length in lengths]
+    path = records(tmp_path / "rows.jsonl", texts)
+    config = scenario(tiny, path, "task.kind=causal_lm", "task.max_length=20", "data.holdout=0.2")
+    (tmp_path / "s.toml").write_text(scenario_to_toml(config))
+    file = tmp_path / "found.json"
+    status, told = run(tmp_path / "s.toml", "--json", file)
+    assert status == 0
+    found = json.loads(file.read_text())
+    clients = found["clients"]
+    assert sum(c["train"] + c["held_out"] for c in clients) == len(lengths)
+    federation = Federation(config)
+    assert [len(c.train) for c in federation.clients] == [c["train"] for c in clients]
+    oracle = AutoTokenizer.from_pretrained(tiny)
+    tokens = [len(oracle(text).input_ids) + 1 for text in texts]  # and the end token
+    assert found["tokens"]["quartiles"] == list(np.quantile(tokens, [0.25, 0.5, 0.75]))
+    assert found["tokens"]["longest"] == max(tokens)
+    cut = sum(length > 20 for length in tokens)
+    assert found["records"][str(path)] == {"records": 40, "cut": cut, "left_out": 0}
+    said = f"{path}: {cut} of 40 records are cut to task.max_length 20 tokens, the longest has 42"
+    assert said in told
+    with caplog.at_level(logging.WARNING, "fedlora.check"):
+        check_run(config)
+    assert any(record.getMessage().startswith(said) for record in caplog.records)
+    assert "row 1: <s>[w4|w4|w4|</s>]" in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["link.activation=int8", "link.gradient=bf16"],
+        ["head.share=step", "link.representation=bf16"],
+        ["task.kind=causal_lm", "train.embedding=true"],
+    ],
+)
+def test_the_bytes_of_a_step_are_those_that_a_client_sends_and_gets(tmp_path, tiny, options):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "w4 w5 w6 w7,A\nw8 w9 w10 w11,B\n" * 20)
+    config = scenario(tiny, path, *options)
+    seen = {STEP: 0, GRADIENT: 0, "embedding": 0, "activation": 0}
+
+    def counting(client):
+        def handle(frame):
+            reply = client.handle(frame)
+            for part in (frame, reply):
+                if part.kind in seen:
+                    size = sum(t.numel() * t.element_size() for t in part.tensors.values())
+                    seen[part.kind] = max(seen[part.kind], size)
+            return reply
+
+        return handle
+
+    Federation(config, wrap=counting).run()
+    checkpoint = Checkpoint(tiny)
+    rows = view_rows(config, checkpoint)
+    assert rows is not None
+    sizes = predict_sizes(config, checkpoint, rows.mean_tokens(16), len(rows.labels))
+    apart = config.train.embedding  # the next activation then follows in a message of its own
+    assert sizes.up == seen[GRADIENT] + (seen["activation"] if apart else 0)
+    assert sizes.down == seen[STEP] + seen["embedding"]
+
+
+def test_frozen_weights_and_adapters_are_counted_by_their_shapes(tmp_path, tiny):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "w4 w5,A\nw8 w9,B\n" * 20)
+    config = scenario(tiny, path)
+    sizes = predict_sizes(config, Checkpoint(tiny), 3.0, 2)
+    server = Federation(config).server
+    factors = sum(p.numel() for p in server.engine.adapter().values())
+    assert sizes.server_adapters == 16 * factors
+    frozen = sum(p.numel() for p in server.engine.blocks.model.parameters() if not p.requires_grad)
+    assert sizes.server_weights == pytest.approx(4 * frozen, rel=0.02)  # the final norm
