@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from clients.edge_model import EdgeModel
-from clients.owner import Leaving, Private, PrivateSamples
+from clients.owner import DATA, Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.sent_rows import SentRows
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
-from fedlora.tasks import Sample
+from fedlora.tasks import IGNORED, Sample
 
 Parts = dict[str, Leaving[Any]]
 
@@ -37,6 +38,8 @@ class CutLayer:
     ----------
     sent
         Which samples' activations the server keeps.
+    targets
+        Whether the open batch comes down, and its gradient goes up, at learnt tokens alone.
     codecs
         By what they carry: ``activation``, ``representation``, ``gradient``.
     """
@@ -48,6 +51,8 @@ class CutLayer:
         self.model = model
         self.release = release
         self.sent = SentRows()
+        self.targets = False
+        self._tells_targets = model.geometry.targets_only(scenario)
         self.codecs = {
             kind: create_codec(getattr(scenario.link, kind))
             for kind in ("activation", "representation", "gradient")
@@ -90,6 +95,9 @@ class CutLayer:
         parts |= {"lengths": self.release.door.public(lengths_told)}
         if not chosen:
             return None, parts
+        if self.targets:
+            told = samples.take(chosen).map(_packed_targets)
+            parts["targets"] = self.release.door.allowed(told, DATA)
         lengths = samples.lengths_of(chosen)
         e = samples.take(chosen).map(lambda batch: self._front(batch, lengths, train=train))
         return e, parts | self.encoded("activation", self.release.activation(e, lengths, numbers))
@@ -99,14 +107,35 @@ class CutLayer:
         if "kept" in request.fields:
             self.sent.note(request.fields["kept"])
 
+    def heed(self, request: Frame) -> None:
+        """Take in which rows the server of a request will send down."""
+        self.targets = bool(request.fields.get("targets")) and self._tells_targets
+
     def names_rows(self, request: Frame) -> bool:
         """Tell whether the server of a request keeps rows, and the owner lets it."""
         return "kept" in request.fields and self.release.door.terms.retention
 
-    def representation(self, frame: Frame, lengths: Sequence[int]) -> torch.Tensor:
-        """Return the representation that a request holds; raises ``ProtocolError``."""
-        shape = (sum(self.model.rows_of(lengths)), self.model.width)
-        return unpack(frame.tensors, "representation", self.codecs["representation"], shape)
+    def representation(self, frame: Frame, samples: Sequence[Sample]) -> torch.Tensor:
+        """Return the representation that a request holds, 0 where none is sent.
+
+        Raises
+        ------
+        ProtocolError
+            When it is not that of these samples.
+        """
+        rows = sum(self.model.rows_of([len(sample.ids) for sample in samples]))
+        codec, width = self.codecs["representation"], self.model.width
+        if not self.targets:
+            return unpack(frame.tensors, "representation", codec, (rows, width))
+        learnt = _targets(samples)
+        sent = unpack(frame.tensors, "representation", codec, (int(learnt.sum()), width))
+        whole = sent.new_zeros(rows, width)
+        whole[learnt] = sent
+        return whole
+
+    def answered(self, gradient: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
+        """Return the part of a gradient that comes up: elsewhere it is 0."""
+        return gradient[_targets(samples)] if self.targets else gradient
 
     def encoded(self, name: str, value: Leaving[torch.Tensor]) -> Parts:
         """Return the tensors of a message that carry a value."""
@@ -130,6 +159,17 @@ class CutLayer:
         with torch.set_grad_enabled(train):
             e: torch.Tensor = self.model.front(ids, lengths)
         return e
+
+
+def _targets(samples: Sequence[Sample]) -> torch.Tensor:
+    """Return which tokens of samples are learnt, shape (tokens,)."""
+    learnt = [t != IGNORED for s in samples if isinstance(s.target, tuple) for t in s.target]
+    return torch.tensor(learnt)
+
+
+def _packed_targets(samples: Sequence[Sample]) -> torch.Tensor:
+    """Return the same with a bit for each token, the first one highest."""
+    return torch.from_numpy(np.packbits(_targets(samples).numpy()))
 
 
 def integer(frame: Frame, name: str) -> int:

@@ -213,9 +213,8 @@ class EdgeClient:
         lengths = self.train.lengths_of(batch)
         step = integer(frame, "step")
         self.head.adopt(frame.tensors)
-        z = self._cut.representation(frame, lengths)
         self.release.begin_step(frame.fields.get("rank"), batch)
-        loss = self.train.take(batch).map(lambda samples: self._loss(z, samples))
+        loss = self.train.take(batch).map(lambda samples: self._loss(frame, samples))
         self._samples_seen += len(batch)
         tensors: Parts = {}
         if frame.fields.get("gradient", True):
@@ -276,8 +275,10 @@ class EdgeClient:
         fields = {"samples": self.door.public(self._samples_seen), **self._spent()}
         return self._cut.reply(m.RESULT, frame, fields)
 
-    def _loss(self, z: torch.Tensor, samples: Sequence[Sample]) -> TaskLoss:
-        return self.model.loss(self.head.module, z, samples, sample_mean=self.release.sample_mean)
+    def _loss(self, frame: Frame, samples: Sequence[Sample]) -> TaskLoss:
+        z, mean = self._cut.representation(frame, samples), self.release.sample_mean
+        loss = self.model.loss(self.head.module, z, samples, sample_mean=mean)
+        return dataclasses.replace(loss, gradient=self._cut.answered(loss.gradient, samples))
 
     def _weight(self, loss: Private[TaskLoss], samples: int) -> Leaving[float]:
         """Return what the loss is divided by: under noise the samples, whatever is in them."""
@@ -292,6 +293,7 @@ class EdgeClient:
             raise ProtocolError(f"client {self.name} has an open batch; send its step first")
         self._batch = self.batches.indices()
         train = self.scenario.train.embedding
+        self._cut.heed(frame)
         named = self._cut.names_rows(frame) and not train
         e, tensors = self._cut.activation(
             self.train, self._batch, self._batch, train=train, named=named

@@ -69,11 +69,10 @@ class Evaluation:
         if not batch:
             raise ProtocolError(f"client {self._cut.client} has no open evaluation batch")
         lengths = self.held_out.lengths_of(batch)
-        z = self._cut.representation(frame, lengths)
         own = self.held_out.take(batch)
-        self._counts.append(own.map(lambda samples: self._measure(z, lengths, samples)))
+        self._counts.append(own.map(lambda samples: self._measure(frame, lengths, samples)))
         if self._tells_scores and self._reporting.sigma is None:
-            self._scores.append(own.map(lambda samples: self._score(z, lengths, samples)))
+            self._scores.append(own.map(lambda samples: self._score(frame, lengths, samples)))
         del self._left[: self._rows]
         return self._next(frame)
 
@@ -81,6 +80,7 @@ class Evaluation:
         batch = self._left[: self._rows]
         if batch:
             numbers = [self._first + place for place in batch]
+            self._cut.heed(frame)
             named = self._cut.names_rows(frame)
             _, parts = self._cut.activation(self.held_out, batch, numbers, train=False, named=named)
             return self._cut.reply(m.ACTIVATION, frame, tensors=parts)
@@ -94,16 +94,18 @@ class Evaluation:
 
     @torch.no_grad()
     def _score(
-        self, z: torch.Tensor, lengths: Sequence[int], samples: Sequence[Sample]
+        self, frame: Frame, lengths: Sequence[int], samples: Sequence[Sample]
     ) -> list[ScoreCounts]:
+        z = self._cut.representation(frame, samples)
         logits = self._head.module(self._cut.model.to_head(z, lengths))
         return [ScoreCounts.of(logits, [int(sample.target) for sample in samples])]  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _measure(
-        self, z: torch.Tensor, lengths: Sequence[int], samples: Sequence[Sample]
+        self, frame: Frame, lengths: Sequence[int], samples: Sequence[Sample]
     ) -> list[Counts]:
         """Return the counts of a batch: as one, or of each sample where each is clipped."""
+        z = self._cut.representation(frame, samples)
         task, head = self._cut.model.task, self._head.module
         hidden = self._cut.model.to_head(z, lengths)
         if self._reporting.sigma is None:

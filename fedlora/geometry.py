@@ -38,6 +38,14 @@ class Geometry:
     representation_width: int
     head_width: int
 
+    def targets_only(self, scenario: Scenario) -> bool:
+        """Tell whether only the tokens that are learnt go down and come back as gradients.
+
+        Which they are says where prompts end, which privacy would have to pay for.
+        """
+        tokens_alone = not self.server_pools and self.cut.stop == self.cut.blocks
+        return tokens_alone and scenario.link.targets_only and not scenario.privacy.enabled
+
     @classmethod
     def of(cls, scenario: Scenario, checkpoint: Checkpoint) -> Geometry:
         """Return a scenario's geometry with a checkpoint.

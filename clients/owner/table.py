@@ -43,6 +43,11 @@ _ROWS = Part("number of records, never what is in them", ("public",))
 _SPENT = Part("what the ledger has booked, never records", ("public",))
 _LENGTHS = Part("tokens of each text", ("public",))
 _NAMES = Part("which record is which again, under numbers drawn at random", ("public",))
+_TARGETS = Part(
+    "which tokens of a text are learnt: where prompts and turns end",
+    ("allowed",),
+    ("data", "scenario-data"),
+)
 _ACTIVATION = Part(
     "text, as the token embedding or the client's blocks have it",
     ("allowed", "released"),
@@ -100,6 +105,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
     m.ACTIVATION: {
         "activation": _ACTIVATION,
         "lengths": _LENGTHS,
+        "targets": _TARGETS,
         **dict.fromkeys(("ids", "fresh"), _NAMES),
     },
     m.GRADIENT: {
@@ -115,6 +121,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "head_gradient": _OF_LABELS,
         "activation": _ACTIVATION,
         "lengths": _LENGTHS,
+        "targets": _TARGETS,
         **dict.fromkeys(("ids", "fresh"), _NAMES),
     },
     m.ROUND_REPORT: {
@@ -153,6 +160,7 @@ A reply through Flower that is refused holds the parts of ``leave``, its reason 
 _COUNTED: Final = {
     "activation": "activations",
     "lengths": "lengths",
+    "targets": "lengths",
     "gradient": "gradients",
     "head_gradient": "head",
     "head_weight": "head",

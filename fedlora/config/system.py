@@ -70,6 +70,10 @@ class LinkConfig:
         Whether the server keeps the activations that it has seen, and clients name them by an
         identifier from then on: exact, where the embedding does not train. It keeps so many MiB in
         all, in memory, an equal share for each client, until the client leaves or the run ends.
+    targets_only
+        Whether a language model's representations and gradients travel at the positions alone that
+        are learnt: exact, and the rest never leaves the server. Clients tell which they are, so not
+        under ``privacy``, and not where blocks follow on the client.
     host, port, public_host
         Address the tensor stream binds (port 0: any free one) and the name clients dial; empty: the
         address itself, or this machine's loopback where that is every address.
@@ -95,6 +99,7 @@ class LinkConfig:
     gradient: str = "fp32"
     reuse: bool = True
     reuse_mib: int = within(1024, 1, 1 << 20)
+    targets_only: bool = True
     host: str = "127.0.0.1"
     port: int = within(0, 1, 65535, zero="any free port")
     public_host: str = ""

@@ -9,6 +9,10 @@ how many new rows of the last one, from the first, it has kept. The activation t
 (int64, one for each row of the batch, drawn at random by the client) and ``fresh`` (uint8); only
 rows whose ``fresh`` is 1 stand in ``activation`` and ``lengths``.
 
+Where ``link.targets_only`` saves what is not learnt, those requests hold ``targets``, and so does
+the activation: a bit for each token that stands in it, packed into uint8, the first one highest.
+The next representation and gradient then hold those tokens' rows alone.
+
 =============  =========================================  =========================================
 request        holds                                      reply
 =============  =========================================  =========================================

@@ -141,11 +141,8 @@ class Evaluator:
                 train=False,
             )
             for client, part in zip(members, z, strict=True):
-                fields, tensors = (
-                    self._batches.fields(client),
-                    pack("representation", part, self._down),
-                )
-                requests[client] = Request(m.EVAL, fields, tensors)
+                tensors = pack("representation", batch[client].down(part), self._down)
+                requests[client] = Request(m.EVAL, self._batches.fields(client), tensors)
         return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 
     def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:

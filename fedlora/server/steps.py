@@ -168,7 +168,7 @@ class StepLoop:
                 if not gradients:
                     raise self._deserted(step)
                 noise = self._answers.probe(exchange, gradients, z, head)
-                upstream = self._backward(gradients, noise) if train else None
+                upstream = self._backward(gradients, batch, noise) if train else None
                 gradients = {c: own for c, own in gradients.items() if c in self.cohort}
                 for client, own in gradients.items():
                     if head is not None:
@@ -204,7 +204,8 @@ class StepLoop:
     ) -> tuple[dict[str, Frame], dict[str, torch.Tensor]]:
         """Forward, send every client its representation, and collect the answers."""
         rows = [ClientRows(a.packed, a.lengths, ranks[c], c) for c, a in batch.items()]
-        z = self._sound.forward(rows, train=train, exchange=exchange)
+        whole = self._sound.forward(rows, train=train, exchange=exchange)
+        z = {client: batch[client].down(part) for client, part in whole.items()}
         shared = head.tensors() if head else {}
         requests = {
             client: Request(
@@ -225,10 +226,14 @@ class StepLoop:
     def _backward(
         self,
         gradients: Mapping[str, Answer],
+        batch: Mapping[str, Activation],
         noise: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor] | None:
         return self._sound.backward(
-            {client: own.gradient for client, own in gradients.items()},
+            {
+                client: None if own.gradient is None else batch[client].up(own.gradient)
+                for client, own in gradients.items()
+            },
             {client: own.weight for client, own in gradients.items()},
             noise,
         )

@@ -214,7 +214,7 @@ def observe(
         Called after every step.
     """
     # What is named has been seen before; each upload is to be looked at whole.
-    scenario = replace(scenario, link=replace(scenario.link, reuse=False))
+    scenario = replace(scenario, link=replace(scenario.link, reuse=False, targets_only=False))
     data = PlantedData(scenario, scenario.federation.clients, planted or {}, evaluate=evaluate)
     parts = load_parts(scenario, data.labels)
     recorder = _Recorder(advance)

@@ -153,6 +153,7 @@ def draw_federation(d: Drawing) -> None:
     for kind in ("activation", "representation", "gradient"):
         d.some(0.2, f"link.{kind}", "fp32", "bf16", "int8", wild=["fp16", ""])
     d.some(0.2, "link.reuse", False, wild=[1])
+    d.some(0.2, "link.targets_only", False, wild=["yes"])
     d.some(0.1, "link.reuse_mib", 64, 4096, wild=[0, 1.5])
     d.some(0.05, "link.step_timeout_s", 120.0, 600.0, wild=[0.0, 1e30])
     d.some(0.05, "link.round_timeout_s", 0.0, 600.0, wild=[-1.0, 1e30])

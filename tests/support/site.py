@@ -20,6 +20,7 @@ from support.owner_device import WIDTH, Ask, Device, attack, scenario
 KIND = {
     "activation": "activations",
     "lengths": "lengths",
+    "targets": "lengths",
     "gradient": "gradients",
     "head_gradient": "head",
     "head_weight": "head",

@@ -117,7 +117,7 @@ class Answers:
                 gradient, own = read_tensors(client, reply, z[client], head, train=train)
                 self._check_head(own, weight)
                 if gradient is not None and limit > 0:
-                    lengths = None if self.engine.pool else batch[client].lengths
+                    lengths = None if self.engine.pool else batch[client].answered
                     gradient = limit_rows(gradient, lengths, limit)
                 read[client] = Answer(gradient, weight, loss, own)
             except ProtocolError as error:

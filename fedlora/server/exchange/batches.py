@@ -29,6 +29,7 @@ class Batches:
     def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort) -> None:
         self._scenario, self._engine, self._cohort = scenario, engine, cohort
         self._codec = create_codec(scenario.link.activation)
+        self._targets_only = engine.geometry.targets_only(scenario)
         self.kept: KeptRows | None = None
         # A sample's activation stays the same where the embedding does not train.
         if scenario.link.reuse and not scenario.train.embedding:
@@ -36,10 +37,11 @@ class Batches:
             self.kept = KeptRows((scenario.link.reuse_mib << 20) // clients)
 
     def fields(self, client: str) -> dict[str, Any]:
-        """Return what a request that an activation answers says of the client's last one."""
-        if self.kept is None or client not in self._cohort:
-            return {}
-        return {"kept": self.kept.told(client, self._cohort[client])}
+        """Return what a request that an activation answers says of it, and of the last one."""
+        fields: dict[str, Any] = {"targets": True} if self._targets_only else {}
+        if self.kept is not None and client in self._cohort:
+            fields["kept"] = self.kept.told(client, self._cohort[client])
+        return fields
 
     def read(self, replies: Mapping[str, Frame], max_rows: int) -> dict[str, Activation]:
         """Read the activations in a round of answers; a client that answers wrongly is dropped.

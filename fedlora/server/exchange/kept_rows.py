@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import torch
+from fedlora.server.exchange.uploads import Row
 
 
 @dataclass
@@ -13,7 +13,7 @@ class _Own:
     """What is kept of one client's."""
 
     session: object
-    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    rows: dict[int, Row] = field(default_factory=dict)
     nbytes: int = 0
     told: int = 0
 
@@ -45,11 +45,11 @@ class KeptRows:
         for gone in self._own.keys() - set(clients):
             del self._own[gone]
 
-    def find(self, client: str, identifier: int) -> torch.Tensor | None:
-        """Return a row, shape (tokens, width), or None where it is not kept."""
+    def find(self, client: str, identifier: int) -> Row | None:
+        """Return a row, or None where it is not kept."""
         return self._own[client].rows.get(identifier)
 
-    def keep(self, client: str, rows: Collection[tuple[int, torch.Tensor]]) -> None:
+    def keep(self, client: str, rows: Collection[tuple[int, Row]]) -> None:
         """Keep a client's new rows, from the first to the last that fits.
 
         Parameters

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fedlora.errors import ProtocolError
@@ -25,10 +27,58 @@ class Activation:
         Shape (sum of lengths, width), fp32.
     lengths
         Tokens of each row.
+    targets
+        Which tokens are learnt, shape (sum of lengths,): only those go down again, and their
+        gradients come up. None where all do.
     """
 
     packed: torch.Tensor
     lengths: Sequence[int]
+    targets: torch.Tensor | None = None
+
+    @property
+    def answered(self) -> list[int]:
+        """Tokens of each row of which a gradient comes up."""
+        if self.targets is None:
+            return list(self.lengths)
+        return [int(own.sum()) for own in torch.split(self.targets, list(self.lengths))]
+
+    def down(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the part of a packed representation that the client is sent."""
+        return z if self.targets is None else z[self.targets.to(z.device)]
+
+    def up(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the packed gradient of which a client has sent the part that is not 0."""
+        if self.targets is None:
+            return gradient
+        whole = gradient.new_zeros(len(self.targets), gradient.shape[1])
+        whole[self.targets.to(gradient.device)] = gradient
+        return whole
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sample at the cut.
+
+    Attributes
+    ----------
+    packed
+        Shape (tokens, width), fp32.
+    targets
+        Which tokens are learnt, shape (tokens,); None where all go down.
+    """
+
+    packed: torch.Tensor
+    targets: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory."""
+        return self.packed.nbytes + (0 if self.targets is None else self.targets.nbytes)
+
+    def clone(self) -> Row:
+        """Return it in memory of its own."""
+        return Row(self.packed.clone(), None if self.targets is None else self.targets.clone())
 
 
 @dataclass
@@ -38,12 +88,12 @@ class SentActivation:
     Attributes
     ----------
     rows
-        The rows, each of shape (tokens, width), fp32; None for one that is named only.
+        The rows; None for one that is named only.
     ids
         Their identifiers; None where the client names none.
     """
 
-    rows: list[torch.Tensor | None]
+    rows: list[Row | None]
     ids: list[int] | None
 
     @property
@@ -52,7 +102,7 @@ class SentActivation:
         named = zip(self.ids or (), self.rows, strict=False)
         return list(dict.fromkeys(identifier for identifier, row in named if row is None))
 
-    def fill(self, found: Mapping[int, torch.Tensor | None]) -> None:
+    def fill(self, found: Mapping[int, Row | None]) -> None:
         """Put rows where they are missing."""
         for place, identifier in enumerate(self.ids or ()):
             if self.rows[place] is None:
@@ -61,7 +111,15 @@ class SentActivation:
     def whole(self) -> Activation:
         """Return the batch; all of its rows are there."""
         rows = [row for row in self.rows if row is not None]
-        return Activation(torch.cat(rows), [len(row) for row in rows])
+        targets = None
+        if any(row.targets is not None for row in rows):
+            targets = torch.cat([_all_targets(row) for row in rows])
+        packed = torch.cat([row.packed for row in rows])
+        return Activation(packed, [len(row.packed) for row in rows], targets)
+
+
+def _all_targets(row: Row) -> torch.Tensor:
+    return torch.ones(len(row.packed), dtype=torch.bool) if row.targets is None else row.targets
 
 
 def read_activation(
@@ -85,11 +143,25 @@ def read_activation(
         raise ProtocolError(
             f"rows of {min(sizes)} to {max(sizes)} tokens; task.max_length allows 1 to {max_length}"
         )
-    sent: Iterator[torch.Tensor] = iter(())
+    sent: Iterator[Row] = iter(())
     if sizes:
         packed = unpack(frame.tensors, "activation", codec, (sum(sizes), width))
-        sent = iter(torch.split(packed, sizes))
+        sent = map(Row, torch.split(packed, sizes), _read_targets(frame, sizes))
     return SentActivation([next(sent) if new else None for new in fresh], ids)
+
+
+def _read_targets(frame: Frame, sizes: Sequence[int]) -> Sequence[torch.Tensor | None]:
+    """Return which tokens of each row that is sent are learnt, where the client tells it."""
+    packed, tokens = frame.tensors.get("targets"), sum(sizes)
+    if packed is None:
+        return [None] * len(sizes)
+    if packed.dtype != torch.uint8 or packed.shape != (math.ceil(tokens / 8),):
+        raise ProtocolError(f"which of {tokens} tokens are learnt is told by a bit for each")
+    bits = torch.from_numpy(np.unpackbits(packed.numpy(), count=tokens)).bool()
+    rows = torch.split(bits, list(sizes))
+    if not all(bool(row.any()) for row in rows):
+        raise ProtocolError("a row of which no token is learnt has no place in a batch")
+    return rows
 
 
 def _read_identifiers(frame: Frame, sent: int) -> tuple[list[int] | None, list[bool]]:

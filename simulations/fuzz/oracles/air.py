@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from clients.batches import BatchStream
 from fedlora.config import Scenario
-from fedlora.tasks import head_trains
+from fedlora.tasks import IGNORED, Sample, head_trains
 from simulations.fuzz.trial import Trial
 
 
@@ -69,6 +70,9 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         sent = [len(samples[i].ids) for i in chosen if i not in seen]
         seen.update(chosen if reuse else ())
         tokens, rows = sum(lengths), len(lengths) if engine.pool is not None else sum(lengths)
+        if engine.geometry.targets_only(scenario):
+            rows = sum(_learnt(samples[i]) for i in chosen)
+            found["up", "control"] += 8 * math.ceil(sum(sent) / 8)
         shared = head * (scenario.head.share == "step")
         found["up", "activation"] += _size(link.activation, sum(sent), up)
         found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
@@ -78,6 +82,12 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         if train.embedding:
             found["down", "representation"] += _size(link.gradient, tokens, up)
     return found
+
+
+def _learnt(sample: Sample) -> int:
+    """Return how many tokens of a language model's sample are learnt."""
+    assert isinstance(sample.target, tuple)
+    return sum(token != IGNORED for token in sample.target)
 
 
 def _adapters(trial: Trial) -> dict[tuple[str, str], int]:
