@@ -17,6 +17,7 @@ MEND = (
     "free memory, or set compute.edge_hosts, train.batch_size, task.max_length or "
     'federation.clients lower, compute.checkpoint = true or model.dtype = "bf16"'
 )
+_VMSTAT = Path("proc/vmstat")
 _UNLIMITED = 1 << 60  # bytes; control groups of version 1 write the largest number of pages
 _MONITOR = re.compile(r"Memory on the node.*? was (.*?, which exceeds .*? threshold of [\d.]+)")
 _DIED = ("worker process has died", "ActorDiedError", "WorkerCrashedError", "NodeDiedError")
@@ -60,9 +61,6 @@ def memory(root: Path = Path("/")) -> Memory:
             return Memory("its control group", limit, used or 0, kills)
     now = psutil.virtual_memory()
     return Memory("the machine", now.total, now.total - now.available, _counted(root / _VMSTAT))
-
-
-_VMSTAT = Path("proc/vmstat")
 
 
 def ended(who: str, before: Memory | None = None, detail: str = "") -> str:
