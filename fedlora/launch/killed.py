@@ -1,7 +1,8 @@
 """What is said of a process that was ended from outside: which one, why most probably, the mend.
 
 Linux ends a process by signal 9 when memory is short, and Ray's memory monitor ends workers before
-it comes to that. Neither leaves the process a word, so what is known is gathered around it.
+it comes to that. Neither leaves the process a word, so what is known is gathered around it. What
+is said fits in a client's reason (``fedlora.link.reasons``), which is cut at 400 characters.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 import psutil
 
 MEND = (
-    "free memory, or set compute.edge_hosts, train.batch_size, task.max_length or "
-    'federation.clients lower, compute.checkpoint = true or model.dtype = "bf16"'
+    "set compute.edge_hosts, train.batch_size, task.max_length or federation.clients lower, or "
+    'compute.checkpoint = true, or model.dtype = "bf16"'
 )
 _VMSTAT = Path("proc/vmstat")
 _UNLIMITED = 1 << 60  # bytes; control groups of version 1 write the largest number of pages
@@ -80,9 +81,8 @@ def ended(who: str, before: Memory | None = None, detail: str = "") -> str:
     counted = f", and the kernel has ended {kills} for memory since the run began" * (kills > 0)
     said = f" ({detail})" if detail else ""
     return (
-        f"{who} was ended without a word, as signal 9 ends a process{said}; most probably "
-        f"{now.whose} ran out of memory: it has {_gib(now.limit)} GiB, {_gib(now.used)} GiB are "
-        f"taken{counted}; {MEND}"
+        f"{who} was ended without a word, as by signal 9{said}; most probably memory ran out: "
+        f"{now.whose} has {_gib(now.limit)} GiB, {_gib(now.used)} GiB are taken{counted}; {MEND}"
     )
 
 

@@ -14,6 +14,7 @@ from fedlora.launch import killed
 from fedlora.launch.killed import Memory, ended, ended_by_ray, memory
 from fedlora.launch.simulation import FlowerSimulation
 from fedlora.link.base import ClientLink
+from fedlora.printable import printable
 from fedlora.report import RunFolder
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member, Request
@@ -68,8 +69,8 @@ def test_an_end_without_a_word_is_told_with_the_memory_and_who_was_ended_for_it(
     now = Memory("its control group", 4 * GIB, 4 * GIB, 3)
     monkeypatch.setattr(killed, "memory", lambda: now)
     told = ended("the server's process 7", Memory("its control group", 4 * GIB, GIB, 2))
-    assert told.startswith("the server's process 7 was ended without a word, as signal 9")
-    assert "its control group ran out of memory: it has 4.0 GiB, 4.0 GiB are taken" in told
+    assert told.startswith("the server's process 7 was ended without a word, as by signal 9")
+    assert "memory ran out: its control group has 4.0 GiB, 4.0 GiB are taken" in told
     assert "the kernel has ended 1 for memory since the run began" in told
     assert all(key in told for key in ("compute.edge_hosts", "train.batch_size", "model.dtype"))
     assert "\n" not in told and "the kernel has" not in ended("it", now)
@@ -77,10 +78,10 @@ def test_an_end_without_a_word_is_told_with_the_memory_and_who_was_ended_for_it(
 
 def test_what_ray_says_of_a_worker_becomes_one_sentence_and_other_failures_none():
     told = ended_by_ray("a worker", DIED)
-    assert told.startswith("a worker was ended without a word, as signal 9")
+    assert told.startswith("a worker was ended without a word, as by signal 9")
     assert "(Ray: Worker unexpectedly exits with a connection error code 2. End of file)" in told
     assert f"was ended by Ray's memory monitor ({OF_MONITOR})" in ended_by_ray("it", MONITOR)
-    assert "\n" not in told
+    assert "\n" not in told and told == printable(told)
     asked = DIED.partition("detail: ")[0] + "detail: Worker exits by a signal SIGTERM."
     assert ended_by_ray("it", asked).startswith(
         "it has ended (Ray: Worker exits by a signal SIGTERM)"
@@ -164,5 +165,5 @@ def test_a_server_that_is_gone_is_told_of_with_its_process_and_how_to_go_on(tmp_
     with pytest.raises(FedloraError) as ended_:
         follow_simulation(folder, scenario)
     told = str(ended_.value)
-    assert told.startswith("the server's process 4321 was ended without a word, as signal 9")
+    assert told.startswith("the server's process 4321 was ended without a word, as by signal 9")
     assert "no round was finished" in told and str(folder.log) in told

@@ -170,7 +170,7 @@ def test_a_run_of_which_a_process_is_killed_names_it_at_once_and_keeps_its_round
         told = " ".join(output.split())
         who = "the server's process " if whose == "server" else "fedlora: the edge host (process "
         assert f"{who}{killed.pid}" in told
-        assert "was ended without a word, as signal 9" in told and "ran out of memory" in told
+        assert "was ended without a word, as by signal 9" in told and "memory ran out" in told
         assert "go on with it by: fedlora resume" in told
         run_.assert_nothing_is_left()
     assert "simulated SuperNodes" in (out / "flower.txt").read_text()  # the run's log
