@@ -2,7 +2,7 @@
 
 Linux ends a process by signal 9 when memory is short, and Ray's memory monitor ends workers before
 it comes to that. Neither leaves the process a word, so what is known is gathered around it. What
-is said fits in a client's reason (``fedlora.link.reasons``), which is cut at 400 characters.
+is said fits in a client's reason (``fedlora.link.reasons``), which is cut at 300 characters.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def memory(root: Path = Path("/")) -> Memory:
     return Memory("the machine", now.total, now.total - now.available, _counted(root / _VMSTAT))
 
 
-def ended(who: str, before: Memory | None = None, detail: str = "") -> str:
+def ended(who: str, before: Memory | None = None) -> str:
     """Return the sentence for a process that is gone without a word.
 
     Parameters
@@ -73,15 +73,12 @@ def ended(who: str, before: Memory | None = None, detail: str = "") -> str:
         Which process.
     before
         The memory when the run began.
-    detail
-        What its parent says of its end.
     """
     now = memory()
     kills = (now.kills or 0) - (before.kills or 0) if before is not None else 0
     counted = f", and the kernel has ended {kills} for memory since the run began" * (kills > 0)
-    said = f" ({detail})" if detail else ""
     return (
-        f"{who} was ended without a word, as by signal 9{said}; most probably memory ran out: "
+        f"{who} was ended without a word, as by signal 9; most probably memory ran out: "
         f"{now.whose} has {_gib(now.limit)} GiB, {_gib(now.used)} GiB are taken{counted}; {MEND}"
     )
 
@@ -106,7 +103,7 @@ def ended_by_ray(who: str, said: str, before: Memory | None = None) -> str:
     detail = _DETAIL.search(words)
     if detail and _CUT_OFF not in detail[1]:
         return f"{who} has ended (Ray: {detail[1]}), and a simulation does not go on without it"
-    return ended(who, before, f"Ray: {detail[1]}" if detail else "")
+    return ended(who, before)
 
 
 def _groups(root: Path) -> Iterator[Path]:

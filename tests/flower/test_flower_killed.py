@@ -79,9 +79,9 @@ def test_an_end_without_a_word_is_told_with_the_memory_and_who_was_ended_for_it(
 def test_what_ray_says_of_a_worker_becomes_one_sentence_and_other_failures_none():
     told = ended_by_ray("a worker", DIED)
     assert told.startswith("a worker was ended without a word, as by signal 9")
-    assert "(Ray: Worker unexpectedly exits with a connection error code 2. End of file)" in told
-    assert f"was ended by Ray's memory monitor ({OF_MONITOR})" in ended_by_ray("it", MONITOR)
-    assert "\n" not in told and told == printable(told)
+    monitor = ended_by_ray("its edge host", MONITOR)
+    assert f"was ended by Ray's memory monitor ({OF_MONITOR})" in monitor
+    assert all(text == printable(text) for text in (told, monitor))  # whole, and in one line
     asked = DIED.partition("detail: ")[0] + "detail: Worker exits by a signal SIGTERM."
     assert ended_by_ray("it", asked).startswith(
         "it has ended (Ray: Worker exits by a signal SIGTERM)"
