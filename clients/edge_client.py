@@ -180,6 +180,7 @@ class EdgeClient:
 
     def _phase(self, frame: Frame) -> Frame:
         self.restart()
+        self._cut.sent.forget()
         self.release.begin_phase()
         return self._cut.reply(m.READY, frame, tensors=self._head_weights())
 

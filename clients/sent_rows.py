@@ -45,6 +45,11 @@ class SentRows:
         self._kept.update(self._last[:kept])
         self._last = []
 
+    def forget(self) -> None:
+        """Take it that the server keeps nothing, as when a phase of a run begins."""
+        self._kept.clear()
+        self._last = []
+
     def send(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return identifiers of samples, int64, and 1 for each that has to go with its row, uint8.
 

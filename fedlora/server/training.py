@@ -281,6 +281,7 @@ class Training:
             steps=config.steps,
             clients=len(self.cohort.clients),
         )
+        self.batches.begin_phase()
         replies = self.cohort.ask(self.cohort.clients, Request(m.PHASE, {"name": phase}))
         self.sharing.begin(replies)
 

@@ -138,10 +138,9 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled, reuse)
     head = 3 * WIDTH * FLOAT if pooled else 0
     bits = ledger.totals()["bits"]
     once = sum(length for *_, length in seen)
-    again = 0 if pooled else once  # the baseline of a classifier has gone through the same samples
-    assert bits["up"]["activation"] == (again if reuse else tokens) * WIDTH * FLOAT
+    assert bits["up"]["activation"] == (once if reuse else tokens) * WIDTH * FLOAT
     assert bits["up"]["gradient"] == vectors * WIDTH * FLOAT + 3 * exchanges * head
-    fresh = rows if not reuse else 0 if pooled else len(seen)
+    fresh = len(seen) if reuse else rows
     lengths = 32 * fresh + names + (0 if pooled or not reuse else masks)
     assert bits["up"]["control"] == lengths + 3 * head  # and the initial heads
     assert bits["down"]["representation"] == vectors * WIDTH * FLOAT
@@ -155,15 +154,15 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled, reuse)
     up = tokens_of(held) * WIDTH * FLOAT + 32 * len(held)
     outside = ledger.outside_bits()
     named = len(held) * (64 + 8)
-    later = train.rounds * (named if reuse else up)  # the baseline has evaluated once
+    own = [tokens_of(client.door.truth(client.held_out)) for client in federation.clients]
+    told = 0 if pooled or not reuse else sum(8 * math.ceil(count / 8) for count in own)
+    later = up + told + train.rounds * named if reuse else train.rounds * up
     assert outside["evaluation"]["up"] == later
     assert outside["evaluation"]["down"] == train.rounds * evaluated * WIDTH * FLOAT
     # The baseline trains the head alone, so no gradient of the cut goes up, and evaluates once.
     sent = once if reuse else tokens
-    told = names + 32 * (len(seen) if reuse else rows)
-    training = sent * WIDTH * FLOAT + told + 3 * (exchanges + 1) * head if pooled else 0
-    own = [tokens_of(client.door.truth(client.held_out)) for client in federation.clients]
-    told = 0 if pooled or not reuse else sum(8 * math.ceil(count / 8) for count in own)
+    labels = names + 32 * (len(seen) if reuse else rows)
+    training = sent * WIDTH * FLOAT + labels + 3 * (exchanges + 1) * head if pooled else 0
     assert outside["baseline"]["up"] == up + named * reuse + told + training
 
 

@@ -36,6 +36,11 @@ class Batches:
             clients = max(1, scenario.federation.clients)
             self.kept = KeptRows((scenario.link.reuse_mib << 20) // clients)
 
+    def begin_phase(self) -> None:
+        """Forget all rows: what training costs does not depend on a baseline before it."""
+        if self.kept is not None:
+            self.kept.retain(())
+
     def fields(self, client: str) -> dict[str, Any]:
         """Return what a request that an activation answers says of it, and of the last one."""
         fields: dict[str, Any] = {"targets": True} if self._targets_only else {}

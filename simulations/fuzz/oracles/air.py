@@ -61,9 +61,6 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
     found: Counter[tuple[str, str]] = Counter()
     reuse, seen = link.reuse and not train.embedding, set[int]()
     exchanges = train.total_steps * train.accumulate
-    if reuse and scenario.evaluate.baseline:  # it has gone through the same samples before
-        seen = {i for _ in range(exchanges) for i in stream.indices()}
-        stream = BatchStream(samples, train.batch_size, scenario.seed, number)
     for _ in range(exchanges):
         chosen = stream.indices()
         lengths = [len(samples[i].ids) for i in chosen]
