@@ -24,6 +24,7 @@ from fedlora.commands.options import (
     ScenarioArgument,
     SetOption,
 )
+from fedlora.commands.report import report
 from fedlora.commands.site import site
 from fedlora.errors import FedloraError
 from fedlora.import_path import (
@@ -228,6 +229,7 @@ def doctor(
 
 
 app.command()(site)
+app.command()(report)
 
 
 @app.command()

@@ -10,12 +10,14 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from fedlora.errors import FedloraError
 from fedlora.storage.files import replace_file
 
 INK = "#24292f"
@@ -109,17 +111,53 @@ def legend(ax: Axes, *, columns: int = 1) -> None:
         )
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all.
+FORMATS = ("png", "pdf", "svg")
+"""What figures are written as."""
+_UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Return the formats of ``--figures``.
 
     Raises
     ------
     FedloraError
-        When the file cannot be written.
+        When one is none of ``FORMATS``.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    replace_file(path, buffer.getvalue())
+    found = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+    for name in found:
+        if name not in FORMATS:
+            raise FedloraError(
+                f"--figures names {name[:40]!r}, and figures are written as {', '.join(FORMATS)}; "
+                "name some of these, separated by commas"
+            )
+    return found
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str] = ()) -> Path:
+    """Write a figure, each of its files whole or not at all.
+
+    Parameters
+    ----------
+    figure
+        What to write.
+    path
+        A PNG file.
+    formats
+        Further formats of ``FORMATS``, which get files of that ending beside it.
+
+    Raises
+    ------
+    FedloraError
+        When a file cannot be written.
+    """
+    for name in dict.fromkeys(("png", *formats)):
+        buffer = io.BytesIO()
+        # The same figure is the same bytes: no date, and names that follow from a constant.
+        own = {} if name == "png" else {"svg.hashsalt": "fedlora", "pdf.fonttype": 42}
+        with rc_context(own):
+            figure.savefig(buffer, format=name, facecolor="white", metadata=_UNDATED[name])
+        replace_file(path.with_suffix(f".{name}"), buffer.getvalue())
     return path
 
 

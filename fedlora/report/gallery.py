@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,8 @@ AUDIT_GALLERY = (
 """Plots of ``fedlora audit``, which it draws itself."""
 
 
-def write_plots(folder: RunFolder) -> list[Path]:
-    """Draw every plot that the run has data for into ``plots/``.
+def write_plots(folder: RunFolder, formats: Sequence[str] = ()) -> list[Path]:
+    """Draw every plot that the run has data for into ``plots/``, as PNG and further ``formats``.
 
     A plot that cannot be drawn or written is left out, with a warning: a run and its report are
     worth more than one of their pictures.
@@ -135,26 +135,30 @@ def write_plots(folder: RunFolder) -> list[Path]:
         "ranks": lambda: air_plots.ranks(rounds, projections),
         "air": lambda: air_plots.air_time(rounds),
     }
-    written = [_write(folder, name, drawn) for name, drawn in draw.items()]
+    written = [_write(folder, name, drawn, formats) for name, drawn in draw.items()]
     return [path for path in written if path is not None]
 
 
-def write_holdings(folder: RunFolder, counts: Mapping[str, Mapping[str, int]]) -> Path | None:
+def write_holdings(
+    folder: RunFolder, counts: Mapping[str, Mapping[str, int]], formats: Sequence[str] = ()
+) -> Path | None:
     """Draw who holds what into ``plots/holdings.png``; see ``fedlora.report.plots.holdings``.
 
     As with ``write_plots``, what fails is a warning.
     """
-    return _write(folder, "holdings", lambda: plots.holdings(counts))
+    return _write(folder, "holdings", lambda: plots.holdings(counts), formats)
 
 
 def _projections(summary: Mapping[str, Any]) -> list[tuple[int, str]]:
     return [(int(layer), str(name)) for layer, name in summary.get("projections") or ()]
 
 
-def _write(folder: RunFolder, name: str, draw: Callable[[], Figure | None]) -> Path | None:
+def _write(
+    folder: RunFolder, name: str, draw: Callable[[], Figure | None], formats: Sequence[str]
+) -> Path | None:
     try:
         figure = draw()
-        return None if figure is None else save(figure, folder.plots / f"{name}.png")
+        return None if figure is None else save(figure, folder.plots / f"{name}.png", formats)
     except Exception as error:  # labels and names come from data, and fonts from the machine
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         _log.warning("the plot %s is left out (%s)", name, reason)

@@ -32,7 +32,7 @@ STATED = ("epsilon", "delta", "adjacency", "covers", "excludes", "guarantee")
 MAX_NOTICES = 20
 
 
-def write_report(folder: RunFolder | Path | str) -> Path:
+def write_report(folder: RunFolder | Path | str, formats: Sequence[str] = ()) -> Path:
     """Draw the plots and write ``report.html`` from what a run folder holds.
 
     Works for a run that was interrupted too: without a summary, the rounds are added up.
@@ -41,6 +41,8 @@ def write_report(folder: RunFolder | Path | str) -> Path:
     ----------
     folder
         The run folder.
+    formats
+        Further formats of the plots' files beside PNG.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def write_report(folder: RunFolder | Path | str) -> Path:
     """
     if not isinstance(folder, RunFolder):
         folder = RunFolder(folder)
-    write_plots(folder)
+    write_plots(folder, formats)
     # what devices told may hold halves of characters
     replace_file(folder.report, render(folder).encode(errors="replace"))
     return folder.report

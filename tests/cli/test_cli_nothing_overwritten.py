@@ -195,3 +195,18 @@ def test_a_dated_folder_is_free_each_time(tmp_path, monkeypatch):
     first.mkdir()
     second = dated_folder(tmp_path / "mine")
     assert (first.name, second.name) == ("mine-20260102-030405", "mine-20260102-030405-2")
+
+
+def test_a_report_is_written_again_in_the_forms_that_papers_want(fedlora, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = {p: p.read_bytes() for p in run.glob("*.json*")}
+    assert fedlora("report", run, "--figures", "svg")[0] == 0
+    assert {p.suffix for p in (run / "plots").glob("learning.*")} == {".png", ".svg"}
+    assert r"\toprule" in (run / "result.tex").read_text()
+    assert "accuracy" in (run / "result.md").read_text()
+    assert (run / "report.html").is_file()
+    assert before == {p: p.read_bytes() for p in before}
+    status, said = fedlora("report", tmp_path)
+    assert status == 2
+    assert "holds no finished round of a run; name a run folder" in said

@@ -167,6 +167,11 @@ def test_tables_and_plots_are_written(scenario, tmp_path):
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert {"metric-over-snr", "bits-over-snr", "metric-over-bits", "ranks-greedy"} <= names
     assert "uniform(r=2)" in (tmp_path / "printed.txt").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<table") == 2 and page.count("data:image/png") == len(names)
+    assert "best fixed rank, uniform(r=2)" in page
+    assert " ± " in (tmp_path / "means.md").read_text()
+    assert r"$\pm$" in (tmp_path / "means.tex").read_text()
 
 
 def test_two_comparisons_do_not_run_the_same_trials_in_one_folder(scenario, tmp_path):

@@ -44,6 +44,9 @@ def compare(
             "before the first trial."
         ),
     ] = None,
+    figures: Annotated[
+        str, typer.Option(help="Plots as `png`, and as `pdf` or `svg` too, separated by commas.")
+    ] = "png",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
@@ -51,15 +54,18 @@ def compare(
     """Compare rank strategies over SNRs and seeds, with confidence intervals.
 
     All strategies get the same seeds, data and fading. Writes `compare.csv`,
-    `winners.csv`, `frontier.csv` and plots; with --margin `equivalence.csv`.
+    `winners.csv`, `frontier.csv`, the table of means as `means.md` and `means.tex`,
+    plots and `report.html`; with --margin `equivalence.csv`.
     """
     from fedlora.check import check_scenario
     from fedlora.checks import number, positive
+    from fedlora.report.figure import parse_formats
     from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
     number("--price", price)
     if margin is not None:
         positive("--margin", margin)
+    formats = parse_formats(figures)
     contenders, snrs_db = parse_strategies(strategies), parse_snrs_db(snr)
     base = open_scenario(scenario, set_, check=False)
     if base.channel.deliver_every == 0:
@@ -86,7 +92,7 @@ def compare(
     folder = CompareFolder(out, base, price, margin=margin, overwrite=overwrite)
     with folder.held():
         run_missing(folder, base, trials, price, workers)
-        write_results(folder, base, Console())
+        write_results(folder, base, Console(), formats)
 
 
 def _check(base: Scenario, trials: Sequence[Trial]) -> None:

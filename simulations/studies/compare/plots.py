@@ -26,7 +26,9 @@ from fedlora.report.figure import (
 )
 from simulations.studies.compare.frontier import frontier
 from simulations.studies.compare.statistics import (
+    ANY,
     FIXED,
+    LIMITS,
     Row,
     by_strategy,
     interval,
@@ -40,7 +42,12 @@ _MOST_COLUMNS = 24  # of all panels of a rank map together, if its numbers are t
 
 
 def draw_all(
-    folder: Path, results: Sequence[Result], metric_name: str, *, log_metric: bool
+    folder: Path,
+    results: Sequence[Result],
+    metric_name: str,
+    *,
+    log_metric: bool,
+    formats: Sequence[str] = (),
 ) -> list[Path]:
     """Draw every plot and return the files.
 
@@ -54,6 +61,8 @@ def draw_all(
         What the column ``metric`` holds.
     log_metric
         Whether the metric is shown on a logarithmic axis.
+    formats
+        Further formats beside PNG, see ``fedlora.report.figure.save``.
     """
     rows = with_best_fixed([result.row for result in results])
     figures = {
@@ -68,7 +77,7 @@ def draw_all(
         if not FIXED.fullmatch(name):
             figures[f"ranks-{_slug(name)}"] = _rank_map(name, own)
             figures[f"time-{_slug(name)}"] = _over_time(name, own)
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [save(figure, folder / f"{name}.png", formats) for name, figure in figures.items()]
 
 
 def _over_snr(
@@ -81,13 +90,15 @@ def _over_snr(
         # Side by side, or the intervals of like strategies would hide each other.
         shift = step * (index - (len(groups) - 1) / 2)
         snrs = snrs_db(own)
+        limits = LIMITS.get(title if column == "metric" else column, ANY)
         points = [
-            interval([scale * row[column] for row in own if row["snr_db"] == snr]) for snr in snrs
+            interval([scale * row[column] for row in own if row["snr_db"] == snr], limits)
+            for snr in snrs
         ]
         _errors(ax, index, name, [s + shift for s in snrs], points)
     log_scale(ax, y=log)
     head = f"{title[:1].upper()}{title[1:]}"
-    label(ax, title=f"{head}: mean and 95% interval{_seeds(rows)}", x="mean SNR in dB", y=title)
+    label(ax, title=f"{head}: {_what(rows)}{_seeds(rows)}", x="mean SNR in dB", y=title)
     ax.set_xticks(snrs_db(rows))
     legend(ax, columns=4)
     return figure
@@ -133,12 +144,13 @@ def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Fi
         snrs = snrs_db(own)
         here = [[row for row in own if row["snr_db"] == snr] for snr in snrs]
         bits = [float(np.mean([1e-6 * row["adapter_bits"] for row in group])) for group in here]
-        points = [interval([row["metric"] for row in group]) for group in here]
+        limits = LIMITS.get(metric_name, ANY)
+        points = [interval([row["metric"] for row in group], limits) for group in here]
         _errors(ax, index, name, bits, points)
     log_scale(ax, y=log)
     label(
         ax,
-        title=f"What the bits buy: a point for each SNR, mean and 95% interval{_seeds(rows)}",
+        title=f"What the bits buy: a point for each SNR, {_what(rows)}{_seeds(rows)}",
         x="adapters on the air in Mbit",
         y=metric_name,
     )
@@ -203,6 +215,16 @@ def _over_time(name: str, results: Sequence[Result]) -> Figure:
     return figure
 
 
+def _what(rows: Sequence[Row]) -> str:
+    """Say what a point is: an interval takes two seeds."""
+    several = any(
+        len([row for row in own if row["snr_db"] == snr]) > 1
+        for own in by_strategy(rows).values()
+        for snr in snrs_db(own)
+    )
+    return "mean and 95% interval" if several else "mean"
+
+
 def _seeds(rows: Sequence[Row]) -> str:
     """Say how many seeds stand behind a point."""
     counts = {
@@ -217,7 +239,7 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 def _errors(ax: Axes, index: int, name: str, x: Sequence[float], points: Sequence) -> None:
     means = [point.mean for point in points]
-    known = [np.isfinite(point.low) for point in points]
+    known = [point.known for point in points]
     below = [p.mean - p.low if k else 0.0 for p, k in zip(points, known, strict=True)]
     above = [p.high - p.mean if k else 0.0 for p, k in zip(points, known, strict=True)]
     ax.errorbar(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.config import Scenario
+from fedlora.report.result_table import write_tables
 from fedlora.tasks import task_class
 from simulations.studies.compare.frontier import (
     EQUIVALENCE_COLUMNS,
@@ -17,9 +18,13 @@ from simulations.studies.compare.frontier import (
     equivalence,
     frontier,
 )
+from simulations.studies.compare.page import Section, write_page
 from simulations.studies.compare.plots import draw_all
 from simulations.studies.compare.statistics import (
+    ANY,
+    LIMITS,
     WINNER_COLUMNS,
+    Interval,
     by_strategy,
     interval,
     snrs_db,
@@ -30,11 +35,18 @@ from simulations.studies.compare.store import CompareFolder, write_table
 from simulations.studies.compare.trial import Result
 
 _NAME_WIDTH, _FIGURES_WIDTH = 14, 66
+_MEANS = "Mean over seeds, with half of the 95% confidence interval"
+_HEADER = ("SNR", "strategy", "seeds", "reward", "metric", "Mbit", "late", "rank")
+_WINNERS = "Highest mean reward at each SNR; difference paired by seed"
+_WINNERS_HEADER = ("SNR", "winner", "second", "difference", "95% interval", "p (Holm)")
+_EQUAL_HEADER = ("SNR", "strategy", "seeds", "difference", "95% interval", "p (Holm)", "equal")
 _NARROW: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 """Lines that leave 80 columns to the figures."""
 
 
-def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -> None:
+def write_results(
+    folder: CompareFolder, scenario: Scenario, console: Console, formats: Sequence[str] = ()
+) -> None:
     """Write tables and plots of all finished trials, and print the figures.
 
     Parameters
@@ -45,24 +57,41 @@ def write_results(folder: CompareFolder, scenario: Scenario, console: Console) -
         What is compared; names the metric.
     console
         Where the tables are printed.
+    formats
+        Of the figures, beside PNG.
     """
     folder.write_csv()
     rows = with_best_fixed([result.row for result in folder.results])
     best = winners(rows)
     write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
     name = "perplexity" if not task_class(scenario.task.kind).pooled else "accuracy"
-    draw_all(folder.path / "plots", folder.results, name, log_metric=name == "perplexity")
+    drawn = draw_all(
+        folder.path / "plots",
+        folder.results,
+        name,
+        log_metric=name == "perplexity",
+        formats=formats,
+    )
     every = [result.row for result in folder.results]
     write_table(folder.path / "frontier.csv", FRONTIER_COLUMNS, frontier(every))
     console.print(_means(rows, name, max(_NAME_WIDTH, console.width - _FIGURES_WIDTH)))
     if best:
         console.print(_winners(best))
+    sections = [Section(_MEANS, [*_HEADER[:-4], name, *_HEADER[-3:]], means_rows(rows, name))]
+    write_tables(folder.path / "means", sections[0].header, sections[0].rows, 2)
+    if best:
+        sections.append(Section(_WINNERS, _WINNERS_HEADER, _winners_rows(best)))
     if folder.margin is not None:
         equal = equivalence(every, folder.margin)
+        sections.append(
+            Section(_equal_title(folder.margin), _EQUAL_HEADER, _equivalence_rows(equal))
+        )
         write_table(folder.path / "equivalence.csv", EQUIVALENCE_COLUMNS, equal)
         console.print(_equivalence(equal, folder.margin))
-    for text in (*_uneven(every), *_faults(folder.results)):
+    remarks = [*_uneven(every), *_faults(folder.results)]
+    for text in remarks:
         console.print(text, style="yellow", markup=False, highlight=False)
+    write_page(folder.path, scenario, sections, drawn, remarks)
     console.print(f"tables and plots: {folder.path}")
 
 
@@ -96,59 +125,79 @@ def _faults(results: Sequence[Result]) -> list[str]:
     return texts
 
 
+def means_rows(rows: Sequence[Any], metric: str) -> list[list[str]]:
+    """Return the cells of the table of means, a row for each SNR and strategy.
+
+    Parameters
+    ----------
+    rows
+        Of finished trials.
+    metric
+        What the column ``metric`` holds.
+    """
+    cells = []
+    for snr_db in snrs_db(rows):
+        for name, own in by_strategy([row for row in rows if row["snr_db"] == snr_db]).items():
+            chosen = own[0].get("chosen")
+            first = [f"{snr_db:g}", f"{name}: {chosen}" if chosen else name, str(len(own))]
+            for column, scale in (("reward", 1), ("metric", 1), ("adapter_bits", 1e-6)):
+                limits = LIMITS.get(metric if column == "metric" else column, ANY)
+                first.append(_mean_text(interval([scale * row[column] for row in own], limits)))
+            first += [f"{sum(r['late'] for r in own) / len(own):.1f}"]
+            first += [f"{sum(r['mean_rank'] for r in own) / len(own):.2f}"]
+            cells.append(first)
+    return cells
+
+
+def _mean_text(mean: Interval) -> str:
+    """Return a mean with half of its interval, or both halves where it ends at a limit."""
+    if not mean.known:
+        return f"{mean.mean:.3f}"
+    above, below = mean.high - mean.mean, mean.mean - mean.low
+    if abs(above - below) <= 1e-9 * max(1.0, abs(mean.mean)):
+        return f"{mean.mean:.3f} ± {above:.3f}"
+    return f"{mean.mean:.3f} +{above:.3f} -{below:.3f}"
+
+
 def _means(rows: Sequence[Any], metric: str, name_width: int) -> Table:
     longest = max(len(f"{row.get('chosen') or ''}: {row['strategy']}") for row in rows)
-    table = Table(**_NARROW, title="Mean over seeds, with half of the 95% confidence interval")
-    for heading in ("SNR", "strategy", "seeds", "reward", metric, "Mbit", "late", "rank"):
+    table = Table(**_NARROW, title=_MEANS)
+    for heading in [*_HEADER[:-4], metric, *_HEADER[-3:]]:
         if heading == "strategy":  # folded rather than cut: options tell strategies apart
             table.add_column(heading, overflow="fold", width=min(longest, name_width))
         else:
             table.add_column(heading, justify="right", min_width=len(heading), overflow="fold")
-    for snr_db in snrs_db(rows):
-        here = by_strategy([row for row in rows if row["snr_db"] == snr_db])
-        for name, own in here.items():
-            chosen = own[0].get("chosen")
-            cells = [f"{snr_db:g}", f"{name}: {chosen}" if chosen else name, str(len(own))]
-            for column, scale in (("reward", 1), ("metric", 1), ("adapter_bits", 1e-6)):
-                mean = interval([scale * row[column] for row in own])
-                half = mean.high - mean.mean
-                cells.append(f"{mean.mean:.3f}" + (f" ± {half:.3f}" if len(own) > 1 else ""))
-            cells += [f"{sum(r['late'] for r in own) / len(own):.1f}"]
-            cells += [f"{sum(r['mean_rank'] for r in own) / len(own):.2f}"]
-            table.add_row(*cells)
-        table.add_section()
+    cells = means_rows(rows, metric)
+    for row, following in zip(cells, [*cells[1:], None], strict=True):
+        table.add_row(*row, end_section=following is None or following[0] != row[0])
     return table
 
 
-def _winners(best: Sequence[Any]) -> Table:
-    table = Table(**_NARROW, title="Highest mean reward at each SNR; difference paired by seed")
-    for heading in ("SNR", "winner", "second", "difference", "95% interval", "p (Holm)"):
-        if heading in ("winner", "second"):
-            table.add_column(heading, overflow="fold")
-        else:
-            table.add_column(heading, justify="right", overflow="fold")
-    for row in best:
-        table.add_row(
+def _winners_rows(best: Sequence[Any]) -> list[list[str]]:
+    return [
+        [
             f"{row['snr_db']:g}",
             row["winner"],
             row["second"],
             f"{row['difference']:+.4f}",
-            f"{row['low']:+.4f} to {row['high']:+.4f}",
-            f"{row['p_holm']:.2g}",
-        )
-    return table
+            "one seed" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
+            "-" if row["low"] is None else f"{row['p_holm']:.2g}",
+        ]
+        for row in best
+    ]
 
 
-def _equivalence(rows: Sequence[Any], margin: float) -> Table:
-    title = f"Final loss beside the winner's, paired by seed; equal: within {margin:g} nats"
-    table = Table(**_NARROW, title=title)
-    for heading in ("SNR", "strategy", "seeds", "difference", "95% interval", "p (Holm)", "equal"):
-        if heading == "strategy":
-            table.add_column(heading, overflow="fold")
-        else:
-            table.add_column(heading, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(
+def _winners(best: Sequence[Any]) -> Table:
+    return _table(_WINNERS, _WINNERS_HEADER, _winners_rows(best), ("winner", "second"))
+
+
+def _equal_title(margin: float) -> str:
+    return f"Final loss beside the winner's, paired by seed; equal: within {margin:g} nats"
+
+
+def _equivalence_rows(rows: Sequence[Any]) -> list[list[str]]:
+    return [
+        [
             f"{row['snr_db']:g}",
             row["strategy"],
             str(row["seeds"]),
@@ -156,5 +205,22 @@ def _equivalence(rows: Sequence[Any], margin: float) -> Table:
             f"{row['low']:+.4f} to {row['high']:+.4f}",
             f"{row['p_holm']:.2g}",
             "yes" if row["equal"] else "not shown",
-        )
+        ]
+        for row in rows
+    ]
+
+
+def _equivalence(rows: Sequence[Any], margin: float) -> Table:
+    return _table(_equal_title(margin), _EQUAL_HEADER, _equivalence_rows(rows), ("strategy",))
+
+
+def _table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str]
+) -> Table:
+    table = Table(**_NARROW, title=title)
+    for heading in header:
+        justify: Any = "left" if heading in text else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table

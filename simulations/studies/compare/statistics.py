@@ -43,14 +43,33 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def known(self) -> bool:
+        """Whether there is one: of a single value there is not."""
+        return bool(np.isfinite(self.low))
 
-def interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values with its interval."""
+
+ANY = (-np.inf, np.inf)
+LIMITS = {"accuracy": (0.0, 1.0), "perplexity": (1.0, np.inf), "adapter_bits": (0.0, np.inf)}
+"""Between which values a mean of what is measured can lie."""
+
+
+def interval(values: Sequence[float], limits: tuple[float, float] = ANY) -> Interval:
+    """Return the mean of independent values with its interval.
+
+    Parameters
+    ----------
+    values
+        One a seed.
+    limits
+        Between which their mean can lie; the interval ends there.
+    """
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, -np.inf, np.inf)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
-    return Interval(mean, mean - float(half), mean + float(half))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    low, high = limits
+    return Interval(mean, min(mean, max(low, mean - half)), max(mean, min(high, mean + half)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -109,8 +128,8 @@ def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "reward": mean_of(first, "reward"),
                 "second_reward": mean_of(second, "reward"),
                 "difference": gap.mean,
-                "low": gap.low,
-                "high": gap.high,
+                "low": gap.low if gap.known else None,
+                "high": gap.high if gap.known else None,
                 "p": p_value(difference),
                 "metric": mean_of(first, "metric"),
                 "second_metric": mean_of(second, "metric"),

@@ -36,7 +36,8 @@ _COMPARISON = FolderKind(
     ("trials.jsonl", "references.jsonl", "compare.csv"),
     (
         *("scenario.toml", "trials.jsonl", "references.jsonl", "compare.csv", "winners.csv"),
-        *("frontier.csv", "equivalence.csv", "margin", "plots"),
+        *("frontier.csv", "equivalence.csv", "margin", "plots", "report.html"),
+        *("means.md", "means.tex"),
     ),
 )
 
