@@ -173,5 +173,6 @@ def test_a_run_of_which_a_process_is_killed_names_it_at_once_and_keeps_its_round
         assert "was ended without a word, as by signal 9" in told and "memory ran out" in told
         assert "go on with it by: fedlora resume" in told
         run_.assert_nothing_is_left()
-    assert "simulated SuperNodes" in (out / "flower.txt").read_text()  # the run's log
+    if whose == "server":  # whose log Flower has
+        assert "simulated SuperNodes" in (out / "flower.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["rounds"] >= 1
