@@ -23,7 +23,7 @@ from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.participation import check_best, check_robust, check_uploads
-from fedlora.privacy.mechanisms import mechanism_class, mechanism_of
+from fedlora.privacy.mechanisms import blaming, mechanism_class, mechanism_of
 from fedlora.privacy.plan import check_classes, plan_release
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
@@ -78,7 +78,8 @@ def plugin_checks(scenario: Scenario) -> list[Check]:
         mechanism_class(scenario.privacy.release)
         found = mechanism_of(scenario.privacy)
         if found is not None:
-            found.check(scenario)
+            with blaming(found):
+                found.check(scenario)
 
     rounds, channel = scenario.train.rounds, scenario.channel
     codecs = ("activation", "representation", "gradient")

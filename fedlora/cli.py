@@ -105,6 +105,9 @@ def new(
     channel: Annotated[
         bool, typer.Option("--channel", help="Write a channel model of your own, too.")
     ] = False,
+    mechanism: Annotated[
+        bool, typer.Option("--mechanism", help="Write a privacy mechanism of your own, too.")
+    ] = False,
 ) -> None:
     """Begin a rank strategy of your own: a Flower app folder that runs as it is.
 
@@ -112,7 +115,7 @@ def new(
     """
     from fedlora.commands.new import new_app
 
-    new_app(folder, channel=channel)
+    new_app(folder, channel=channel, mechanism=mechanism)
 
 
 @app.command()

@@ -66,7 +66,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "simulations": (
         "train_policy",
         "audit bench fuzz studies",
-        "in_process options quickstart scenarios",
+        "examples in_process options quickstart scenarios",
     ),
 }
 """What is in a folder, from the top floor to the bottom: each imports lower floors alone."""

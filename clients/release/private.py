@@ -14,7 +14,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import Mechanism, NoiseSource, ReleasePlan
+from fedlora.privacy.mechanisms import Mechanism, NoiseSource, ReleasePlan, shaped
 
 
 class PrivateRelease(GradientRelease):
@@ -123,7 +123,8 @@ class PrivateRelease(GradientRelease):
             part = torch.cat([rows[i] for i in places])
             sizes = [lengths[i] for i in places]
             source = self._upload_noise.source(noise, clip_norm)
-            released.append(self.mechanism.noised(part, sizes, noise.applied, source))
+            noised = self.mechanism.noised(part, sizes, noise.applied, source)
+            released.append(shaped(self.mechanism, "noised", noised, part.shape))
         return torch.cat(released)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from clients.owner import Leaving, Private, width_of
 from clients.release.private import PrivateRelease, mean_sigma
+from fedlora.privacy.mechanisms import blaming, shaped
 
 
 class UploadRelease(PrivateRelease):
@@ -46,7 +47,12 @@ class UploadRelease(PrivateRelease):
         noises = self._upload_noise.take(samples, numbers)
         receipts = self._pay(samples, noises)
         self._sigma_now = mean_sigma([noise.applied for noise in noises])
-        noised = gradient.map(
-            lambda g: self._add_noise(self.mechanism.values(g, weight), lengths, noises)
-        )
+
+        def release(g: torch.Tensor) -> torch.Tensor:
+            with blaming(self.mechanism):
+                found = self.mechanism.values(g, weight)
+                values = shaped(self.mechanism, "values", found, (len(g), width), finite=False)
+                return self._add_noise(values, lengths, noises)
+
+        noised = gradient.map(release)
         return self.door.released(noised, self._charges.records(samples), receipts)

@@ -9,7 +9,7 @@ import typer
 from fedlora.scaffold.write import AppNames, write_app
 
 
-def new_app(folder: Path, *, channel: bool) -> None:
+def new_app(folder: Path, *, channel: bool, mechanism: bool) -> None:
     """Write a new app and say how to go on.
 
     Parameters
@@ -18,6 +18,8 @@ def new_app(folder: Path, *, channel: bool) -> None:
         Where to write; its last part names the app.
     channel
         Whether it gets a channel model of its own, too.
+    mechanism
+        Whether it gets a privacy mechanism of its own, too.
 
     Raises
     ------
@@ -26,10 +28,10 @@ def new_app(folder: Path, *, channel: bool) -> None:
     """
     path = folder.expanduser().resolve()
     names = AppNames.of(path.name)
-    for file in write_app(path, names, channel=channel):
+    for file in write_app(path, names, channel=channel, mechanism=mechanism):
         typer.echo(file.relative_to(path.parent))
     typer.echo(
-        f"\nChange {names.module}/strategy.py, then:\n"
+        f"\nChange {names.module}/{'mechanism' if mechanism else 'strategy'}.py, then:\n"
         f"  cd {folder}\n"
         "  python check.py\n"
         "  fedlora run scenario.toml --set train.rounds=2"

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
-from fedlora.privacy.mechanisms import Mechanism, ReleasePlan, mechanism_class, mechanism_of
+from fedlora.privacy.mechanisms import (
+    Mechanism,
+    ReleasePlan,
+    blaming,
+    mechanism_class,
+    mechanism_of,
+)
 from fedlora.privacy.statement import Exposure
 
 
@@ -33,7 +39,11 @@ def plan_release(
         raise FedloraError("privacy is off, so there is nothing to plan; set privacy.epsilon")
     check_classes(scenario, classes)
     check_samples(scenario.privacy, rows)
-    return mechanism.plan(scenario, rows)
+    with blaming(mechanism):
+        plan: object = mechanism.plan(scenario, rows)
+        if isinstance(plan, ReleasePlan):
+            return plan
+        raise TypeError(f"plan returned {plan!r:.80} in place of a ReleasePlan")
 
 
 def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mechanism | None:
@@ -59,7 +69,8 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
     mechanism = mechanism_of(policy)
     if mechanism is None:
         return None
-    mechanism.check(scenario)
+    with blaming(mechanism):
+        mechanism.check(scenario)
     _check_unit(scenario, mechanism)
     if policy.activation_sigma is not None and scenario.train.embedding:
         raise FedloraError(

@@ -57,7 +57,9 @@ class AppNames:
         return cls(app, module, "".join(part.capitalize() for part in module.split("_")))
 
 
-def write_app(folder: Path, names: AppNames, *, channel: bool) -> list[Path]:
+def write_app(
+    folder: Path, names: AppNames, *, channel: bool, mechanism: bool = False
+) -> list[Path]:
     """Write the folder of a new app.
 
     Parameters
@@ -68,6 +70,8 @@ def write_app(folder: Path, names: AppNames, *, channel: bool) -> list[Path]:
         What to call things.
     channel
         Whether to write a channel model, too, and to use it in the scenario.
+    mechanism
+        Whether to write a privacy mechanism, too, and to use it in the scenario.
 
     Returns
     -------
@@ -90,9 +94,11 @@ def write_app(folder: Path, names: AppNames, *, channel: bool) -> list[Path]:
         autoescape=False,  # nothing here is HTML
     )
     written = []
-    for template, place in _files(names, channel):
+    given = {"names": names, "channel": channel, "mechanism": mechanism}
+    given["what"] = _what(channel=channel, mechanism=mechanism)
+    for template, place in _files(names, channel=channel, mechanism=mechanism):
         path = folder / place
-        text = environment.get_template(template).render(names=names, channel=channel)
+        text = environment.get_template(template).render(given)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -104,12 +110,21 @@ def write_app(folder: Path, names: AppNames, *, channel: bool) -> list[Path]:
     return written
 
 
-def _files(names: AppNames, channel: bool) -> Iterator[tuple[str, str]]:
+def _what(*, channel: bool, mechanism: bool) -> str:
+    """Return what is in the app, for its descriptions."""
+    parts = ["A rank strategy"]
+    parts += ["a channel model"] * channel + ["a privacy mechanism"] * mechanism
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _files(names: AppNames, *, channel: bool, mechanism: bool) -> Iterator[tuple[str, str]]:
     """Yield the templates and what they become."""
     yield "README.md.jinja", "README.md"
     yield "strategy.py.jinja", f"{names.module}/strategy.py"
     if channel:
         yield "channel.py.jinja", f"{names.module}/channel.py"
+    if mechanism:
+        yield "mechanism.py.jinja", f"{names.module}/mechanism.py"
     yield "init.py.jinja", f"{names.module}/__init__.py"
     yield "check.py.jinja", "check.py"
     yield "scenario.toml.jinja", "scenario.toml"

@@ -13,6 +13,7 @@ from torch import nn
 from clients.owner import OwnerTerms, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.release.build import build_release
+from clients.release.private import PrivateRelease
 from fedlora.config import Scenario
 from fedlora.privacy.accounting import calibrate_sigma
 from fedlora.privacy.mechanisms import Logits, label_corners, mechanism_of, zero_sum_basis
@@ -132,7 +133,10 @@ def _gradient_uploads(client: GradientRelease) -> Mechanism:
         nonlocal done
         numbers = range(done, done + len(lengths))
         done += len(lengths)
-        return client(Private(gradient), lengths, numbers).value
+        rows = client(Private(gradient), lengths, numbers).value
+        if rows.shape[1] != PROBE_WIDTH and isinstance(client, PrivateRelease):
+            rows = client.mechanism.cut(rows.double(), None, PROBE_WIDTH)
+        return rows
 
     return upload
 

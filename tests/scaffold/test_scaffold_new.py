@@ -12,6 +12,7 @@ from fedlora.channel import build_channel
 from fedlora.check import check_scenario
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.privacy.mechanisms import check_mechanism, mechanism_class
 from fedlora.ranks import check_rank_strategy, create_strategy
 from fedlora.registry import use_python_path
 from fedlora.scaffold.write import AppNames, write_app
@@ -51,6 +52,16 @@ def test_its_strategy_is_sound_and_spends_as_greedy_does_before_it_has_learnt(ap
     )
     assert own.row["adapter_bits"] == greedy.row["adapter_bits"] > 0
     assert own.complaints == []
+
+
+def test_its_mechanism_is_sound_and_the_scenario_runs_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder, names = tmp_path / "far-noise", AppNames("far-noise", "far_noise", "FarNoise")
+    write_app(folder, names, channel=True, mechanism=True)
+    assert "strategy, a channel model and a privacy mechanism" in (folder / "README.md").read_text()
+    scenario = with_overrides(load_scenario(folder / "scenario.toml"), SMALL)
+    check_scenario(scenario)
+    assert check_mechanism(mechanism_class(scenario.privacy.release)) == []
 
 
 def test_it_is_a_flower_app_of_installed_components(app):

@@ -2,9 +2,11 @@
 
 from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
 from fedlora.privacy.mechanisms.base import Gradients, Mechanism, ReleasePlan
+from fedlora.privacy.mechanisms.check import check_mechanism
 from fedlora.privacy.mechanisms.chosen import SHIPPED, mechanism_class, mechanism_of
 from fedlora.privacy.mechanisms.full import Full
 from fedlora.privacy.mechanisms.gaussian import clip_rows, release, release_sum, rounding_step
+from fedlora.privacy.mechanisms.guard import blaming, shaped
 from fedlora.privacy.mechanisms.head_releases import row_space, zero_sum_basis
 from fedlora.privacy.mechanisms.labels import Labels, label_epsilon
 from fedlora.privacy.mechanisms.logits import Logits, label_corners, label_reach
@@ -33,6 +35,8 @@ __all__ = [
     "ReleasePlan",
     "RowSpace",
     "SystemNoise",
+    "blaming",
+    "check_mechanism",
     "clip_rows",
     "flip_probability",
     "label_auc",
@@ -47,6 +51,7 @@ __all__ = [
     "rounding_step",
     "row_space",
     "row_space_coordinates",
+    "shaped",
     "top_up",
     "zero_sum_basis",
 ]

@@ -10,7 +10,7 @@ asked by                   for
 ``plan.check_release``     ``check``, ``needs_head``, ``needs_classes``, ``repeats``
 ``plan.plan_release``      ``plan``, from ``uploads`` and ``charge``
 the client                 ``values``, ``noised``, ``charge``
-the server                 ``width``, ``gradients``, ``probe``
+the server                 ``width``, ``gradients`` from ``cut``, ``probe``
 the statement              ``covers``, ``excludes``, ``zero_out``
 the audit                  ``noiseless``, ``noised``
 =========================  =====================================================================
@@ -158,11 +158,11 @@ class Mechanism:
         return ReleasePlan(uploads, sigma)
 
     def _rho(self, sigma: float) -> float:
-        charge = self.charge(sigma)
-        if not charge.rho:
+        charge: object = self.charge(sigma)
+        if not isinstance(charge, Charge) or not charge.rho:
             raise FedloraError(
-                f"privacy.release {self.policy.release} charges epsilon {charge.epsilon:g} for an "
-                "upload, which no plan counts; charge rho"
+                f"privacy.release {self.policy.release} charges {charge!r:.80} for an upload, "
+                "which no plan counts; return a Charge with rho"
             )
         return charge.rho
 
@@ -233,7 +233,7 @@ class Mechanism:
         del classes
         return width
 
-    def cut(self, message: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    def cut(self, message: torch.Tensor, weight: torch.Tensor | None, width: int) -> torch.Tensor:
         """Return the gradient at the cut that values stand for, shape (rows, width).
 
         Parameters
@@ -242,8 +242,10 @@ class Mechanism:
             What was uploaded, shape (rows, ``width``), float64.
         weight
             The public head's weight, float64; None where the server knows none.
+        width
+            Of the gradient at the cut.
         """
-        del weight
+        del weight, width
         return message
 
     def gradients(
@@ -264,9 +266,9 @@ class Mechanism:
         """
         del sigma
         if weight is None:
-            return Gradients(self.cut(uploaded.double(), None).float(), None)
+            return Gradients(self.cut(uploaded.double(), None, z.shape[1]).float(), None)
         w, message = weight.detach().double(), uploaded.double()
-        cut, space = self.cut(message, w), row_space(w)
+        cut, space = self.cut(message, w, z.shape[1]), row_space(w)
         u = cut @ space.basis @ space.inverse @ zero_sum_basis(len(w)).to(w.device).T
         return Gradients(cut.float(), (u.T @ z.double()).float())
 
@@ -304,7 +306,7 @@ class Mechanism:
         std = sigma * self.policy.clip_norm
         drawn = std * torch.randn(len(z), numbers, generator=generator)
         known = None if weight is None else weight.detach().double()
-        return self.cut(drawn.double(), known).float()
+        return self.cut(drawn.double(), known, z.shape[1]).float()
 
     # What is said of it.
 

@@ -44,8 +44,9 @@ class RowSpace(Mechanism):
         del width
         return classes - 1
 
-    def cut(self, message: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    def cut(self, message: torch.Tensor, weight: torch.Tensor | None, width: int) -> torch.Tensor:
         """See ``Mechanism``."""
+        del width
         assert weight is not None
         return message @ row_space(weight).basis.T
 

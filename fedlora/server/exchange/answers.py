@@ -10,7 +10,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, messages as m
-from fedlora.privacy.mechanisms import mechanism_of
+from fedlora.privacy.mechanisms import blaming, mechanism_of, shaped
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
@@ -156,13 +156,20 @@ class Answers:
         width = self._mechanism.width(0 if matrix is None else len(matrix), z.shape[1])
         uploaded = read_gradient(reply, self._back, (len(z), width))
         sigma = self.spending.sigma(client)
-        found = self._mechanism.gradients(uploaded, z.cpu(), matrix, sigma)
-        own = {} if found.head is None else {"weight": found.head}
-        if not all(bool(part.isfinite().all()) for part in (found.cut, *own.values())):
+        with blaming(self._mechanism):
+            found = self._mechanism.gradients(uploaded, z.cpu(), matrix, sigma)
+        cut = shaped(self._mechanism, "gradients", found.cut, z.shape, finite=False)
+        own = {}
+        if matrix is not None:
+            head_gradient = shaped(
+                self._mechanism, "gradients", found.head, matrix.shape, finite=False
+            )
+            own = {"weight": head_gradient}
+        if not all(bool(part.isfinite().all()) for part in (cut, *own.values())):
             raise ProtocolError(
                 "its gradient leads beyond what floats hold; no mechanism gives that"
             )
-        return (found.cut if train else None), own
+        return (cut if train else None), own
 
     def _check_head(self, own: Mapping[str, torch.Tensor], weight: float) -> None:
         """Refuse a gradient of a shared head that would overflow in the mean or its square."""

@@ -29,17 +29,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.special import ndtri
-from scipy.stats import beta
 
 from fedlora.config import Unit
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import exact_epsilon
+from fedlora.privacy.accounting.lower_bound import Bools, Floats, mu_lower_bound
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Mechanism = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Maps a packed gradient and the samples' lengths to the release."""
 Uploads = Callable[[Bools], Floats]
@@ -200,37 +196,6 @@ def audit_uploads(
     )
 
 
-def mu_lower_bound(scores: Floats, positive: Bools, confidence: float) -> float:
-    """Bound the parameter of Gaussian differential privacy from scores of two neighbours.
-
-    The threshold is chosen on the first half of the scores and judged on the second, so that the
-    choice does not bias the bound.
-
-    Parameters
-    ----------
-    scores
-        Attacker's statistic of each release, larger for positives.
-    positive
-        Which of the two neighbours each release came from.
-    confidence
-        Confidence of the bound.
-
-    Returns
-    -------
-    float
-        Lower bound on mu, at least 0.
-    """
-    half = len(scores) // 2
-    threshold = _best_threshold(scores[:half], positive[:half])
-    hit, labels = scores[half:] > threshold, positive[half:]
-    tail = (1 - confidence) / 2
-    return max(
-        0.0,
-        # a shifted Gaussian seen from either side
-        float(ndtri(_rate_low(hit[labels], tail)) - ndtri(_rate_high(hit[~labels], tail))),
-    )
-
-
 def _attack(
     build: Callable[[], Uploads], positive: Bools, clip_norm: float
 ) -> dict[str, tuple[Floats, Bools]]:
@@ -251,24 +216,3 @@ def _attack(
         "previous": ((current - previous).ravel(), positive.ravel()),
         "replay": ((current - replayed).ravel(), positive.ravel()),
     }
-
-
-def _best_threshold(scores: Floats, positive: Bools) -> float:
-    """Return the threshold where hits exceed false alarms most."""
-    order = np.argsort(-scores)
-    labels = positive[order]
-    gain = np.cumsum(labels) / max(1, labels.sum()) - np.cumsum(~labels) / max(1, (~labels).sum())
-    best = int(gain[:-1].argmax())
-    return float(scores[order[best : best + 2]].mean())
-
-
-def _rate_low(hits: Bools, tail: float) -> float:
-    """Return Clopper and Pearson's lower bound on the rate of hits."""
-    count = int(hits.sum())
-    return float(beta.ppf(tail, count, len(hits) - count + 1)) if count else 0.0
-
-
-def _rate_high(hits: Bools, tail: float) -> float:
-    """Return Clopper and Pearson's upper bound on the rate of hits."""
-    count = int(hits.sum())
-    return float(beta.ppf(1 - tail, count + 1, len(hits) - count)) if count < len(hits) else 1.0

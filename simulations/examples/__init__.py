@@ -1,0 +1,1 @@
+"""Plug-ins of one's own, each in one short file."""
