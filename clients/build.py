@@ -19,8 +19,7 @@ from clients.text_statistics import text_statistics
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
-from fedlora.link import PROTOCOL, Frame, Identity
-from fedlora.link.messages import HELLO
+from fedlora.link import PROTOCOL, Frame, Identity, messages as m
 from fedlora.ranks import DataStatistics
 from fedlora.split import DTYPES, Back, Checkpoint, Front, model_folder
 from fedlora.split.conformity import check_conformity
@@ -217,7 +216,7 @@ def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:
         **client.release.planned(),
     }
     public = {name: client.door.public(value) for name, value in fields.items()}
-    return client.door.message(HELLO, client.name, 0, public)
+    return client.door.message(m.HELLO, client.name, 0, public)
 
 
 class SimulatedData:

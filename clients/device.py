@@ -28,8 +28,7 @@ from clients.owner import (
 )
 from clients.reports import device_report
 from clients.state_store import ClientStateStore, binding, forget_ended
-from fedlora.config import Scenario, scenario_from_toml
-from fedlora.config.node import NodeKeys, states_folder
+from fedlora.config import NodeKeys, Scenario, scenario_from_toml, states_folder
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.site.device_log import device_log

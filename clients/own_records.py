@@ -9,8 +9,7 @@ from pathlib import Path
 
 from clients.build import EdgeParts, SimulatedData
 from clients.owner import content, holdout
-from fedlora.config import Scenario
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys, Scenario
 from fedlora.errors import FedloraError
 from fedlora.tasks import IGNORED, Record, Sample, Tally, label_of
 

@@ -13,8 +13,7 @@ import torch
 from fedlora.channel import build_channel
 from fedlora.channel.schedule.base import build_scheduler
 from fedlora.checks import shown
-from fedlora.config import Scenario
-from fedlora.config.placement import place_blocks
+from fedlora.config import Scenario, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec

@@ -28,8 +28,7 @@ from clients.owner.private import Private, PrivateSamples, open_private
 from clients.owner.table import TABLE, How
 from clients.owner.terms import OwnerTerms
 from fedlora.errors import FedloraError
-from fedlora.link import REASON, Frame, closed_words
-from fedlora.link.messages import LEAVE
+from fedlora.link import REASON, Frame, closed_words, messages as m
 from fedlora.privacy.ledger import Ledger, Receipt
 from fedlora.tasks import Sample
 
@@ -188,11 +187,11 @@ class Door:
 
     def told(self, error: BaseException) -> dict[str, Any]:
         """Return ``words`` as the fields of a client's last message."""
-        return self.record(LEAVE, self.words(error))
+        return self.record(m.LEAVE, self.words(error))
 
     def leave(self, client: str, seq: int, error: BaseException) -> Frame:
         """Return a client's last words."""
-        return self.message(LEAVE, client, seq, self.words(error))
+        return self.message(m.LEAVE, client, seq, self.words(error))
 
     def truth(self, samples: PrivateSamples) -> list[Sample]:
         """Return a simulated client's samples, for whoever judges an attack or a result.

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from clients.owner.words import about
 from fedlora.checks import shown
-from fedlora.config import DataConfig, Scenario
-from fedlora.config.node import NodeKeys
+from fedlora.config import DataConfig, NodeKeys, Scenario
 from fedlora.errors import FedloraError
 from fedlora.tasks import task_class
 

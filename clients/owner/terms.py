@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fedlora.checks import shown
-from fedlora.config import ClientLimit
-from fedlora.config.node import NodeKeys, Report
+from fedlora.config import ClientLimit, NodeKeys, Report
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import SHIPPED
 
@@ -127,7 +125,7 @@ class OwnerTerms:
         if self.simulated or name in SHIPPED or name in self.mechanisms:
             return
         raise FedloraError(
-            f"privacy.release is {shown(name)}, a plug-in that this device's owner has not "
+            f"privacy.release is {name!r:.80}, a plug-in that this device's owner has not "
             "allowed; choose one of fedlora's own, or name it in privacy-mechanisms of the node "
             "configuration"
         )

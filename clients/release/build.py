@@ -27,9 +27,9 @@ from clients.owner import (
 )
 from clients.release.base import GradientRelease, PlainRelease
 from clients.release.messages import MessageRelease
+from clients.release.private import UploadRelease
 from clients.release.randomised import RandomisedRelease
 from clients.release.upload_noise import UploadNoise
-from clients.release.uploads import UploadRelease
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import (

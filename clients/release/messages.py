@@ -12,7 +12,7 @@ from clients.owner import Leaving, Private, PrivateSamples, together
 from clients.release.private import PrivateRelease, mean_sigma
 from clients.release.upload_noise import Noise
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import Logits, NoisedLabels, blaming
+from fedlora.privacy.mechanisms import Logits, NoisedLabels
 
 
 class MessageRelease(PrivateRelease):
@@ -92,8 +92,7 @@ class MessageRelease(PrivateRelease):
         rows = self._samples.take([s for s, _ in taken]).map(
             lambda batch: messages[[sample.target for sample in batch]]
         )
-        with blaming(self.mechanism):
-            noised = rows.map(lambda r: self._add_noise(r, [1] * len(r), noises))
+        noised = rows.map(lambda r: self._add_noise(r, [1] * len(r), noises))
         return [noised.map(itemgetter(place)) for place in range(len(taken))]
 
     def _keep(self, taken: Sequence[tuple[int, Noise]], rows: Sequence[torch.Tensor]) -> None:

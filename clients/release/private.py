@@ -1,4 +1,4 @@
-"""A client's privacy where noise is added: what is charged, noised and sent."""
+"""A client's privacy where noise is added: what is charged, noised and sent, at each upload."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from clients.owner import Charges, Door, Leaving, Private, PrivateSamples, Reporting
+from clients.owner import (
+    Charges,
+    Door,
+    Leaving,
+    Private,
+    PrivateSamples,
+    Reporting,
+    width_of,
+)
 from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import Mechanism, NoiseSource, ReleasePlan, shaped
+from fedlora.privacy.mechanisms import Mechanism, NoiseSource, ReleasePlan, asked
 
 
 class PrivateRelease(GradientRelease):
@@ -109,7 +118,7 @@ class PrivateRelease(GradientRelease):
             zip(samples, noises, strict=True), key=lambda pair: pair[1].charged
         ):
             paid = [sample for sample, _ in pairs]
-            receipts += self._charges.charge(paid, self.mechanism.charge(sigma), planned=True)
+            receipts += self._charges.charge(paid, self._upload_noise.charge(sigma), planned=True)
         return receipts
 
     def _add_noise(
@@ -123,9 +132,53 @@ class PrivateRelease(GradientRelease):
             part = torch.cat([rows[i] for i in places])
             sizes = [lengths[i] for i in places]
             source = self._upload_noise.source(noise, clip_norm)
-            noised = self.mechanism.noised(part, sizes, noise.applied, source)
-            released.append(shaped(self.mechanism, "noised", noised, part.shape))
+            given = (part, sizes, noise.applied, source)
+            released.append(asked(self.mechanism, "noised", part.shape, *given))
         return torch.cat(released)
+
+
+class UploadRelease(PrivateRelease):
+    """Releases what a mechanism makes of the gradient at the cut.
+
+    Parameters
+    ----------
+    arguments
+        See ``PrivateRelease``.
+    head
+        The client's head, whose weight is public where the mechanism needs it.
+    """
+
+    def __init__(self, *arguments: Any, head: nn.Module, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._head = head
+
+    def __call__(
+        self, gradient: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
+    ) -> Leaving[torch.Tensor]:
+        """Charge the budget, then return the noised release.
+
+        Raises
+        ------
+        BudgetSpentError
+            When the plan or the owner's limit does not pay for it; nothing leaves.
+        """
+        weight = next(self._head.parameters()) if self.mechanism.needs_head else None
+        classes = 0 if weight is None else len(weight)
+        width = self.mechanism.width(classes, width_of(gradient))
+        # how many numbers of each are clipped together
+        token = self.mechanism.policy.unit == "token"
+        numbers = [width if token else length * width for length in lengths]
+        noises = self._upload_noise.take(samples, numbers)
+        receipts = self._pay(samples, noises)
+        self._sigma_now = mean_sigma([noise.applied for noise in noises])
+
+        def release(g: torch.Tensor) -> torch.Tensor:
+            shape = (len(g), width)
+            values = asked(self.mechanism, "values", shape, g, weight, finite=False)
+            return self._add_noise(values, lengths, noises)
+
+        noised = gradient.map(release)
+        return self.door.released(noised, self._charges.records(samples), receipts)
 
 
 def mean_sigma(sigmas: Sequence[float]) -> float:

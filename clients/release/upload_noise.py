@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import BudgetSpread, ChannelWeight, add_up
+from fedlora.privacy.accounting import BudgetSpread, ChannelWeight, Charge, add_up
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.privacy.mechanisms import (
     AirNoise,
@@ -76,7 +76,7 @@ class UploadNoise:
     ) -> None:
         policy = mechanism.policy
         self._policy, self._plan, self._client = policy, plan, client
-        self._mechanism = mechanism
+        self._mechanism, self._charges = mechanism, dict[float, Charge]()
         self._source, self._receiver = source, receiver
         self._spread: BudgetSpread | None = None
         if policy.spread == "channel":
@@ -141,12 +141,17 @@ class UploadNoise:
         for sample, count in zip(samples, numbers, strict=True):
             noise = self._noise(self._sigma(uploads[sample], spent.get(sample, 0.0)), count)
             uploads[sample] += 1
-            cost = self._mechanism.charge(noise.charged)
-            spent[sample] = add_up(spent.get(sample, 0.0), cost.rho)
+            spent[sample] = add_up(spent.get(sample, 0.0), self.charge(noise.charged).rho)
             noises.append(noise)
         self._uploads, self._spent = uploads, spent
         self.least = min([self.least, *(noise.charged for noise in noises)])
         return noises
+
+    def charge(self, sigma: float) -> Charge:
+        """Return what an upload at this noise costs, as the mechanism has said it once."""
+        if sigma not in self._charges:
+            self._charges[sigma] = self._mechanism.charge(sigma)
+        return self._charges[sigma]
 
     def counted(self, sample: int) -> int:
         """Return how many uploads of a sample the plan has counted."""
@@ -155,7 +160,7 @@ class UploadNoise:
     def needed(self, sample: int) -> float:
         """Return the rho of all uploads of a sample that the plan still allows, rounded up."""
         uploads = max(0, self._plan.uploads - self._uploads[sample])
-        left = uploads * self._mechanism.charge(self._plan.sigma).rho
+        left = uploads * self.charge(self._plan.sigma).rho
         if self._spread is not None and uploads:
             left = max(0.0, self._spread.total - self._spent.get(sample, 0.0))
         return left

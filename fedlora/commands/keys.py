@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.config import Scenario
-from fedlora.config.node import NodeKeys, dashed, shown_default
+from fedlora.config import NodeKeys, Scenario, dashed, shown_default
 from fedlora.errors import FedloraError
 
 

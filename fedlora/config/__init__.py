@@ -15,7 +15,9 @@ from fedlora.config.learning import (
     TaskConfig,
     TrainConfig,
 )
+from fedlora.config.node import NodeKeys, Report, dashed, shown_default, states_folder
 from fedlora.config.observe import ObserveConfig
+from fedlora.config.placement import is_away, parse_blocks, place_blocks
 from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Unit
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
@@ -40,10 +42,12 @@ __all__ = [
     "LinkConfig",
     "LoraConfig",
     "ModelConfig",
+    "NodeKeys",
     "ObserveConfig",
     "PartitionConfig",
     "PrivacyPolicy",
     "RanksConfig",
+    "Report",
     "ReportConfig",
     "RobustConfig",
     "Scenario",
@@ -51,9 +55,15 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "Unit",
+    "dashed",
+    "is_away",
     "load_scenario",
+    "parse_blocks",
+    "place_blocks",
     "require",
     "scenario_from_toml",
     "scenario_to_toml",
+    "shown_default",
+    "states_folder",
     "with_overrides",
 ]

@@ -65,9 +65,9 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
         the head, or blocks on the client mix the tokens that are noised one by one.
     """
     policy, share = scenario.privacy, scenario.head.share
-    mechanism_class(policy.release)  # a misspelt one is refused where privacy is off, too
     mechanism = mechanism_of(policy)
     if mechanism is None:
+        mechanism_class(policy.release)  # a misspelt one is refused here, too
         return None
     with blaming(mechanism):
         mechanism.check(scenario)

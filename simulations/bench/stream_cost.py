@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.link import ClientLink, Frame, LocalLink, edge_executor
-from fedlora.link.messages import END, STEP
+from fedlora.link import ClientLink, Frame, LocalLink, edge_executor, messages as m
 from simulations.bench.context import Context, Tick
 from simulations.bench.federation import Door, EdgeProcess, accept_all, admit_all
 from simulations.bench.figures import Figure
@@ -36,7 +35,7 @@ def exchange(context: Context, _model: str, tick: Tick) -> list[Figure]:
         over_tls = _exchange_ms(links, (together, each), settings.exchanges)
         tick()
         for link in links:
-            link.send(Frame(END, link.client, 1 << 30))
+            link.send(Frame(m.END, link.client, 1 << 30))
             link.receive(_TIMEOUT_S)
         for process in processes:
             process.end()
@@ -90,7 +89,7 @@ def _exchange_ms(links: Sequence[ClientLink], sizes: Sequence[int], exchanges: i
         for number in itertools.islice(numbers, exchanges):
             begun = time.perf_counter()
             for link in links:
-                link.send(Frame(STEP, link.client, number, {}, payload))
+                link.send(Frame(m.STEP, link.client, number, {}, payload))
             for link in links:
                 link.receive(_TIMEOUT_S)
             durations.append(time.perf_counter() - begun)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedlora.link import Frame
-from fedlora.link.messages import HELLO, READY
+from fedlora.link import Frame, messages as m
 from fedlora.link.stream.client.client import StreamClient
 
 _MAX_FRAME_BYTES = 1 << 28
@@ -24,7 +23,7 @@ def echo(session: Mapping[str, Any]) -> None:
     stream = StreamClient(
         session["address"], session["certificate"], max_frame_bytes=_MAX_FRAME_BYTES
     )
-    stream.serve({name: handle}, [Frame(HELLO, name, 0, {"token": session["token"]})])
+    stream.serve({name: handle}, [Frame(m.HELLO, name, 0, {"token": session["token"]})])
 
 
 def idle(sessions: Sequence[Mapping[str, Any]]) -> None:
@@ -38,10 +37,10 @@ def idle(sessions: Sequence[Mapping[str, Any]]) -> None:
             # gRPC lets channels of equal options share a connection; devices cannot.
             keepalive_s=20 + place / 1000,
         )
-        hello = Frame(HELLO, name, 0, {"token": session["token"]})
+        hello = Frame(m.HELLO, name, 0, {"token": session["token"]})
         stream.attach(name, partial(_ready, name), hello)
     sys.stdin.read()
 
 
 def _ready(name: str, frame: Frame) -> Frame:
-    return Frame(READY, name, frame.seq)
+    return Frame(m.READY, name, frame.seq)

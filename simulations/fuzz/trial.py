@@ -16,6 +16,7 @@ from clients.owner import OwnerTerms
 from clients.state_store import ClientStateStore
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.link import Frame
+from fedlora.privacy.mechanisms import Mechanism, mechanism_of
 from fedlora.report import RoundRecord, RunFolder
 from fedlora.server.checkpoint import Checkpoints
 from fedlora.server.compute.engine import AdapterState
@@ -204,6 +205,11 @@ class Trial:
         """Whether noise was drawn that nobody can draw again."""
         privacy = self.scenario.privacy
         return privacy.enabled and privacy.insecure_noise_seed is None
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """The run's privacy mechanism."""
+        return mechanism_of(self.scenario.privacy)
 
     @property
     def everybody(self) -> bool:

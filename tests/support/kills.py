@@ -26,7 +26,7 @@ import torch
 import fedlora.server.flower.sessions
 from clients.device import take_part
 from clients.release.messages import MessageRelease
-from clients.release.uploads import UploadRelease
+from clients.release.private import UploadRelease
 from fedlora.config import scenario_from_toml, scenario_to_toml
 from fedlora.link import through_flower
 from fedlora.report import RunFolder

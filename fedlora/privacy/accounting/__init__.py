@@ -8,8 +8,16 @@ from fedlora.privacy.accounting.calibration import (
     planned_uploads,
     rho_budget,
 )
-from fedlora.privacy.accounting.charge import Charge
+from fedlora.privacy.accounting.lower_bound import (
+    Bools,
+    Floats,
+    mu_lower_bound,
+    rate_high,
+    rate_low,
+)
 from fedlora.privacy.accounting.rdp import (
+    ORDERS,
+    Charge,
     SampledAccountant,
     add_up,
     convert,
@@ -19,9 +27,12 @@ from fedlora.privacy.accounting.rdp import (
 )
 
 __all__ = [
+    "ORDERS",
+    "Bools",
     "BudgetSpread",
     "ChannelWeight",
     "Charge",
+    "Floats",
     "SampledAccountant",
     "add_up",
     "calibrate_sigma",
@@ -29,7 +40,10 @@ __all__ = [
     "epsilon_of",
     "exact_epsilon",
     "gradient_sigma",
+    "mu_lower_bound",
     "planned_uploads",
+    "rate_high",
+    "rate_low",
     "rdp_epsilon",
     "rho_budget",
     "upload_cost",

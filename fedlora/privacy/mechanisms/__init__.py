@@ -3,15 +3,21 @@
 from fedlora.privacy.mechanisms.analog import AirNoise, AnalogNoise, receiver_noise, top_up
 from fedlora.privacy.mechanisms.base import Gradients, Mechanism, ReleasePlan
 from fedlora.privacy.mechanisms.check import check_mechanism
-from fedlora.privacy.mechanisms.chosen import SHIPPED, mechanism_class, mechanism_of
 from fedlora.privacy.mechanisms.full import Full
 from fedlora.privacy.mechanisms.gaussian import clip_rows, release, release_sum, rounding_step
-from fedlora.privacy.mechanisms.guard import blaming, shaped
 from fedlora.privacy.mechanisms.head_releases import row_space, zero_sum_basis
 from fedlora.privacy.mechanisms.labels import Labels, label_epsilon
 from fedlora.privacy.mechanisms.logits import Logits, label_corners, label_reach
 from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
 from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
+from fedlora.privacy.mechanisms.plugin import (
+    SHIPPED,
+    asked,
+    blaming,
+    mechanism_class,
+    mechanism_of,
+    shaped,
+)
 from fedlora.privacy.mechanisms.randomised_response import (
     RandomisedLabels,
     flip_probability,
@@ -35,6 +41,7 @@ __all__ = [
     "ReleasePlan",
     "RowSpace",
     "SystemNoise",
+    "asked",
     "blaming",
     "check_mechanism",
     "clip_rows",

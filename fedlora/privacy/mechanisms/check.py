@@ -12,14 +12,18 @@ import torch
 from fedlora.config import PrivacyPolicy, Scenario, Unit
 from fedlora.errors import FedloraError
 from fedlora.printable import described
-from fedlora.privacy.accounting import Charge, planned_uploads, rdp_epsilon
-from fedlora.privacy.accounting.lower_bound import rate_high, rate_low
-from fedlora.privacy.accounting.rdp import ORDERS
+from fedlora.privacy.accounting import (
+    ORDERS,
+    Charge,
+    planned_uploads,
+    rate_high,
+    rate_low,
+    rdp_epsilon,
+)
 from fedlora.privacy.mechanisms.base import Gradients, Mechanism
-from fedlora.privacy.mechanisms.guard import blaming, shaped
 from fedlora.privacy.mechanisms.labels import Labels, label_epsilon
 from fedlora.privacy.mechanisms.logits import Logits
-from fedlora.privacy.mechanisms.noise import SystemNoise
+from fedlora.privacy.mechanisms.plugin import blaming, shaped
 from fedlora.privacy.mechanisms.trial import (
     CLASSES,
     SIGMA,
@@ -221,7 +225,6 @@ def _server(trial: Trial) -> Iterator[str]:
         drawn = made.probe(z, head, SIGMA, generator)
         if drawn is not None:
             shaped(made, "probe", drawn, z.shape)
-    trial.send([trial.neighbours[0]], SystemNoise())
 
 
 def _label_charge(made: Labels) -> Iterator[str]:

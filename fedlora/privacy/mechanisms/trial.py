@@ -10,12 +10,12 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from fedlora.privacy.accounting.lower_bound import mu_lower_bound
+from fedlora.privacy.accounting import mu_lower_bound
 from fedlora.privacy.mechanisms.base import Mechanism
 from fedlora.privacy.mechanisms.gaussian import rounding_step
-from fedlora.privacy.mechanisms.guard import shaped
 from fedlora.privacy.mechanisms.logits import Logits
 from fedlora.privacy.mechanisms.noise import NoiseSource, SystemNoise
+from fedlora.privacy.mechanisms.plugin import asked
 
 CLASSES, WIDTH, ROWS, SIGMA = 3, 6, 2, 1.3
 DRAWS = 12_000  # samples of one upload; even
@@ -57,7 +57,7 @@ class Trial:
         self.clip_norm = made.policy.clip_norm
         self.gradients: list[torch.Tensor] = []
         if isinstance(made, Logits):
-            messages = shaped(made, "messages", made.messages(CLASSES), (CLASSES, self.width))
+            messages = asked(made, "messages", (CLASSES, self.width), CLASSES)
             self.neighbours = [*messages[:, None].double(), torch.zeros(1, self.width).double()]
         else:
             self.gradients = _adversaries(self.weight)
@@ -71,16 +71,15 @@ class Trial:
     def values(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return what is noised for a gradient of shape (rows, width)."""
         weight = self.weight if self.made.needs_head else None
-        found = self.made.values(gradient, weight)
-        return shaped(self.made, "values", found, (len(gradient), self.width), finite=False)
+        shape = (len(gradient), self.width)
+        return asked(self.made, "values", shape, gradient, weight, finite=False)
 
     def send(
         self, batch: Sequence[torch.Tensor], noise: NoiseSource, sigma: float = SIGMA
     ) -> torch.Tensor:
         """Return what leaves of a batch of records, shape (records, rows, numbers), float64."""
         values, lengths = torch.cat(list(batch)), [len(one) for one in batch]
-        found = self.made.noised(values, lengths, sigma, noise)
-        sent = shaped(self.made, "noised", found, tuple(values.shape))
+        sent = asked(self.made, "noised", values.shape, values, lengths, sigma, noise)
         return sent.double().view(len(batch), lengths[0], -1)
 
     def replaced(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedlora.config import ComputeConfig
-from fedlora.config.placement import is_away, place_blocks
+from fedlora.config import ComputeConfig, is_away, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.lora.device import check_device
 from fedlora.lora.layers import LoraProjection

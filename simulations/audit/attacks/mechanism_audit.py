@@ -33,8 +33,7 @@ import torch
 
 from fedlora.config import Unit
 from fedlora.errors import FedloraError
-from fedlora.privacy.accounting import exact_epsilon
-from fedlora.privacy.accounting.lower_bound import Bools, Floats, mu_lower_bound
+from fedlora.privacy.accounting import Bools, Floats, exact_epsilon, mu_lower_bound
 
 Mechanism = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Maps a packed gradient and the samples' lengths to the release."""

@@ -14,8 +14,7 @@ import torch
 from clients.owner import Leaving, Reporting
 from clients.release.activations import NoisyActivations
 from clients.release.messages import MessageRelease
-from clients.release.private import PrivateRelease
-from clients.release.uploads import UploadRelease
+from clients.release.private import PrivateRelease, UploadRelease
 from simulations.audit.device.world import World
 
 

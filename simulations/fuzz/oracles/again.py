@@ -10,7 +10,6 @@ import torch
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
-from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.tasks import head_trains
 from simulations.fuzz.keys_air import BY_CLIENT
 from simulations.fuzz.trial import Run, Trial, difference, equal
@@ -65,7 +64,7 @@ def resume(trial: Trial) -> str | None:
 def _stops(trial: Trial) -> bool:
     """Tell whether a run can stop after a round, and go on with the same noise."""
     scenario = trial.run.scenario
-    mechanism = mechanism_of(scenario.privacy)
+    mechanism = trial.mechanism
     noised = mechanism is not None and mechanism.noises_gradients
     noised = noised or scenario.privacy.activation_sigma is not None
     return scenario.train.rounds > 1 and not noised  # ``ledgers`` looks at noised ones

@@ -15,7 +15,6 @@ from fedlora.config import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import ORDERS
 from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.mechanisms import mechanism_of
 from simulations.fuzz.trial import Run, Trial
 
 _TOLERANCE = 1e-6
@@ -45,7 +44,7 @@ def _told(trial: Trial) -> dict[str, float | None]:
 def accounting(trial: Trial) -> str | None:
     """Hold epsilon to dp-accounting's, from the noise of each client and how often it uploaded."""
     scenario, policy = trial.scenario, trial.scenario.privacy
-    mechanism = mechanism_of(policy)
+    mechanism = trial.mechanism
     if (
         not trial.noisy
         or importlib.util.find_spec("dp_accounting") is None
@@ -132,7 +131,7 @@ def ledgers(trial: Trial) -> str | None:
 def _booked(trial: Trial, run: Run) -> str:
     """Hold what ledgers have of each record to its uploads and their noise."""
     policy = trial.scenario.privacy
-    mechanism = mechanism_of(policy)
+    mechanism = trial.mechanism
     if not _even(policy) or mechanism is None or not mechanism.noises_gradients:
         return ""
     for number, client in enumerate(trial.federation.clients):

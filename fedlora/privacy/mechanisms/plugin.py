@@ -1,10 +1,13 @@
-"""From ``privacy.release`` to the mechanism that it names."""
+"""Mechanisms as plug-ins: found by ``privacy.release``, and their faults told in one sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
+
+import torch
 
 from fedlora import registry
 from fedlora.checks import shown
@@ -61,3 +64,56 @@ def mechanism_of(policy: PrivacyPolicy) -> Mechanism | None:
             f"privacy.release is {shown(policy.release)}, which cannot be made with a policy alone "
             f"({described(error)}); mend the plug-in"
         ) from error
+
+
+@contextmanager
+def blaming(mechanism: Mechanism) -> Iterator[None]:
+    """Turn whatever a mechanism raises into a ``FedloraError`` that names it."""
+    try:
+        yield
+    except FedloraError:
+        raise
+    except Exception as error:
+        raise FedloraError(f"{_named(mechanism)} fails ({described(error)}); mend it") from error
+
+
+def asked(
+    mechanism: Mechanism,
+    method: str,
+    shape: Sequence[int],
+    *arguments: object,
+    finite: bool = True,
+) -> torch.Tensor:
+    """Return what a mechanism's method returns; see ``blaming`` and ``shaped``."""
+    with blaming(mechanism):
+        return shaped(
+            mechanism, method, getattr(mechanism, method)(*arguments), shape, finite=finite
+        )
+
+
+def shaped(
+    mechanism: Mechanism, method: str, found: object, shape: Sequence[int], *, finite: bool = True
+) -> torch.Tensor:
+    """Return what a mechanism's method returned, which has to be of a shape, and finite.
+
+    Raises
+    ------
+    FedloraError
+        When it is another, or something else.
+    """
+    if not isinstance(found, torch.Tensor):
+        problem = f"a {type(found).__name__}"
+    elif tuple(found.shape) != tuple(shape):
+        problem = f"shape {tuple(found.shape)}"
+    elif not found.is_floating_point() or (finite and not bool(found.isfinite().all())):
+        problem = "numbers that are not finite floats"
+    else:
+        return found
+    raise FedloraError(
+        f"{_named(mechanism)} returns {problem} from {method}; expected finite floats of shape "
+        f"{tuple(shape)}"
+    )
+
+
+def _named(mechanism: Mechanism) -> str:
+    return f"privacy.release {shown(mechanism.policy.release)} ({type(mechanism).__name__})"
