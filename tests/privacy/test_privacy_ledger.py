@@ -385,7 +385,7 @@ def test_an_earlier_releases_ledger_never_starts_at_nothing_for_what_it_may_know
 def test_what_is_counted_at_no_cost_spends_nothing_and_pays_for_nothing(path: Path) -> None:
     with Ledger(path, "alice") as ledger:
         one, two = ids(ledger, 2)
-        ledger.charge([two], 2.0, "run")
+        ledger.charge([two], Charge.gaussian(2.0), "run")
         before = ledger.spent()[two]
         for _ in range(3):
             ledger.note([one, two], "run")
