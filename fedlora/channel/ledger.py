@@ -12,8 +12,8 @@ from fedlora.channel.delivery import Delivery, Walk, deliver
 from fedlora.errors import FedloraError
 
 AIR_KINDS = {
-    "up": ("activation", "gradient", "control"),
-    "down": ("representation", "adapter", "control"),
+    "up": ("activation", "gradient", "head", "control"),
+    "down": ("representation", "adapter", "head", "control"),
 }
 """Kinds of payload that take air time, by direction."""
 
@@ -199,7 +199,8 @@ class AirLedger:
         """Take up what ``state_dict`` returned; the next round has to be opened."""
         self._rows = {}
         for row in state["rows"]:
-            self._rows.setdefault(row["round"], {})[row["client"]] = AirRow(**row)
+            own = {key: _with_all_kinds(row[key]) for key in ("bits", "seconds")}
+            self._rows.setdefault(row["round"], {})[row["client"]] = AirRow(**{**row, **own})
         self._outside = {kind: dict(bits) for kind, bits in state["outside"].items()}
         self.start_round(-1)
 
@@ -252,6 +253,11 @@ class AirLedger:
     def _of(self, round: int) -> list[AirRow]:
         """Return the rows of a round in the order of the clients."""
         return [row for _, row in sorted(self._rows.get(round, {}).items())]
+
+
+def _with_all_kinds(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a table of which an earlier release has left kinds out."""
+    return {way: {**dict.fromkeys(kinds, 0), **table[way]} for way, kinds in AIR_KINDS.items()}
 
 
 def _by_kind(value: Any) -> dict[str, dict[str, Any]]:

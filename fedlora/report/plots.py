@@ -126,13 +126,13 @@ def traffic(rounds: Rounds) -> Figure | None:
     figure, axes = panels(2)
     for ax, (way, kinds) in zip(axes, bits.items(), strict=True):
         base = np.zeros(len(numbers))
-        for kind, colour in zip(kinds, (COLOURS[0], COLOURS[4], MUTED), strict=True):
+        for kind, colour in zip(kinds, (COLOURS[0], COLOURS[4], COLOURS[2], MUTED), strict=True):
             ax.bar(numbers, kinds[kind] / scale, 0.7, bottom=base, color=colour, label=kind)
             base = base + kinds[kind] / scale
         ax.set_ylim(0, 1.08 * tallest / scale)
         label(ax, title=f"{_title(way)}link", x="round", y=f"{unit} in the round, all clients")
         round_axis(ax, numbers)
-        legend(ax, columns=3)
+        legend(ax, columns=4)
     return figure
 
 

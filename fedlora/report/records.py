@@ -15,8 +15,8 @@ from typing import TypedDict
 from fedlora.checks import finite
 
 DIRECTIONS: Mapping[str, tuple[str, ...]] = {
-    "up": ("activation", "gradient", "control"),
-    "down": ("representation", "adapter", "control"),
+    "up": ("activation", "gradient", "head", "control"),
+    "down": ("representation", "adapter", "head", "control"),
 }
 """Kinds of payload by direction, seen from the client."""
 

@@ -24,7 +24,8 @@ Drop = Callable[[str, str], None]
 _KIND = {
     "activation": "activation",
     "gradient": "gradient",
-    "head_gradient": "gradient",
+    "head_gradient": "head",
+    "head_weight": "head",
     "representation": "representation",
     "embedding": "representation",
 }
@@ -35,10 +36,10 @@ _ANYBODY = -1  # stands for a client that has not taken part yet
 class Air:
     """Books what travels and delivers adapters.
 
-    Gradients of the head count as ``gradient``; what comes down for each token (representation and,
-    where the embedding trains, dL/de) as ``representation``; lengths, head weights and statistics
-    of the text as ``control``. Evaluation and the frozen-backbone baseline are booked outside the
-    air budget.
+    Weights and gradients of the head count as ``head``; what comes down for each token
+    (representation and, where the embedding trains, dL/de) as ``representation``; lengths,
+    identifiers and statistics of the text as ``control``. Evaluation and the frozen-backbone
+    baseline are booked outside the air budget.
 
     Parameters
     ----------

@@ -41,8 +41,8 @@ def test_a_payload_takes_its_bits_over_the_rate() -> None:
     assert totals["energy_joules"] == pytest.approx(0.5 * 0.5 + 0.25 * 4.0)
     assert totals["wire_bytes"] == {"up": 62_600, "down": 31_300}
     assert totals["bits"] == {
-        "up": {"activation": 500_000, "gradient": 0, "control": 0},
-        "down": {"representation": 250_000, "adapter": 0, "control": 0},
+        "up": {"activation": 500_000, "gradient": 0, "head": 0, "control": 0},
+        "down": {"representation": 250_000, "adapter": 0, "head": 0, "control": 0},
     }
 
 
@@ -269,3 +269,16 @@ def test_a_payload_of_many_blocks_ends_at_its_deadline_or_in_time() -> None:
     late = sent(30.0)
     assert (late.delivered, late.seconds) == (False, 30.0)
     assert late.bits_sent == pytest.approx(30_000_000, rel=1e-6)
+
+
+def test_a_ledger_of_a_release_that_knew_fewer_kinds_is_gone_on_with() -> None:
+    before = AirLedger(flat())
+    before.start_round(0)
+    before.book(0, "up", "activation", 500_000, 62_600)
+    state = before.state_dict()
+    for way in ("up", "down"):
+        for table in ("bits", "seconds"):
+            del state["rows"][0][table][way]["head"]
+    ledger = AirLedger(flat())
+    ledger.load_state_dict(state)
+    assert ledger.totals() == before.totals()

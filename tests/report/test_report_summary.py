@@ -13,6 +13,7 @@ import pytest
 
 import fedlora
 from fedlora.errors import FedloraError
+from fedlora.report.records import DIRECTIONS
 from fedlora.report.summary import Summary, commit, versions
 
 ALWAYS = {
@@ -48,8 +49,8 @@ ALWAYS = {
 def test_every_key_is_there(finished):
     summary = json.loads(finished.summary.read_text())
     assert set(summary) == ALWAYS | {"wire_bytes", "client_seconds", "energy_joules", "projections"}
-    assert set(summary["bits"]["up"]) == {"activation", "gradient", "control"}
-    assert set(summary["bits"]["down"]) == {"representation", "adapter", "control"}
+    assert set(summary["bits"]["up"]) == {"activation", "gradient", "head", "control"}
+    assert set(summary["bits"]["down"]) == {"representation", "adapter", "head", "control"}
     assert {"epsilon", "delta", "adjacency", "covers", "excludes"} <= set(summary["privacy"])
 
 
@@ -72,7 +73,7 @@ def test_totals_are_those_of_the_rounds(make_rounds, make_summary):
     assert summary.metric == rounds[-1]["metric"]
     for way, kinds in summary.bits.items():
         for kind, bits in kinds.items():
-            assert bits == sum(r["bits"][way][kind] for r in rounds)
+            assert bits == sum(r["bits"][way].get(kind, 0) for r in rounds)
     assert summary.extra["wire_bytes"]["up"] == sum(r["wire_bytes"]["up"] for r in rounds)
 
 
@@ -112,7 +113,10 @@ def test_commit_is_that_of_the_checkout():
     [
         ({"seconds": -1.0}, "seconds is -1.0"),
         ({"seconds": math.nan}, "seconds is nan"),
-        ({"bits": {"up": {"activation": 0, "gradient": 0, "control": 0}, "down": {}}}, "bits.down"),
+        (
+            {"bits": {"up": dict.fromkeys(DIRECTIONS["up"], 0), "down": {}}},
+            r"bits\.down lacks representation, adapter, head, control",
+        ),
         ({"privacy": {"epsilon": 3.0}}, "lacks delta, adjacency, covers, excludes"),
         ({"privacy": {}}, "lacks epsilon"),
         ({"extra": {"loss": 1.0}}, "extra holds loss"),

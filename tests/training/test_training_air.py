@@ -139,12 +139,14 @@ def test_bits_are_what_a_count_by_hand_gives(tiny, records: Path, pooled, reuse)
     bits = ledger.totals()["bits"]
     once = sum(length for *_, length in seen)
     assert bits["up"]["activation"] == (once if reuse else tokens) * WIDTH * FLOAT
-    assert bits["up"]["gradient"] == vectors * WIDTH * FLOAT + 3 * exchanges * head
+    assert bits["up"]["gradient"] == vectors * WIDTH * FLOAT
+    assert bits["up"]["head"] == 3 * (exchanges + 1) * head  # and the initial ones
     fresh = len(seen) if reuse else rows
     lengths = 32 * fresh + names + (0 if pooled or not reuse else masks)
-    assert bits["up"]["control"] == lengths + 3 * head  # and the initial heads
+    assert bits["up"]["control"] == lengths
     assert bits["down"]["representation"] == vectors * WIDTH * FLOAT
-    assert bits["down"]["control"] == 3 * (exchanges + train.rounds) * head
+    assert bits["down"]["head"] == 3 * (exchanges + train.rounds) * head
+    assert bits["down"]["control"] == 0
     assert bits["down"]["adapter"] == 0
 
     held = [

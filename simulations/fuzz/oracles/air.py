@@ -44,8 +44,8 @@ def _training(trial: Trial) -> dict[tuple[str, str], int]:
         found += _exchanges(trial, number, head)
         if head and scenario.head.share != "personal":
             ends = scenario.train.rounds * (scenario.head.share == "round")
-            found["up", "control"] += head * (1 + ends)
-            found["down", "control"] += head * scenario.train.rounds
+            found["up", "head"] += head * (1 + ends)
+            found["down", "head"] += head * scenario.train.rounds
         told = (own["clients"].get(client.name, {}) for own in trial.run.rounds)
         found["up", "control"] += 32 * sum(len(own.get("statistics", ())) for own in told)
     return dict(found)
@@ -73,9 +73,10 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         shared = head * (scenario.head.share == "step")
         found["up", "activation"] += _size(link.activation, sum(sent), up)
         found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
-        found["up", "gradient"] += _size(link.gradient, rows, down) + shared
+        found["up", "gradient"] += _size(link.gradient, rows, down)
+        found["up", "head"] += shared
         found["down", "representation"] += _size(link.representation, rows, down)
-        found["down", "control"] += shared
+        found["down", "head"] += shared
         if train.embedding:
             found["down", "representation"] += _size(link.gradient, tokens, up)
     return found
