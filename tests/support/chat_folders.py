@@ -168,3 +168,44 @@ def write_chat_tokenizer(folder: Path, template: str | None, **settings: Any) ->
         settings = {"chat_template": template, **settings}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def plain_answers(model: Path, adapter: Path, texts: list[str], most: int) -> list[str]:
+    """Return what plain transformers and PEFT answer to texts, one user's turn each."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+    answers = []
+    for text in texts:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        ).input_ids
+        with torch.no_grad():
+            out = tuned.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                do_sample=False,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=False)
+        for token in ("<s>", "</s>", "<pad>"):
+            answer = answer.replace(token, "")
+        answers.append(answer.strip())
+    return answers
+
+
+def write_conversations(path: Path, count: int, first: int = 0) -> Path:
+    """Write conversations of one or two turns, each with an answer of its own."""
+    rows = []
+    for n in range(first, first + count):
+        turns = [("user", f"dog {n}?"), ("assistant", f"fox {n % 3}")] * (1 + n % 2)
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
