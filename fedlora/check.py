@@ -21,6 +21,7 @@ from fedlora.link.stream.address import check_listens
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
+from fedlora.observe.extras import check_extras
 from fedlora.participation import check_best, check_robust, check_uploads
 from fedlora.privacy.mechanisms import blaming, mechanism_class, mechanism_of
 from fedlora.privacy.plan import check_classes, plan_release
@@ -93,6 +94,7 @@ def plugin_checks(scenario: Scenario) -> list[Check]:
         partial(check_robust, scenario),
         mechanism,
         partial(check_best, scenario),
+        partial(check_extras, scenario.observe),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedlora.config.ranges import check_ranges, within
 
@@ -20,6 +21,12 @@ class ObserveConfig:
     tensorboard
         Whether losses, metrics and the air are written to ``tensorboard/`` in the run folder (extra
         ``tensorboard``).
+    mlflow, mlflow_uri
+        Whether the same curves are logged with MLflow (extra ``mlflow``), and at which tracking
+        server; empty keeps them in ``mlflow/`` in the run folder.
+    wandb, wandb_mode
+        Whether the same curves are logged with Weights & Biases (extra ``wandb``): ``offline``
+        keeps them in ``wandb/`` in the run folder, ``online`` sends them.
     prometheus_port, prometheus_host
         Port and address at which Prometheus may fetch metrics (extra ``prometheus``); port 0: none.
         Whoever reaches the address can read them.
@@ -28,6 +35,10 @@ class ObserveConfig:
     status_every_s: float = within(1.0, 0.001, 1e7)
     json_log: bool = False
     tensorboard: bool = False
+    mlflow: bool = False
+    mlflow_uri: str = ""
+    wandb: bool = False
+    wandb_mode: Literal["offline", "online"] = "offline"
     prometheus_port: int = within(0, 1, 65535, zero="none")
     prometheus_host: str = "127.0.0.1"
 

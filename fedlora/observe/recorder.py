@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 from fedlora.checks import finite
-from fedlora.config import Scenario
+from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.observe.observer import Observer
 from fedlora.observe.status import ClientStatus, RunState
@@ -110,6 +110,17 @@ def observed(folder: RunFolder, scenario: Scenario) -> Iterator[ObservedFolder]:
             from fedlora.observe.tensorboard import tensorboard
 
             observers.append(stack.enter_context(tensorboard(folder.path / "tensorboard")))
+        if config.mlflow:
+            from fedlora.observe.mlflow import mlflow
+
+            text = scenario_to_toml(scenario)
+            opened = mlflow(folder.path, config.mlflow_uri, text)
+            observers.append(stack.enter_context(opened))
+        if config.wandb:
+            from fedlora.observe.wandb import wandb
+
+            text = scenario_to_toml(scenario)
+            observers.append(stack.enter_context(wandb(folder.path, config.wandb_mode, text)))
         if config.prometheus_port:
             from fedlora.observe.prometheus import prometheus
 

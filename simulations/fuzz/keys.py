@@ -40,6 +40,10 @@ LEFT_OUT = {
     "compute.edge_hosts": "a matter of Flower's simulation",
     "observe.json_log": "a matter of Flower's run",
     "observe.tensorboard": "needs an extra",
+    "observe.mlflow": "needs an extra",
+    "observe.mlflow_uri": "needs an extra",
+    "observe.wandb": "needs an extra",
+    "observe.wandb_mode": "needs an extra",
     "observe.prometheus_port": "would listen on the machine",
     "observe.prometheus_host": "would listen on the machine",
 }

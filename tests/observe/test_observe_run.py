@@ -11,11 +11,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from fedlora.check import check_plugins
 from fedlora.cli import main
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
@@ -104,6 +106,44 @@ def test_tensorboard_holds_the_losses_and_the_metric(watched):
     assert [(s.step, s.value) for s in metric] == [
         (record["step"], pytest.approx(record["metric"])) for record in rounds
     ]
+
+
+def rounds_into(folder: Path, *settings: str) -> None:
+    """Let a scenario's observers see two steps and two rounds."""
+    run = RunFolder.create(folder)
+    with observed(run, with_overrides(Scenario(), settings)) as recorder:
+        recorder.append_event("phase", name="train", rounds=2, steps=3, clients=1)
+        recorder.append_event("step", phase="train", round=1, step=1, loss=0.75)
+        recorder.append_event("step", phase="train", round=1, step=2, loss=float("nan"))
+        for r in (1, 2):
+            told = {"metric": r / 4, "metric_name": "accuracy", "clients": {}}
+            recorder.append_round({"round": r, "step": 3 * r, **told})
+
+
+def test_mlflow_holds_the_losses_and_the_metric_in_the_runs_folder(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    rounds_into(tmp_path / "run", "observe.mlflow=true")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "run" / "mlflow").as_uri())
+    number = client.get_experiment_by_name("fedlora").experiment_id
+    [run] = client.search_runs([number])
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    metric = client.get_metric_history(run.info.run_id, "train/held_out_accuracy")
+    assert [(m.step, m.value) for m in metric] == [(3, 0.25), (6, 0.5)]
+    loss = client.get_metric_history(run.info.run_id, "train/step_loss")
+    assert [(m.step, m.value) for m in loss] == [(1, 0.75)]
+    uri = ["observe.mlflow=true", "observe.mlflow_uri=nowhere://x"]
+    with pytest.raises(FedloraError, match=r"observe\.mlflow_uri is 'nowhere://x', which cannot"):
+        rounds_into(tmp_path / "other", *uri)
+
+
+def test_wandb_keeps_its_run_offline_in_the_runs_folder(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rounds_into(tmp_path / "run", "observe.wandb=true")
+    [kept] = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = kept.read_bytes()
+    for text in (b"train/held_out_accuracy", b"optimiser_step", b"train/step_loss", b"0.75"):
+        assert text in content
 
 
 def top(capsys, monkeypatch, *arguments: object) -> tuple[int, str]:
@@ -253,12 +293,18 @@ def test_port_that_is_taken_is_named(tmp_path):
     ("setting", "module"),
     [
         ("observe.tensorboard=true", "torch.utils.tensorboard"),
+        ("observe.mlflow=true", "mlflow"),
+        ("observe.wandb=true", "wandb"),
         ("observe.prometheus_port=9", "prometheus_client"),
     ],
 )
 def test_missing_extra_is_named(tmp_path, monkeypatch, setting, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(FedloraError, match=r"install fedlora\[(tensorboard|prometheus)\]"):
+    if module in ("mlflow", "wandb"):  # before anything starts
+        with pytest.raises(FedloraError, match=rf"install fedlora\[{module}\], or set it to false"):
+            check_plugins(with_overrides(Scenario(), [setting]))
+    extras = "tensorboard|prometheus|mlflow|wandb"
+    with pytest.raises(FedloraError, match=rf"install fedlora\[({extras})\]"):
         with observed(RunFolder(tmp_path), with_overrides(Scenario(), [setting])):
             pass
 
