@@ -98,10 +98,11 @@ def inferred(trial: Trial) -> str | None:
         return None
     _folder(trial)
     place = trial.place / "export-infer"
-    with redirect_stdout(io.StringIO()) as out:
+    with redirect_stdout(io.StringIO()):
         export_run(trial.run.folder.path, place, "peft", None, None)
+    with redirect_stdout(io.StringIO()) as out:
         infer_texts(place, _TEXTS, None, None, 3)
-    lines = out.getvalue().splitlines()[1:]
+    lines = out.getvalue().splitlines()
     if len(lines) != len(_TEXTS):
         return f"fedlora infer wrote {len(lines)} lines for {len(_TEXTS)} texts"
     if not pooled or scenario.train.embedding or scenario.model.dtype != "fp32":
