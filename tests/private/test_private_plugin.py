@@ -82,6 +82,7 @@ def test_a_broken_one_ends_the_run_in_one_sentence(records: Path, name: str, sai
         (["privacy.release=ful"], r"privacy\.release: no mechanisms plug-in is called 'ful'.*full"),
         (["privacy.release=ful", "privacy.sigma=none"], "did you mean full"),
         (["privacy.release=support.mechanisms:Demanding"], "made with a policy alone.*numbers"),
+        (["privacy.release=support.mechanisms:Careless"], "that randomises labels adds no noise"),
         (["privacy.release=support.mechanisms:PaysInLabels"], r"which no plan counts; return a"),
         (
             ["privacy.release=support.mechanisms:Laplace", "privacy.spread=channel"],

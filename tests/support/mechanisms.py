@@ -174,6 +174,10 @@ class Backwards(Mechanism):
         return -message
 
 
+class Careless(Mechanism):
+    noises_gradients = False
+
+
 class FarCorners(Logits):
     def messages(self, classes: int) -> torch.Tensor:
         return 3 * super().messages(classes)
@@ -200,6 +204,7 @@ class SeededLabels(Labels):
 BROKEN = {
     NoClip: r"clipping norms apart before noise; expected 2 at most",
     TokenClip: r"2\.83 clipping norms apart before noise; expected 2 at most",
+    Careless: r"only a mechanism that randomises labels adds no noise; inherit from Labels",
     FarCorners: r"6 clipping norms apart before noise; expected 2 at most",
     Neighbours: r"changes with another record of its batch; expected each record's values from its",
     HalfNoise: r"0\.\d+ of the deviation that is charged; expected sigma times privacy\.clip_norm",

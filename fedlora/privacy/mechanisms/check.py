@@ -23,7 +23,7 @@ from fedlora.privacy.accounting import (
 from fedlora.privacy.mechanisms.base import Gradients, Mechanism
 from fedlora.privacy.mechanisms.labels import Labels, label_epsilon
 from fedlora.privacy.mechanisms.logits import Logits
-from fedlora.privacy.mechanisms.plugin import blaming, shaped
+from fedlora.privacy.mechanisms.plugin import blaming, check_kind, shaped
 from fedlora.privacy.mechanisms.trial import (
     CLASSES,
     SIGMA,
@@ -71,6 +71,10 @@ def check_mechanism(mechanism: object, *, event: Callable[[float], Any] | None =
     missing = sorted(getattr(mechanism, "__abstractmethods__", ()))
     if missing:
         return [f"{mechanism.__name__} lacks {', '.join(missing)}; write these methods"]
+    try:
+        check_kind(mechanism)
+    except FedloraError as error:
+        return [str(error)]
     accountant = _accountant() if event is not None else None
     units: tuple[Unit, ...] = ("sample", "token")
     for unit in units:

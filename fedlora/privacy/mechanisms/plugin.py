@@ -41,7 +41,24 @@ def mechanism_class(name: str) -> type[Mechanism]:
     if name in SHIPPED:
         return SHIPPED[name]
     found: type[Mechanism] = registry.resolve("mechanisms", name, Mechanism, besides=SHIPPED)
+    check_kind(found)
     return found
+
+
+def check_kind(cls: type[Mechanism]) -> None:
+    """Refuse a class that would have gradients, and heads trained on true labels, leave exactly.
+
+    Raises
+    ------
+    FedloraError
+        When ``noises_gradients`` is false though labels are not randomised, or the reverse.
+    """
+    if cls.noises_gradients == issubclass(cls, Labels):
+        wanted = "inherit from Labels, or leave it true" if not cls.noises_gradients else "leave it"
+        raise FedloraError(
+            f"{cls.__name__}.noises_gradients is {cls.noises_gradients}, and only a mechanism that "
+            f"randomises labels adds no noise; {wanted}"
+        )
 
 
 def mechanism_of(policy: PrivacyPolicy) -> Mechanism | None:
