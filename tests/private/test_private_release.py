@@ -45,8 +45,8 @@ def test_no_two_uploads_share_noise(records: Path, release: str) -> None:
     gradient = Private(torch.zeros(3, client.model.width))
     first = client.release(gradient, [1, 1, 1], [0, 1, 2]).value
     again = client.release(gradient, [1, 1, 1], [0, 1, 2]).value
-    # noise lies on a grid, so that single numbers may coincide
-    assert (first == again).float().mean() < 0.05
+    # noise lies on a grid, so that a single number in 5,000 may coincide
+    assert (first == again).sum() <= max(1, 0.05 * first.numel())
 
 
 def test_a_label_is_drawn_and_paid_once_and_then_repeated(records: Path) -> None:
