@@ -27,9 +27,9 @@ clients = 3
 r_max = 4
 [train]
 rounds = 2
-steps = 3
+steps = 8
 batch_size = 4
-lr = 0.05
+lr = 0.01
 [evaluate]
 baseline = false
 """
@@ -58,4 +58,4 @@ def test_devices_with_conversations_of_their_own_train_what_others_load(tmp_path
     infer_texts(tmp_path / "export", texts, None, None, 12, str(model))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("\t")[2] for line in lines] == expected
-    assert any(expected)
+    assert any("fox" in answer for answer in expected)

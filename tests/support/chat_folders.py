@@ -194,9 +194,7 @@ def plain_answers(model: Path, adapter: Path, texts: list[str], most: int) -> li
                 do_sample=False,
                 pad_token_id=tokenizer.eos_token_id,
             )
-        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=False)
-        for token in ("<s>", "</s>", "<pad>"):
-            answer = answer.replace(token, "")
+        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         answers.append(answer.strip())
     return answers
 

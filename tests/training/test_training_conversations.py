@@ -37,8 +37,10 @@ def trained(model, tmp_path_factory):
     """Return a run's folder and its federation; each step takes all rows of every client."""
     folder = tmp_path_factory.mktemp("runs")
     data = write_conversations(folder / "chats.jsonl", ROWS)
-    rates = [f"train.batch_size={ROWS}", "train.lr=0.01", "train.schedule=constant"]
-    config = scenario(model, data, *CHAT, *rates, "train.rounds=1", "train.steps=4")
+    rates = [f"train.batch_size={ROWS}", "train.lr=0.01"]
+    config = scenario(
+        model, data, *CHAT, *rates, "lora.alpha=16", "train.rounds=2", "train.steps=8"
+    )
     federation = Federation(config).run()
     kept = RunFolder.create(folder / "run")
     kept.write_scenario(scenario_to_toml(config))
@@ -84,5 +86,5 @@ def test_an_export_answers_with_plain_peft_as_infer_does(model, trained, tmp_pat
         infer_texts(folder, texts, None, None, 12, str(model))
         lines = capsys.readouterr().out.splitlines()
         assert [line.partition("\t")[2] for line in lines] == expected
-    assert any(expected)
+    assert any("fox" in answer for answer in expected)
     assert "apply_chat_template(turn, add_generation_prompt=True" in (out / "README.md").read_text()
