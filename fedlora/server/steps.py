@@ -251,7 +251,11 @@ class StepLoop:
             return self._first_batches(batch) if more else {}
         fields = {"step": fields["step"], "update": fields["update"], "next": more}
         requests = {
-            client: Request(m.EMBEDDING, fields, pack("embedding", gradient, self._back))
+            client: Request(
+                m.EMBEDDING,
+                {**fields, **self._batches.fields(client)},
+                pack("embedding", gradient, self._back),
+            )
             for client, gradient in upstream.items()
             if client in self.cohort
         }

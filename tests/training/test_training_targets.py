@@ -41,7 +41,8 @@ def test_adapter_and_losses_are_those_of_a_run_that_sends_every_token(tiny, reco
         assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
 
 
-def test_what_travels_is_what_is_learnt(tiny, records):
+@pytest.mark.parametrize("embedding", ["train.embedding=false", "train.embedding=true"])
+def test_what_travels_is_what_is_learnt(tiny, records, embedding):
     seen: list[tuple[Frame, Frame, int]] = []
 
     def watched(client: EdgeClient) -> Handler:
@@ -57,7 +58,7 @@ def test_what_travels_is_what_is_learnt(tiny, records):
 
         return handle
 
-    Federation(scenario(tiny["gpt2"], records, *LANGUAGE), wrap=watched).run()
+    Federation(scenario(tiny["gpt2"], records, *LANGUAGE, embedding), wrap=watched).run()
     assert len(seen) == 2 * 3 * 3
     for frame, reply, learnt in seen:
         assert len(frame.tensors["representation"]) == learnt
