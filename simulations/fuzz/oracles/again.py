@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedlora.config import with_overrides
+from fedlora.config import ChannelConfig, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
 from fedlora.tasks import head_trains
@@ -39,23 +39,27 @@ def resume(trial: Trial) -> str | None:
     """Hold a run that stopped after a round and went on to one that did not, bit for bit.
 
     Two of its clients compute side by side. With gradients noised only what it has cost: noise is
-    drawn anew by every process.
+    drawn anew by every process. A server that begins again is sent activations again, so where the
+    air may decide who takes part and what arrives all of it is held without ``link.reuse``.
     """
     if not _stops(trial):
         return None
-    scenario = trial.run.scenario
+    unbroken, scenario = trial.run, trial.run.scenario
+    if scenario.link.reuse and scenario.channel != ChannelConfig() and not trial.noisy:
+        scenario = with_overrides(scenario, ["link.reuse=false"])
+        unbroken = trial.again("unkept", scenario)
     stop = 1 + scenario.seed % (scenario.train.rounds - 1)
     place, ledgers = trial.place / "resumed", scenario.privacy.enabled
     first = Run(scenario, place, ledgers=ledgers, workers=2).train(stop)
     second = Run(scenario, place, ledgers=ledgers, workers=2).train()
     if trial.noisy:
         return ""
-    if not equal(second.adapter, trial.run.adapter):
+    if not equal(second.adapter, unbroken.adapter):
         return f"a run that went on after round {stop} has another adapter"
-    if not _same_heads(second, trial.run):
+    if not _same_heads(second, unbroken):
         return f"a run that went on after round {stop} has other heads"
-    whole, parts = trial.run.rounds, first.rounds + second.rounds
-    if scenario.link.reuse:  # a server that begins again is sent activations again
+    whole, parts = unbroken.rounds, first.rounds + second.rounds
+    if scenario.link.reuse:
         whole, parts = _off_air(whole), _off_air(parts)
     where = difference(whole, parts)
     return f"of a run that went on after round {stop} {where}" if where else ""
