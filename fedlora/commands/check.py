@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.config import Scenario
-from fedlora.preview import RowView, Sizes, find_faults, predict_sizes, read_all, view_rows
+from fedlora.preview import Load, RowView, Sizes, find_faults, predict_sizes, read_all, view_rows
 from fedlora.split import Checkpoint, model_folder
 from fedlora.storage.files import replace_file
 from fedlora.storage.outputs import check_new_file
@@ -72,8 +72,8 @@ def _figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
     rows = view_rows(scenario, checkpoint)
     longest = scenario.task.max_length
     classes = len(scenario.task.labels) if rows is None else len(rows.labels)
-    mean = float(longest) if rows is None else rows.mean_tokens(longest)
-    return rows, predict_sizes(scenario, checkpoint, mean, classes)
+    load = Load(longest, longest, 0) if rows is None else rows.load(longest)
+    return rows, predict_sizes(scenario, checkpoint, load, classes)
 
 
 def _print_rows(console: Console, scenario: Scenario, rows: RowView) -> None:
@@ -129,9 +129,12 @@ def _print_sizes(console: Console, scenario: Scenario, sizes: Sizes) -> None:
         "frozen weights": sizes.server_weights,
         "adapters with their optimiser": sizes.server_adapters,
         "a step of all clients": sizes.server_activations,
+        "kept activations": sizes.server_kept,
     }
     device = {"its ends of the model": sizes.device_weights, "a step": sizes.device_step}
-    console.print(Text(f"a step and client: {up} up, {down} down"), soft_wrap=True)
+    again = f", {sizes.up_again / 1e6:.3f} once the server has kept the rows"
+    again = again if sizes.up_again < sizes.up else ""
+    console.print(Text(f"a step and client: {up} up{again}; {down} down"), soft_wrap=True)
     for who, total, parts in (
         ("the server", sizes.server, server),
         ("a device", sizes.device, device),

@@ -3,10 +3,11 @@
 from fedlora.preview.faults import Faults, find_faults
 from fedlora.preview.reading import read_all
 from fedlora.preview.rows import RowView, view_rows
-from fedlora.preview.sizes import Sizes, predict_sizes
+from fedlora.preview.sizes import Load, Sizes, predict_sizes
 
 __all__ = [
     "Faults",
+    "Load",
     "RowView",
     "Sizes",
     "find_faults",

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedlora.check import FILES, read_classes
 from fedlora.config import Scenario
+from fedlora.preview.sizes import Load
 from fedlora.split import Checkpoint
 from fedlora.tasks import (
     IGNORED,
@@ -84,6 +85,8 @@ class RowView:
         Rows by client.
     lengths
         Tokens of each training record that is used, uncut.
+    learnt
+        How many of them, as they are cut, are to be predicted; none of a classifier's.
     tallies
         Records that are used, cut and left out, by file.
     warnings
@@ -96,6 +99,7 @@ class RowView:
 
     clients: Sequence[ClientRows]
     lengths: Sequence[int]
+    learnt: Sequence[int]
     tallies: Mapping[str, Tally]
     warnings: Sequence[str]
     shown: Sequence[ShownRow]
@@ -105,9 +109,10 @@ class RowView:
         """Return least, quartiles and longest of the lengths."""
         return tuple(float(q) for q in np.quantile(self.lengths, [0, 0.25, 0.5, 0.75, 1]))
 
-    def mean_tokens(self, max_length: int) -> float:
-        """Return the mean length of a row that is cut."""
-        return float(np.minimum(self.lengths, max_length).mean())
+    def load(self, max_length: int) -> Load:
+        """Return what sizes follow from."""
+        tokens = np.minimum(self.lengths, max_length)
+        return Load(float(tokens.mean()), float(np.mean(self.learnt)), int(tokens.sum()))
 
 
 def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
@@ -143,7 +148,13 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
     names = [str(name) for name in labels]
     shown = [_shown(sample, names, tokenizer) for sample in made["train"][:_SHOWN_ROWS]]
     clients = _clients(scenario, files["train"], len(files.get("test", ())), label)
-    return RowView(clients, longest, tallies, warnings, shown, names)
+    learnt = [
+        sum(target != IGNORED for target in sample.target)
+        if isinstance(sample.target, tuple)
+        else 0
+        for sample in made["train"]
+    ]
+    return RowView(clients, longest, learnt, tallies, warnings, shown, names)
 
 
 def _clients(

@@ -20,6 +20,23 @@ _ADAM_BYTES = 16  # of a parameter that trains, in fp32: itself, its gradient, t
 
 
 @dataclass(frozen=True)
+class Load:
+    """What there is to send.
+
+    Attributes
+    ----------
+    tokens, learnt
+        Of a row on average, as it is cut: all, and those to be predicted.
+    all_tokens
+        Of all rows together; 0 where that is not known.
+    """
+
+    tokens: float
+    learnt: float
+    all_tokens: int
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Predicted sizes, in bytes.
 
@@ -28,25 +45,32 @@ class Sizes:
     up, down
         Tensors that a client sends and gets for one exchange of a step, of rows of mean length;
         with privacy a mechanism may send less.
+    up_again
+        What it sends where the server has kept the rows' activations (``link.reuse``).
     server_weights, server_adapters, server_activations
         What the server holds: frozen weights, adapters with gradients and moments, and about what a
         step keeps for its backward pass with all clients of a round.
+    server_kept
+        The activations that it keeps, once it has seen all rows.
     device_weights, device_step
         What a device holds: its ends of the model, and about what a step takes.
     """
 
     up: int
     down: int
+    up_again: int
     server_weights: int
     server_adapters: int
     server_activations: int
+    server_kept: int
     device_weights: int
     device_step: int
 
     @property
     def server(self) -> int:
         """All of the server's."""
-        return self.server_weights + self.server_adapters + self.server_activations
+        kept = self.server_activations + self.server_kept
+        return self.server_weights + self.server_adapters + kept
 
     @property
     def device(self) -> int:
@@ -54,29 +78,33 @@ class Sizes:
         return self.device_weights + self.device_step
 
 
-def predict_sizes(
-    scenario: Scenario, checkpoint: Checkpoint, mean_tokens: float, classes: int
-) -> Sizes:
+def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classes: int) -> Sizes:
     """Predict the sizes of a scenario that can be run.
 
     Parameters
     ----------
     scenario, checkpoint
         The scenario and its model.
-    mean_tokens
-        Tokens of a row, as they are cut.
+    load
+        What there is to send.
     classes
         Of the task; 0 for language modelling.
     """
     geometry = Geometry.of(scenario, checkpoint)
     rows = scenario.train.batch_size
-    tokens = math.ceil(rows * mean_tokens)
+    tokens = math.ceil(rows * load.tokens)
     width = DTYPES[scenario.model.dtype].itemsize
     head = geometry.head_width * (classes or checkpoint.size("vocab_size"))
     language = not task_class(scenario.task.kind).pooled
     back_rows = rows if geometry.server_pools else tokens
-    up = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
-    up += _encoded(scenario, "gradient", back_rows, geometry.representation_width)
+    once = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
+    # Where the embedding trains, a request for its step does not ask for learnt tokens alone.
+    if geometry.targets_only(scenario) and not scenario.train.embedding:
+        back_rows = math.ceil(rows * load.learnt)
+        once += math.ceil(tokens / 8)  # a bit tells whether a token is learnt
+    reused = scenario.link.reuse and not scenario.train.embedding
+    up = _encoded(scenario, "gradient", back_rows, geometry.representation_width)
+    up += 9 * rows if reused else 0  # identifier, and whether the row comes with it
     down = _encoded(scenario, "representation", back_rows, geometry.representation_width)
     if scenario.train.embedding:
         down += _encoded(scenario, "gradient", tokens, geometry.activation_width)
@@ -91,12 +119,15 @@ def predict_sizes(
     trained = _numbers(checkpoint, at_edge) if scenario.train.embedding else 0
     step = 4 * tokens * (2 * geometry.activation_width + 3 * geometry.representation_width)
     step += 4 * (4 << 20) if language else 0  # a chunk of logits
+    kept = 4 * load.all_tokens * geometry.activation_width if reused else 0
     return Sizes(
-        up,
+        up + once,
         down,
+        up if reused else up + once,
         _numbers(checkpoint, checkpoint.entries.keys() - set(away)) * width,
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens) * width,
+        min(kept, scenario.link.reuse_mib << 20),
         device + trained * (_ADAM_BYTES - width),
         step,
     )

@@ -16,7 +16,7 @@ from fedlora import cli
 from fedlora.check import check_run
 from fedlora.config import scenario_to_toml
 from fedlora.link.messages import GRADIENT, STEP
-from fedlora.preview import find_faults, predict_sizes, view_rows
+from fedlora.preview import Load, find_faults, predict_sizes, view_rows
 from fedlora.split import Checkpoint
 
 
@@ -115,12 +115,13 @@ def test_what_check_accepts_a_run_accepts_and_the_numbers_of_its_rows_agree(tmp_
     [
         ["link.activation=int8", "link.gradient=bf16"],
         ["head.share=step", "link.representation=bf16"],
-        ["task.kind=causal_lm", "train.embedding=true"],
+        ["task.kind=causal_lm", "train.embedding=true", "link.targets_only=false"],
+        ["task.kind=causal_lm", "data.prompt_separator=w5"],
     ],
 )
 def test_the_bytes_of_a_step_are_those_that_a_client_sends_and_gets(tmp_path, tiny, options):
     path = tmp_path / "rows.csv"
-    path.write_text("text,label\n" + "w4 w5 w6 w7,A\nw8 w9 w10 w11,B\n" * 20)
+    path.write_text("text,label\n" + "w4 w5 w6 w7,A\nw8 w5 w10 w11,B\n" * 20)
     config = scenario(tiny, path, *options)
     seen = {STEP: 0, GRADIENT: 0, "embedding": 0, "activation": 0}
 
@@ -139,7 +140,7 @@ def test_the_bytes_of_a_step_are_those_that_a_client_sends_and_gets(tmp_path, ti
     checkpoint = Checkpoint(tiny)
     rows = view_rows(config, checkpoint)
     assert rows is not None
-    sizes = predict_sizes(config, checkpoint, rows.mean_tokens(16), len(rows.labels))
+    sizes = predict_sizes(config, checkpoint, rows.load(16), len(rows.labels))
     apart = config.train.embedding  # the next activation then follows in a message of its own
     assert sizes.up == seen[GRADIENT] + (seen["activation"] if apart else 0)
     assert sizes.down == seen[STEP] + seen["embedding"]
@@ -149,7 +150,7 @@ def test_frozen_weights_and_adapters_are_counted_by_their_shapes(tmp_path, tiny)
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "w4 w5,A\nw8 w9,B\n" * 20)
     config = scenario(tiny, path)
-    sizes = predict_sizes(config, Checkpoint(tiny), 3.0, 2)
+    sizes = predict_sizes(config, Checkpoint(tiny), Load(3.0, 0.0, 0), 2)
     server = Federation(config).server
     factors = sum(p.numel() for p in server.engine.adapter().values())
     assert sizes.server_adapters == 16 * factors
