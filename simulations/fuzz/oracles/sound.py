@@ -46,8 +46,9 @@ def moved(trial: Trial) -> str | None:
         ]
         if changed:
             return f"{changed[0]} has moved, although lora.freeze_a is true"
-    if scenario.ranks.strategy == "uniform":
-        r = scenario.ranks.options.get("r", scenario.lora.r_max)
+    options = scenario.ranks.options
+    if scenario.ranks.strategy == "uniform" and options.get("train", "delivered") == "delivered":
+        r = options.get("r", scenario.lora.r_max)
         for name, tensor in adapter.items():
             places = slice(r, None) if name.endswith(".A") else (slice(None), slice(r, None))
             if not torch.equal(tensor[places], trial.initial[name][places]):
