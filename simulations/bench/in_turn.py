@@ -80,4 +80,4 @@ class InTurn:
             width=self._server.engine.geometry.activation_width,
             max_rows=self._scenario.train.batch_size,
             max_length=self._scenario.task.max_length,
-        )
+        ).whole()
