@@ -67,6 +67,7 @@ def expected_names() -> set[str]:
     return speed | OTHERS
 
 
+@pytest.mark.e2e
 def test_quick_writes_every_figure_finite_and_with_its_unit(tmp_path, capsys):
     file = tmp_path / "bench.json"
     bench(json_file=file, quick=True)

@@ -62,6 +62,7 @@ def write_tiny(folder: Path, *overrides: str) -> Path:
     return scenario
 
 
+@pytest.mark.e2e
 def test_flwr_run_at_the_root_takes_any_number_of_supernodes_and_hosts(tmp_path):
     """The adapter is bit for bit that of the federation in this process."""
     scenario = write_tiny(tmp_path, "federation.clients=3", "compute.edge_hosts=2")
@@ -158,6 +159,7 @@ def test_a_killed_run_leaves_no_process_and_holds_its_folder_until_then(tmp_path
     assert RunFolder.reopen(out).read_metrics()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("whose", ["host", pytest.param("server", marks=pytest.mark.slow)])
 def test_a_run_of_which_a_process_is_killed_names_it_at_once_and_keeps_its_rounds(tmp_path, whose):
     """In a folder whose name has all the characters that a command line may stumble over."""
