@@ -145,7 +145,7 @@ def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     assert (out / "adapter" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_holds_its_folder_until_then(tmp_path):
     out = tmp_path / "run"
     with begun(tmp_path, out) as run_:

@@ -82,7 +82,7 @@ def test_fedlora_run_takes_the_app_from_any_folder_and_equals_the_in_process_fed
     assert loaded.peft_config["default"].r == 4
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_the_commands_of_its_readme_check_and_compare_it(app):
     commands = {
         words[1] if words[0] == "fedlora" else words[0]: words
