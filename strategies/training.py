@@ -129,15 +129,15 @@ class TrainingRule:
             return {}
         return {
             "memory": vars(self._memory).copy(),
-            "held": {name: _packed(held) for name, held in self._held.items()},
-            "pending": {name: _packed(held) for name, held in self._pending.items()},
+            "held": {name: held.packed() for name, held in self._held.items()},
+            "pending": {name: held.packed() for name, held in self._pending.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it; what was written before there were rules remembers nothing."""
         self._memory = ChannelMemory(**state.get("memory", {}))
-        self._held = {name: _unpacked(x) for name, x in state.get("held", {}).items()}
-        self._pending = {name: _unpacked(x) for name, x in state.get("pending", {}).items()}
+        self._held = {name: Held.of(x) for name, x in state.get("held", {}).items()}
+        self._pending = {name: Held.of(x) for name, x in state.get("pending", {}).items()}
 
     def _has(self, client: str, space: RankSpace) -> NDArray[np.float64]:
         """Return the ranks that a client will have; who has nothing: an average channel's."""
@@ -187,12 +187,3 @@ def mean_rank(ranks: RankVector, space: RankSpace) -> float:
     """Return the mean rank, weighted by what a rank of each projection costs."""
     units = np.array(space.unit_parameters, dtype=float)
     return float(np.array(ranks, dtype=float) @ units / units.sum())
-
-
-def _packed(held: Held) -> list[Any]:
-    return [held.rank, held.round, list(held.ranks)]
-
-
-def _unpacked(packed: list[Any]) -> Held:
-    rank, round, ranks = packed
-    return Held(rank, round, tuple(ranks))

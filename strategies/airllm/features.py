@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import log2
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,16 @@ class Held:
     rank: float = 0.0
     round: int = 0
     ranks: tuple[int, ...] = ()
+
+    def packed(self) -> list[Any]:
+        """Return it as a checkpoint holds it."""
+        return [self.rank, self.round, list(self.ranks)]
+
+    @classmethod
+    def of(cls, packed: list[Any]) -> Self:
+        """Take back what ``packed`` gave."""
+        rank, round, ranks = packed
+        return cls(rank, round, tuple(ranks))
 
 
 def budget_rank(report: ClientReport, space: RankSpace) -> float:

@@ -194,16 +194,16 @@ class AirLlm(RankStrategy):
         return {
             "memory": vars(self.memory).copy(),
             "pending_memory": vars(self.pending_memory).copy(),
-            "held": {name: _packed(held) for name, held in self.held.items()},
-            "pending": {name: _packed(held) for name, held in self.pending.items()},
+            "held": {name: held.packed() for name, held in self.held.items()},
+            "pending": {name: held.packed() for name, held in self.pending.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self.memory = ChannelMemory(**state["memory"])
         self.pending_memory = ChannelMemory(**state["pending_memory"])
-        self.held = {name: _unpacked(packed) for name, packed in state["held"].items()}
-        self.pending = {name: _unpacked(packed) for name, packed in state["pending"].items()}
+        self.held = {name: Held.of(packed) for name, packed in state["held"].items()}
+        self.pending = {name: Held.of(packed) for name, packed in state["pending"].items()}
 
     def _held(self, client: str) -> Held:
         return self.held.get(client, Held())
@@ -217,15 +217,6 @@ class AirLlm(RankStrategy):
 
 def _tensor(values: Any) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-def _packed(held: Held) -> list[Any]:
-    return [held.rank, held.round, list(held.ranks)]
-
-
-def _unpacked(packed: list[Any]) -> Held:
-    rank, round, ranks = packed
-    return Held(rank, round, tuple(ranks))
 
 
 def _without_statistics(report: ClientReport) -> ClientReport:
