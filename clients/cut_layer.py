@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from clients.edge_model import EdgeModel
 from clients.owner import DATA, Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.sent_rows import SentRows
-from fedlora.config import Scenario
+from fedlora.config import PAYLOADS, Payload, Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
 from fedlora.tasks import IGNORED, Sample
@@ -52,10 +54,10 @@ class CutLayer:
         self.release = release
         self.sent = SentRows()
         self.targets = False
+        self._seed, self._privacy = scenario.seed, scenario.privacy
         self._tells_targets = model.geometry.targets_only(scenario)
         self.codecs = {
-            kind: create_codec(getattr(scenario.link, kind))
-            for kind in ("activation", "representation", "gradient")
+            payload: create_codec(**scenario.link.codec(payload)) for payload in PAYLOADS
         }
 
     def activation(
@@ -137,10 +139,28 @@ class CutLayer:
         """Return the part of a gradient that comes up: elsewhere it is 0."""
         return gradient[_targets(samples)] if self.targets else gradient
 
-    def encoded(self, name: str, value: Leaving[torch.Tensor]) -> Parts:
-        """Return the tensors of a message that carry a value."""
+    def encoded(
+        self, name: Payload, value: Leaving[torch.Tensor], key: bytes | None = None
+    ) -> Parts:
+        """Return the tensors of a message that carry a value; see ``pack``."""
         codec = self.codecs[name]
-        return dict(value.encode(lambda x: pack(name, x, codec)))
+        return dict(value.encode(lambda x: pack(name, x, codec, key)))
+
+    def rounding_key(self, position: int) -> bytes:
+        """Return what a gradient is rounded by at random.
+
+        Parameters
+        ----------
+        position
+            Of the batch in the client's samples, by which a run without noise repeats itself, also
+            where it is resumed. Where noise is added the key is nobody's but this client's.
+        """
+        policy, seed = self._privacy, self._seed
+        if policy.enabled:
+            if policy.insecure_noise_seed is None:
+                return os.urandom(32)
+            seed = policy.insecure_noise_seed
+        return hashlib.sha256(f"rounding/{seed}/{position}/{self.client}".encode()).digest()
 
     def reply(
         self,

@@ -51,7 +51,13 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "mechanisms",
         "accounting noise_propagation",
     ),
-    "fedlora.link": ("stream", "local", "base", "codec frame handshake messages reasons"),
+    "fedlora.link": (
+        "stream",
+        "local",
+        "base",
+        "rotated",
+        "codec frame handshake messages reasons",
+    ),
     "clients": (
         "app",
         "device",

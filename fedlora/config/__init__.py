@@ -22,15 +22,18 @@ from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Unit
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
+    PAYLOADS,
     ComputeConfig,
     EvaluateConfig,
     FederationConfig,
     LinkConfig,
+    Payload,
     RanksConfig,
 )
 from fedlora.config.toml import load_scenario, scenario_from_toml, scenario_to_toml, with_overrides
 
 __all__ = [
+    "PAYLOADS",
     "SNR_LIMIT_DB",
     "ChannelConfig",
     "ClientLimit",
@@ -45,6 +48,7 @@ __all__ = [
     "NodeKeys",
     "ObserveConfig",
     "PartitionConfig",
+    "Payload",
     "PrivacyPolicy",
     "RanksConfig",
     "Report",

@@ -11,6 +11,10 @@ from fedlora.checks import check_host, require, shown
 from fedlora.config.placement import is_away, parse_blocks
 from fedlora.config.ranges import check_ranges, within
 
+Payload = Literal["activation", "representation", "gradient"]
+PAYLOADS: tuple[Payload, ...] = ("activation", "representation", "gradient")
+"""What crosses the cut, each by a codec of its own."""
+
 _MOST_CLIENTS = 100_000
 _LONGEST_S = 1e7  # some four months; threads and sockets cannot wait for centuries
 _SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
@@ -65,7 +69,14 @@ class LinkConfig:
     Attributes
     ----------
     activation, representation, gradient
-        Codec of each payload: ``fp32``, ``bf16``, ``int8`` (a scale per token), or a plug-in.
+        Codec of each payload: ``fp32``, ``bf16``, ``int8`` (a scale per token), ``rotated`` (few
+        bits a number, after a random rotation), or a plug-in.
+    activation_bits, representation_bits, gradient_bits
+        Bits of a number under ``rotated``, or a plug-in that takes them. Gradients are rounded at
+        random, so that they are not biased.
+    group, rotation_seed
+        Under ``rotated``: numbers that share a scale, a power of two, and the seed of the signs
+        with which they are rotated.
     reuse, reuse_mib
         Whether the server keeps the activations that it has seen, and clients name them by an
         identifier from then on: exact, where the embedding does not train. It keeps so many MiB in
@@ -97,6 +108,11 @@ class LinkConfig:
     activation: str = "fp32"
     representation: str = "fp32"
     gradient: str = "fp32"
+    activation_bits: int = within(0, 2, 8, zero="the codec's own")
+    representation_bits: int = within(0, 2, 8, zero="the codec's own")
+    gradient_bits: int = within(0, 2, 8, zero="the codec's own")
+    group: int = within(128, 16, 256)
+    rotation_seed: int = within(0, 0, 2**31 - 1)
     reuse: bool = True
     reuse_mib: int = within(1024, 1, 1 << 20)
     targets_only: bool = True
@@ -115,6 +131,17 @@ class LinkConfig:
         check_host("link.host", self.host)
         if self.public_host:
             check_host("link.public_host", self.public_host)
+        require(
+            self.group.bit_count() == 1,
+            f"link.group is {self.group}; choose one of 16, 32, 64, 128, 256",
+        )
+
+    def codec(self, payload: Payload) -> dict[str, Any]:
+        """Return what ``create_codec`` makes the codec of a payload from."""
+        bits: int = getattr(self, f"{payload}_bits")
+        found = {"name": getattr(self, payload), "key": f"link.{payload}"}
+        chosen = {"bits": bits} if bits else {}
+        return {**found, **chosen, "group": self.group, "seed": self.rotation_seed}
 
 
 @dataclass(frozen=True)

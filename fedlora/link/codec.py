@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 
-from fedlora.errors import ProtocolError
+from fedlora.errors import FedloraError, ProtocolError
 from fedlora.registry import make, resolve
 
 
@@ -17,6 +18,19 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the parts of a (rows, width) tensor, by suffix (``""`` for a single part)."""
+
+    def encode_drawn(self, x: torch.Tensor, key: bytes) -> dict[str, torch.Tensor]:
+        """Return the parts of a tensor that must not be biased, as of a gradient.
+
+        Parameters
+        ----------
+        x
+            Shape (rows, width).
+        key
+            32 bytes from which a codec that rounds at random draws; another rounds as ``encode``.
+        """
+        del key
+        return self.encode(x)
 
     @abstractmethod
     def decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
@@ -60,21 +74,54 @@ class Int8Codec(Codec):
         return levels.to(torch.float32) * scale
 
 
-def create_codec(name: str, key: str = "") -> Codec:
-    """Return the codec that a scenario names, under ``key`` if an error is to say so.
+def create_codec(name: str, key: str = "codec", **options: int) -> Codec:
+    """Return the codec of a payload; ``LinkConfig.codec`` has the arguments.
+
+    Parameters
+    ----------
+    name
+        A registered name, or ``module:Class``.
+    key
+        The scenario's key that names it, such as ``link.gradient``.
+    options
+        ``bits`` of a number, where they are chosen, and ``group`` and ``seed``, which are given to
+        codecs that take them.
 
     Raises
     ------
     FedloraError
-        When no codec has this name, it is none, or cannot be made.
+        When no codec has this name, it is none, cannot be made, or has no bits to choose.
     """
-    codec: Codec = make(resolve("codecs", name, Codec, key=key), key or "codec", {})
+    kind = resolve("codecs", name, Codec, key=key)
+    taken = inspect.signature(kind).parameters
+    if "bits" in options and "bits" not in taken:
+        raise FedloraError(
+            f"{key}_bits is {options['bits']}, and {key} is {name}, which has bits of its own; set "
+            f"{key} to rotated, or leave {key}_bits at 0"
+        )
+    given = {option: value for option, value in options.items() if option in taken}
+    codec: Codec = make(kind, key, given)
     return codec
 
 
-def pack(name: str, x: torch.Tensor, codec: Codec) -> dict[str, torch.Tensor]:
-    """Return the tensors of a frame that carry ``x`` (any shape; the last axis is the width)."""
-    parts = codec.encode(x.detach().reshape(-1, x.shape[-1]))
+def pack(
+    name: str, x: torch.Tensor, codec: Codec, key: bytes | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a frame that carry a tensor.
+
+    Parameters
+    ----------
+    name
+        What they are called.
+    x
+        Any shape; the last axis is the width.
+    codec
+        Writes it.
+    key
+        32 bytes where it must not be biased; see ``Codec.encode_drawn``.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1])
+    parts = codec.encode(rows) if key is None else codec.encode_drawn(rows, key)
     return {name + suffix: part for suffix, part in parts.items()}
 
 

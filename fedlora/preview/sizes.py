@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.config import Scenario
+from fedlora.config import Payload, Scenario
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
 from fedlora.lora.targets import choose_targets, linear_modules
@@ -133,8 +133,9 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     )
 
 
-def _encoded(scenario: Scenario, what: str, rows: int, width: int) -> int:
-    parts = create_codec(getattr(scenario.link, what)).encode(torch.zeros(rows, width))
+def _encoded(scenario: Scenario, what: Payload, rows: int, width: int) -> int:
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+    parts = create_codec(**scenario.link.codec(what)).encode(x)
     return sum(part.numel() * part.element_size() for part in parts.values())
 
 

@@ -72,7 +72,7 @@ class Evaluator:
         self.task = task
         self.on_rows = on_rows
         self._batches = batches
-        self._down = create_codec(scenario.link.representation)
+        self._down = create_codec(**scenario.link.codec("representation"))
 
     def run(
         self, clients: Iterable[str], ranks: Ranks, adapters: Mapping[str, AdapterState]

@@ -7,6 +7,7 @@ and the adapters take one step. Stragglers are taken in again with the batch tha
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -104,8 +105,8 @@ class StepLoop:
         self.spending = Spending(scenario)
         link = scenario.link
         self._batches = batches
-        self._down = create_codec(link.representation)
-        self._back = create_codec(link.gradient)
+        self._down = create_codec(**link.codec("representation"))
+        self._back = create_codec(**link.codec("gradient"))
         self._answers = Answers(scenario, engine, cohort, self.spending)
         self._sound = SoundSteps(engine, cohort)
 
@@ -182,7 +183,7 @@ class StepLoop:
                     tally.missed.update(c for c in clients if c not in gradients)
                 tokens += sum(sum(batch[client].lengths) for client in z)
                 if config.embedding:
-                    replies = self._embeddings(upstream, batch, fields, more=more)
+                    replies = self._embeddings(upstream, batch, fields, exchange, more=more)
                 left = {c: reply for c, reply in replies.items() if c in self.cohort}
                 batch = self._activations(left) if more else {}
             self._update(step, head, train=train)
@@ -243,6 +244,7 @@ class StepLoop:
         upstream: Mapping[str, torch.Tensor] | None,
         batch: Mapping[str, Activation],
         fields: Mapping[str, object],
+        exchange: int,
         *,
         more: bool,
     ) -> dict[str, Frame]:
@@ -254,12 +256,16 @@ class StepLoop:
             client: Request(
                 m.EMBEDDING,
                 {**fields, **self._batches.fields(client)},
-                pack("embedding", gradient, self._back),
+                pack("embedding", gradient, self._back, self._rounding_key(client, exchange)),
             )
             for client, gradient in upstream.items()
             if client in self.cohort
         }
         return self.cohort.exchange(requests)
+
+    def _rounding_key(self, client: str, exchange: int) -> bytes:
+        """Return what dL/de is rounded by at random: the same when a run is repeated."""
+        return hashlib.sha256(f"{self.scenario.seed}/{exchange}/{client}".encode()).digest()
 
     def _catch_up(
         self, clients: Sequence[str], batch: Mapping[str, Activation]

@@ -14,7 +14,7 @@ from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
-from fedlora.config import PrivacyPolicy, Scenario
+from fedlora.config import PAYLOADS, PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
 from fedlora.privacy.mechanisms import SystemNoise, mechanism_of, release
 from fedlora.server.compute.engine import AdapterState
@@ -259,10 +259,7 @@ def sample_order(scenario: Scenario, rows: int, client: int, exchanges: int) -> 
 def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Frame]:
     """Return a handler that notes what passes."""
     scenario, samples = client.scenario, client.door.truth(client.train)
-    codecs = {
-        kind: create_codec(getattr(scenario.link, kind))
-        for kind in ("activation", "representation", "gradient")
-    }
+    codecs = {payload: create_codec(**scenario.link.codec(payload)) for payload in PAYLOADS}
     order = BatchStream(samples, scenario.train.batch_size, scenario.seed, int(client.name))
     classes = len(client.model.task.labels)
     width = client.model.width

@@ -34,8 +34,9 @@ class InTurn:
         self._server = server
         self._scenario = server.scenario
         link = self._scenario.link
-        self._up, self._down = create_codec(link.activation), create_codec(link.representation)
-        self._back = create_codec(link.gradient)
+        self._up = create_codec(**link.codec("activation"))
+        self._down = create_codec(**link.codec("representation"))
+        self._back = create_codec(**link.codec("gradient"))
         cohort = server.cohort
         server.air.begin_round(1)
         started = cohort.ask(cohort.clients, Request(m.PHASE, {"name": "train"}))

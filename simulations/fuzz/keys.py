@@ -155,7 +155,11 @@ def draw_federation(d: Drawing) -> None:
     d.some(0.1, "federation.min_clients", 1, max(1, min(2, clients)), wild=[0, 99])
     d.some(0.05, "federation.connect_timeout_s", 1.0, 60.0, wild=[0.0, -1.0, 1e308])
     for kind in ("activation", "representation", "gradient"):
-        d.some(0.2, f"link.{kind}", "fp32", "bf16", "int8", wild=["fp16", ""])
+        d.some(0.2, f"link.{kind}", "fp32", "bf16", "int8", "rotated", wild=["fp16", ""])
+        if d.wild or d[f"link.{kind}"] == "rotated":
+            d.some(0.5, f"link.{kind}_bits", 2, 3, 5, 8, wild=[1, 9, 4.5])
+    d.some(0.1, "link.group", 16, 64, 256, wild=[0, 100, 512])
+    d.some(0.05, "link.rotation_seed", 1, 2**31 - 1, wild=[-1, 2**31])
     d.some(0.2, "link.reuse", False, wild=[1])
     d.some(0.2, "link.targets_only", False, wild=["yes"])
     d.some(0.1, "link.reuse_mib", 64, 4096, wild=[0, 1.5])

@@ -68,7 +68,7 @@ class Answers:
         self.engine = engine
         self.cohort = cohort
         self.spending = spending
-        self._back = create_codec(scenario.link.gradient)
+        self._back = create_codec(**scenario.link.codec("gradient"))
         self._mechanism = mechanism_of(scenario.privacy)
         self._releases = self._mechanism is not None and self._mechanism.noises_gradients
 

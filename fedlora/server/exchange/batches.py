@@ -28,7 +28,7 @@ class Batches:
 
     def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort) -> None:
         self._scenario, self._engine, self._cohort = scenario, engine, cohort
-        self._codec = create_codec(scenario.link.activation)
+        self._codec = create_codec(**scenario.link.codec("activation"))
         self._targets_only = engine.geometry.targets_only(scenario)
         self.kept: KeptRows | None = None
         # A sample's activation stays the same where the embedding does not train.

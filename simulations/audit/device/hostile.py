@@ -182,10 +182,12 @@ class HostileServer:
         if kind in (m.STEP, m.EVAL):
             rows = view.rows if self._rng.random() > 0.05 else self._rng.randint(0, 9)
             z = self._matrix(rows, _WIDTH)
-            tensors |= pack("representation", z, create_codec(view.scenario.link.representation))
+            tensors |= pack(
+                "representation", z, create_codec(**view.scenario.link.codec("representation"))
+            )
         if kind == m.EMBEDDING:
             z = self._matrix(view.tokens, _WIDTH)
-            tensors |= pack("embedding", z, create_codec(view.scenario.link.gradient))
+            tensors |= pack("embedding", z, create_codec(**view.scenario.link.codec("gradient")))
         if view.head is not None and (kind == m.HEAD or self._rng.random() < 0.3):
             tensors[view.head[0]] = self._matrix(*view.head[1])
         if self._rng.random() < 0.05:

@@ -1,0 +1,238 @@
+"""``rotated``: 2 to 8 bits a number, after a random rotation, with a scale for each group.
+
+A row is cut into groups of ``group`` numbers. Each is multiplied by random signs and by Hadamard's
+matrix, which spreads single large channels over the group (as in QuaRot, Ashkboos et al. 2024, and
+in randomised Hadamard mean estimation, Suresh et al. 2017), and rounded to one of 2^bits levels
+between the ends of its range. Levels are written with Huffman's code (deflate's, from zlib) where
+that takes less than ``bits`` each.
+
+===========  ========================================================================
+``s``        signs, +1 or -1, from SHAKE-256 of the seed in the profile
+``H``        Hadamard's matrix, entries +1 or -1, of ``group`` rows
+``y``        H (s x): the group's numbers, rotated
+``scale``    max |y| / (2^bits - 1), rounded up to bfloat16
+``k``        level 0 .. 2^bits - 1, which stands for y = scale (2 k - 2^bits + 1)
+``x``        s H (2 k - 2^bits + 1) scale / group, as it is read
+===========  ========================================================================
+
+Reading takes sums of small whole numbers and one product of at most 24 bits, exact in fp32, so the
+same bytes give the same tensor everywhere. A group is written from its own numbers alone, so a row
+of 64 numbers or more that is sent again has the same levels. Rounded to the nearest level
+(``encode``), a number of the rotated group is off by at most its scale; rounded at random
+(``encode_drawn``), every number read is unbiased.
+
+What is sent names its profile: ``.rot1-b4-g128-s0``, that is version, bits, largest group and seed
+of the signs, with ``-h`` for Huffman's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link.codec import Codec
+
+VERSION = 1
+BITS = range(2, 9)
+GROUPS = (16, 32, 64, 128, 256)
+_PROFILE = re.compile(r"\.rot(\d{1,3})-b(\d)-g(\d{1,4})-s(\d{1,10})(-h)?")
+_NARROW = 64  # narrower rows are cut into groups together, where they do not fit
+_LEAST_SCALE = 2.0**-100  # below it, floats lose digits
+
+Levels = npt.NDArray[np.uint8]
+
+
+class RotatedCodec(Codec):
+    """See the module.
+
+    Parameters
+    ----------
+    bits
+        Of a number, 2 to 8, before Huffman's code.
+    group
+        Numbers that share a scale and are rotated together: 16 to 256, a power of two. A width that
+        is no multiple of it takes the largest such group that divides it. Where none does, zeros
+        fill the row up, or rows below 64 numbers are cut into groups one after the other.
+    seed
+        Of the signs that this side writes with; those of what is read stand in its profile.
+
+    Raises
+    ------
+    FedloraError
+        When one is out of range.
+    """
+
+    def __init__(self, bits: int = 6, group: int = 128, seed: int = 0) -> None:
+        if bits not in BITS:
+            raise FedloraError(f"rotated was given {bits!r:.40} bits; give it 2 to 8")
+        if group not in GROUPS:
+            told = ", ".join(map(str, GROUPS))
+            raise FedloraError(f"rotated was given groups of {group!r:.40}; choose one of {told}")
+        self.bits, self.group, self.seed = bits, group, seed
+        self._most = (1 << bits) - 1
+
+    def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See ``Codec``; to the nearest level."""
+        return self._encode(x, None)
+
+    def encode_drawn(self, x: torch.Tensor, key: bytes) -> dict[str, torch.Tensor]:
+        """See ``Codec``; up or down at random, so that what is read is unbiased."""
+        return self._encode(x, key)
+
+    def decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
+        """See ``Codec``."""
+        suffix, seed, coded = self._profile(parts)
+        numbers = shape[0] * shape[1]
+        flat = self._flat(shape[1])
+        group, padded = self._layout(numbers if flat else shape[1])
+        count = padded if flat else shape[0] * padded
+        scale = _part(parts, ".scale", torch.bfloat16, count // group).to(torch.float32)
+        if scale.numel() and float(scale.min()) < 0:
+            raise ProtocolError("payload has a scale below 0; no codec writes one")
+        stream = parts[suffix]
+        if stream.dtype != torch.uint8 or stream.dim() != 1:
+            raise ProtocolError(f"payload part is of {stream.dtype}, expected a line of uint8")
+        levels = self._read(stream.numpy(), count, coded=coded)
+        y = torch.from_numpy(levels.astype(np.float32)).mul_(2).sub_(self._most)
+        # whole numbers below 2^15, so that no order of the sums matters
+        x = (y.view(-1, group) @ _matrix(group)).mul_((scale / group)[:, None])
+        x = x.view(count // padded if padded else 0, padded).mul_(_signs(seed, padded))
+        return x.flatten()[:numbers].view(shape) if flat else x[:, : shape[1]].contiguous()
+
+    def _encode(self, x: torch.Tensor, key: bytes | None) -> dict[str, torch.Tensor]:
+        x = x.to("cpu", torch.float32)
+        if self._flat(x.shape[1]):
+            x = x.reshape(1, -1)
+        group, padded = self._layout(x.shape[1])
+        x = torch.nn.functional.pad(x, (0, padded - x.shape[1]))
+        y = _hadamard((x * _signs(self.seed, padded)).view(-1, group))
+        scale = _round_up(y.abs().amax(dim=1).div_(self._most))
+        y.div_(scale.clamp_min(_LEAST_SCALE)[:, None]).add_(self._most).mul_(0.5)
+        if key is None:
+            y.round_()
+        else:
+            y.add_(_uniform(key, y.numel()).view_as(y)).floor_()
+        levels = y.nan_to_num_(0.0).clamp_(0, self._most).to(torch.uint8).flatten().numpy()
+        stream, coded = self._write(levels)
+        name = f".rot{VERSION}-b{self.bits}-g{self.group}-s{self.seed}{'-h' if coded else ''}"
+        return {name: torch.from_numpy(stream), ".scale": scale.to(torch.bfloat16)}
+
+    def _flat(self, width: int) -> bool:
+        """Tell whether rows are too narrow for groups of their own."""
+        return width < _NARROW and width % GROUPS[0] != 0
+
+    def _layout(self, width: int) -> tuple[int, int]:
+        """Return the group of a width, and the width with what is added to fill the last one."""
+        fitting = [g for g in GROUPS if g <= self.group and width % g == 0]
+        group = fitting[-1] if fitting else min(self.group, max(GROUPS[0], _power_above(width)))
+        return group, math.ceil(width / group) * group
+
+    def _profile(self, parts: Mapping[str, torch.Tensor]) -> tuple[str, int, bool]:
+        """Return which part holds the levels, with the seed of its signs and how it is written."""
+        found = [(suffix, match) for suffix in parts if (match := _PROFILE.fullmatch(suffix))]
+        if len(parts) != 2 or len(found) != 1:
+            raise ProtocolError(
+                f"payload has parts {sorted(parts)!s:.80}, expected a profile like .rot1-b4-g128-s0"
+                " and .scale; both sides must name one codec"
+            )
+        suffix, match = found[0]
+        version, bits, group, seed = map(int, match.groups()[:4])
+        if (version, bits, group) != (VERSION, self.bits, self.group):
+            raise ProtocolError(
+                f"payload has profile {suffix}, expected .rot{VERSION}-b{self.bits}-g{self.group}; "
+                "give both sides one release, and the same bits and group"
+            )
+        return suffix, seed, match[5] is not None
+
+    def _write(self, levels: Levels) -> tuple[Levels, bool]:
+        """Return levels as bytes, and whether these are Huffman's."""
+        huffman = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+        coded = huffman.compress(levels.tobytes()) + huffman.flush()
+        if len(coded) < math.ceil(len(levels) * self.bits / 8):
+            return np.frombuffer(bytearray(coded), np.uint8), True
+        return np.packbits(np.unpackbits(levels[:, None], axis=1)[:, 8 - self.bits :]), False
+
+    def _read(self, stream: Levels, count: int, *, coded: bool) -> Levels:
+        if not coded:
+            if len(stream) != math.ceil(count * self.bits / 8):
+                raise ProtocolError(
+                    f"payload has {len(stream)} bytes of levels, expected {count} of {self.bits} "
+                    "bits"
+                )
+            bits = np.unpackbits(stream, count=count * self.bits).reshape(count, self.bits)
+            return np.packbits(bits, axis=1).ravel() >> np.uint8(8 - self.bits)
+        huffman = zlib.decompressobj(-15)
+        try:
+            levels = np.frombuffer(huffman.decompress(stream.tobytes(), count + 1), np.uint8)
+        except zlib.error as error:
+            raise ProtocolError(f"payload is not in Huffman's code ({error})") from None
+        if len(levels) != count or not huffman.eof or huffman.unused_data:
+            raise ProtocolError(f"payload has other than the expected {count} levels")
+        if count and int(levels.max()) > self._most:
+            raise ProtocolError(f"payload has a level beyond those of {self.bits} bits")
+        return levels
+
+
+def _part(
+    parts: Mapping[str, torch.Tensor], suffix: str, dtype: torch.dtype, length: int
+) -> torch.Tensor:
+    part = parts.get(suffix)
+    if part is None or part.dtype != dtype or tuple(part.shape) != (length,):
+        told = "none" if part is None else f"{tuple(part.shape)} of {part.dtype}"
+        raise ProtocolError(f"payload part {suffix} is {told}, expected {(length,)} of {dtype}")
+    return part
+
+
+def _power_above(width: int) -> int:
+    return 1 << max(0, width - 1).bit_length()
+
+
+def _hadamard(x: torch.Tensor) -> torch.Tensor:
+    """Return rows times Hadamard's matrix, by additions alone, each in a fixed order.
+
+    A matrix product may add in another order in another batch or on another machine.
+    """
+    half, other = x.shape[1] // 2, torch.empty_like(x)
+    while half:
+        old, new = x.view(-1, 2, half), other.view(-1, 2, half)
+        torch.add(old[:, 0], old[:, 1], out=new[:, 0])
+        torch.sub(old[:, 0], old[:, 1], out=new[:, 1])
+        x, other = other, x
+        half //= 2
+    return x
+
+
+@cache
+def _matrix(group: int) -> torch.Tensor:
+    return _hadamard(torch.eye(group))
+
+
+@cache
+def _signs(seed: int, width: int) -> torch.Tensor:
+    """Return +1 or -1 for each number of a row."""
+    digest = hashlib.shake_256(f"fedlora rotated {seed}".encode()).digest(math.ceil(width / 8))
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8), count=width)
+    return torch.from_numpy(1 - 2 * bits.astype(np.float32))
+
+
+def _round_up(scale: torch.Tensor) -> torch.Tensor:
+    """Return the next bfloat16 that is not below a scale, in fp32; 0 stays 0."""
+    scale = torch.where(scale > 0, scale.clamp_min(_LEAST_SCALE), scale)
+    return scale.view(torch.int32).add(0xFFFF).bitwise_and(~0xFFFF).view(torch.float32)
+
+
+def _uniform(key: bytes, count: int) -> torch.Tensor:
+    """Return numbers from 0 up to 1, of 24 bits, from a ChaCha20 key stream."""
+    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    words = np.frombuffer(stream.update(bytes(4 * count)), "<u4") >> np.uint32(8)
+    return torch.from_numpy(words.astype(np.float32)).mul_(2.0**-24)

@@ -1,0 +1,49 @@
+"""Runs with few bits: close to exact ones, repeatable, and keyed as privacy needs it."""
+
+from __future__ import annotations
+
+import pytest
+from support.federation import Federation, same, scenario
+
+from fedlora.link.rotated import RotatedCodec
+
+CODED = ["link.activation=rotated", "link.representation=rotated", "link.gradient=rotated"]
+
+
+@pytest.mark.parametrize("task", [["head.share=step"], ["task.kind=causal_lm"]])
+def test_a_coded_run_stays_close_repeats_itself_and_sends_less(tiny, records, task):
+    exact = Federation(scenario(tiny["gpt2"], records, *task)).run()
+    config = scenario(tiny["gpt2"], records, *task, *CODED, "link.gradient_bits=4")
+    first, second = Federation(config).run(), Federation(config).run()
+    assert same(first.server.engine.adapter(), second.server.engine.adapter())
+    assert first.recorder.losses() == pytest.approx(exact.recorder.losses(), rel=0.02)
+    assert first.recorder.losses() != exact.recorder.losses()
+    most = {"activation": 0.27, "gradient": 0.2, "representation": 0.27}
+    full, coded = (run.server.air.ledger.totals()["bits"] for run in (exact, first))
+    for kind, share in most.items():
+        way = "down" if kind == "representation" else "up"
+        assert 0 < coded[way][kind] < share * full[way][kind], kind
+
+
+def test_what_rounds_a_noised_gradient_follows_from_no_seed(tiny, records, monkeypatch):
+    """Without noise the key is the run's; with privacy it is drawn from the system each time."""
+    keys: dict[str, list[bytes]] = {"plain": [], "private": []}
+    real = RotatedCodec.encode_drawn
+
+    def noting(name):
+        def encode_drawn(self, x, key):
+            keys[name].append(key)
+            return real(self, x, key)
+
+        return encode_drawn
+
+    private = ["privacy.epsilon=8", "privacy.release=full", "head.share=step"]
+    for name, more in (("plain", []), ("private", private)):
+        monkeypatch.setattr(RotatedCodec, "encode_drawn", noting(name))
+        config = scenario(tiny["gpt2"], records, "link.gradient=rotated", "train.rounds=1", *more)
+        for _ in range(2):
+            Federation(config).run()
+    plain, drawn = keys["plain"], keys["private"]
+    assert plain[: len(plain) // 2] == plain[len(plain) // 2 :]
+    assert len(set(plain)) == len(plain) // 2
+    assert len(set(drawn)) == len(drawn) > 0
