@@ -98,7 +98,7 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
     geometry = Geometry.of(scenario, checkpoint)
     model = EdgeModel(
         front=Front(checkpoint, geometry.cut, dtype),
-        back=Back(checkpoint, geometry.cut, dtype, final=not geometry.server_pools),
+        back=Back(checkpoint, geometry.cut, dtype, final=not geometry.server_final),
         task=task_class(scenario.task.kind)(scenario.task, scenario.task.labels),
         geometry=geometry,
     )
@@ -148,6 +148,7 @@ def build_client(
     if scenario.train.embedding:  # a trained embedding is the client's own
         model = replace(model, front=copy.deepcopy(model.front))
         model.front.weight.requires_grad_()
+    model.geometry.check_r_cut(scenario, len(model.task.labels))
     module = model.task.head(
         parts.checkpoint,
         DTYPES[scenario.model.dtype],

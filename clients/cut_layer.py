@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from clients.edge_model import EdgeModel
 from clients.owner import DATA, Leaving, Private, PrivateSamples
@@ -17,6 +18,7 @@ from clients.sent_rows import SentRows
 from fedlora.config import PAYLOADS, Payload, Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
+from fedlora.privacy.mechanisms import zero_sum_basis
 from fedlora.tasks import IGNORED, Sample
 
 Parts = dict[str, Leaving[Any]]
@@ -42,6 +44,8 @@ class CutLayer:
         Which samples' activations the server keeps.
     targets
         Whether the open batch comes down, and its gradient goes up, at learnt tokens alone.
+    r_cut
+        Numbers of a row that come down; 0 for all.
     codecs
         By what they carry: ``activation``, ``representation``, ``gradient``.
     """
@@ -54,6 +58,9 @@ class CutLayer:
         self.release = release
         self.sent = SentRows()
         self.targets = False
+        self.r_cut, self._rest = scenario.link.r_cut, None
+        if self.r_cut:
+            self._rest = _rest_of_a_head(self.r_cut + 1)
         self._seed, self._privacy = scenario.seed, scenario.privacy
         self._tells_targets = model.geometry.targets_only(scenario)
         self.codecs = {
@@ -126,7 +133,7 @@ class CutLayer:
             When it is not that of these samples.
         """
         rows = sum(self.model.rows_of([len(sample.ids) for sample in samples]))
-        codec, width = self.codecs["representation"], self.model.width
+        codec, width = self.codecs["representation"], self.r_cut or self.model.width
         if not self.targets:
             return unpack(frame.tensors, "representation", codec, (rows, width))
         learnt = _targets(samples)
@@ -134,6 +141,14 @@ class CutLayer:
         whole = sent.new_zeros(rows, width)
         whole[learnt] = sent
         return whole
+
+    def head(self, own: nn.Module) -> nn.Module:
+        """Return the head that follows on a representation: the client's own, or what is left.
+
+        With ``link.r_cut`` the server has applied the common head, up to a number that is the same
+        for all classes of a row; see ``fedlora.server.exchange.head_space``.
+        """
+        return self._rest or own
 
     def answered(self, gradient: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
         """Return the part of a gradient that comes up: elsewhere it is 0."""
@@ -179,6 +194,13 @@ class CutLayer:
         with torch.set_grad_enabled(train):
             e: torch.Tensor = self.model.front(ids, lengths)
         return e
+
+
+def _rest_of_a_head(classes: int) -> nn.Linear:
+    """Return the map from zero-sum coordinates to logits, which does not train."""
+    rest = nn.Linear(classes - 1, classes, bias=False)
+    rest.weight.data = zero_sum_basis(classes).float()
+    return rest.requires_grad_(False)
 
 
 def _targets(samples: Sequence[Sample]) -> torch.Tensor:

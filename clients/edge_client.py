@@ -279,7 +279,8 @@ class EdgeClient:
 
     def _loss(self, frame: Frame, samples: Sequence[Sample]) -> TaskLoss:
         z, mean = self._cut.representation(frame, samples), self.release.sample_mean
-        loss = self.model.loss(self.head.module, z, samples, sample_mean=mean)
+        head = self._cut.head(self.head.module)
+        loss = self.model.loss(head, z, samples, sample_mean=mean)
         return dataclasses.replace(loss, gradient=self._cut.answered(loss.gradient, samples))
 
     def _weight(self, loss: Private[TaskLoss], samples: int) -> Leaving[float]:

@@ -97,7 +97,7 @@ class Evaluation:
         self, frame: Frame, lengths: Sequence[int], samples: Sequence[Sample]
     ) -> list[ScoreCounts]:
         z = self._cut.representation(frame, samples)
-        logits = self._head.module(self._cut.model.to_head(z, lengths))
+        logits = self._cut.head(self._head.module)(self._cut.model.to_head(z, lengths))
         return [ScoreCounts.of(logits, [int(sample.target) for sample in samples])]  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Evaluation:
     ) -> list[Counts]:
         """Return the counts of a batch: as one, or of each sample where each is clipped."""
         z = self._cut.representation(frame, samples)
-        task, head = self._cut.model.task, self._head.module
+        task, head = self._cut.model.task, self._cut.head(self._head.module)
         hidden = self._cut.model.to_head(z, lengths)
         if self._reporting.sigma is None:
             return [task.measure(head, hidden, samples)]

@@ -184,6 +184,7 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
     checks: list[Check] = [
         partial(find_family, checkpoint),
         partial(Geometry.of, scenario, checkpoint),
+        lambda: Geometry.of(scenario, checkpoint).check_r_cut(scenario, len(scenario.task.labels)),
         partial(check_form, scenario.data, pooled=task.pooled),
         partial(check_length, scenario.task, checkpoint),
         partial(check_pool, scenario.task, checkpoint),
@@ -238,6 +239,7 @@ def _check_data(
         if (which == "train" or data.test) and not getattr(data, which).startswith("hub:")
     }
     labels = read_classes(scenario, files) if label else scenario.task.labels
+    geometry.check_r_cut(scenario, len(labels))
     if scenario.privacy.enabled and (labels or not kind.pooled):
         check_classes(scenario, len(labels))
     encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer, embedding_rows)

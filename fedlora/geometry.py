@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, Cut, cut_widths
 from fedlora.tasks import head_trains, task_class
+from fedlora.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Geometry:
         Whether the server pools each sample's tokens and sends one vector a sample: of a pooled
         task, where no block follows on the client. In a U-shaped split (``model.client_back``) the
         client pools.
+    server_final
+        Whether the server applies the modules after the last block, above all the final norm.
     trains_head
         Whether the head trains.
     activation_width
@@ -33,6 +37,7 @@ class Geometry:
 
     cut: Cut
     server_pools: bool
+    server_final: bool
     trains_head: bool
     activation_width: int
     representation_width: int
@@ -46,6 +51,42 @@ class Geometry:
         tokens_alone = not self.server_pools and self.cut.stop == self.cut.blocks
         return tokens_alone and scenario.link.targets_only and not scenario.privacy.enabled
 
+    def check_r_cut(self, scenario: Scenario, classes: int = 0) -> None:
+        """Refuse a width of the cut (``link.r_cut``) at which something would be lost.
+
+        Parameters
+        ----------
+        scenario
+            Its ``link`` section is held against the rest.
+        classes
+            Of the task; 0 where they are not known yet.
+
+        Raises
+        ------
+        FedloraError
+            When the head has another number of directions, or the server does not know it.
+        """
+        r_cut = scenario.link.r_cut
+        if not r_cut:
+            return
+        whole, share = "or link.r_cut to 0, which sends all", scenario.head.share
+        if not (self.server_pools and issubclass(task_class(scenario.task.kind), Classification)):
+            why = "only a classifier that the server pools has so few directions; set it to 0"
+        elif share != "step" or not self.trains_head:
+            trains = "does not train" if share == "step" else f"has head.share {share}"
+            why = f"the head, which the server then applies, {trains}; set head.share to step, "
+            why += whole
+        elif scenario.privacy.enabled:
+            why = "under privacy it is privacy.release that says what leaves; set link.r_cut to 0"
+        elif classes and r_cut != classes - 1:
+            why = f"a head of {classes} classes tells {classes - 1} directions apart; set it to "
+            why += f"{classes - 1}, {whole}"
+        elif r_cut >= self.representation_width:
+            why = f"a row has {self.representation_width} numbers; set it to 0"
+        else:
+            return
+        raise FedloraError(f"link.r_cut is {r_cut}, and {why}")
+
     @classmethod
     def of(cls, scenario: Scenario, checkpoint: Checkpoint) -> Geometry:
         """Return a scenario's geometry with a checkpoint.
@@ -57,11 +98,13 @@ class Geometry:
         """
         cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
         pools = task_class(scenario.task.kind).pooled and cut.stop == cut.blocks
-        up, down = cut_widths(checkpoint, cut, final=pools)
+        final = pools or (scenario.model.server_norm and not task_class(scenario.task.kind).pooled)
+        up, down = cut_widths(checkpoint, cut, final=final)
         whole = Cut(cut.blocks, cut.start, cut.blocks)
         return cls(
             cut=cut,
             server_pools=pools,
+            server_final=final,
             trains_head=head_trains(scenario),
             activation_width=up,
             representation_width=down,

@@ -22,15 +22,24 @@ class ModelConfig:
         Precision of the frozen weights and of the server's compute.
     client_front, client_back
         Number of frozen decoder blocks that stay on the client before and after the server's part.
+    server_norm
+        Whether the server applies a language model's final norm, so that representations come down
+        after it, where few bits lose far less. A classifier's it applies anyway.
     """
 
     path: str = "package:simulations/quickstart/decoder"
     dtype: Literal["fp32", "bf16"] = "fp32"
     client_front: int = within(0, 0, 1000)
     client_back: int = within(0, 0, 1000)
+    server_norm: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.")
+        require(
+            not (self.server_norm and self.client_back),
+            f"model.server_norm is true, and model.client_back leaves {self.client_back} blocks on "
+            "the client, which come before the final norm; set one of them to false or 0",
+        )
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,10 @@ class LinkConfig:
     group, rotation_seed
         Under ``rotated``: numbers that share a scale, a power of two, and the seed of the signs
         with which they are rotated.
+    r_cut
+        Numbers of each row that cross the cut back and forth: 0 for all. Of a classifier whose head
+        is shared every step, classes - 1: the directions alone that its head can tell apart, which
+        is exact. The server then applies the head, which goes down at the end of a round only.
     reuse, reuse_mib
         Whether the server keeps the activations that it has seen, and clients name them by an
         identifier from then on: exact, where the embedding does not train. It keeps so many MiB in
@@ -113,6 +117,7 @@ class LinkConfig:
     gradient_bits: int = within(0, 2, 8, zero="the codec's own")
     group: int = within(128, 16, 256)
     rotation_seed: int = within(0, 0, 2**31 - 1)
+    r_cut: int = within(0, 1, 4095, zero="all")
     reuse: bool = True
     reuse_mib: int = within(1024, 1, 1 << 20)
     targets_only: bool = True

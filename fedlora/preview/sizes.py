@@ -103,12 +103,13 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         back_rows = math.ceil(rows * load.learnt)
         once += math.ceil(tokens / 8)  # a bit tells whether a token is learnt
     reused = scenario.link.reuse and not scenario.train.embedding
-    up = _encoded(scenario, "gradient", back_rows, geometry.representation_width)
+    back_width = scenario.link.r_cut or geometry.representation_width
+    up = _encoded(scenario, "gradient", back_rows, back_width)
     up += 9 * rows if reused else 0  # identifier, and whether the row comes with it
-    down = _encoded(scenario, "representation", back_rows, geometry.representation_width)
+    down = _encoded(scenario, "representation", back_rows, back_width)
     if scenario.train.embedding:
         down += _encoded(scenario, "gradient", tokens, geometry.activation_width)
-    if geometry.trains_head and scenario.head.share == "step":
+    if geometry.trains_head and scenario.head.share == "step" and not scenario.link.r_cut:
         up, down = up + 4 * head, down + 4 * head
     model = scenario.model
     at_edge = edge_tensors(

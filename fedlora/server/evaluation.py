@@ -10,6 +10,8 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
+from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.exchange import head_space
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
@@ -55,6 +57,8 @@ class Evaluator:
     on_rows
         Called now and then in a long evaluation with the rows that are done and those that there
         are.
+    head
+        Returns the head that all clients have in common, if there is one.
     """
 
     def __init__(
@@ -65,13 +69,14 @@ class Evaluator:
         batches: Batches,
         task: Task,
         on_rows: Callable[[int, int], None],
+        head: Callable[[], SharedHead | None],
     ) -> None:
         self.scenario = scenario
         self.engine = engine
         self.cohort = cohort
         self.task = task
         self.on_rows = on_rows
-        self._batches = batches
+        self._batches, self._head = batches, head
         self._down = create_codec(**scenario.link.codec("representation"))
 
     def run(
@@ -140,8 +145,12 @@ class Evaluator:
                 [ClientRows(batch[c].packed, batch[c].lengths, ranks[c]) for c in members],
                 train=False,
             )
+            head = self._head() if self.scenario.link.r_cut else None
             for client, part in zip(members, z, strict=True):
-                tensors = pack("representation", batch[client].down(part), self._down)
+                down = batch[client].down(part)
+                if head is not None:
+                    down = head_space.coordinates(down, head.linear_weight())
+                tensors = pack("representation", down, self._down)
                 requests[client] = Request(m.EVAL, self._batches.fields(client), tensors)
         return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 

@@ -24,6 +24,7 @@ from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.exchange import head_space
 from fedlora.server.exchange.answers import Answer, Answers
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
@@ -207,14 +208,17 @@ class StepLoop:
         rows = [ClientRows(a.packed, a.lengths, ranks[c], c) for c, a in batch.items()]
         whole = self._sound.forward(rows, train=train, exchange=exchange)
         z = {client: batch[client].down(part) for client, part in whole.items()}
-        shared = head.tensors() if head else {}
+        down, shared = z, head.tensors() if head else {}
+        if head is not None and self.scenario.link.r_cut:
+            weight = head.linear_weight()
+            down, shared = {c: head_space.coordinates(part, weight) for c, part in z.items()}, {}
         requests = {
             client: Request(
                 m.STEP,
                 {**fields, **self._told(ranks[client]), **self._batches.fields(client)},
                 pack("representation", part, self._down) | shared,
             )
-            for client, part in z.items()
+            for client, part in down.items()
         }
         return self.cohort.exchange(requests), z
 

@@ -119,6 +119,7 @@ class Training:
             self.batches,
             self.task(scenario.task, scenario.task.labels),
             self._on_rows,
+            lambda: self.head,
         )
         self._reports = Reports(scenario, cohort, air)
         self._steps = StepLoop(scenario, engine, cohort, self.batches, self._on_step)

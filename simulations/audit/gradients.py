@@ -125,6 +125,8 @@ def applies(observed: Observed) -> str:
         return "the labels of a language model are its text, which its cut gradients give away"
     if observed.server.engine.pool is None:
         return "the server does not hold the last blocks (model.client_back)"
+    if observed.server.scenario.link.r_cut:
+        return "link.r_cut leaves the head to the server; with link.r_cut=0 it learns as much"
     if upload.weight is None:
         return "heads are personal, and the attacker has to know the head"
     return ""

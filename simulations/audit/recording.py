@@ -16,7 +16,7 @@ from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
 from fedlora.config import PAYLOADS, PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
-from fedlora.privacy.mechanisms import SystemNoise, mechanism_of, release
+from fedlora.privacy.mechanisms import SystemNoise, mechanism_of, release, zero_sum_basis
 from fedlora.server.compute.engine import AdapterState
 from fedlora.server.run import ServerRun
 from fedlora.tasks import Record as DataRecord, Sample
@@ -262,7 +262,9 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
     codecs = {payload: create_codec(**scenario.link.codec(payload)) for payload in PAYLOADS}
     order = BatchStream(samples, scenario.train.batch_size, scenario.seed, int(client.name))
     classes = len(client.model.task.labels)
-    width = client.model.width
+    width, rest = client.model.width, None
+    if scenario.link.r_cut:  # what is left of the head at the client is the head that is attacked
+        width, rest = scenario.link.r_cut, zero_sum_basis(classes).float()
     mechanism = mechanism_of(scenario.privacy)
     released = width if mechanism is None else mechanism.width(classes, width)
     front = client.model.front
@@ -275,7 +277,7 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
             numbers = order.indices()
             truth = tuple(samples[number] for number in numbers)
             lengths = tuple(len(sample.ids) for sample in truth)
-            weight = frame.tensors.get(m.HEAD_WEIGHT + "weight")
+            weight = frame.tensors.get(m.HEAD_WEIGHT + "weight", rest)
             rows = sum(client.model.rows_of(lengths))
             z = unpack(frame.tensors, "representation", codecs["representation"], (rows, width))
             uploads.append(

@@ -93,6 +93,8 @@ def draw_model(d: Drawing) -> None:
     d.some(0.12, "model.dtype", "bf16", "bf16", "fp32")
     d.some(0.15, "model.client_front", 1, wild=[2, 3, 4, 9, -1])
     d.some(0.12, "model.client_back", 1, wild=[2, 3, 4, 9])
+    if d.wild or not d["model.client_back"]:
+        d.some(0.15, "model.server_norm", True)
     pools = ["last", "mean", *([] if is_causal(d["_model"]) else ["cls"])]
     d.some(0.6, "task.pool", *pools, wild=["cls"])
     d.some(0.5, "task.max_length", 2, 3, 5, 12, 30, wild=[0, 1, 64, 65, 128, 1000, 10**30])
@@ -158,6 +160,10 @@ def draw_federation(d: Drawing) -> None:
         d.some(0.2, f"link.{kind}", "fp32", "bf16", "int8", "rotated", wild=["fp16", ""])
         if d.wild or d[f"link.{kind}"] == "rotated":
             d.some(0.5, f"link.{kind}_bits", 2, 3, 5, 8, wild=[1, 9, 4.5])
+    if d.wild or (not language and d.chance(0.15)):
+        d.set("link.r_cut", 0, 3, 3, wild=[1, 2, 5, 4096])
+        if d["link.r_cut"] and not d.wild:
+            d.set("head.share", "step")
     d.some(0.1, "link.group", 16, 64, 256, wild=[0, 100, 512])
     d.some(0.05, "link.rotation_seed", 1, 2**31 - 1, wild=[-1, 2**31])
     d.some(0.2, "link.reuse", False, wild=[1])

@@ -83,7 +83,7 @@ class SplitEngine:
             checkpoint,
             geometry.cut.start,
             geometry.cut.stop,
-            final=geometry.server_pools,
+            final=geometry.server_final,
             dtype=self.dtype,
             load=False,
         )

@@ -14,6 +14,7 @@ from fedlora.privacy.mechanisms import blaming, mechanism_of, shaped
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.exchange import head_space
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.exchange.uploads import (
@@ -69,15 +70,17 @@ class Answers:
         self.cohort = cohort
         self.spending = spending
         self._back = create_codec(**scenario.link.codec("gradient"))
+        self._r_cut = scenario.link.r_cut
         self._mechanism = mechanism_of(scenario.privacy)
         self._releases = self._mechanism is not None and self._mechanism.noises_gradients
 
     def wants_gradients(self, head: SharedHead | None, *, train: bool) -> bool:
         """Tell whether a step asks for gradients at the cut.
 
-        Under privacy a shared head learns from what is released for it.
+        Under privacy a shared head learns from what is released for it, and with ``link.r_cut``
+        from what comes up of the gradient.
         """
-        return train or (head is not None and self._releases)
+        return train or (head is not None and (self._releases or self._r_cut > 0))
 
     def read(
         self,
@@ -134,6 +137,10 @@ class Answers:
         train: bool,
     ) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
         """Read the gradient at the cut, and that of a shared head."""
+        if self._r_cut and head is not None:
+            answered = read_gradient(reply, self._back, (z.shape[0], self._r_cut))
+            cut, weight = head_space.gradients(answered, z, head.linear_weight())
+            return (cut if train else None), {"weight": weight}
         shape = (z.shape[0], z.shape[1])
         gradient = read_gradient(reply, self._back, shape) if train else None
         own = read_named(reply, m.HEAD_GRADIENT, head.shapes) if head is not None else {}

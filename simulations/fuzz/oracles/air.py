@@ -69,7 +69,7 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
     """Return what a client's steps take."""
     scenario, engine = trial.scenario, trial.federation.server.engine
     train, link = scenario.train, scenario.link
-    up, down = engine.geometry.activation_width, engine.geometry.representation_width
+    up = engine.geometry.activation_width
     samples = trial.samples(trial.federation.clients[number])
     stream = BatchStream(samples, train.batch_size, scenario.seed, number)
     found: Counter[tuple[str, str]] = Counter()
@@ -84,7 +84,8 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         if engine.geometry.targets_only(scenario):
             rows = sum(_learnt(samples[i]) for i in chosen)
             found["up", "control"] += 8 * math.ceil(sum(sent) / 8)
-        shared = head * (scenario.head.share == "step")
+        down = link.r_cut or engine.geometry.representation_width
+        shared = head * (scenario.head.share == "step" and not link.r_cut)
         found["up", "activation"] += _size(link, "activation", sum(sent), up)
         found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
         found["up", "gradient"] += _size(link, "gradient", rows, down)
