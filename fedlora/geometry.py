@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.config import Scenario
@@ -9,6 +10,8 @@ from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, Cut, cut_widths
 from fedlora.tasks import head_trains, task_class
 from fedlora.tasks.classification import Classification
+
+_RAW_BITS, _RAW_ROWS = 32, 16  # fp32; rows that a plain loop pads to the longest of them
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,21 @@ class Geometry:
         """
         tokens_alone = not self.server_pools and self.cut.stop == self.cut.blocks
         return tokens_alone and scenario.link.targets_only and not scenario.privacy.enabled
+
+    def raw_bits(self, lengths: Sequence[int]) -> int:
+        """Return what rows take where all is sent at every step, as it is: the raw cut.
+
+        That is fp32 activations up, representations down and gradients up, for every token and
+        each time that a row is trained on, rows padded to the longest of 16.
+
+        Parameters
+        ----------
+        lengths
+            Tokens of one client's rows, in the order in which it trained on them.
+        """
+        batches = [lengths[i : i + _RAW_ROWS] for i in range(0, len(lengths), _RAW_ROWS)]
+        tokens = sum(len(batch) * max(batch) for batch in batches)
+        return _RAW_BITS * tokens * (self.activation_width + 2 * self.representation_width)
 
     def check_r_cut(self, scenario: Scenario, classes: int = 0) -> None:
         """Refuse a width of the cut (``link.r_cut``) at which something would be lost.

@@ -65,6 +65,13 @@ GALLERY = (
         "included.",
     ),
     Plot(
+        "quality-over-bits",
+        "Quality over bits",
+        "The metric and the loss on held-out rows over all that has crossed the cut up to that "
+        "round, both ways, adapters apart: of two runs that end alike, the one that ends further "
+        "left is the cheaper one.",
+    ),
+    Plot(
         "channel",
         "Channel and ranks",
         "Left: the downlink as the clients reported it. Right: the mean rank that each client was "
@@ -130,6 +137,7 @@ def write_plots(folder: RunFolder, formats: Sequence[str] = ()) -> list[Path]:
         "learning": lambda: plots.learning(rounds, metric_before=before),
         "clients": lambda: plots.client_metric(rounds),
         "traffic": lambda: plots.traffic(rounds),
+        "quality-over-bits": lambda: plots.quality_over_bits(rounds),
         "channel": lambda: air_plots.channel(rounds),
         "deliveries": lambda: air_plots.deliveries(rounds),
         "ranks": lambda: air_plots.ranks(rounds, projections),

@@ -21,7 +21,14 @@ from fedlora.report.figure import (
     panels,
     round_axis,
 )
-from fedlora.report.records import DIRECTIONS, Rounds, client_ids, client_series, series
+from fedlora.report.records import (
+    DIRECTIONS,
+    Rounds,
+    client_ids,
+    client_series,
+    cut_bits,
+    series,
+)
 from fedlora.report.units import bits_scale
 
 
@@ -133,6 +140,32 @@ def traffic(rounds: Rounds) -> Figure | None:
         label(ax, title=f"{_title(way)}link", x="round", y=f"{unit} in the round, all clients")
         round_axis(ax, numbers)
         legend(ax, columns=4)
+    return figure
+
+
+def quality_over_bits(rounds: Rounds) -> Figure | None:
+    """Draw metric and loss over what has crossed the cut so far, both ways, adapters apart."""
+    bits, x = 0.0, dict[int, float]()
+    for index, record in enumerate(rounds, start=1):
+        bits += cut_bits(record.get("bits") or {})
+        x[record.get("round", index)] = bits
+    metric, loss = series(rounds, "metric"), series(rounds, "loss")
+    if not bits or not (metric[0] or loss[0]):
+        return None
+    scale, unit = bits_scale(bits)
+    name, arrow = metric_name(rounds)
+    figure, axes = panels(2)
+    for ax, (numbers, values), (title, y), colour in zip(
+        axes,
+        (metric, loss),
+        ((f"{_title(name)} {arrow}", name), ("Loss ↓", "loss")),
+        (COLOURS[0], COLOURS[1]),
+        strict=True,
+    ):
+        ax.margins(y=0.12)
+        ax.plot([x[number] / scale for number in numbers], values, "o-", color=colour, ms=4)
+        ax.set_xlim(left=0)
+        label(ax, title=title, x=f"{unit} across the cut so far, all clients", y=f"{y}, held out")
     return figure
 
 

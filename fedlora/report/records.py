@@ -58,13 +58,14 @@ class RoundRecord(TypedDict, total=False):
     randomised labels have cost beside it. ``gradient_snr`` is the signal-to-noise ratio of each
     projection's gradient under privacy, where it was probed.
     ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
-    ``wire_bytes``, ``air_seconds``, ``client_seconds``, ``energy_joules``, ``late_deliveries`` and
-    ``lost`` are of this round alone. ``train_loss`` is the mean over the round's steps; ``loss``
-    and ``metric`` are held-out values, None in rounds without evaluation, ``metrics`` all of them
-    by name. ``missed`` holds for each client that was late or lost the steps that went on without
-    it. ``components`` counts ``all``
-    components of the adapter, those that were ``trained``, and those that were ``resting`` because
-    too few clients trained them for a robust average.
+    ``wire_bytes``, ``raw_bits`` (what the cut would take as it is, see
+    ``fedlora.geometry.Geometry.raw_bits``), ``air_seconds``, ``client_seconds``,
+    ``energy_joules``, ``late_deliveries`` and ``lost`` are of this round alone. ``train_loss`` is
+    the mean over the round's steps; ``loss`` and ``metric`` are held-out values, None in rounds
+    without evaluation, ``metrics`` all of them by name. ``missed`` holds for each client that was
+    late or lost the steps that went on without it. ``components`` counts ``all`` components of the
+    adapter, those that were ``trained``, and those that were ``resting`` because too few clients
+    trained them for a robust average.
     """
 
     round: int
@@ -79,6 +80,7 @@ class RoundRecord(TypedDict, total=False):
     tokens: int
     bits: Mapping[str, Mapping[str, int]]
     wire_bytes: Mapping[str, int]
+    raw_bits: int
     air_seconds: float
     client_seconds: float
     energy_joules: float
@@ -132,6 +134,16 @@ def total_bits(rounds: Rounds) -> dict[str, dict[str, int]]:
             for kind, bits in kinds.items():
                 totals.setdefault(way, {})[kind] = totals.setdefault(way, {}).get(kind, 0) + bits
     return totals
+
+
+def cut_bits(bits: Mapping[str, Mapping[str, float]]) -> float:
+    """Return what crossed the cut in training, both ways: all but the adapters."""
+    return sum(
+        finite((bits.get(way) or {}).get(kind)) or 0.0
+        for way, kinds in DIRECTIONS.items()
+        for kind in kinds
+        if kind != "adapter"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.checks import finite
-from fedlora.report.records import DIRECTIONS, ClientTotals
+from fedlora.report.records import DIRECTIONS, ClientTotals, cut_bits
 from fedlora.report.units import (
     ABSENT,
     bits_scale,
@@ -211,7 +211,17 @@ def _traffic(summary: Mapping[str, Any]) -> list[Row]:
             if value:
                 remark = "" if kind in training else "besides training"
                 rows.append((f"  {kind}", bits_text(value), remark))
-    return rows
+    return rows + _cut(summary)
+
+
+def _cut(summary: Mapping[str, Any]) -> list[Row]:
+    """Return what a sample took at the cut, beside the raw cut's; adapters are told apart."""
+    raw, samples = finite(summary.get("raw_bits")), finite(summary.get("samples"))
+    if not raw or not samples:
+        return []
+    bits = cut_bits(summary.get("bits") or {})
+    remark = f"{bits / raw:.1%} of fp32 each way at every step; without adapters"
+    return [("bits a sample", bits_text(bits / samples), remark)]
 
 
 def _ranks_and_air(summary: Mapping[str, Any]) -> list[Row]:

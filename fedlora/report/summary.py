@@ -166,8 +166,9 @@ class Summary:
 
         Metric and loss are those of the round that is ``kept``, by default the last evaluated.
 
-        ``wire_bytes`` (by direction), ``client_seconds``, ``energy_joules`` and
-        ``deliveries_due`` (adapters that were to arrive) are summed into ``extra``.
+        ``wire_bytes`` (by direction), ``client_seconds``, ``energy_joules``, ``raw_bits``,
+        ``samples`` (rows, each time that it was trained on) and ``deliveries_due`` (adapters that
+        were to arrive) are summed into ``extra``.
         """
 
         def total(key: str) -> float:
@@ -215,6 +216,12 @@ class Summary:
                 "wire_bytes": wire_bytes,
                 "client_seconds": total("client_seconds"),
                 "energy_joules": total("energy_joules"),
+                "raw_bits": int(total("raw_bits")),
+                "samples": sum(
+                    own.get("rows", 0)
+                    for record in rounds
+                    for own in (record.get("clients") or {}).values()
+                ),
                 "deliveries_due": sum(
                     own.get("delivered") is not None
                     for record in rounds

@@ -48,6 +48,8 @@ class StepTally:
         Tokens that went through the blocks.
     rows
         Training rows of each client.
+    lengths
+        Tokens of each of them, in the order of training.
     asked
         Who was to take part.
     missed
@@ -58,6 +60,7 @@ class StepTally:
 
     tokens: int = 0
     rows: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
     asked: Sequence[str] = ()
     missed: Counter[str] = field(default_factory=Counter)
     losses: list[float | None] = field(default_factory=list)
@@ -178,8 +181,9 @@ class StepLoop:
                     weight_sum += own.weight
                     loss = own.loss
                     loss_sum = None if loss is None or loss_sum is None else loss_sum + loss
-                    rows = len(batch[client].lengths)
-                    tally.rows[client] = tally.rows.get(client, 0) + rows
+                    lengths = batch[client].lengths
+                    tally.rows[client] = tally.rows.get(client, 0) + len(lengths)
+                    tally.lengths.setdefault(client, []).extend(lengths)
                 if update:
                     tally.missed.update(c for c in clients if c not in gradients)
                 tokens += sum(sum(batch[client].lengths) for client in z)

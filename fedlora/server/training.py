@@ -220,6 +220,7 @@ class Training:
             self.air,
             self.spending,
         )
+        record["raw_bits"] = sum(map(self.engine.geometry.raw_bits, tally.lengths.values()))
         losses = {c: own["loss"] for c, own in record["clients"].items() if c in self.cohort}
         record["components"] = moved = self.engine.update.moved()
         self._tell_untrained(moved)

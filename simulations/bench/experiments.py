@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from simulations.bench import edge, robust, scale, text
+from simulations.bench import bits, edge, robust, scale, text
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
 from simulations.bench.settings import MALLOC_NO_MMAP, Settings
@@ -27,7 +27,7 @@ class Experiment:
     Attributes
     ----------
     kind
-        ``speed``, ``text``, ``edge``, ``scale``, ``robust`` or ``stream``.
+        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``robust`` or ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -72,6 +72,8 @@ def experiments(settings: Settings) -> list[Experiment]:
             found.append(
                 Experiment("text", name, text.text_in_process, text.ticks, setting, without)
             )
+    for name in settings.bits_scenarios:
+        found.append(Experiment("bits", name, bits.bits_at_the_cut, bits.ticks))
     found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
     for model in settings.scale_models:
         found.append(Experiment("scale", model, scale.many_clients, scale.ticks))

@@ -25,6 +25,9 @@ class Settings:
         Size of a step in the experiments on speed.
     text_scenarios
         Whose texts are trained on as they are.
+    bits_scenarios, bits_rows, bits_epochs, bits_seeds
+        Whose bits at the cut are measured, on how many training rows, how often and with how many
+        seeds.
     edge_rows, edge_length
         Size of a client's batch in the experiments on memory.
     scale_clients, scale_rows, scale_length, scale_hosts
@@ -45,6 +48,10 @@ class Settings:
     speed_rows: int = 4
     speed_length: int = 128
     text_scenarios: tuple[str, ...] = ("sst2-minilm", "agnews-minilm", "e2e-tinystories")
+    bits_scenarios: tuple[str, ...] = ("sst2-minilm", "e2e-tinystories")
+    bits_rows: int = 1600
+    bits_epochs: int = 5
+    bits_seeds: int = 3
     edge_rows: int = 4
     edge_length: int = 64
     scale_clients: int = 64
@@ -69,6 +76,10 @@ QUICK = Settings(
     speed_rows=2,
     speed_length=16,
     text_scenarios=("sst2-minilm",),
+    bits_scenarios=("e2e-tinystories",),
+    bits_rows=64,
+    bits_epochs=1,
+    bits_seeds=1,
     edge_rows=2,
     edge_length=16,
     scale_clients=4,

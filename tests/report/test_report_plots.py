@@ -50,6 +50,16 @@ def test_traffic_stacks_reach_the_bits_of_the_round(make_rounds):
         assert tops == pytest.approx([sum(r["bits"][way].values()) / 1e6 for r in rounds])
 
 
+def test_quality_is_drawn_over_what_has_crossed_the_cut_without_adapters(make_rounds):
+    rounds = make_rounds(rounds=3)
+    rounds[1]["metric"] = None
+    line = plots.quality_over_bits(rounds).axes[0].lines[0]
+    assert list(line.get_ydata()) == [rounds[0]["metric"], rounds[2]["metric"]]
+    one = (26_000_000 + 15_900_000 + 61_000 + 15_900_000 + 44_000) / 1e6
+    assert list(line.get_xdata()) == pytest.approx([one, 3 * one])
+    assert plots.quality_over_bits([{"round": 1, "metric": 0.5}]) is None
+
+
 @pytest.mark.parametrize(
     ("higher", "best"), [(True, max), (False, min)], ids=["higher is better", "lower is better"]
 )

@@ -34,6 +34,8 @@ ALWAYS = {
     "air_seconds",
     "late_deliveries",
     "deliveries_due",
+    "raw_bits",
+    "samples",
     "mean_rank",
     "trainable_parameters",
     "untrained_rounds",

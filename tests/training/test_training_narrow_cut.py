@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.federation import Federation, scenario
 
+from clients.batches import BatchStream
 from fedlora.check import check_scenario
 from fedlora.errors import FedloraError
 
@@ -37,6 +38,19 @@ def test_the_directions_of_a_head_alone_train_what_all_of_them_train(tiny, recor
     head = 32 * sum(part.numel() for part in whole.head())
     assert cut["up"]["head"] == 3 * head, "each client hands in what it begins with"
     assert cut["down"]["head"] == 3 * 2 * head, "all are given the head at the end of two rounds"
+
+
+def test_rounds_tell_what_the_raw_cut_would_take(tiny, records):
+    """Held to the lengths of the texts, as the clients have them: 9 rows a round, of 16 padded."""
+    run = Federation(scenario(tiny["gpt2"], records, "train.rounds=1")).run()
+    raw = 0
+    for client in run.clients:
+        order = BatchStream(client.train, 3, 0, int(client.name))
+        lengths = [client.train.lengths[i] for _ in range(3) for i in order.indices()]
+        raw += 32 * 3 * 32 * len(lengths) * max(lengths)
+    assert run.recorder.rounds[0]["raw_bits"] == raw
+    geometry = run.server.engine.geometry
+    assert geometry.raw_bits([1] * 16 + [5, 2]) == 32 * 3 * 32 * (16 + 10)
 
 
 def test_what_limits_hostile_rows_limits_them_alike_at_a_narrow_cut(tiny, records):
