@@ -163,6 +163,7 @@ class EdgeClient:
             "head": self.head.state_dict(),
             "position": self.batches.position,
             "samples": self._samples_seen,
+            "sent": self._cut.sent.state_dict(),
         }
 
     def load_state_dict(self, state: Fields) -> None:
@@ -171,6 +172,12 @@ class EdgeClient:
         self.head.load_state_dict(state["head"])
         self.batches.position = state["position"]
         self._samples_seen = state["samples"]
+        if "sent" in state:  # releases before 0.2 kept nothing of it
+            self._cut.sent.load_state_dict(state["sent"])
+
+    def forget_sent(self) -> None:
+        """Take it that the server keeps no activation of this client."""
+        self._cut.sent.forget()
 
     def _ready(self, frame: Frame) -> Frame:
         """Say that all is ready, and what a measured link carries before the first round."""

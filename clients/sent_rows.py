@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -79,6 +80,25 @@ class SentRows:
             raise ProtocolError("a row is asked for again that was never sent")
         self._kept.difference_update(known)
         return known
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it for the client's own disk: the server's checkpoint names rows by it."""
+        numbers = list(self._ids)
+        kept = [number in self._kept for number in numbers]
+        return {
+            "numbers": torch.tensor(numbers, dtype=torch.int64),
+            "ids": torch.tensor([self._ids[number] for number in numbers], dtype=torch.int64),
+            "kept": torch.tensor(kept, dtype=torch.uint8),
+            "last": torch.tensor(self._last, dtype=torch.int64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        numbers, ids = state["numbers"].tolist(), state["ids"].tolist()
+        self._ids = dict(zip(numbers, ids, strict=True))
+        self._numbers = dict(zip(ids, numbers, strict=True))
+        self._kept = {n for n, own in zip(numbers, state["kept"].tolist(), strict=True) if own}
+        self._last = state["last"].tolist()
 
     def _identifier(self, number: int) -> int:
         found = self._ids.get(number)

@@ -60,6 +60,8 @@ class ClientStateStore:
             raise ProtocolError(f"{frame.kind} needs a round from 0 to 999999, not {round_!r:.40}")
         door = self._client.door
         stored = {"round": door.public(handler(round_))}
+        if frame.kind == m.RESTORE and frame.fields.get("rows") is not True:
+            self._client.forget_sent()
         return door.message(m.READY, self._client.name, frame.seq, stored)
 
     def _keep(self, round_: int) -> int:

@@ -17,8 +17,8 @@ AIR_KINDS = {
 }
 """Kinds of payload that take air time, by direction."""
 
-OUTSIDE_KINDS = ("evaluation", "baseline")
-"""Exchanges that a device would not make: counted apart, without air time."""
+OUTSIDE_KINDS = ("evaluation", "baseline", "resume")
+"""Exchanges that a run without them would not make: counted apart, without air time."""
 
 
 @dataclass
@@ -188,7 +188,7 @@ class AirLedger:
         ) + config.down_power_w * row.direction_seconds("down")
 
     def outside_bits(self) -> dict[str, dict[str, int]]:
-        """Return the bits of evaluation and baseline exchanges, by kind and direction."""
+        """Return the bits of exchanges outside the air budget, by kind and direction."""
         return {kind: dict(by_direction) for kind, by_direction in self._outside.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,7 +201,8 @@ class AirLedger:
         for row in state["rows"]:
             own = {key: _with_all_kinds(row[key]) for key in ("bits", "seconds")}
             self._rows.setdefault(row["round"], {})[row["client"]] = AirRow(**{**row, **own})
-        self._outside = {kind: dict(bits) for kind, bits in state["outside"].items()}
+        empty = {kind: dict.fromkeys(AIR_KINDS, 0) for kind in OUTSIDE_KINDS}
+        self._outside = empty | {kind: dict(bits) for kind, bits in state["outside"].items()}
         self.start_round(-1)
 
     def _send(

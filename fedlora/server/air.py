@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,7 +18,7 @@ from fedlora.errors import FedloraError
 from fedlora.ranks import ClientReport, DataStatistics
 from fedlora.report import ClientRecord, RoundRecord
 
-Purpose = Literal["train", "evaluation", "baseline"]
+Purpose = Literal["train", "evaluation", "baseline", "resume"]
 Drop = Callable[[str, str], None]
 """Leaves a client out of the run, and says why."""
 
@@ -38,8 +39,8 @@ class Air:
 
     Weights and gradients of the head count as ``head``; what comes down for each token
     (representation and, where the embedding trains, dL/de) as ``representation``; lengths,
-    identifiers and statistics of the text as ``control``. Evaluation and the frozen-backbone
-    baseline are booked outside the air budget.
+    identifiers and statistics of the text as ``control``. Evaluation, the frozen-backbone baseline
+    and what a server that begins again asks for once more are booked outside the air budget.
 
     Parameters
     ----------
@@ -70,7 +71,16 @@ class Air:
         # A client that has not taken part yet is taken to be loaded like the last one that has.
         self._load = ClientLoad(1e6, 1e6)
         self._loads: dict[int, ClientLoad] = {}
-        self._bits = {"train": [0, 0], "evaluation": [0, 0], "baseline": [0, 0]}
+        self._bits = {purpose: [0, 0] for purpose in get_args(Purpose)}
+
+    @contextlib.contextmanager
+    def apart(self, purpose: Purpose) -> Iterator[None]:
+        """Book what travels meanwhile for another purpose."""
+        before, self.purpose = self.purpose, purpose
+        try:
+            yield
+        finally:
+            self.purpose = before
 
     def begin_round(self, round_: int, bandwidth_hz: Mapping[str, float] | None = None) -> None:
         """Open round ``round_``, counted from 1, with the bandwidth that clients were given."""
@@ -268,7 +278,7 @@ class Air:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, in place of what was booked since the start."""
         self.ledger.load_state_dict(state["ledger"])
-        self._bits = {purpose: list(amounts) for purpose, amounts in state["bits"].items()}
+        self._bits |= {purpose: list(amounts) for purpose, amounts in state["bits"].items()}
         self._scheduler.load_state_dict(state["scheduler"])
         self._loads = {int(client): ClientLoad(**load) for client, load in state["loads"].items()}
         self._load = self._loads.pop(_ANYBODY)

@@ -123,20 +123,42 @@ class Checkpoints:
         if "best" in state:  # releases before 0.2 had none
             training.best.load_state_dict(state["best"])
         training.sharing.load_state_dict(state["head"])
-        self.restore_clients(training, training.cohort.clients)
+        rows = state.get("rows")  # releases before 0.2 had none
+        back = self.restore_clients(training, training.cohort.clients, rows=rows is not None)
+        training.batches.load_state_dict(rows or {}, back)
         training.air.load_state_dict(state["air"])  # what went down for this counted before
 
-    def restore_clients(self, training: Training, clients: Sequence[str]) -> None:
-        """Put clients that have just connected to the end of the rounds that are done."""
-        cohort, done = training.cohort, training.done
-        replies = cohort.ask(clients, Request(m.RESTORE, {"round": done}))
+    def restore_clients(
+        self, training: Training, clients: Sequence[str], *, rows: bool = False
+    ) -> list[str]:
+        """Put clients that have just connected to the end of the rounds that are done.
+
+        Parameters
+        ----------
+        training
+            The run.
+        clients
+            Who is put there.
+        rows
+            Whether the server remembers which activations it had kept of them by then.
+
+        Returns
+        -------
+        list
+            Those that had a state of just that round.
+        """
+        cohort, done, back = training.cohort, training.done, []
+        replies = cohort.ask(clients, Request(m.RESTORE, {"round": done, "rows": rows}))
         for client, reply in replies.items():
             kept = reply.fields.get("round")
-            if reply.kind != m.READY or kept != done:
+            if reply.kind == m.READY and kept == done:
+                back.append(client)
+            else:
                 log.warning(
                     "client %s goes on from its state of round %s, not %d", client, kept, done
                 )
         training.sharing.give(list(replies))
+        return back
 
     def begin_late(self, training: Training, clients: Iterable[str]) -> None:
         """Let clients that come when rounds are done begin with the common head.
@@ -204,6 +226,7 @@ def _state_of(training: Training) -> dict[str, Any]:
         "delivered": delivered,
         "ranking": training.ranking.state_dict(),
         "air": training.air.state_dict(),
+        "rows": training.batches.state_dict(),
         "spending": training.spending.state_dict(),
         "metrics": training.outcome.fields(),
         "evaluated": training.evaluated,

@@ -111,7 +111,7 @@ class Training:
         self.outcome = Outcome()
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)
-        self.batches = Batches(scenario, engine, cohort)
+        self.batches = Batches(scenario, engine, cohort, air)
         self._evaluator = Evaluator(
             scenario,
             engine,

@@ -75,6 +75,7 @@ def test_evaluation_and_baseline_are_counted_apart_and_take_no_air_time() -> Non
     assert ledger.outside_bits() == {
         "evaluation": {"up": 0, "down": 10**9},
         "baseline": {"up": 7, "down": 0},
+        "resume": {"up": 0, "down": 0},
     }
 
 

@@ -108,6 +108,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, overrid
     assert plain([whole.air.ledger.totals()]) == plain([resumed.air.ledger.totals()])
 
 
+KEPT = ("train.steps=6", "data.max_rows=24", "channel.model=rayleigh", "channel.snr_db=[0.0]")
+"""Every sample comes in every round, and the channel decides which adapters arrive in time."""
+
+
+@pytest.mark.parametrize(
+    "overrides", [KEPT, (*KEPT, "task.kind=causal_lm")], ids=["classes", "language"]
+)
+def test_what_the_server_had_kept_is_sent_again_outside_the_air_when_it_begins_again(
+    tmp_path, overrides
+):
+    scenario = tiny(*overrides)
+    whole, record = train(scenario, tmp_path / "whole")
+    _, first = train(scenario, tmp_path / "died", die_after=1)
+    resumed, second = train(scenario, tmp_path / "died")
+    assert plain(first.rounds + second.rounds) == plain(record.rounds)
+    expected, found = whole.air.ledger.outside_bits(), resumed.air.ledger.outside_bits()
+    again = found.pop("resume")["up"]
+    assert not expected.pop("resume")["up"] and found == expected
+    kept = resumed.training.batches.kept
+    assert kept is not None
+    rows = [row for own in kept._own.values() for row in own.rows.values() if row is not None]
+    assert again > 8 * sum(row.packed.nbytes for row in rows) > 0  # each once, and its names
+
+
+def test_clients_that_have_lost_their_states_are_told_of_no_rows_that_are_kept(tmp_path):
+    scenario = tiny(*KEPT, "head.share=round")
+    train(scenario, tmp_path, die_after=1)
+    for file in (tmp_path / "clients" / "1").iterdir():
+        file.unlink()
+    resumed, second = train(scenario, tmp_path)
+    assert [r["round"] for r in second.rounds] == [2, 3] and not resumed.cohort.lost
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     scenario = tiny("head.share=personal")
     whole, _ = train(scenario, tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, messages as m
+from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.kept_rows import KeptRows
@@ -24,10 +25,12 @@ class Batches:
     ----------
     scenario, engine, cohort
         As for ``StepLoop``.
+    air
+        Books what is asked again because the server has begun again.
     """
 
-    def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort) -> None:
-        self._scenario, self._engine, self._cohort = scenario, engine, cohort
+    def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, air: Air) -> None:
+        self._scenario, self._engine, self._cohort, self._air = scenario, engine, cohort, air
         self._codec = create_codec(**scenario.link.codec("activation"))
         self._targets_only = engine.geometry.targets_only(scenario)
         self.kept: KeptRows | None = None
@@ -43,10 +46,17 @@ class Batches:
 
     def fields(self, client: str) -> dict[str, Any]:
         """Return what a request that an activation answers says of it, and of the last one."""
-        fields: dict[str, Any] = {"targets": True} if self._targets_only else {}
-        if self.kept is not None and client in self._cohort:
-            fields["kept"] = self.kept.told(client, self._cohort[client])
-        return fields
+        return {**({"targets": True} if self._targets_only else {}), **self._told(client)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which rows are kept of each client; the rows themselves are sent again."""
+        return {} if self.kept is None else self.kept.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], clients: Iterable[str]) -> None:
+        """Take up ``state_dict`` for clients that remember the same of it."""
+        for client in clients:
+            if self.kept is not None and client in state and client in self._cohort:
+                self.kept.load(client, self._cohort[client], state[client])
 
     def read(self, replies: Mapping[str, Frame], max_rows: int) -> dict[str, Activation]:
         """Read the activations in a round of answers; a client that answers wrongly is dropped.
@@ -67,9 +77,21 @@ class Batches:
             except ProtocolError as error:
                 self._cohort.drop(client, str(error))
         lost = {client: missing for client, own in sent.items() if (missing := own.missing)}
-        if lost:
-            self._ask_again(lost, sent, max_rows)
+        restored = {c: [i for i in ids if self._restores(c, i)] for c, ids in lost.items()}
+        with self._air.apart("resume"):
+            self._ask_again(restored, sent, max_rows)
+        lost = {c: [i for i in ids if i not in restored[c]] for c, ids in lost.items()}
+        self._ask_again(lost, sent, max_rows)
         return {client: own.whole() for client, own in sent.items() if not own.missing}
+
+    def _told(self, client: str) -> dict[str, Any]:
+        """Return what a request says of a client's last activation."""
+        if self.kept is None or client not in self._cohort:
+            return {}
+        return {"kept": self.kept.told(client, self._cohort[client])}
+
+    def _restores(self, client: str, identifier: int) -> bool:
+        return self.kept is not None and self.kept.restores(client, identifier)
 
     def _take(self, client: str, reply: Frame, max_rows: int) -> SentActivation:
         own = read_activation(
@@ -99,9 +121,14 @@ class Batches:
     ) -> None:
         """Fill in rows that are not there; a client that cannot say them is dropped."""
         requests = {
-            client: Request(m.AGAIN, {}, {"ids": torch.tensor(missing, dtype=torch.int64)})
+            client: Request(
+                m.AGAIN, self._told(client), {"ids": torch.tensor(missing, dtype=torch.int64)}
+            )
             for client, missing in lost.items()
+            if missing
         }
+        if not requests:
+            return
         for client, reply in self._cohort.exchange(requests).items():
             try:
                 self._cohort.expect(client, reply, m.ACTIVATION)

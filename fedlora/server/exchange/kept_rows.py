@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from fedlora.server.exchange.uploads import Row
 
 
 @dataclass
 class _Own:
-    """What is kept of one client's."""
+    """What is kept of one client's; a row that a checkpoint names and memory lacks is None."""
 
     session: object
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, Row | None] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
     nbytes: int = 0
     told: int = 0
 
@@ -49,6 +53,11 @@ class KeptRows:
         """Return a row, or None where it is not kept."""
         return self._own[client].rows.get(identifier)
 
+    def restores(self, client: str, identifier: int) -> bool:
+        """Tell whether a row is gone only because the server has begun again."""
+        rows = self._own[client].rows
+        return identifier in rows and rows[identifier] is None
+
     def keep(self, client: str, rows: Collection[tuple[int, Row]]) -> None:
         """Keep a client's new rows, from the first to the last that fits.
 
@@ -62,11 +71,11 @@ class KeptRows:
         own = self._own[client]
         own.told = 0
         for identifier, row in rows:
-            before = own.rows.get(identifier)
-            size = own.nbytes + row.nbytes - (before.nbytes if before is not None else 0)
+            size = own.nbytes + row.nbytes - own.sizes.get(identifier, 0)
             if size > self.limit_bytes:
                 break
-            own.rows[identifier], own.nbytes = row.clone(), size
+            own.rows[identifier], own.sizes[identifier] = row.clone(), row.nbytes
+            own.nbytes = size
             own.told += 1
 
     def told(self, client: str, session: object) -> int:
@@ -81,4 +90,24 @@ class KeptRows:
         """Lose all rows of a client, which it is then asked for again."""
         if client in self._own:
             self._own[client].rows.clear()
+            self._own[client].sizes.clear()
             self._own[client].nbytes = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which rows are kept, for a checkpoint: their names and sizes, not the rows."""
+        return {
+            client: {
+                "ids": torch.tensor(list(own.sizes), dtype=torch.int64),
+                "bytes": torch.tensor(list(own.sizes.values()), dtype=torch.int64),
+                "told": own.told,
+            }
+            for client, own in self._own.items()
+        }
+
+    def load(self, client: str, session: object, state: Mapping[str, Any]) -> None:
+        """Take a client's rows to be kept that a checkpoint names; each is asked for when used."""
+        ids = state["ids"].tolist()
+        sizes = dict(zip(ids, state["bytes"].tolist(), strict=True))
+        self._own[client] = _Own(
+            session, dict.fromkeys(ids), sizes, sum(sizes.values()), state["told"]
+        )

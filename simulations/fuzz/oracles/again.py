@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import torch
 
-from fedlora.config import ChannelConfig, with_overrides
+from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
 from fedlora.tasks import head_trains
 from simulations.fuzz.keys_air import BY_CLIENT
 from simulations.fuzz.trial import Run, Trial, difference, equal
 
-_ON_AIR = {"bits", "bits_up", "wire_bytes", "air_seconds", "client_seconds", "energy_joules"}
 _BLIND = ("uniform", "random", BY_CLIENT)
 """Strategies that look at no figure of an evaluation."""
 
@@ -39,15 +37,11 @@ def resume(trial: Trial) -> str | None:
     """Hold a run that stopped after a round and went on to one that did not, bit for bit.
 
     Two of its clients compute side by side. With gradients noised only what it has cost: noise is
-    drawn anew by every process. A server that begins again is sent activations again, so where the
-    air may decide who takes part and what arrives all of it is held without ``link.reuse``.
+    drawn anew by every process.
     """
     if not _stops(trial):
         return None
     unbroken, scenario = trial.run, trial.run.scenario
-    if scenario.link.reuse and scenario.channel != ChannelConfig() and not trial.noisy:
-        scenario = with_overrides(scenario, ["link.reuse=false"])
-        unbroken = trial.again("unkept", scenario)
     stop = 1 + scenario.seed % (scenario.train.rounds - 1)
     place, ledgers = trial.place / "resumed", scenario.privacy.enabled
     first = Run(scenario, place, ledgers=ledgers, workers=2).train(stop)
@@ -58,10 +52,7 @@ def resume(trial: Trial) -> str | None:
         return f"a run that went on after round {stop} has another adapter"
     if not _same_heads(second, unbroken):
         return f"a run that went on after round {stop} has other heads"
-    whole, parts = unbroken.rounds, first.rounds + second.rounds
-    if scenario.link.reuse:
-        whole, parts = _off_air(whole), _off_air(parts)
-    where = difference(whole, parts)
+    where = difference(unbroken.rounds, first.rounds + second.rounds)
     return f"of a run that went on after round {stop} {where}" if where else ""
 
 
@@ -72,15 +63,6 @@ def _stops(trial: Trial) -> bool:
     noised = mechanism is not None and mechanism.noises_gradients
     noised = noised or scenario.privacy.activation_sigma is not None
     return scenario.train.rounds > 1 and not noised  # ``ledgers`` looks at noised ones
-
-
-def _off_air(table: Any) -> Any:
-    """Return records without what activations take on the air."""
-    if isinstance(table, list):
-        return [_off_air(entry) for entry in table]
-    if isinstance(table, dict):
-        return {key: _off_air(own) for key, own in table.items() if key not in _ON_AIR}
-    return table
 
 
 def _same_heads(a: Run, b: Run) -> bool:
