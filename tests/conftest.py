@@ -15,6 +15,7 @@ import torch
 from support.tiny_models import CONFIGS, random_model
 
 from fedlora import import_path
+from fedlora.server.flower.questions import in_simulation
 
 torch.set_num_threads(1)
 
@@ -56,3 +57,10 @@ def no_plugin_outlives_its_test() -> Iterator[None]:
         if folders and (getattr(module, "__file__", None) or "").startswith(folders):
             del sys.modules[name]
     import_path._PLUGINS.folders.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_test_starts_a_ray_of_its_own() -> Iterator[None]:
+    """Fail where a function of Ray's has started one in this process, which others then meet."""
+    yield
+    assert not in_simulation(), "Ray runs in the process of the tests"

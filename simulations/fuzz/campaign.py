@@ -12,7 +12,7 @@ from typing import Any
 from simulations.fuzz.case import keep_case
 from simulations.fuzz.examine import Outcome, quietly
 from simulations.fuzz.keys import draw_case
-from simulations.fuzz.shrink import shrink, try_case
+from simulations.fuzz.shrink import SHRINK_S, shrink, try_case
 
 
 @dataclass
@@ -85,6 +85,7 @@ def run_campaign(
     out: Path,
     *,
     limit_s: float = float("inf"),
+    shrink_s: float = SHRINK_S,
     told: Told | None = None,
 ) -> Campaign:
     """Draw scenarios and examine them; write the smallest scenario of each fault.
@@ -101,6 +102,8 @@ def run_campaign(
         Where the smallest scenarios go, each in a folder ``fault-NUMBER``.
     limit_s
         After so many seconds no further one is begun.
+    shrink_s
+        See ``shrink``.
     told
         Called after each with its number and outcome.
     """
@@ -116,7 +119,7 @@ def run_campaign(
             if told is not None:
                 told(number, found)
             if found.faults:
-                small = shrink(case, found, assets)
+                small = shrink(case, found, assets, limit_s=shrink_s)
                 path = keep_case(small, out / f"fault-{number}", assets)
                 campaign.faults.append(Fault(number, found.faults, str(path)))
     campaign.seconds = time.monotonic() - began

@@ -142,14 +142,14 @@ def _within(limit_s: float) -> Iterator[None]:
         raise _Hang
 
     before = {number: signal.signal(number, ring) for number, _, _ in _TIMERS}
-    for _, timer, times in _TIMERS:
-        signal.setitimer(timer, times * limit_s)
+    left = {timer: signal.setitimer(timer, times * limit_s) for _, timer, times in _TIMERS}
     try:
         yield
     finally:
         for number, timer, _ in _TIMERS:
             signal.setitimer(timer, 0)
             signal.signal(number, before[number])
+            signal.setitimer(timer, *left[timer])  # a test's own limit goes on
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ def try_case(case: Case, assets: Path, only: Collection[str] | None = None) -> O
         return examine(write_case(case, place / "case", assets), place / "work", only)
 
 
-def shrink(case: Case, seen: Outcome, assets: Path) -> dict[str, Any]:
+SHRINK_S = 900.0
+
+
+def shrink(case: Case, seen: Outcome, assets: Path, *, limit_s: float = SHRINK_S) -> dict[str, Any]:
     """Return the smallest case with the same signature, one key after the other.
 
     Parameters
@@ -31,12 +35,17 @@ def shrink(case: Case, seen: Outcome, assets: Path) -> dict[str, Any]:
         A case with faults, and its outcome.
     assets
         See ``write_case``.
+    limit_s
+        After so many seconds the smallest so far is it.
     """
+    deadline = time.monotonic() + limit_s
     small, changed = dict(case), True
     oracles = [name for name, text in seen.verdicts.items() if text]
     while changed:
         changed = False
         for other in _smaller(small):
+            if time.monotonic() > deadline:
+                return small
             found = try_case(other, assets, None if seen.kind == "crash" else oracles)
             if found.signature == seen.signature:
                 small, changed = other, True

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from fedlora.commands.run import follow_simulation
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml
@@ -18,7 +20,8 @@ from fedlora.printable import printable
 from fedlora.report import RunFolder
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member, Request
-from fedlora.server.flower import questions, sessions as sessions_module
+from fedlora.server.flower import edge_hosts, questions, sessions as sessions_module
+from fedlora.server.flower.edge_hosts import EdgeHosts
 from fedlora.server.flower.nodes import Node
 from fedlora.server.flower.questions import Questions
 from fedlora.server.flower.sessions import Places, Sessions
@@ -145,6 +148,25 @@ def test_clients_whose_host_is_gone_are_not_waited_for(tmp_path, monkeypatch):
         threading.Timer(0.3, sessions.break_off, ["the edge host is gone"]).start()
         with pytest.raises(FedloraError, match="the edge host is gone"):
             sessions.open()
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_ray_is_asked_for_hosts_where_one_runs_and_nowhere_else(tmp_path, monkeypatch, simulated):
+    """Its functions would start one in the process that asks."""
+    asked = []
+
+    def get_actor(name, namespace):
+        asked.append(name)
+        raise ValueError
+
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(ray, "wait", lambda *args, **keys: ([], []))
+    monkeypatch.setattr(edge_hosts, "_LOOK_S", 0.01)
+    monkeypatch.setattr(edge_hosts, "in_simulation", lambda: simulated)
+    folder = RunFolder.create(tmp_path / "run")
+    with EdgeHosts(tiny(), NODES, 0, folder) as hosts, hosts.watched(asked.append):
+        time.sleep(0.5)
+    assert bool(asked) == simulated
 
 
 def test_a_server_that_is_gone_is_told_of_with_its_process_and_how_to_go_on(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def told(campaign: Campaign) -> str:
 
 
 def test_the_same_random_scenarios_as_ever_are_right(assets, tmp_path):
-    campaign = run_campaign(12, FIXED, assets, tmp_path, limit_s=SHORT_S)
+    campaign = run_campaign(12, FIXED, assets, tmp_path, limit_s=SHORT_S, shrink_s=60.0)
     assert not campaign.faults, told(campaign)
     assert campaign.kinds["ran"] >= 1
 
@@ -42,7 +42,7 @@ def test_fresh_random_scenarios_are_right(assets, tmp_path, capsys):
     seed = secrets.randbelow(1 << 31)
     with capsys.disabled():
         print(f"\nfedlora fuzz --seed {seed} --trials 12")
-    campaign = run_campaign(12, seed, assets, tmp_path, limit_s=SHORT_S)
+    campaign = run_campaign(12, seed, assets, tmp_path, limit_s=SHORT_S, shrink_s=60.0)
     assert not campaign.faults, told(campaign)
 
 

@@ -16,6 +16,7 @@ from fedlora.errors import FedloraError
 from fedlora.launch.killed import ended_by_ray, memory
 from fedlora.report import RunFolder
 from fedlora.server.flower.nodes import Node
+from fedlora.server.flower.questions import in_simulation
 from fedlora.server.unfinished import going_on
 
 log = logging.getLogger("fedlora.server")
@@ -107,6 +108,8 @@ class EdgeHosts:
         actors: dict[str, Any] = {}
         asked: dict[str, Any] = {}
         while not over.wait(_LOOK_S):
+            if not in_simulation():  # Ray's functions would start a Ray of this process's own
+                continue
             for name in self._names():
                 try:
                     actors[name] = actors.get(name) or ray.get_actor(name, namespace=NAMESPACE)
@@ -136,6 +139,8 @@ def _end(name: str) -> None:
     """End a detached actor, which would outlive the run."""
     import ray
 
+    if not in_simulation():
+        return
     try:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE))
     except ValueError:
