@@ -23,6 +23,7 @@ KILLS = 20
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_results_budgets_and_files_whole(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "support.kills", tmp_path, str(KILLS), "11"],

@@ -333,6 +333,7 @@ baseline = false
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_supernode_that_is_started_after_the_first_rounds_takes_part(tmp_path):
     with Deployment(tmp_path, keys=2) as running:
         for node in range(2):

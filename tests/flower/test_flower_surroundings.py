@@ -13,7 +13,7 @@ from support.patience import patient
 from fedlora.config import load_scenario
 from simulations.in_process import Record, run
 
-pytestmark = [pytest.mark.flower, pytest.mark.e2e]
+pytestmark = [pytest.mark.flower, pytest.mark.e2e, pytest.mark.slow]
 HIDDEN = ("datasets", "tokenizers", "torch", "flwr", "ray", "random", "json", "psutil", "clients")
 SCENARIO = """
 name = "größe"

@@ -19,7 +19,7 @@ from fedlora.config import load_scenario
 from fedlora.registry import use_python_path
 from simulations.in_process import Record, run
 
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
 SMALL = "train.rounds=1 train.steps=1 data.max_rows=120 evaluate.baseline=false"
 
