@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from clients.batches import BatchStream
 from clients.cut_layer import CutLayer, Parts, integer
 from clients.edge_model import EdgeModel
 from clients.evaluation import Evaluation
@@ -30,6 +29,7 @@ from clients.owner import (
 )
 from clients.release.base import GradientRelease
 from clients.reports import Report
+from fedlora.batch_order import BatchStream
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, messages as m, unpack

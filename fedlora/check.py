@@ -202,18 +202,23 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
 
 def _check_ranks(scenario: Scenario, checkpoint: Checkpoint, targets: Sequence[str]) -> None:
     """Let the strategy see the projections, so that it refuses those that it does not fit."""
+    space = rank_space(scenario, checkpoint, targets)
+    GuardedStrategy(create_strategy(scenario.ranks, scenario.seed)).prepare(space)
+
+
+def rank_space(scenario: Scenario, checkpoint: Checkpoint, targets: Sequence[str]) -> RankSpace:
+    """Return what a rank strategy chooses from, as it follows from the checkpoint's shapes."""
     modules = []
     for name in targets:
         # GPT-2 stores them the other way round, at which the cost of a rank is the same.
         d_out, d_in = checkpoint.entries[f"{name}.weight"].shape
         modules.append((name, d_in, d_out))
-    space = RankSpace.of(
+    return RankSpace.of(
         modules,
         find_family(checkpoint).layers,
         r_max=scenario.lora.r_max,
         bits_per_parameter=scenario.channel.bits_per_parameter,
     )
-    GuardedStrategy(create_strategy(scenario.ranks, scenario.seed)).prepare(space)
 
 
 def _check_places(scenario: Scenario, cut: Cut) -> None:

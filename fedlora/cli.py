@@ -24,6 +24,7 @@ from fedlora.commands.options import (
     ScenarioArgument,
     SetOption,
 )
+from fedlora.commands.plan import plan
 from fedlora.commands.report import report
 from fedlora.commands.site import site
 from fedlora.errors import FedloraError
@@ -232,6 +233,7 @@ def doctor(
 
 
 app.command()(site)
+app.command()(plan)
 app.command()(report)
 
 

@@ -22,6 +22,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "__main__",
         "cli",
         "commands",
+        "planning",
         "server",
         "preview",
         "check",
@@ -29,7 +30,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "channel launch privacy report robust scenarios tasks",
         "config link split",
         "storage",
-        "checks registry scaffold unicode verbs",
+        "batch_order checks registry scaffold unicode verbs",
         "errors import_path machine printable terminal",
     ),
     "fedlora.server": (
@@ -67,7 +68,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "cut_layer",
         "head release",
-        "batches edge_model owner process reports sent_rows text_statistics",
+        "edge_model owner process reports sent_rows text_statistics",
     ),
     "simulations": (
         "train_policy",

@@ -47,17 +47,13 @@ def show_check(
         check_new_file(json_file, "--json", overwrite=overwrite)
     console = Console()
     with console.status("checking the scenario, its model and its data"):
-        scenario, faults = read_all(name, overrides)
-        faults += [fault for fault in find_faults(scenario) if fault not in faults]
-        rows, sizes = (None, None) if faults else _figures(scenario)
+        scenario, faults = all_faults(name, overrides)
+        rows, sizes = (None, None) if faults else figures(scenario)
     if json_file is not None:
         found = _as_json(scenario, faults, rows, sizes)
         replace_file(json_file, f"{json.dumps(found, indent=1)}\n".encode())
     if faults:
-        for number, fault in enumerate(faults, 1):
-            console.print(Text(f"{number}. {fault}"), soft_wrap=True)
-        many = "fault" if len(faults) == 1 else "faults"
-        console.print(Text(f"{scenario.name} has {len(faults)} {many}; nothing was started"))
+        print_faults(console, scenario, faults)
         return False
     if rows is not None:
         _print_rows(console, scenario, rows)
@@ -67,7 +63,22 @@ def show_check(
     return True
 
 
-def _figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
+def all_faults(name: str, overrides: Sequence[str]) -> tuple[Scenario, list[str]]:
+    """Return a scenario, and all that is wrong with it."""
+    scenario, faults = read_all(name, overrides)
+    return scenario, faults + [f for f in find_faults(scenario) if f not in faults]
+
+
+def print_faults(console: Console, scenario: Scenario, faults: Sequence[str]) -> None:
+    """Print every fault of a scenario that cannot be run."""
+    for number, fault in enumerate(faults, 1):
+        console.print(Text(f"{number}. {fault}"), soft_wrap=True)
+    many = "fault" if len(faults) == 1 else "faults"
+    console.print(Text(f"{scenario.name} has {len(faults)} {many}; nothing was started"))
+
+
+def figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
+    """Return the rows of a scenario, None where they are the hub's, and its sizes."""
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     rows = view_rows(scenario, checkpoint)
     longest = scenario.task.max_length

@@ -2,10 +2,11 @@
 
 from fedlora.preview.faults import Faults, find_faults
 from fedlora.preview.reading import read_all
-from fedlora.preview.rows import RowView, view_rows
+from fedlora.preview.rows import ClientSamples, RowView, view_rows
 from fedlora.preview.sizes import Load, Sizes, predict_sizes
 
 __all__ = [
+    "ClientSamples",
     "Faults",
     "Load",
     "RowView",

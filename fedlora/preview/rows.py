@@ -49,6 +49,20 @@ class ClientRows:
 
 
 @dataclass(frozen=True)
+class ClientSamples:
+    """One client's samples as they are sent, in the order of its data.
+
+    Attributes
+    ----------
+    train, held_out
+        Of each, tokens as it is cut, and how many of them are to be predicted.
+    """
+
+    train: Sequence[tuple[int, int]]
+    held_out: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class ShownRow:
     """A row as the model sees it.
 
@@ -81,8 +95,8 @@ class RowView:
 
     Attributes
     ----------
-    clients
-        Rows by client.
+    clients, samples
+        Rows by client, and what they are as samples.
     lengths
         Tokens of each training record that is used, uncut.
     learnt
@@ -98,6 +112,7 @@ class RowView:
     """
 
     clients: Sequence[ClientRows]
+    samples: Sequence[ClientSamples]
     lengths: Sequence[int]
     learnt: Sequence[int]
     tallies: Mapping[str, Tally]
@@ -147,30 +162,64 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
     longest = [len(sample.ids) + sample.cut for sample in made["train"]]
     names = [str(name) for name in labels]
     shown = [_shown(sample, names, tokenizer) for sample in made["train"][:_SHOWN_ROWS]]
-    clients = _clients(scenario, files["train"], len(files.get("test", ())), label)
-    learnt = [
-        sum(target != IGNORED for target in sample.target)
-        if isinstance(sample.target, tuple)
-        else 0
-        for sample in made["train"]
-    ]
-    return RowView(clients, longest, learnt, tallies, warnings, shown, names)
+    shares = _shares(scenario, files["train"], len(files.get("test", ())), label)
+    learnt = [_sizes(sample)[1] for sample in made["train"]]
+    return RowView(
+        [_classes(files["train"], *share, label, own=not data.test) for share in shares],
+        _samples(shares, made),
+        longest,
+        learnt,
+        tallies,
+        warnings,
+        shown,
+        names,
+    )
 
 
-def _clients(
+def _shares(
     scenario: Scenario, records: Sequence[Record], tests: int, label: str
-) -> list[ClientRows]:
+) -> list[tuple[list[int], list[int]]]:
+    """Return for each client its rows to train on, and those that it holds out, of their files."""
     clients, seed = scenario.federation.clients, scenario.seed
     found = []
     for client, part in enumerate(partition(records, scenario.partition, clients, label, seed)):
-        rows = part.tolist()
-        held = len(range(client, tests, clients))
-        if not tests:
-            held = len(holdout_split(part, scenario.data.holdout, seed, client)[1])
-        classes = Counter(records[row][label] for row in rows) if label else {}
-        train = len(rows) if tests else len(rows) - held
-        found.append(ClientRows(train, held, dict(sorted(classes.items()))))
+        if tests:
+            found.append((part.tolist(), list(range(client, tests, clients))))
+        else:
+            train, held = holdout_split(part, scenario.data.holdout, seed, client)
+            found.append((train.tolist(), held.tolist()))
     return found
+
+
+def _classes(
+    records: Sequence[Record], train: Sequence[int], held: Sequence[int], label: str, *, own: bool
+) -> ClientRows:
+    """Return a client's rows; those that it holds out count by class where they are its own."""
+    rows = [*train, *held] if own else train
+    classes = Counter(records[row][label] for row in rows) if label else {}
+    return ClientRows(len(train), len(held), dict(sorted(classes.items())))
+
+
+def _samples(
+    shares: Sequence[tuple[list[int], list[int]]], made: Mapping[str, Sequence[Sample]]
+) -> list[ClientSamples]:
+    """Return each client's samples; a record of which nothing is left gives none."""
+    of_file = {which: {s.source: _sizes(s) for s in samples} for which, samples in made.items()}
+    train, held = of_file["train"], of_file.get("test", of_file["train"])
+    return [
+        ClientSamples(
+            [train[row] for row in own if row in train], [held[row] for row in out if row in held]
+        )
+        for own, out in shares
+    ]
+
+
+def _sizes(sample: Sample) -> tuple[int, int]:
+    """Return a sample's tokens, and how many of them are to be predicted."""
+    learnt = 0
+    if isinstance(sample.target, tuple):
+        learnt = sum(target != IGNORED for target in sample.target)
+    return len(sample.ids), learnt
 
 
 def _shown(sample: Sample, names: Sequence[str], tokenizer: Tokenizer) -> ShownRow:

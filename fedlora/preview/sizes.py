@@ -98,8 +98,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     language = not task_class(scenario.task.kind).pooled
     back_rows = rows if geometry.server_pools else tokens
     once = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
-    # Where the embedding trains, a request for its step does not ask for learnt tokens alone.
-    if geometry.targets_only(scenario) and not scenario.train.embedding:
+    if geometry.targets_only(scenario):
         back_rows = math.ceil(rows * load.learnt)
         once += math.ceil(tokens / 8)  # a bit tells whether a token is learnt
     reused = scenario.link.reuse and not scenario.train.embedding

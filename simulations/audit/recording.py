@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from clients.batches import BatchStream
 from clients.build import EdgeParts, SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
+from fedlora.batch_order import BatchStream
 from fedlora.config import PAYLOADS, PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
 from fedlora.privacy.mechanisms import SystemNoise, mechanism_of, release, zero_sum_basis

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from clients.batches import BatchStream
 from clients.build import SimulatedData
+from fedlora.batch_order import BatchStream
 from fedlora.config import (
     DataConfig,
     EvaluateConfig,

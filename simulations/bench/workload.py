@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from clients.batches import BatchStream
 from clients.build import SimulatedData
+from fedlora.batch_order import BatchStream
 from fedlora.config import (
     DataConfig,
     EvaluateConfig,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from clients.batches import BatchStream
+from fedlora.batch_order import BatchStream
 from fedlora.tasks import Sample, head_trains
 from simulations.fuzz.trial import Trial
 from simulations.fuzz.whole import Whole

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from clients.batches import BatchStream
+from fedlora.batch_order import BatchStream
 from fedlora.tasks import Sample
 
 SAMPLES = [Sample((number,), 0) for number in range(7)]

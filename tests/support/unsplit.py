@@ -10,7 +10,7 @@ from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
-from clients.batches import BatchStream
+from fedlora.batch_order import BatchStream
 from fedlora.tasks import Sample
 from support.federation import Federation
 

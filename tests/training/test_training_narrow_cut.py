@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.federation import Federation, scenario
 
-from clients.batches import BatchStream
+from fedlora.batch_order import BatchStream
 from fedlora.check import check_scenario
 from fedlora.errors import FedloraError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from clients.batches import BatchStream
+from fedlora.batch_order import BatchStream
 from fedlora.config import PAYLOADS, LinkConfig, Payload, Scenario
 from fedlora.tasks import IGNORED, Sample, head_trains
 from simulations.fuzz.trial import Trial

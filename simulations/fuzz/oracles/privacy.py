@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from clients.batches import BatchStream
 from clients.build import SimulatedData
 from clients.owner import OwnerTerms
+from fedlora.batch_order import BatchStream
 from fedlora.checks import EPSILON_MAX
 from fedlora.config import ClientLimit, PrivacyPolicy
 from fedlora.errors import FedloraError

@@ -1,0 +1,128 @@
+"""What ``fedlora plan`` shows: a run on the air and in the server's memory, before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedlora.commands.check import all_faults, figures, print_faults
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.planning import Forecast, forecast
+from fedlora.preview import Sizes
+from fedlora.report.records import cut_bits
+from fedlora.report.units import bits_text, energy_text, seconds_text
+from fedlora.split import Checkpoint, model_folder
+from fedlora.storage.files import replace_file
+from fedlora.storage.outputs import check_new_file
+
+_CLIENTS = 32  # rows of the table
+
+
+def show_plan(
+    name: str, overrides: Sequence[str], json_file: Path | None, *, overwrite: bool = False
+) -> bool:
+    """Print what a run of a scenario will take, or every fault of it; tell whether it can be run.
+
+    Parameters
+    ----------
+    name
+        Name or path of a scenario.
+    overrides
+        ``section.key=value`` assignments.
+    json_file
+        File for all figures, or None.
+    overwrite
+        Whether an earlier file is replaced.
+
+    Raises
+    ------
+    FedloraError
+        When there is no such scenario, the file is there, or its data are not on this machine.
+    """
+    if json_file is not None:
+        check_new_file(json_file, "--json", overwrite=overwrite)
+    console = Console()
+    with console.status("walking through the rounds"):
+        scenario, faults = all_faults(name, overrides)
+        found = None if faults else _plan(scenario)
+    if found is None:
+        print_faults(console, scenario, faults)
+        return False
+    planned, sizes = found
+    if json_file is not None:
+        content = {"scenario": scenario.name, **dataclasses.asdict(planned)}
+        content["server_bytes"] = sizes.server
+        replace_file(json_file, f"{json.dumps(content, indent=1)}\n".encode())
+    _print(console, scenario, planned, sizes)
+    return True
+
+
+def _plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
+    rows, sizes = figures(scenario)
+    if rows is None:
+        raise FedloraError(
+            f"data.train is {scenario.data.train}, whose rows are read when a run starts; save "
+            "them to a file to plan with them"
+        )
+    return forecast(scenario, Checkpoint(model_folder(scenario.model.path)), rows), sizes
+
+
+def _print(console: Console, scenario: Scenario, planned: Forecast, sizes: Sizes) -> None:
+    radio = planned.totals["air_seconds"] > 0
+    table = Table(title=f"{scenario.name}, {scenario.train.rounds} rounds")
+    for heading in ("client", "up", "down", "of it head", "of it adapters"):
+        table.add_column(heading, justify="right")
+    if radio:
+        table.add_column("on the air", justify="right", no_wrap=True)
+        table.add_column("energy", justify="right", no_wrap=True)
+    for client, own in list(planned.clients.items())[:_CLIENTS]:
+        table.add_row(client, *_cells(own["bits"], own, radio=radio, seconds="air_seconds"))
+    if len(planned.clients) > _CLIENTS:
+        table.add_row(f"and {len(planned.clients) - _CLIENTS} more")
+    table.add_section()
+    totals = planned.totals
+    table.add_row("all", *_cells(totals["bits"], totals, radio=radio, seconds="client_seconds"))
+    console.print(table)
+    for line in _lines(planned, sizes):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _cells(
+    bits: Mapping[str, Mapping[str, int]], own: Mapping[str, Any], *, radio: bool, seconds: str
+) -> list[str]:
+    head = sum(kinds["head"] for kinds in bits.values())
+    amounts = (sum(bits["up"].values()), sum(bits["down"].values()), head, bits["down"]["adapter"])
+    air = [seconds_text(own[seconds]), energy_text(own["energy_joules"])] if radio else []
+    return [*map(bits_text, amounts), *air]
+
+
+def _lines(planned: Forecast, sizes: Sizes) -> list[str]:
+    totals, lines = planned.totals, []
+    for way, kinds in totals["bits"].items():
+        listed = ", ".join(f"{kind} {bits_text(bits)}" for kind, bits in kinds.items() if bits)
+        lines.append(f"{way}: {listed or 'nothing'}")
+    if planned.samples:
+        bits = cut_bits(totals["bits"])
+        lines.append(
+            f"bits a sample: {bits_text(bits / planned.samples)}, {bits / planned.raw_bits:.1%} of "
+            "fp32 each way at every step; without adapters"
+        )
+    if totals["air_seconds"]:
+        late = f", {totals['late_deliveries']} late deliveries" * bool(totals["late_deliveries"])
+        slowest = seconds_text(totals["air_seconds"])
+        lines.append(f"air time: {slowest}, modelled; slowest client, every round{late}")
+    up, down = (bits_text(planned.evaluation[way]) for way in ("up", "down"))
+    lines.append(f"evaluation, apart: {up} up, {down} down")
+    lines.append(
+        f"memory of the server, beside Python and torch: about {sizes.server / 1e6:.0f} MB, of it "
+        f"kept activations {planned.kept_bytes / 1e6:.0f}"
+    )
+    return lines + [f"note: {note}" for note in planned.notes]

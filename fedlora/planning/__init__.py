@@ -1,0 +1,5 @@
+"""What a run will take on the air, walked batch by batch before anything starts."""
+
+from fedlora.planning.walk import Forecast, forecast
+
+__all__ = ["Forecast", "forecast"]

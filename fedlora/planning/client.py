@@ -1,0 +1,172 @@
+"""What one client sends and is sent, batch by batch, as far as shapes decide it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from fedlora.batch_order import BatchStream
+from fedlora.config import Payload, Scenario
+from fedlora.geometry import Geometry
+from fedlora.planning.payloads import PayloadBits
+from fedlora.preview import ClientSamples
+from fedlora.privacy.mechanisms import mechanism_of
+from fedlora.ranks import DataStatistics
+
+Bits = dict[str, int]
+"""By kind of payload."""
+
+_LENGTH, _NAME, _NUMBER = 32, 64 + 8, 32  # bits of a length, of an identifier and whether it is new
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What all clients of a run have in common.
+
+    Attributes
+    ----------
+    scenario, geometry
+        The run's.
+    sizes
+        Bits of payloads.
+    classes
+        Of the task; 0 for language modelling.
+    head
+        Numbers of a head that trains and is shared, else 0.
+    """
+
+    scenario: Scenario
+    geometry: Geometry
+    sizes: PayloadBits
+    classes: int
+    head: int
+
+    @property
+    def statistics(self) -> int:
+        """Bits of what a client tells of its text in a round."""
+        if not self.scenario.ranks.statistics or self.scenario.privacy.enabled:
+            return 0
+        return _NUMBER * len(dataclasses.fields(DataStatistics))
+
+
+class PlannedClient:
+    """One client of a run that has not begun.
+
+    Parameters
+    ----------
+    number
+        Of the client.
+    samples
+        Its samples.
+    terms
+        The run's.
+
+    Attributes
+    ----------
+    lengths
+        Tokens of the rows of the round, in the order of training.
+    """
+
+    def __init__(self, number: int, samples: ClientSamples, terms: Terms) -> None:
+        self.number, self._terms = number, terms
+        scenario = terms.scenario
+        self._train, self._held = samples.train, samples.held_out
+        self._order = BatchStream(self._train, scenario.train.batch_size, scenario.seed, number)
+        self._named = scenario.link.reuse and not scenario.train.embedding
+        self._limit = (scenario.link.reuse_mib << 20) // max(1, scenario.federation.clients)
+        self._kept: set[int] = set()
+        self.kept_bytes = 0
+        self._targets = terms.geometry.targets_only(scenario)
+        self._batch: list[int] = []
+        self.lengths: list[int] = []
+
+    def next_activation(self) -> Bits:
+        """Move on to the next batch, and return what its activation takes."""
+        self._batch = self._order.indices()
+        samples = [self._train[i] for i in self._batch]
+        self.lengths += [tokens for tokens, _ in samples]
+        return self._activation(samples, self._batch)
+
+    def down(self) -> Bits:
+        """Return what the step of the open batch sends down."""
+        scenario, geometry = self._terms.scenario, self._terms.geometry
+        width = scenario.link.r_cut or geometry.representation_width
+        bits = {"representation": self._size("representation", self._rows(), width)}
+        if self._terms.head and scenario.head.share == "step" and not scenario.link.r_cut:
+            bits["head"] = _NUMBER * self._terms.head
+        return bits
+
+    def embedding(self) -> Bits:
+        """Return what dL/de of the open batch takes, where the embedding trains."""
+        tokens = sum(self._train[i][0] for i in self._batch)
+        width = self._terms.geometry.activation_width
+        return {"representation": self._size("gradient", tokens, width)}
+
+    def up(self) -> Bits:
+        """Return what the client answers to the step of the open batch, without the next one."""
+        scenario, geometry = self._terms.scenario, self._terms.geometry
+        mechanism, width = mechanism_of(scenario.privacy), geometry.representation_width
+        width = scenario.link.r_cut or width
+        noised = mechanism is not None and mechanism.noises_gradients
+        if mechanism is not None and noised:
+            width = mechanism.width(self._terms.classes, width)
+        bits = {"gradient": self._size("gradient", self._rows(), width)}
+        shared = self._terms.head and scenario.head.share == "step" and not scenario.link.r_cut
+        if shared and not noised:
+            bits["head"] = _NUMBER * self._terms.head
+        return bits
+
+    def evaluation(self) -> tuple[int, int]:
+        """Return the bits up and down of an evaluation of all held-out rows."""
+        scenario, geometry = self._terms.scenario, self._terms.geometry
+        if scenario.privacy.enabled and not scenario.evaluate.report:
+            return 0, 0
+        width = scenario.link.r_cut or geometry.representation_width
+        order = sorted(range(len(self._held)), key=lambda i: self._held[i][0])
+        up = down = 0
+        for start in range(0, len(order), scenario.evaluate.batch_size):
+            chosen = order[start : start + scenario.evaluate.batch_size]
+            samples = [self._held[i] for i in chosen]
+            numbers = [len(self._train) + i for i in chosen]
+            up += sum(self._activation(samples, numbers).values())
+            down += self._size("representation", self._rows_of(samples), width)
+        return up, down
+
+    def _activation(self, samples: Sequence[tuple[int, int]], numbers: Sequence[int]) -> Bits:
+        """Return what rows take that are sent, or named where the server keeps them."""
+        fresh = [
+            (number, own)
+            for number, own in zip(numbers, samples, strict=True)
+            if not self._named or number not in self._kept
+        ]
+        tokens = sum(length for _, (length, _) in fresh)
+        width = self._terms.geometry.activation_width
+        control = _LENGTH * len(fresh) + _NAME * len(numbers) * self._named
+        if self._targets and fresh:
+            control += 8 * math.ceil(tokens / 8)
+        if self._named:
+            self._keep(fresh)
+        return {"activation": self._size("activation", tokens, width), "control": control}
+
+    def _keep(self, fresh: Sequence[tuple[int, tuple[int, int]]]) -> None:
+        """Keep new rows as ``fedlora.server.exchange.kept_rows`` does, until one does not fit."""
+        of_token = 4 * self._terms.geometry.activation_width + self._targets
+        for number, (tokens, _) in fresh:
+            size = 0 if number in self._kept else of_token * tokens
+            if self.kept_bytes + size > self._limit:
+                return
+            self._kept.add(number)
+            self.kept_bytes += size
+
+    def _rows(self) -> int:
+        return self._rows_of([self._train[i] for i in self._batch])
+
+    def _rows_of(self, samples: Sequence[tuple[int, int]]) -> int:
+        """Return how many rows of a representation belong to samples."""
+        if self._terms.geometry.server_pools:
+            return len(samples)
+        return sum(learnt if self._targets else tokens for tokens, learnt in samples)
+
+    def _size(self, payload: Payload, rows: int, width: int) -> int:
+        return self._terms.sizes(payload, rows, width)

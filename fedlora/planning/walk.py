@@ -1,0 +1,237 @@
+"""A run's account of the air before it starts: the same rounds, batches, channels and ledger.
+
+What is walked is what follows from the scenario: who is drawn, the order of batches, what the
+server keeps, the channel, the scheduler. What follows from values is taken as likely: how well a
+payload's levels can be written, and the choice of a rank strategy that looks at losses. Nothing is
+lost on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedlora.channel.ledger import AIR_KINDS
+from fedlora.check import rank_space
+from fedlora.config import PAYLOADS, Scenario
+from fedlora.errors import FedloraError
+from fedlora.geometry import Geometry
+from fedlora.lora.targets import choose_targets, linear_modules
+from fedlora.participation import draw_clients
+from fedlora.planning.client import Bits, PlannedClient, Terms
+from fedlora.planning.payloads import PayloadBits
+from fedlora.preview import RowView
+from fedlora.ranks import ClientReport
+from fedlora.server.air import Air
+from fedlora.server.ranking import Ranking
+from fedlora.split import Checkpoint
+
+_MOST_BATCHES = 200_000  # that are walked; some seconds
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes
+    ----------
+    totals
+        As ``AirLedger.totals`` gives them.
+    clients
+        By client: ``bits`` by direction and kind, ``air_seconds`` and ``energy_joules``.
+    evaluation
+        Bits by direction, which a device would not send.
+    raw_bits
+        Of the raw cut; see ``Geometry.raw_bits``.
+    samples
+        Rows that are trained on, each time.
+    kept_bytes
+        Activations that the server keeps at the end.
+    notes
+        What may come otherwise, and why.
+    """
+
+    totals: Mapping[str, Any]
+    clients: Mapping[str, Mapping[str, Any]]
+    evaluation: Mapping[str, int]
+    raw_bits: int
+    samples: int
+    kept_bytes: int
+    notes: tuple[str, ...]
+
+
+def forecast(scenario: Scenario, checkpoint: Checkpoint, rows: RowView) -> Forecast:
+    """Walk through a run that could start.
+
+    Parameters
+    ----------
+    scenario, checkpoint
+        The run.
+    rows
+        Its records, as ``view_rows`` reads them.
+
+    Raises
+    ------
+    FedloraError
+        When its channel is measured, so that nothing of it is known.
+    """
+    if scenario.channel.model == "measured":
+        raise FedloraError(
+            "channel.model is measured, which is known in a deployment alone; plan with a "
+            "simulated channel, such as --set channel.model=awgn"
+        )
+    return _Walk(scenario, checkpoint, rows).run()
+
+
+class _Walk:
+    """Goes through the rounds of a run and books what they take."""
+
+    def __init__(self, scenario: Scenario, checkpoint: Checkpoint, rows: RowView) -> None:
+        geometry = Geometry.of(scenario, checkpoint)
+        targets = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
+        shared = geometry.trains_head and scenario.head.share != "personal"
+        classes = len(rows.labels)
+        head = geometry.head_width * (classes or checkpoint.size("vocab_size")) * shared
+        terms = Terms(scenario, geometry, PayloadBits(scenario.link), classes, head)
+        self.scenario, self.terms, self.air = scenario, terms, Air(scenario)
+        self.ranking = Ranking(scenario, rank_space(scenario, checkpoint, targets))
+        self.clients = {
+            str(number): PlannedClient(number, samples, terms)
+            for number, samples in enumerate(rows.samples)
+        }
+        self.evaluation, self.raw_bits, self.samples = {"up": 0, "down": 0}, 0, 0
+
+    def run(self) -> Forecast:
+        """Walk through all rounds, or as many as are walked of a long run."""
+        train = self.scenario.train
+        self.air.begin_round(1)
+        for client in self.clients:
+            self._book(client, "up", {"head": 32 * self.terms.head})
+        a_round = train.steps * train.accumulate * len(self.clients)
+        walked = min(train.rounds, max(2, _MOST_BATCHES // a_round))
+        before = 0, 0
+        for round_ in range(1, walked + 1):
+            before = self.raw_bits, self.samples
+            self._round(round_)
+        again = train.rounds - walked
+        raw, samples = self.raw_bits - before[0], self.samples - before[1]
+        return Forecast(
+            totals=self._totals(walked, again),
+            clients=self._by_client(walked, again),
+            evaluation=self.evaluation,
+            raw_bits=self.raw_bits + again * raw,
+            samples=self.samples + again * samples,
+            kept_bytes=sum(client.kept_bytes for client in self.clients.values()),
+            notes=tuple(self._notes(walked)),
+        )
+
+    def _round(self, round_: int) -> None:
+        scenario, air = self.scenario, self.air
+        wanted = scenario.federation.clients_per_round
+        drawn = draw_clients(list(self.clients), wanted, scenario.seed, round_)
+        reports = {
+            client: air.note_report(
+                round_, client, ClientReport(channel=air.channel.report(int(client), round_ - 1))
+            )
+            for client in drawn
+        }
+        chosen, bandwidth_hz = air.schedule(round_, reports, _stay)
+        air.begin_round(round_, bandwidth_hz)
+        for client in reports:
+            self._book(client, "up", {"control": self.terms.statistics})
+        decisions = self.ranking.allocate(round_, air.with_budgets(chosen, _stay))
+        present = [client for client in drawn if client in decisions]
+        self._steps(present)
+        self._end(present)
+        if air.delivers(round_):
+            for client, decision in decisions.items():
+                if bits := self.ranking.space.bits(decision.deliver):
+                    air.deliver(client, bits)
+        if not (round_ % scenario.evaluate.every and round_ != scenario.train.rounds):
+            for own in self.clients.values():
+                up, down = own.evaluation()
+                self.evaluation["up"] += up
+                self.evaluation["down"] += down
+        air.end_round(round_, decisions)
+
+    def _steps(self, present: list[str]) -> None:
+        train = self.scenario.train
+        exchanges = train.steps * train.accumulate
+        for client in present:
+            own = self.clients[client]
+            own.lengths = []
+            self._book(client, "up", own.next_activation())
+            for exchange in range(exchanges):
+                more = exchange < exchanges - 1
+                self._book(client, "down", own.down())
+                up = own.up()
+                if train.embedding:
+                    self._book(client, "up", up)
+                    self._book(client, "down", own.embedding())
+                    up = {}
+                self._book(client, "up", up | (own.next_activation() if more else {}))
+            self.raw_bits += self.terms.geometry.raw_bits(own.lengths)
+            self.samples += len(own.lengths)
+
+    def _end(self, present: list[str]) -> None:
+        """Book the heads that are taken and given at the end of a round."""
+        head = {"head": 32 * self.terms.head}
+        if self.scenario.head.share == "round":
+            for client in present:
+                self._book(client, "up", head)
+        for client in self.clients:
+            self._book(client, "down", head)
+
+    def _book(self, client: str, way: str, bits: Bits) -> None:
+        for kind in AIR_KINDS[way]:  # in the order in which a run books a frame
+            if amount := bits.get(kind, 0):
+                self.air.ledger.book(int(client), way, kind, amount, 0)
+
+    def _totals(self, walked: int, again: int) -> dict[str, Any]:
+        ledger = self.air.ledger
+        totals, last = ledger.totals(), ledger.totals(walked - 1)
+        for kinds, more in zip(totals["bits"].values(), last["bits"].values(), strict=True):
+            for kind in kinds:
+                kinds[kind] += again * more[kind]
+        for name in ("air_seconds", "client_seconds", "energy_joules", "late_deliveries"):
+            totals[name] += again * last[name]
+        del totals["wire_bytes"]
+        return totals
+
+    def _by_client(self, walked: int, again: int) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for client in self.clients:
+            bits = {way: dict.fromkeys(kinds, 0) for way, kinds in AIR_KINDS.items()}
+            own: dict[str, Any] = {"bits": bits, "air_seconds": 0.0, "energy_joules": 0.0}
+            for round_ in range(1, walked + 1):
+                row = self.air.row(round_, client)
+                if row is None:
+                    continue
+                times = 1 + again * (round_ == walked)
+                for way, kinds in row.bits.items():
+                    for kind, amount in kinds.items():
+                        bits[way][kind] += times * amount
+                own["air_seconds"] += times * row.air_seconds
+                own["energy_joules"] += times * self.air.ledger.energy_joules(row)
+            found[client] = own
+        return found
+
+    def _notes(self, walked: int) -> list[str]:
+        scenario, notes = self.scenario, []
+        if walked < scenario.train.rounds:
+            notes.append(f"rounds from {walked + 1} on are taken to be like round {walked}")
+        if scenario.ranks.strategy != "uniform" and self.air.enabled:
+            told = f"ranks.strategy {scenario.ranks.strategy} may choose otherwise once it sees "
+            notes.append(told + "losses, which changes what adapters take")
+        if scenario.evaluate.baseline:
+            notes.append("the frozen-backbone baseline (evaluate.baseline) is not counted")
+        if scenario.evaluate.patience:
+            notes.append("evaluate.patience may end the run before its last round")
+        if "rotated" in {scenario.link.codec(payload)["name"] for payload in PAYLOADS}:
+            notes.append("what rotated takes depends on what it writes, by about a percent")
+        return notes
+
+
+def _stay(client: str, reason: str) -> None:
+    raise FedloraError(f"client {client} would be left out at once: {reason}")

@@ -1,0 +1,96 @@
+"""A forecast is the account that the run then books: exact where shapes decide, else within 2%."""
+
+from __future__ import annotations
+
+import pytest
+from support.federation import Federation, scenario
+
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.planning import Forecast, forecast
+from fedlora.preview import view_rows
+from fedlora.split import Checkpoint, model_folder
+
+FADING = [
+    "channel.model=rayleigh",
+    "channel.snr_db=[3,12]",
+    "channel.draw=client",
+    "channel.bandwidth_hz=[2e5]",
+    "channel.deliver_every=1",
+    "channel.deadline_s=0.5",
+]
+LANGUAGE = ["task.kind=causal_lm", "data.prompt_separator=w5"]
+
+
+def planned(config: Scenario) -> Forecast:
+    checkpoint = Checkpoint(model_folder(config.model.path))
+    rows = view_rows(config, checkpoint)
+    assert rows is not None
+    return forecast(config, checkpoint, rows)
+
+
+def held_to_a_run(config: Scenario, *, rel: float) -> None:
+    plan, run = planned(config), Federation(config).run()
+    ledger = run.server.air.ledger
+    totals = ledger.totals()
+    for way, kinds in totals["bits"].items():
+        for kind, bits in kinds.items():
+            assert plan.totals["bits"][way][kind] == pytest.approx(bits, rel=rel), (way, kind)
+    for name in ("air_seconds", "client_seconds", "energy_joules"):
+        assert plan.totals[name] == pytest.approx(totals[name], rel=max(rel, 1e-9)), name
+    assert plan.totals["late_deliveries"] == totals["late_deliveries"]
+    rows = ledger.rows()
+    for client, own in plan.clients.items():
+        mine = [row for row in rows if row["client"] == int(client)]
+        for way in ("up", "down"):
+            booked = sum(sum(row["bits"][way].values()) for row in mine)
+            assert sum(own["bits"][way].values()) == pytest.approx(booked, rel=rel)
+    outside = ledger.outside_bits()["evaluation"]
+    assert plan.evaluation == pytest.approx(outside, rel=rel)
+    assert plan.raw_bits == sum(record["raw_bits"] for record in run.recorder.rounds)
+    told = run.recorder.rounds
+    assert plan.samples == sum(c["rows"] for record in told for c in record["clients"].values())
+    kept = run.server.training.batches.kept
+    if kept is not None:
+        assert plan.kept_bytes == sum(own.nbytes for own in kept._own.values())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["head.share=step", *FADING],
+        ["head.share=round", "link.activation=int8", "federation.clients_per_round=2"],
+        ["head.share=step", "link.r_cut=2", "train.accumulate=2", "train.steps=2"],
+        [*LANGUAGE, "link.gradient=bf16", "train.rounds=3"],
+        [*LANGUAGE, "train.embedding=true", "evaluate.every=2"],
+        ["head.share=step", "privacy.epsilon=8", "privacy.release=logits", "link.reuse=false"],
+        ["head.share=personal", "ranks.statistics=true", "partition.kind=dirichlet"],
+    ],
+    ids=["fading", "round", "narrow", "language", "embedding", "private", "personal"],
+)
+def test_what_shapes_decide_is_foreseen_to_the_bit(tiny, records, more):
+    held_to_a_run(scenario(tiny["gpt2"], records, *more), rel=0.0)
+
+
+def test_what_a_codec_makes_shorter_is_foreseen_within_two_percent(tiny, records):
+    coded = [f"link.{name}=rotated" for name in ("activation", "representation", "gradient")]
+    more = ["link.gradient_bits=3", "link.group=32", "train.batch_size=6"]
+    held_to_a_run(scenario(tiny["gpt2"], records, *LANGUAGE, *coded, *more, *FADING), rel=0.02)
+
+
+def test_the_rounds_of_a_long_run_are_taken_to_be_like_the_last_that_is_walked(
+    tiny, records, monkeypatch
+):
+    config = scenario(tiny["gpt2"], records, "train.rounds=9", "head.share=step")
+    whole = planned(config)
+    monkeypatch.setattr("fedlora.planning.walk._MOST_BATCHES", 6 * 3 * 3)
+    short = planned(config)
+    assert any("rounds from 7 on are taken to be like round 6" in note for note in short.notes)
+    for way, bits in whole.totals["bits"].items():
+        assert short.totals["bits"][way] == pytest.approx(bits, rel=0.05)
+    assert short.samples == whole.samples
+
+
+def test_a_measured_channel_cannot_be_foreseen(tiny, records):
+    with pytest.raises(FedloraError, match=r"channel.model is measured.*plan with a simulated"):
+        planned(scenario(tiny["gpt2"], records, "channel.model=measured"))
