@@ -37,6 +37,8 @@ def draw_ranks(d: Drawing) -> None:
         d.some(0.2, option + "price", 0.0, 1.0, wild=["x", -1.0])
     if name == "airllm":
         d.some(0.3, option + "diffusion", True, False, wild=[1])
+        d.some(0.3, option + "bit_price", 0.0, 1.5, wild=[-1.0, 99])
+        d.some(0.3, option + "end_weight", 0.0, 8, wild=["x"])
     if name == BY_CLIENT:
         d.set(option + "ranks", [0, 1, 2], [0, 2], [0], [1], [2, 0, 1, 3], [9, 0], wild=[[], 3])
         d.some(0.4, option + "turn", True)

@@ -32,17 +32,13 @@ def train_policy(
     price: Annotated[
         float, typer.Option(min=0.0, help="Nats that a whole deadline of air time costs (lambda).")
     ] = DEFAULT_PRICE,
-    saving: Annotated[
-        str,
+    reward_only: Annotated[
+        bool,
         typer.Option(
-            help="Part of the best fixed rank's bits to save under fading, from 0 to 0.9: one, or "
-            "one for each SNR."
+            "--reward-only",
+            help="For the reward alone: bits and the end of a run have no weight of their own.",
         ),
-    ] = "0.34",
-    margin: Annotated[
-        float,
-        typer.Option(min=0.0, help="Nats by which the end is to be better than that rank's."),
-    ] = 0.05,
+    ] = False,
     plain_ppo: Annotated[
         bool,
         typer.Option("--plain-ppo", help="PPO alone: no warm start and no diffusion, to compare."),
@@ -60,12 +56,9 @@ def train_policy(
     from fedlora.storage.files import held_folder
     from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
-    from simulations.train_policy.savings import SavingsTarget
     from simulations.train_policy.setting import Setting
 
     snrs_db = tuple(parse_snrs_db(snr))
-    savings = _savings(saving, len(snrs_db))
-
     base = open_scenario(scenario, set_)
     torch.set_num_threads(1)
     setting = Setting(
@@ -75,7 +68,7 @@ def train_policy(
         tuple(name.strip() for name in channels.split(",")),
         tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
         price,
-        SavingsTarget() if plain_ppo else SavingsTarget(snrs_db, savings, margin),
+        weighted=not (reward_only or plain_ppo),
     )
     try:
         from simulations.train_policy.train import PolicyTraining
@@ -86,25 +79,11 @@ def train_policy(
         ) from None
     command = (
         f"fedlora train-policy {scenario} --steps {steps} --seed {seed} --snr={snr} "
-        f"--channels {channels} --seeds {seeds} --price {price:g} --saving {saving} "
-        f"--margin {margin:g}" + (" --plain-ppo" if plain_ppo else "")
+        f"--channels {channels} --seeds {seeds} --price {price:g}"
+        + (" --reward-only" if reward_only else "")
+        + (" --plain-ppo" if plain_ppo else "")
     ) + "".join(f" --set {item}" for item in set_ or [])
     folder = TrainingFolder(out, setting, resume=resume, plain=plain_ppo, overwrite=overwrite)
     with held_folder(folder.path, "a training"):
         PolicyTraining(setting, folder, command=command, plain=plain_ppo).run(steps)
     typer.echo(f"policy: {folder.policy}")
-
-
-def _savings(text: str, count: int) -> tuple[float, ...]:
-    """Read ``0.3``, or ``0.4,0.3`` for as many SNRs."""
-    parts = text.split(",")
-    try:
-        savings = [float(part) for part in parts]
-    except ValueError:
-        savings = [-1.0]
-    if not all(0 <= saving <= 0.9 for saving in savings) or len(savings) not in (1, count):
-        raise FedloraError(
-            f"--saving is {text!r}; write a part from 0 to 0.9, or one for each of the {count} "
-            "SNRs, such as 0.4,0.3"
-        )
-    return tuple(savings * count if len(savings) == 1 else savings)

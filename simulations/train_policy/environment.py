@@ -14,8 +14,7 @@ from fedlora.config import Scenario
 from simulations.studies.compare.reward import Losses
 from simulations.train_policy.episode import Episode
 from simulations.train_policy.replay import Replay
-from simulations.train_policy.teacher import ShadowPrices
-from strategies.airllm.features import STATE_FEATURES
+from strategies.airllm.features import STATE_FEATURES, Weights
 from strategies.airllm.network import LATENT
 from strategies.airllm.policy import Policy
 
@@ -42,8 +41,8 @@ class FederationEnv(VecEnv):
         Takes latents, plans and rewards.
     price
         Nats that a whole deadline of air time costs.
-    shadow_of
-        Returns what an episode's training pays beyond that.
+    weights_of
+        Returns what an episode's deliveries are worth beside that, by its number.
     first_episode
         Number of the first episode.
     """
@@ -56,7 +55,7 @@ class FederationEnv(VecEnv):
         policy: Policy,
         replay: Replay,
         price: float,
-        shadow_of: Callable[[Scenario], ShadowPrices],
+        weights_of: Callable[[int], Weights],
         first_episode: int = 0,
     ) -> None:
         infinite = np.full(len(STATE_FEATURES), np.inf, dtype=np.float32)
@@ -67,7 +66,7 @@ class FederationEnv(VecEnv):
         )
         self.scenario_of, self.reference_of = scenario_of, reference_of
         self.policy, self.replay, self.price = policy, replay, price
-        self.shadow_of = shadow_of
+        self.weights_of = weights_of
         self.episodes = first_episode
         self.returns: list[tuple[Scenario, float]] = []
         self._episode: Episode | None = None
@@ -84,7 +83,7 @@ class FederationEnv(VecEnv):
             self.policy,
             self.reference_of(self._scenario.seed),
             self.price,
-            self.shadow_of(self._scenario),
+            self.weights_of(self.episodes),
         )
         self.episodes += 1
         self._rewards = []

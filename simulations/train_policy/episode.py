@@ -16,7 +16,8 @@ from fedlora.config import Scenario
 from fedlora.ranks import ClientOutcome, ClientReport, RankDecision, RankSpace, RankStrategy
 from simulations.in_process import Record, connect
 from simulations.studies.compare.reward import Losses, client_rewards, losses_by_round
-from simulations.train_policy.teacher import ShadowPrices
+from simulations.train_policy.warm_start import fading_of
+from strategies.airllm.features import Weights
 from strategies.airllm.policy import Policy
 from strategies.airllm.strategy import AirLlm, Sight
 
@@ -82,8 +83,8 @@ class Episode:
         Losses of the scenario's seed without channel.
     price
         Nats that a whole deadline of air time costs.
-    shadow
-        What the training pays beyond that.
+    weights
+        What bits and the adapters after the last round are worth beside that.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Episode:
         policy: Policy,
         reference: Losses,
         price: float,
-        shadow: ShadowPrices,
+        weights: Weights,
     ) -> None:
         self._record = Record()
         self._server = connect(scenario, self._record, workers=1)
@@ -100,12 +101,18 @@ class Episode:
         # Unguarded: the guard would time the learner's updates, not a strategy.
         self._server.training.ranking.strategy = self._asker  # type: ignore[assignment]
         self._strategy = AirLlm(scenario.seed, policy=policy, rounds=scenario.train.rounds)
-        self._reference, self._price, self._shadow = reference, price, shadow
+        self._strategy.weights = weights
+        self._reference, self._price, self._weights = reference, price, weights
         self._deadline_s = scenario.channel.deadline_s
         self._rounds = scenario.train.rounds
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._round, self._reports, self.space = self._ask()
+        channel = scenario.channel
+        fading = fading_of(
+            scenario, self.space, channel.snr_db[0], rayleigh=channel.model == "rayleigh"
+        )
+        self._price_of_rank = weights.bit_price / fading.carried(self.space.r_max)
         self.sight: Sight = self._strategy.look(self._round, self._reports, self.space)
 
     @property
@@ -138,9 +145,9 @@ class Episode:
         values = np.array([rewards[client].value for client in clients])
         per_rank = self.space.bits(self.space.uniform(1))
         sent = np.array([self.space.bits(decisions[client].deliver) for client in clients])
-        objectives = values - self._shadow.bits * sent / per_rank
+        objectives = values - self._price_of_rank * sent / per_rank
         if done:
-            objectives += self._shadow.final * np.array([rewards[c].gain for c in clients])
+            objectives += self._weights.end_weight * np.array([rewards[c].gain for c in clients])
         return Turn(values, objectives, plans, done)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ _TRAINING = FolderKind(
     (
         *("settings.toml", "policy.safetensors", "warm-start.safetensors", "prices.json"),
         *("checkpoint.pt", "curves.png", "curve.jsonl", "references.json", "profile.json"),
+        "rivals.csv",
     ),
 )
 
@@ -79,11 +80,6 @@ class TrainingFolder:
         return self.path / "warm-start.safetensors"
 
     @property
-    def prices(self) -> Path:
-        """What the teacher is to save at each SNR."""
-        return self.path / "prices.json"
-
-    @property
     def checkpoint(self) -> Path:
         """All of the training between two episodes."""
         return self.path / "checkpoint.pt"
@@ -92,6 +88,11 @@ class TrainingFolder:
     def plot(self) -> Path:
         """The reward over the episodes."""
         return self.path / "curves.png"
+
+    @property
+    def rivals(self) -> Path:
+        """How the policy stands on the table of losses beside rules without learning."""
+        return self.path / "rivals.csv"
 
     def write_curve(self, curve: Sequence[dict[str, Any]]) -> None:
         """Replace what was noted of the episodes."""
@@ -130,22 +131,6 @@ class TrainingFolder:
         """Replace them."""
         replace_file(self.path / "profile.json", json.dumps(profile).encode())
 
-    def read_prices(self) -> list[dict[str, float]]:
-        """Return what the teacher is to save, at each SNR.
-
-        Raises
-        ------
-        FedloraError
-            When the file is damaged.
-        """
-        path = self.prices
-        found: list[dict[str, float]] = _read_json(path, list) if path.exists() else []
-        return found
-
-    def write_prices(self, prices: list[dict[str, float]]) -> None:
-        """Replace it."""
-        replace_file(self.prices, json.dumps(prices).encode())
-
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
@@ -161,8 +146,8 @@ def _read_json(path: Path, kind: type) -> Any:
 
 def _describe(setting: Setting, *, plain: bool) -> str:
     lines = [
-        f"# training seed = {setting.seed}, price = {setting.price!r}, {setting.thrift}",
-        f"# PPO alone = {plain}",
+        f"# training seed = {setting.seed}, price = {setting.price!r}",
+        f"# PPO alone = {plain}, weights = {setting.weighted}",
         f"# SNRs = {list(setting.snrs_db)}, channels = {list(setting.channels)}",
         f"# seeds = {list(setting.seeds)}",
         scenario_to_toml(setting.scenario),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,8 +11,11 @@ from fedlora.channel import build_channel
 from fedlora.checks import number
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from simulations.train_policy.savings import SavingsTarget
 from simulations.train_policy.seeds import FIRST_SEED
+from strategies.airllm.features import MOST_BIT_PRICE, MOST_END_WEIGHT, Weights
+
+_ZERO = 0.25
+"""How often each weight is 0, its limit, which random numbers alone would never meet."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Setting:
         Seeds to draw from.
     price
         Nats that a whole deadline of air time costs.
-    thrift
-        What is to be saved under fading.
+    weighted
+        Whether episodes differ in what bits and the end are worth; else the reward alone counts.
     """
 
     scenario: Scenario
@@ -43,7 +46,7 @@ class Setting:
     channels: Sequence[str]
     seeds: Sequence[int]
     price: float
-    thrift: SavingsTarget = field(default_factory=SavingsTarget)
+    weighted: bool = True
 
     def __post_init__(self) -> None:
         if self.scenario.seed >= FIRST_SEED:
@@ -55,8 +58,7 @@ class Setting:
             raise FedloraError(
                 "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more"
             )
-        for name, value in (("price", self.price), ("margin", self.thrift.margin)):
-            number(f"--{name}", value)
+        number("--price", self.price)
         if len(set(self.channels)) < len(self.channels):
             raise FedloraError(
                 f"--channels is {','.join(self.channels)}; name each channel model once"
@@ -85,3 +87,14 @@ class Setting:
             evaluate=replace(base.evaluate, every=1, baseline=False),
             compute=replace(base.compute, threads=1),
         )
+
+    def weights(self, rng: np.random.Generator) -> Weights:
+        """Draw what deliveries are to be worth, so that one policy learns all of it."""
+        bit_price = float(MOST_BIT_PRICE * rng.random() ** 2)
+        end_weight = float((1 + MOST_END_WEIGHT) ** rng.random() - 1)
+        bits_matter, end_matters = (self.weighted * (rng.random(2) >= _ZERO)).tolist()
+        return Weights(bit_price * bits_matter, end_weight * end_matters)
+
+    def weights_of(self, episode: int) -> Weights:
+        """Return what an episode's deliveries are worth."""
+        return self.weights(np.random.default_rng([self.seed, episode, 2]))

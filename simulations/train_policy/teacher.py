@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedlora.ranks import ClientReport, DataStatistics, RankSpace
 from simulations.train_policy.profile import Profile
-from strategies.airllm.features import ChannelMemory, Held, budget_rank, client_state, coverage
+from strategies.airllm.features import (
+    NO_WEIGHTS,
+    ChannelMemory,
+    Held,
+    Weights,
+    budget_rank,
+    client_state,
+    coverage,
+)
 
 Array = NDArray[np.float64]
 
@@ -23,8 +31,10 @@ FRACTIONS = np.array([0.0, 0.5, 1.0])
 """Parts of the budget that the teacher may spend."""
 
 NO, YES = -0.9, 0.9
-_WORTH = 0.05
-_DRAWS = 96
+_WORTH = 0.5
+"""Nats from which on a decision is copied with full weight: below, it weighs what it is worth."""
+
+_DRAWS, _MANY = 96, 2000
 _LOSS_POINTS = 48
 
 
@@ -93,24 +103,9 @@ class Fading:
         power = rng.exponential(size=size) if self.rayleigh else np.ones(size)
         return self.ranks_at_1_bps_hz * np.log2(1 + 10 ** (self.snr_db / 10) * power)
 
-
-@dataclass(frozen=True)
-class ShadowPrices:
-    """What the teacher pays beyond the reward, so that it saves bits without a worse end.
-
-    Attributes
-    ----------
-    bits
-        Nats for every uniform rank that is sent.
-    final
-        How many times more the loss after the last round counts.
-    """
-
-    bits: float = 0.0
-    final: float = 0.0
-
-
-NO_SHADOW = ShadowPrices()
+    def carried(self, r_max: int) -> float:
+        """Return the mean uniform rank, at most r_max, that arrives within the deadline."""
+        return float(np.minimum(self.draw(np.random.default_rng(0), _MANY), r_max).mean())
 
 
 class Planner:
@@ -130,8 +125,8 @@ class Planner:
         Nats that a whole deadline of air time costs.
     rng
         Draws the budgets over which expectations are taken.
-    shadow
-        What is paid beyond that.
+    weights
+        What bits and the adapters after the last round are worth beside that.
     """
 
     def __init__(
@@ -142,10 +137,11 @@ class Planner:
         r_max: int,
         price: float,
         rng: np.random.Generator,
-        shadow: ShadowPrices = NO_SHADOW,
+        weights: Weights = NO_WEIGHTS,
     ) -> None:
         self.profile, self.rounds, self.r_max, self.price = profile, rounds, r_max, price
-        self.shadow = shadow
+        self.end_weight = weights.end_weight
+        self.price_of_rank = weights.bit_price / fading.carried(r_max)
         draws = fading.draw(rng, _DRAWS if fading.rayleigh else 1)
         low, high = float(profile.losses.min()), float(profile.losses.max())
         self.grid = np.linspace(low, high, _LOSS_POINTS)
@@ -176,13 +172,13 @@ class Planner:
 
     def options(self, round_: int, budget: ArrayLike, held_loss: ArrayLike) -> Array:
         """Return the reward to go of each fraction, shape (fractions, ...)."""
-        weight = 1 + (self.shadow.final if round_ == self.rounds else 0.0)
+        weight = 1 + (self.end_weight if round_ == self.rounds else 0.0)
         rows = []
         for fraction in FRACTIONS:
             after = self.new_loss(round_, budget, fraction, held_loss)
             sent = fraction * np.minimum(budget, self.r_max)
             later = np.interp(after, self.grid, self.values[round_ + 1])
-            paid = self.price * self.cost(budget, fraction) + self.shadow.bits * sent
+            paid = self.price * self.cost(budget, fraction) + self.price_of_rank * sent
             rows.append(later - weight * after - paid)
         return np.array(rows)
 
@@ -197,7 +193,7 @@ def demonstrate(
     *,
     clients: int,
     train_latent: float,
-    shadow: ShadowPrices = NO_SHADOW,
+    weights: Weights = NO_WEIGHTS,
     student: Callable[[Array], Array] | None = None,
     tell_rounds: bool | None = None,
 ) -> tuple[Demonstrations, Result]:
@@ -207,7 +203,7 @@ def demonstrate(
 
     Parameters
     ----------
-    profile, fading, rounds, price, rng, shadow
+    profile, fading, rounds, price, rng, weights
         See ``Planner``.
     space
         Ranks to choose from.
@@ -221,7 +217,7 @@ def demonstrate(
     tell_rounds
         Whether the states say how many rounds there are; drawn at random if left out.
     """
-    planner = Planner(profile, fading, rounds, space.r_max, price, rng, shadow)
+    planner = Planner(profile, fading, rounds, space.r_max, price, rng, weights)
     best = profile.losses[-1]
     memory, held = ChannelMemory(), [Held()] * clients
     losses = np.full(clients, profile.losses[0, 0])
@@ -229,7 +225,7 @@ def demonstrate(
         tell_rounds = rng.random() < 0.7
     known_rounds = rounds if tell_rounds else None
     unit_bits = space.bits(space.uniform(1))
-    states, latents, values, weights = [], [], [], []
+    states, latents, values, mattering = [], [], [], []
     reward, total = 0.0, 0.0
     for round_ in range(1, rounds + 1):
         budgets = fading.draw(rng, clients)
@@ -239,11 +235,11 @@ def demonstrate(
         to_come = sum(
             float(np.interp(t / rounds, np.linspace(0, 1, len(best) + 1)[1:], best))
             for t in range(round_, rounds + 1)
-        )
+        ) + weights.end_weight * float(best[-1])
         options = planner.options(round_, budgets, losses)
         chosen = FRACTIONS[options.argmax(axis=0)]
         seen = [
-            client_state(report, space, memory, held[client], round_, known_rounds)
+            client_state(report, space, memory, held[client], round_, known_rounds, weights)
             for client, report in enumerate(reports)
         ]
         states += seen
@@ -268,13 +264,13 @@ def demonstrate(
             voting = min(abs(max(half, whole) - none) / _WORTH, 1.0)
             # How much to send matters only where something is sent.
             amount = min(abs(whole - half) / _WORTH, 1.0) * (1.0 if chosen[client] else 0.2)
-            weights.append([voting, amount, 0.5, 0.5, 0.5])
+            mattering.append([voting, amount, 0.5, 0.5, 0.5])
             if done[client]:
                 held[client] = Held(done[client] * min(budgets[client], space.r_max), round_)
         losses = planner.new_loss(round_, budgets, done, losses)
         reward -= float((losses + price * planner.cost(budgets, done)).mean())
         total += float((done * np.minimum(budgets, space.r_max)).mean())
-    shown = (np.array(column) for column in (states, latents, values, weights))
+    shown = (np.array(column) for column in (states, latents, values, mattering))
     return Demonstrations(*shown), Result(reward / rounds, total, float(losses.mean()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from fedlora.config import Scenario
 from fedlora.ranks import RankSpace
 from simulations.in_process import Record, connect
 from simulations.studies.compare.reward import Losses
+from simulations.studies.compare.store import write_table
 from simulations.studies.compare.trial import run_reference
 from simulations.train_policy.checkpoint import read_checkpoint, restore, save_checkpoint
 from simulations.train_policy.curves import draw_curves
@@ -28,15 +28,13 @@ from simulations.train_policy.learner import (
 )
 from simulations.train_policy.profile import Profile, measure_profile, profile_ranks
 from simulations.train_policy.replay import Refiner, Replay
-from simulations.train_policy.savings import PriceList
+from simulations.train_policy.rivals import COLUMNS, standings
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import NO_SHADOW, Demonstrations, ShadowPrices
+from simulations.train_policy.teacher import Demonstrations
 from simulations.train_policy.warm_start import (
     clone,
     demonstrations,
-    fading_of,
     joined,
-    outcome,
     teach_plans,
 )
 from strategies.airllm.plan import draft
@@ -47,9 +45,6 @@ CLONE_STEPS = 10_000
 PLAN_STEPS = 4000
 CRITIC_STEPS = CLONE_STEPS // 8
 REFINE_UPDATES = 4
-
-CORRECTIONS = 1
-"""How often the teacher's prices are corrected by what the actor then saves."""
 
 PRACTICES = 2
 """How often the teacher corrects what the actor does by itself (DAgger: Ross, Gordon and Bagnell,
@@ -103,7 +98,6 @@ class PolicyTraining:
         self.replay = Replay.empty()
         self._kept = read_checkpoint(folder.checkpoint)
         self.curve: list[dict[str, Any]] = self._kept["curve"] if self._kept else []
-        self.prices: PriceList | None = None
         self._references: dict[str, Losses] = {}
 
     def run(self, steps: int) -> None:
@@ -111,37 +105,22 @@ class PolicyTraining:
         columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}")) as progress:
             self._measure_references(progress)
-            demonstrated = None if self.plain else self._teach(progress)
+            profile = None if self.plain else self._profile(progress)
+            demonstrated = None if profile is None else self._teach(progress, profile)
             self._improve(progress, demonstrated, steps)
         self.policy.save(self.folder.policy)
+        if profile is not None:
+            standing = standings(self.setting, profile, self.space, self.policy)
+            write_table(self.folder.rivals, COLUMNS, standing)
 
-    def _teach(self, progress: Progress) -> Demonstrations:
-        """Measure the losses by rank, and start from what the teacher makes of them."""
-        scenario = self.setting.scenario
-        self.prices = PriceList(
-            self._profile(progress),
-            scenario.train.rounds,
-            scenario.lora.r_max,
-            self.setting.price,
-            self.setting.thrift,
-            self.setting.seed,
-        )
+    def _teach(self, progress: Progress, profile: Profile) -> Demonstrations:
+        """Start from what the teacher makes of the losses by rank."""
         if self.folder.warm_start.exists():
             self._take(load_policy(self.folder.warm_start))
-            self.prices.load_state(self.folder.read_prices())
         else:
-            self._warm_start(progress, self.prices)
-            self.folder.write_prices(self.prices.state())
+            self._warm_start(progress, profile)
             self.policy.save(self.folder.warm_start)
-        return demonstrations(self.setting, self.prices, self.space, GAMES, [self.setting.seed, 2])
-
-    def _shadow(self, scenario: Scenario) -> ShadowPrices:
-        """Return what an episode's training pays beyond the reward."""
-        if self.prices is None:
-            return NO_SHADOW
-        channel = scenario.channel
-        rayleigh = channel.model == "rayleigh"
-        return self.prices.of(fading_of(scenario, self.space, channel.snr_db[0], rayleigh=rayleigh))
+        return demonstrations(self.setting, profile, self.space, GAMES, [self.setting.seed, 2])
 
     def _profile(self, progress: Progress) -> Profile:
         scenario = self.setting.episode(0)
@@ -164,30 +143,27 @@ class PolicyTraining:
                 self.folder.write_references(self._references)
             progress.advance(task)
 
-    def _warm_start(self, progress: Progress, prices: PriceList) -> None:
-        seed, actor = self.setting.seed, self.policy.actor
+    def _warm_start(self, progress: Progress, profile: Profile) -> None:
+        seed = self.setting.seed
         torch.manual_seed(seed)
         self._take(Policy())
-        total = CLONE_STEPS * (1 + PRACTICES) * (1 + CORRECTIONS)
+        total = CLONE_STEPS * (1 + PRACTICES)
         task = progress.add_task("copy the teacher", total=total, note="")
-        for correction in range(1 + CORRECTIONS):
-            if correction:
-                prices.correct(partial(outcome, self.setting, prices, self.space, actor))
-            self._copy(prices, correction, lambda: progress.advance(task))
+        self._copy(profile, lambda: progress.advance(task))
         planning = progress.add_task("teach the diffusion", total=PLAN_STEPS, note="")
         teach_plans(self.policy.denoiser, PLAN_STEPS, seed, lambda: progress.advance(planning))
 
-    def _copy(self, prices: PriceList, correction: int, advance: Callable[[], None]) -> None:
+    def _copy(self, profile: Profile, advance: Callable[[], None]) -> None:
         """Copy the teacher, then practise under its eyes."""
         seed, actor, shown = self.setting.seed, self.policy.actor, []
         for practice in range(1 + PRACTICES):
             shown.append(
                 demonstrations(
                     self.setting,
-                    prices,
+                    profile,
                     self.space,
                     GAMES,
-                    [seed, 2, correction, practice],
+                    [seed, 2, practice],
                     student=actor if practice else None,
                 )
             )
@@ -213,7 +189,7 @@ class PolicyTraining:
             self.policy,
             self.replay,
             self.setting.price,
-            self._shadow,
+            self.setting.weights_of,
             first_episode=len(self.curve),
         )
         refiner = Refiner(self.policy.denoiser, self.setting.seed)
@@ -259,6 +235,7 @@ class PolicyTraining:
             "channel": scenario.channel.model,
             "snr_db": scenario.channel.snr_db[0],
             "seed": scenario.seed,
+            **vars(self.setting.weights_of(len(self.curve))),
             "reward": reward,
             "diffusion_loss": sum(losses) / len(losses) if losses else None,
         }

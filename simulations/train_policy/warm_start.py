@@ -11,9 +11,9 @@ from torch import nn
 
 from fedlora.config import Scenario
 from fedlora.ranks import Projection, RankSpace
-from simulations.train_policy.savings import PriceList
+from simulations.train_policy.profile import Profile
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import Demonstrations, Fading, Result, demonstrate
+from simulations.train_policy.teacher import Demonstrations, Fading, demonstrate
 from strategies.airllm.features import projection_features
 from strategies.airllm.network import LATENT, Actor, Denoiser
 from strategies.airllm.plan import draft, drafted_parts
@@ -25,7 +25,6 @@ CONDITION_DROPOUT = 0.1
 _PLAN_SPREAD = 0.1
 _SLANT_SPREAD = 0.1
 _BATCH = 256
-_GAMES_OF_OUTCOME = 100
 
 Array = NDArray[np.float64]
 
@@ -39,7 +38,7 @@ def fading_of(scenario: Scenario, space: RankSpace, snr_db: float, *, rayleigh: 
 
 def demonstrations(
     setting: Setting,
-    prices: PriceList,
+    profile: Profile,
     space: RankSpace,
     games: int,
     seed: int | Sequence[int],
@@ -49,12 +48,12 @@ def demonstrations(
 
     Parameters
     ----------
-    setting, prices
-        Channels, and the prices that the teacher pays.
+    setting, profile
+        Channels, and the losses by round and rank.
     space
         Ranks to choose from.
     games
-        How many to play; fading, SNRs and lengths are drawn at random.
+        How many to play; fading, SNRs, lengths and weights are drawn at random.
     seed
         Of the games.
     student
@@ -71,7 +70,7 @@ def demonstrations(
         # Half of the games are as long as the scenario's, the others teach the rest.
         rounds = usual if rng.random() < 0.5 else int(rng.integers(3, 30))
         shown, _ = demonstrate(
-            prices.profile,
+            profile,
             space,
             fading,
             rounds,
@@ -79,7 +78,7 @@ def demonstrations(
             rng,
             clients=int(rng.integers(1, 9)),
             train_latent=TRAIN_LATENT,
-            shadow=prices.of(fading),
+            weights=setting.weights(rng),
             student=None if student is None else chooser(student),
         )
         parts.append(shown)
@@ -95,30 +94,6 @@ def chooser(actor: Actor) -> Callable[[Array], Array]:
         return drafted_parts(latents.numpy().astype(float))
 
     return choose
-
-
-def outcome(
-    setting: Setting, prices: PriceList, space: RankSpace, actor: Actor, fading: Fading
-) -> Result:
-    """Return what an actor comes to over a channel, on the table of losses."""
-    rng = np.random.default_rng([setting.seed, 4])
-    results = [
-        demonstrate(
-            prices.profile,
-            space,
-            fading,
-            setting.scenario.train.rounds,
-            setting.price,
-            rng,
-            clients=setting.scenario.federation.clients,
-            train_latent=TRAIN_LATENT,
-            student=chooser(actor),
-            tell_rounds=True,
-        )[1]
-        for _ in range(_GAMES_OF_OUTCOME)
-    ]
-    means = np.mean([(r.reward, r.sent, r.final_loss) for r in results], axis=0)
-    return Result(*(float(mean) for mean in means))
 
 
 def joined(parts: Sequence[Demonstrations]) -> Demonstrations:

@@ -31,12 +31,20 @@ STATE_FEATURES = (
     "progress",
     "rounds_left",
     "horizon_known",
+    "bit_price",
+    "end_weight",
     "statistics_known",
     "token_surprisal",
     "type_token_ratio",
     "pieces_per_word",
 )
-"""Names of a client's features, in order; a policy file is refused if it was trained on others."""
+"""Names of a client's features, in order; a policy sees all of them, or those it was trained on."""
+
+WEIGHT_FEATURES = ("bit_price", "end_weight")
+"""Features that say what is wanted; a policy that was not trained on them cannot be told."""
+
+MOST_BIT_PRICE, MOST_END_WEIGHT = 4.0, 16.0
+"""The largest weights that policies are trained for."""
 
 PROJECTION_FEATURES = ("width_ratio", "direction", "depth", "size")
 
@@ -103,6 +111,25 @@ class Held:
         return cls(rank, round, tuple(ranks))
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What deliveries are to be worth, beside the loss of every round.
+
+    Attributes
+    ----------
+    bit_price
+        Nats for as many bits as the mean channel carries within the deadline.
+    end_weight
+        For how many rounds more the adapters are used that clients hold after the last one.
+    """
+
+    bit_price: float = 0.0
+    end_weight: float = 0.0
+
+
+NO_WEIGHTS = Weights()
+
+
 def budget_rank(report: ClientReport, space: RankSpace) -> float:
     """Return the largest uniform rank, not rounded, that a client's budget pays for."""
     if report.budget_bits is None:
@@ -122,6 +149,7 @@ def client_state(
     held: Held,
     round: int,
     rounds: int | None,
+    weights: Weights = NO_WEIGHTS,
 ) -> Array:
     """Return the features of a client, in the order of ``STATE_FEATURES``.
 
@@ -139,6 +167,8 @@ def client_state(
         Number of the round, from 1.
     rounds
         Planned number of rounds; None if unknown.
+    weights
+        What is wanted.
     """
     rank = budget_rank(report, space)
     statistics = report.statistics
@@ -166,6 +196,8 @@ def client_state(
             progress,
             left,
             float(rounds is not None),
+            weights.bit_price / MOST_BIT_PRICE,
+            log2(1 + weights.end_weight) / log2(1 + MOST_END_WEIGHT),
             float(any(value is not None for value in told)),
             surprisal / 16,
             variety,

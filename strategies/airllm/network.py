@@ -21,10 +21,10 @@ _TIME = 16
 class Actor(nn.Module):
     """Mean of the latent, before its tanh, given a state."""
 
-    def __init__(self, hidden: int = 64) -> None:
+    def __init__(self, features: int = len(STATE_FEATURES), hidden: int = 64) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Linear(len(STATE_FEATURES), hidden),
+            nn.Linear(features, hidden),
             nn.Tanh(),
             nn.Linear(hidden, hidden),
             nn.Tanh(),

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from fedlora.ranks import FedloraError
 from fedlora.storage.files import replace_file
-from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES
+from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES, WEIGHT_FEATURES
 from strategies.airllm.network import CHANNELS, LATENT, Actor, Denoiser
 from strategies.airllm.sampler import sample
 
@@ -38,6 +38,8 @@ class Policy:
         Free text by key: command, scenario, seeds.
     projections
         Names of the projections that the policy was trained on.
+    state_features
+        Which features of a client the actor sees.
     """
 
     actor: Actor = field(default_factory=Actor)
@@ -46,11 +48,18 @@ class Policy:
     guidance: float = 1.5
     trained_on: Mapping[str, str] = field(default_factory=dict)
     projections: Sequence[str] = ()
+    state_features: Sequence[str] = STATE_FEATURES
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether the policy can be told what bits and the end of a run are worth."""
+        return set(WEIGHT_FEATURES) <= set(self.state_features)
 
     @torch.no_grad()
     def latents(self, states: torch.Tensor) -> torch.Tensor:
         """Return the coarse latents, in [-1, 1], of states, shape (clients, features)."""
-        return torch.tanh(self.actor(states))
+        seen = [STATE_FEATURES.index(name) for name in self.state_features]
+        return torch.tanh(self.actor(states[:, seen]))
 
     @torch.no_grad()
     def plans(
@@ -71,7 +80,7 @@ class Policy:
         """Write the policy as safetensors, with a manifest in its header."""
         manifest = {
             "version": VERSION,
-            "state_features": STATE_FEATURES,
+            "state_features": list(self.state_features),
             "projection_features": PROJECTION_FEATURES,
             "latent": LATENT,
             "channels": CHANNELS,
@@ -106,10 +115,12 @@ def load_policy(path: Path) -> Policy:
         raise FedloraError(f"cannot read policy {path} ({error}); {mend}") from None
     manifest = _manifest(metadata, path, mend)
     policy = Policy(
+        Actor(len(manifest["state_features"])),
         steps=manifest["steps"],
         guidance=manifest["guidance"],
         trained_on=manifest["trained_on"],
         projections=manifest["projections"],
+        state_features=tuple(manifest["state_features"]),
     )
     for name, module in (("actor", policy.actor), ("denoiser", policy.denoiser)):
         own = {
@@ -135,13 +146,16 @@ def _manifest(metadata: Mapping[str, str], path: Path, mend: str) -> dict[str, A
         raise FedloraError(f"{path} is no airllm policy; {mend}") from None
     if version != VERSION:
         raise FedloraError(f"policy {path} is of version {version}, not {VERSION}; {mend}")
-    for key, here in (
-        ("state_features", STATE_FEATURES),
-        ("projection_features", PROJECTION_FEATURES),
+    states = tuple(manifest.get("state_features", ()))
+    projections = tuple(manifest.get("projection_features", ()))
+    # Features that came later are simply not shown to a policy that was trained before them.
+    for key, found, here in (
+        ("state_features", states, tuple(name for name in STATE_FEATURES if name in states)),
+        ("projection_features", projections, PROJECTION_FEATURES),
     ):
-        if tuple(manifest.get(key, ())) != here:
+        if found != here or not found:
+            known = STATE_FEATURES if key == "state_features" else here
             raise FedloraError(
-                f"policy {path} was trained on the {key} {manifest.get(key)}, not {list(here)}; "
-                f"{mend}"
+                f"policy {path} was trained on the {key} {list(found)}, not {list(known)}; {mend}"
             )
     return manifest

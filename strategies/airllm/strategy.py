@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
 
-from fedlora.checks import truth, whole
+from fedlora.checks import number, truth, whole
 from fedlora.ranks import (
     ClientOutcome,
     ClientReport,
+    FedloraError,
     RankDecision,
     RankSpace,
     RankStrategy,
     RankVector,
 )
 from strategies.airllm.features import (
+    MOST_BIT_PRICE,
+    MOST_END_WEIGHT,
     Array,
     ChannelMemory,
     Held,
+    Weights,
     budget_rank,
     client_state,
     coverage,
@@ -32,6 +36,9 @@ from strategies.airllm.network import CHANNELS
 from strategies.airllm.plan import delivered_ranks, draft, trained_ranks
 from strategies.airllm.policy import SHIPPED, Policy, load_policy
 from strategies.options import check_policy, check_seed
+
+DEFAULT_WEIGHTS = Weights(0.0, 2.0)
+"""What is wanted where nobody says it (docs/results.md tells how it was chosen)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,12 @@ class AirLlm(RankStrategy):
         out.
     rounds
         Planned number of rounds, if it is known: late rounds weigh more then.
+    bit_price
+        Nats of loss that as many bits are worth as the mean channel carries within the deadline,
+        from 0 to 4: a higher one sends less.
+    end_weight
+        For how many rounds more the adapters are used that clients hold after the last one, from 0
+        to 16: a higher one ends better.
     use_statistics
         False ignores what clients tell of their text.
     diffusion
@@ -86,6 +99,8 @@ class AirLlm(RankStrategy):
         *,
         policy: str | Policy = "",
         rounds: int | None = None,
+        bit_price: float | None = None,
+        end_weight: float | None = None,
         use_statistics: bool = True,
         diffusion: bool = True,
     ) -> None:
@@ -96,12 +111,27 @@ class AirLlm(RankStrategy):
         if not isinstance(policy, Policy):
             policy = load_policy(check_policy(policy) or SHIPPED)
         self.policy = policy
+        self.weights = self._weights(bit_price, end_weight)
         self._features: torch.Tensor | None = None
         self._space: RankSpace | None = None
         self.memory = ChannelMemory()
         self.held: dict[str, Held] = {}
         self.pending: dict[str, Held] = {}
         self.pending_memory = ChannelMemory()
+
+    def _weights(self, bit_price: float | None, end_weight: float | None) -> Weights:
+        """Return what is wanted; refused where the policy cannot be told."""
+        given = {"bit_price": bit_price, "end_weight": end_weight}
+        told = {name: value for name, value in given.items() if value is not None}
+        for name, value in told.items():
+            most = MOST_BIT_PRICE if name == "bit_price" else MOST_END_WEIGHT
+            told[name] = number(f"ranks.options.{name}", value, 0.0, most)
+            if not self.policy.takes_weights:
+                raise FedloraError(
+                    f"ranks.options.{name} is {value!r}, and this policy was trained without "
+                    "weights; leave it out, or train a policy with `fedlora train-policy`"
+                )
+        return replace(DEFAULT_WEIGHTS, **told)
 
     def allocate(
         self, round: int, clients: Mapping[str, ClientReport], space: RankSpace
@@ -120,7 +150,7 @@ class AirLlm(RankStrategy):
         covered = [coverage(budget_rank(r, space), space.r_max) for r in clients.values()]
         memory = self.memory.add(np.array(covered))
         states = [
-            client_state(report, space, memory, self._held(name), round, self.rounds)
+            client_state(report, space, memory, self._held(name), round, self.rounds, self.weights)
             for name, report in clients.items()
         ]
         shape = (len(space), CHANNELS)

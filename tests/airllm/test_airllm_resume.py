@@ -5,9 +5,8 @@ import pytest
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from simulations.train_policy import replay, savings
+from simulations.train_policy import replay
 from simulations.train_policy.folder import TrainingFolder
-from simulations.train_policy.savings import SavingsTarget
 from simulations.train_policy.setting import Setting
 
 pytest.importorskip(
@@ -47,7 +46,6 @@ def setting():
         ("awgn", "rayleigh"),
         (1000,),
         0.2,
-        SavingsTarget((0.0,), (0.2,), 0.01),
     )
 
 
@@ -55,8 +53,6 @@ def setting():
 def small(monkeypatch):
     for name, value in SMALL.items():
         monkeypatch.setattr(train, name, value)
-    for name, value in {"BIT_PRICES": (0.0, 1.0), "FINAL_PRICES": (0.0, 4.0), "_PLAYS": 20}.items():
-        monkeypatch.setattr(savings, name, value)
     monkeypatch.setattr(replay, "WARM_UP", 4)  # so that the diffusion is trained on what was done
 
 

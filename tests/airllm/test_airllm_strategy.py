@@ -21,7 +21,8 @@ from fedlora.ranks import (
     pack_state,
     unpack_state,
 )
-from strategies.airllm.features import STATE_FEATURES, projection_features
+from strategies.airllm.features import STATE_FEATURES, WEIGHT_FEATURES, projection_features
+from strategies.airllm.network import Actor
 from strategies.airllm.plan import (
     SMALLEST_SHARE,
     TILT_STEP,
@@ -29,7 +30,7 @@ from strategies.airllm.plan import (
     draft,
     trained_ranks,
 )
-from strategies.airllm.policy import SHIPPED, load_policy
+from strategies.airllm.policy import SHIPPED, Policy, load_policy
 from strategies.airllm.strategy import AirLlm
 
 
@@ -133,6 +134,9 @@ def test_without_diffusion_the_plan_is_the_draft_of_the_latent(small):
         ({"diffusion": "maybe"}, "diffusion is 'maybe'; set true or false"),
         ({"use_statistics": 1}, "use_statistics is 1; set true or false"),
         ({"rounds": 0}, "rounds is 0; set a whole number from 1"),
+        ({"bit_price": -0.1}, "bit_price is -0.1; set a number from 0 to 4"),
+        ({"end_weight": 17}, "end_weight is 17; set a number from 0 to 16"),
+        ({"end_weight": True}, "end_weight is True; set a"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
@@ -252,6 +256,31 @@ def test_a_policy_of_another_kind_is_refused_in_one_sentence(tmp_path, change, m
     with pytest.raises(FedloraError, match=message) as caught:
         AirLlm(policy=str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_policy_from_before_the_weights_decides_and_cannot_be_told_them(tmp_path, small):
+    names = tuple(name for name in STATE_FEATURES if name not in WEIGHT_FEATURES)
+    path = tmp_path / "policy.safetensors"
+    Policy(Actor(len(names)), state_features=names).save(path)
+    policy, clients = load_policy(path), reports(small, 1.4, 7.3)
+    states = AirLlm(policy=policy).look(1, clients, small).states
+    seen = states[:, [STATE_FEATURES.index(name) for name in names]]
+    assert torch.equal(policy.latents(states), torch.tanh(policy.actor(seen)))
+    assert set(AirLlm(policy=policy).allocate(1, clients, small)) == set(clients)
+    with pytest.raises(FedloraError, match=r"bit_price is 0\.5, and this policy was"):
+        AirLlm(policy=policy, bit_price=0.5)
+
+
+def test_the_weights_reach_the_policy_and_a_price_sends_less(small):
+    def sent(**weights):
+        strategy = AirLlm(rounds=8, **weights)
+        for round_ in range(1, 9):
+            decisions = strategy.allocate(round_, reports(small, 3.0, 7.3, 12.0), small)
+            yield sum(small.bits(decision.deliver) for decision in decisions.values())
+            strategy.observe(round_, dict.fromkeys("012", ClientOutcome(delivered=True)))
+
+    assert sum(sent(bit_price=2.0)) < 0.8 * sum(sent(bit_price=0.0))
+    assert list(sent(end_weight=16.0))[-1] > 0
 
 
 def test_a_file_that_is_no_policy_is_refused(tmp_path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from dataclasses import replace
 
@@ -9,26 +8,32 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.cli import main
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.ranks import Projection, RankSpace
+from fedlora.ranks import ClientReport, Projection, RankSpace
 from simulations.train_policy.folder import TrainingFolder
 from simulations.train_policy.profile import Profile, profile_ranks
-from simulations.train_policy.savings import PriceList, SavingsTarget, Target, play, play_fixed
+from simulations.train_policy.rivals import Game
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import (
     FRACTIONS,
     Fading,
     Planner,
     Result,
-    ShadowPrices,
     demonstrate,
 )
 from simulations.train_policy.warm_start import noise_loss, random_space
-from strategies.airllm.features import STATE_FEATURES, projection_features
+from strategies.airllm.features import (
+    MOST_BIT_PRICE,
+    MOST_END_WEIGHT,
+    STATE_FEATURES,
+    Weights,
+    projection_features,
+)
 from strategies.airllm.network import CHANNELS, LATENT, Denoiser
 from strategies.airllm.plan import delivered_ranks, draft, drafted_parts
+from strategies.greedy import Greedy
+from strategies.hold import Hold
 
 ROUNDS, R_MAX, PRICE = 6, 8, 0.2
 
@@ -78,57 +83,74 @@ def test_the_profiled_ranks_end_with_r_max():
     assert profile_ranks(1) == [0, 1]
 
 
-@pytest.mark.parametrize("snr_db", [-5.0, 5.0, 15.0])
-def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db):
+@pytest.mark.parametrize(
+    ("snr_db", "weights"),
+    [
+        (-5.0, Weights()),
+        (5.0, Weights()),
+        (15.0, Weights()),
+        (0.0, Weights(0.5, 4.0)),
+        (10.0, Weights(2.0, 0.0)),
+        (15.0, Weights(1.0, 16.0)),
+    ],
+)
+def test_the_planner_is_as_good_as_the_best_of_all_schedules(profile, snr_db, weights):
     fading = Fading(snr_db, 2.0, rayleigh=False)
     rng = np.random.default_rng(0)
-    planner = Planner(profile, fading, ROUNDS, R_MAX, PRICE, rng)
+    planner = Planner(profile, fading, ROUNDS, R_MAX, PRICE, rng, weights)
     budget = float(fading.draw(rng, 1)[0])
+    # Over a constant channel the mean budget is the budget.
+    of_all = min(budget, R_MAX)
 
     def reward(schedule):
         loss, total = 5.0, 0.0
         for round_, send in enumerate(schedule, 1):
             loss = planner.new_loss(round_, budget, send, loss)
-            total -= loss + PRICE * planner.cost(budget, send)
-        return total
+            sent = send * of_all
+            total -= loss + PRICE * planner.cost(budget, send) + weights.bit_price * sent / of_all
+        return total - weights.end_weight * loss
 
     best = max(map(reward, itertools.product(FRACTIONS, repeat=ROUNDS)))
     loss, chosen = 5.0, []
     for round_ in range(1, ROUNDS + 1):
         chosen.append(planner.choose(round_, budget, loss))
         loss = planner.new_loss(round_, budget, chosen[-1], loss)
-    assert reward(chosen) == pytest.approx(best, abs=0.02)  # the losses are on a grid
-    assert planner.value(1, 5.0) == pytest.approx(best, abs=0.02)
+    near = 0.02 * (1 + weights.end_weight)  # the losses are on a grid
+    assert reward(chosen) == pytest.approx(best, abs=near)
+    assert planner.value(1, 5.0) == pytest.approx(best, abs=near)
 
 
-@pytest.mark.parametrize("snr_db", [-2.0, 8.0, 12.0])
-def test_thrift_saves_bits_and_ends_no_worse_than_the_best_fixed_rank(profile, snr_db):
-    fading = Fading(snr_db, 2.0, rayleigh=True)
-    prices = PriceList(
-        profile, ROUNDS, R_MAX, PRICE, SavingsTarget((0.0,), (0.2,), 0.02), seed=0
-    ).of(fading)
+def test_what_is_wanted_is_what_is_done(profile):
+    def played(weights):
+        fading = Fading(5.0, 2.0, rayleigh=True)
+        planner = Planner(profile, fading, ROUNDS, R_MAX, PRICE, np.random.default_rng(0), weights)
+        loss, sent = np.full(400, 5.0), 0.0
+        for round_ in range(1, ROUNDS + 1):
+            budget = fading.draw(np.random.default_rng([1, round_]), 400)
+            part = planner.choose(round_, budget, loss)
+            loss = planner.new_loss(round_, budget, part, loss)
+            sent += float((part * np.minimum(budget, R_MAX)).mean())
+        return sent, float(loss.mean())
 
-    def planner(shadow):
-        rng = np.random.default_rng(1)
-        return Planner(profile, fading, ROUNDS, R_MAX, PRICE, rng, shadow)
-
-    # On channels that were not seen when the prices were found.
-    fixed = [
-        play_fixed(planner(ShadowPrices()), rank, fading, np.random.default_rng(2))
-        for rank in range(1, R_MAX + 1)
-    ]
-    best = max(fixed, key=lambda result: result.reward)
-    thrifty = play(planner(prices), fading, np.random.default_rng(2))
-    plain = play(planner(ShadowPrices()), fading, np.random.default_rng(2))
-    assert thrifty.sent < 0.85 * best.sent
-    assert thrifty.final_loss < best.final_loss + 0.01
-    assert best.reward < thrifty.reward <= plain.reward + 0.01
+    plain, thrifty, ending = map(played, (Weights(), Weights(1.0, 0.0), Weights(0.0, 8.0)))
+    assert thrifty[0] < 0.8 * plain[0]
+    assert ending[1] < plain[1] < thrifty[1]
 
 
-def test_nothing_is_saved_over_a_constant_channel_or_where_nothing_is_to_be_saved(profile):
-    for fading, saving in ((Fading(5, 2, rayleigh=False), 0.3), (Fading(5, 2, rayleigh=True), 0.0)):
-        prices = PriceList(profile, ROUNDS, R_MAX, PRICE, SavingsTarget((0.0,), (saving,)), seed=0)
-        assert prices.of(fading) == ShadowPrices()
+def test_a_game_is_played_by_the_rules_of_the_table(profile, space):
+    fading = Fading(5.0, 2.0, rayleigh=False)
+    game = Game(profile, space, fading, ROUNDS, 2, PRICE)
+    budget = float(fading.draw(np.random.default_rng(0), 1)[0])
+    report = ClientReport(budget_bits=budget * space.bits(space.uniform(1)))
+    rank = Greedy().allocate(1, {"0": report}, space)["0"].deliver.mean
+    every, other = game.play(Greedy(), 0), game.play(Greedy(every=2), 0)
+    assert every == game.play(Hold(), 0)  # a constant channel has no fades
+    losses = [float(profile.loss(t / ROUNDS, rank)) for t in range(1, ROUNDS + 1)]
+    cost = PRICE * rank / budget
+    assert every.reward == pytest.approx(-np.mean(losses) - cost)
+    assert other.reward == pytest.approx(-np.mean(np.repeat(losses[::2], 2)) - cost / 2)
+    assert (every.sent, other.sent) == pytest.approx((ROUNDS * rank, ROUNDS * rank / 2))
+    assert other.final_loss == pytest.approx(losses[-2])
 
 
 def test_fading_has_the_mean_power_of_the_snr():
@@ -176,46 +198,6 @@ def test_what_a_student_does_is_told_from_what_the_teacher_would_do_there(profil
     assert result == Result(-5.0, 0.0, 5.0)
 
 
-def test_what_is_wanted_is_interpolated_between_snrs():
-    thrift = SavingsTarget((10.0, -5.0), (0.2, 0.5), 0.1)
-    assert thrift.at(2.5) == Target(0.35, 0.1)
-    assert thrift.at(-20.0) == Target(0.5, 0.1)
-    assert thrift.at(30.0) == Target(0.2, 0.1)
-
-
-@pytest.mark.parametrize("text", ["0.4,0.3,0.2", "1.5", "-0.1", "much", "nan", ""])
-def test_savings_that_do_not_parse_are_refused(text, tmp_path, capsys, monkeypatch):
-    command = ["fedlora", "train-policy", "study-awgn", "--snr=0,5", f"--saving={text}"]
-    monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert f"--saving is {text!r}" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_prices_are_corrected_by_what_the_student_falls_short_of(profile):
-    def prices():
-        return PriceList(profile, ROUNDS, R_MAX, PRICE, SavingsTarget((0.0,), (0.2,), 0.02), seed=0)
-
-    fading = Fading(5.0, 2.0, rayleigh=True)
-    plain, corrected = prices(), prices()
-    before = plain.of(fading)
-    assert corrected.of(fading) == before
-    best = plain.best_fixed(fading)
-    # Saves nothing, and ends as the fixed rank.
-    corrected.correct(lambda _: best)
-    (asked,) = corrected.state()
-    assert (asked["saving"], asked["margin"]) == pytest.approx((0.4, 0.04))
-    assert corrected.of(fading).bits > before.bits
-    kept = prices()
-    kept.load_state(json.loads(json.dumps(corrected.state())))
-    assert kept.of(fading) == corrected.of(fading)
-    # Saves and ends as wanted.
-    plain.correct(lambda _: Result(0.0, 0.8 * best.sent, best.final_loss - 0.02))
-    assert plain.of(fading) == before
-
-
 def test_the_draft_of_a_latent_spends_its_part_of_the_budget():
     space = RankSpace(tuple(Projection("q", layer, 32, 32) for layer in range(3)), 16)
     rng = np.random.default_rng(0)
@@ -241,6 +223,16 @@ def test_episodes_take_turns_through_snrs_and_channels_with_training_seeds():
     assert all(not s.evaluate.baseline and s.evaluate.every == 1 for s in drawn)
 
 
+def test_episodes_differ_in_what_is_wanted_unless_the_reward_alone_counts():
+    drawn = [setting().weights_of(number) for number in range(200)]
+    assert [setting().weights_of(number) for number in range(200)] == drawn
+    for name, most in (("bit_price", MOST_BIT_PRICE), ("end_weight", MOST_END_WEIGHT)):
+        values = np.array([getattr(weights, name) for weights in drawn])
+        assert 0.15 < np.mean(values == 0) < 0.35
+        assert 0.8 * most < values.max() <= most
+    assert setting(weighted=False).weights_of(3) == Weights()
+
+
 def test_a_scenario_with_a_training_seed_is_refused():
     with pytest.raises(FedloraError, match="seeds from 1000 on train policies"):
         setting(scenario=replace(scenario(), seed=1000))
@@ -250,7 +242,6 @@ def test_a_scenario_with_a_training_seed_is_refused():
     ("more", "message"),
     [
         ({"price": float("nan")}, "--price is nan; set a finite number"),
-        ({"thrift": SavingsTarget(margin=float("nan"))}, "--margin is nan; set a finite number"),
         ({"channels": ("awgn", "raileigh")}, "did you mean rayleigh?"),
         ({"channels": ("awgn", "awgn")}, "--channels is awgn,awgn; name each channel model once"),
         ({"channels": ("measured",)}, "which is what devices measure; choose simulated"),
@@ -277,7 +268,6 @@ def test_a_training_folder_goes_on_with_the_same_settings_alone(tmp_path):
     for name, read in (
         ("references", again.read_references),
         ("profile", again.read_profile),
-        ("prices", again.read_prices),
     ):
         for damaged in ("{", '"text"'):
             (folder.path / f"{name}.json").write_text(damaged)

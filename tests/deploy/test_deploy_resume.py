@@ -113,7 +113,9 @@ KEPT = ("train.steps=6", "data.max_rows=24", "channel.model=rayleigh", "channel.
 
 
 @pytest.mark.parametrize(
-    "overrides", [KEPT, (*KEPT, "task.kind=causal_lm")], ids=["classes", "language"]
+    "overrides",
+    [(*KEPT, "model.client_front=1"), (*KEPT, "task.kind=causal_lm")],
+    ids=["classes", "language"],
 )
 def test_what_the_server_had_kept_is_sent_again_outside_the_air_when_it_begins_again(
     tmp_path, overrides

@@ -38,7 +38,7 @@ def equal(first: Any, second: Any) -> bool:
     [
         ("bert", ["head.share=step"]),
         ("gpt2", ["task.kind=causal_lm", "link.activation=int8"]),
-        ("llama", ["head.share=personal", "link.activation=bf16"]),
+        ("llama", ["head.share=personal", "model.client_front=1"]),
     ],
 )
 def test_adapter_and_losses_are_those_of_a_run_that_sends_all_again(tiny, records, family, task):
