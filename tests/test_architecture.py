@@ -57,6 +57,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "local",
         "base",
         "rotated",
+        "distinct",
         "codec frame handshake messages reasons",
     ),
     "clients": (

@@ -69,8 +69,8 @@ class LinkConfig:
     Attributes
     ----------
     activation, representation, gradient
-        Codec of each payload: ``fp32``, ``bf16``, ``int8`` (a scale per token), ``rotated`` (few
-        bits a number, after a random rotation), or a plug-in.
+        Codec of each payload: ``fp32``, ``distinct`` (fp32, equal rows once), ``bf16``, ``int8`` (a
+        scale per token), ``rotated`` (few bits a number, after a random rotation), or a plug-in.
     activation_bits, representation_bits, gradient_bits
         Bits of a number under ``rotated``, or a plug-in that takes them. Gradients are rounded at
         random, so that they are not biased.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
@@ -13,7 +14,15 @@ from fedlora.registry import make, resolve
 
 
 class Codec(ABC):
-    """Encodes a float tensor of shape (rows, width) as named parts and back."""
+    """Encodes a float tensor of shape (rows, width) as named parts and back.
+
+    Attributes
+    ----------
+    merges_repeats
+        Whether ``encode`` writes rows once that are equal, as ``fedlora.link.distinct`` does.
+    """
+
+    merges_repeats: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -18,8 +18,9 @@ that takes less than ``bits`` each.
 Reading takes sums of small whole numbers and one product of at most 24 bits, exact in fp32, so the
 same bytes give the same tensor everywhere. A group is written from its own numbers alone, so a row
 of 64 numbers or more that is sent again has the same levels. Rounded to the nearest level
-(``encode``), a number of the rotated group is off by at most its scale; rounded at random
-(``encode_drawn``), every number read is unbiased.
+(``encode``), a number of the rotated group is off by at most its scale, and equal rows are written
+once (``fedlora.link.distinct``). Rounded at random (``encode_drawn``), every number read is
+unbiased.
 
 What is sent names its profile: ``.rot1-b4-g128-s0``, that is version, bits, largest group and seed
 of the signs, with ``-h`` for Huffman's code.
@@ -41,6 +42,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.codec import Codec
+from fedlora.link.distinct import PLACES, merged, sent_rows, spread
 
 VERSION = 1
 BITS = range(2, 9)
@@ -72,6 +74,8 @@ class RotatedCodec(Codec):
         When one is out of range.
     """
 
+    merges_repeats = True
+
     def __init__(self, bits: int = 6, group: int = 128, seed: int = 0) -> None:
         if bits not in BITS:
             raise FedloraError(f"rotated was given {bits!r:.40} bits; give it 2 to 8")
@@ -82,8 +86,9 @@ class RotatedCodec(Codec):
         self._most = (1 << bits) - 1
 
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See ``Codec``; to the nearest level."""
-        return self._encode(x, None)
+        """See ``Codec``; to the nearest level, and equal rows once."""
+        rows, places = merged(x.to("cpu", torch.float32))
+        return self._encode(rows, None) | places
 
     def encode_drawn(self, x: torch.Tensor, key: bytes) -> dict[str, torch.Tensor]:
         """See ``Codec``; up or down at random, so that what is read is unbiased."""
@@ -91,6 +96,11 @@ class RotatedCodec(Codec):
 
     def decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         """See ``Codec``."""
+        rows = sent_rows(parts, shape[0])
+        own = {suffix: part for suffix, part in parts.items() if suffix != PLACES}
+        return spread(self._decode(own, (rows, shape[1])), parts)
+
+    def _decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         suffix, seed, coded = self._profile(parts)
         numbers = shape[0] * shape[1]
         flat = self._flat(shape[1])

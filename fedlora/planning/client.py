@@ -10,7 +10,7 @@ from fedlora.batch_order import BatchStream
 from fedlora.config import Payload, Scenario
 from fedlora.geometry import Geometry
 from fedlora.planning.payloads import PayloadBits
-from fedlora.preview import ClientSamples
+from fedlora.preview import ClientSamples, SampleView
 from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.ranks import DataStatistics
 
@@ -74,6 +74,7 @@ class PlannedClient:
         self._train, self._held = samples.train, samples.held_out
         self._order = BatchStream(self._train, scenario.train.batch_size, scenario.seed, number)
         self._named = scenario.link.reuse and not scenario.train.embedding
+        self._noised = scenario.privacy.activation_sigma is not None
         self._limit = (scenario.link.reuse_mib << 20) // max(1, scenario.federation.clients)
         self._kept: set[int] = set()
         self.kept_bytes = 0
@@ -85,7 +86,7 @@ class PlannedClient:
         """Move on to the next batch, and return what its activation takes."""
         self._batch = self._order.indices()
         samples = [self._train[i] for i in self._batch]
-        self.lengths += [tokens for tokens, _ in samples]
+        self.lengths += [len(ids) for ids, _ in samples]
         return self._activation(samples, self._batch)
 
     def down(self) -> Bits:
@@ -99,7 +100,7 @@ class PlannedClient:
 
     def embedding(self) -> Bits:
         """Return what dL/de of the open batch takes, where the embedding trains."""
-        tokens = sum(self._train[i][0] for i in self._batch)
+        tokens = sum(len(self._train[i][0]) for i in self._batch)
         width = self._terms.geometry.activation_width
         return {"representation": self._size("gradient", tokens, width)}
 
@@ -123,7 +124,7 @@ class PlannedClient:
         if scenario.privacy.enabled and not scenario.evaluate.report:
             return 0, 0
         width = scenario.link.r_cut or geometry.representation_width
-        order = sorted(range(len(self._held)), key=lambda i: self._held[i][0])
+        order = sorted(range(len(self._held)), key=lambda i: len(self._held[i][0]))
         up = down = 0
         for start in range(0, len(order), scenario.evaluate.batch_size):
             chosen = order[start : start + scenario.evaluate.batch_size]
@@ -133,27 +134,31 @@ class PlannedClient:
             down += self._size("representation", self._rows_of(samples), width)
         return up, down
 
-    def _activation(self, samples: Sequence[tuple[int, int]], numbers: Sequence[int]) -> Bits:
+    def _activation(self, samples: Sequence[SampleView], numbers: Sequence[int]) -> Bits:
         """Return what rows take that are sent, or named where the server keeps them."""
         fresh = [
             (number, own)
             for number, own in zip(numbers, samples, strict=True)
             if not self._named or number not in self._kept
         ]
-        tokens = sum(length for _, (length, _) in fresh)
+        tokens = sum(len(ids) for _, (ids, _) in fresh)
         width = self._terms.geometry.activation_width
         control = _LENGTH * len(fresh) + _NAME * len(numbers) * self._named
         if self._targets and fresh:
             control += 8 * math.ceil(tokens / 8)
         if self._named:
             self._keep(fresh)
-        return {"activation": self._size("activation", tokens, width), "control": control}
+        # a token's row at the token embedding is that token's wherever it stands, unless noised
+        alike = self._terms.geometry.cut.start == 0 and not self._noised
+        distinct = len({token for _, (ids, _) in fresh for token in ids}) if alike else tokens
+        bits = self._terms.sizes.of_tokens("activation", tokens, distinct, width)
+        return {"activation": bits, "control": control}
 
-    def _keep(self, fresh: Sequence[tuple[int, tuple[int, int]]]) -> None:
+    def _keep(self, fresh: Sequence[tuple[int, SampleView]]) -> None:
         """Keep new rows as ``fedlora.server.exchange.kept_rows`` does, until one does not fit."""
         of_token = 4 * self._terms.geometry.activation_width + self._targets
-        for number, (tokens, _) in fresh:
-            size = 0 if number in self._kept else of_token * tokens
+        for number, (ids, _) in fresh:
+            size = 0 if number in self._kept else of_token * len(ids)
             if self.kept_bytes + size > self._limit:
                 return
             self._kept.add(number)
@@ -162,11 +167,11 @@ class PlannedClient:
     def _rows(self) -> int:
         return self._rows_of([self._train[i] for i in self._batch])
 
-    def _rows_of(self, samples: Sequence[tuple[int, int]]) -> int:
+    def _rows_of(self, samples: Sequence[SampleView]) -> int:
         """Return how many rows of a representation belong to samples."""
         if self._terms.geometry.server_pools:
             return len(samples)
-        return sum(learnt if self._targets else tokens for tokens, learnt in samples)
+        return sum(learnt if self._targets else len(ids) for ids, learnt in samples)
 
     def _size(self, payload: Payload, rows: int, width: int) -> int:
         return self._terms.sizes(payload, rows, width)

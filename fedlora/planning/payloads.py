@@ -8,6 +8,7 @@ import torch
 
 from fedlora.config import PAYLOADS, LinkConfig, Payload
 from fedlora.link import create_codec, pack
+from fedlora.link.distinct import places_bits
 
 _STEP = 1.3  # between the numbers of rows that are encoded; others lie on the line between two
 _EXACT = 8  # so few rows are encoded each
@@ -28,6 +29,12 @@ class PayloadBits:
     def __init__(self, link: LinkConfig) -> None:
         self._codecs = {payload: create_codec(**link.codec(payload)) for payload in PAYLOADS}
         self._known: dict[tuple[Payload, int, int], int] = {}
+
+    def of_tokens(self, payload: Payload, tokens: int, distinct: int, width: int) -> int:
+        """Return the bits of tokens' rows, of which so many differ."""
+        if not self._codecs[payload].merges_repeats or distinct >= tokens:
+            return self(payload, tokens, width)
+        return self(payload, distinct, width) + places_bits(tokens, distinct)
 
     def __call__(self, payload: Payload, rows: int, width: int) -> int:
         """Return the bits of a payload of shape (rows, width)."""

@@ -2,7 +2,7 @@
 
 from fedlora.preview.faults import Faults, find_faults
 from fedlora.preview.reading import read_all
-from fedlora.preview.rows import ClientSamples, RowView, view_rows
+from fedlora.preview.rows import ClientSamples, RowView, SampleView, view_rows
 from fedlora.preview.sizes import Load, Sizes, predict_sizes
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Faults",
     "Load",
     "RowView",
+    "SampleView",
     "Sizes",
     "find_faults",
     "predict_sizes",

@@ -48,6 +48,9 @@ class ClientRows:
     classes: Mapping[str, int]
 
 
+SampleView = tuple[Sequence[int], int]
+
+
 @dataclass(frozen=True)
 class ClientSamples:
     """One client's samples as they are sent, in the order of its data.
@@ -55,11 +58,11 @@ class ClientSamples:
     Attributes
     ----------
     train, held_out
-        Of each, tokens as it is cut, and how many of them are to be predicted.
+        Of each, its tokens as it is cut, and how many of them are to be predicted.
     """
 
-    train: Sequence[tuple[int, int]]
-    held_out: Sequence[tuple[int, int]]
+    train: Sequence[SampleView]
+    held_out: Sequence[SampleView]
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
     names = [str(name) for name in labels]
     shown = [_shown(sample, names, tokenizer) for sample in made["train"][:_SHOWN_ROWS]]
     shares = _shares(scenario, files["train"], len(files.get("test", ())), label)
-    learnt = [_sizes(sample)[1] for sample in made["train"]]
+    learnt = [_viewed(sample)[1] for sample in made["train"]]
     return RowView(
         [_classes(files["train"], *share, label, own=not data.test) for share in shares],
         _samples(shares, made),
@@ -204,7 +207,7 @@ def _samples(
     shares: Sequence[tuple[list[int], list[int]]], made: Mapping[str, Sequence[Sample]]
 ) -> list[ClientSamples]:
     """Return each client's samples; a record of which nothing is left gives none."""
-    of_file = {which: {s.source: _sizes(s) for s in samples} for which, samples in made.items()}
+    of_file = {which: {s.source: _viewed(s) for s in samples} for which, samples in made.items()}
     train, held = of_file["train"], of_file.get("test", of_file["train"])
     return [
         ClientSamples(
@@ -214,12 +217,12 @@ def _samples(
     ]
 
 
-def _sizes(sample: Sample) -> tuple[int, int]:
+def _viewed(sample: Sample) -> SampleView:
     """Return a sample's tokens, and how many of them are to be predicted."""
     learnt = 0
     if isinstance(sample.target, tuple):
         learnt = sum(target != IGNORED for target in sample.target)
-    return len(sample.ids), learnt
+    return sample.ids, learnt
 
 
 def _shown(sample: Sample, names: Sequence[str], tokenizer: Tokenizer) -> ShownRow:

@@ -35,7 +35,7 @@ FOLDERS = {
 
 FILES = {
     **{"audit": ["RUN"], "bench": ["--quick"], "parity": ["quickstart"], "site": ["RUN"]},
-    **{"fuzz": ["--trials", "1"], "check": ["quickstart"]},
+    **{"fuzz": ["--trials", "1"], "check": ["quickstart"], "plan": ["quickstart"]},
 }
 """The commands that write a file, with --json."""
 

@@ -61,7 +61,7 @@ def held_to_a_run(config: Scenario, *, rel: float) -> None:
         ["head.share=step", *FADING],
         ["head.share=round", "link.activation=int8", "federation.clients_per_round=2"],
         ["head.share=step", "link.r_cut=2", "train.accumulate=2", "train.steps=2"],
-        [*LANGUAGE, "link.gradient=bf16", "train.rounds=3"],
+        [*LANGUAGE, "link.gradient=bf16", "train.rounds=3", "link.activation=distinct"],
         [*LANGUAGE, "train.embedding=true", "evaluate.every=2"],
         ["head.share=step", "privacy.epsilon=8", "privacy.release=logits", "link.reuse=false"],
         ["head.share=personal", "ranks.statistics=true", "partition.kind=dirichlet"],

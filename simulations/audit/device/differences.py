@@ -70,7 +70,7 @@ def _moved(first: torch.Tensor, second: torch.Tensor, scenario: Scenario, kind: 
     activation = kind == m.ACTIVATION
     codec = link.activation if activation else link.gradient
     clip_norm = policy.activation_clip_norm if activation else policy.clip_norm
-    if codec != "fp32" or policy.unit != "sample":
+    if codec not in ("fp32", "distinct") or policy.unit != "sample":
         return ""  # rounding beyond the mechanism's, or another unit than a record
     moved = (first.double() - second.double()).norm(dim=1)
     rows = int((moved > 0).sum())

@@ -29,7 +29,8 @@ def bits(trial: Trial) -> str | None:
 
 def _coded(scenario: Scenario) -> set[str]:
     """Return the kinds of payload whose size depends on what is in them."""
-    kinds: set[str] = {p for p in PAYLOADS if scenario.link.codec(p)["name"] == "rotated"}
+    names = {payload: scenario.link.codec(payload)["name"] for payload in PAYLOADS}
+    kinds: set[str] = {p for p, name in names.items() if name in ("rotated", "distinct")}
     # the gradient's codec carries dL/de, which is booked with the representation
     return kinds | ({"representation"} if "gradient" in kinds else set())
 
@@ -40,8 +41,13 @@ def _size(link: LinkConfig, payload: Payload, rows: int, width: int) -> int:
     if chosen["name"] == "rotated":
         # Rows are filled up to whole groups of 16 numbers at least, with a scale each.
         numbers = rows * max(width, 1 << (width - 1).bit_length()) + 256
-        return int(numbers * chosen.get("bits", 6) + 16 * (numbers // 16 + rows) + 8)
-    bits = {"fp32": 32 * width, "bf16": 16 * width, "int8": 8 * width + 32}[chosen["name"]]
+        return int(numbers * chosen.get("bits", 6) + 16 * (numbers // 16 + rows) + 8 + 32 * rows)
+    bits = {
+        "fp32": 32 * width,
+        "bf16": 16 * width,
+        "int8": 8 * width + 32,
+        "distinct": 32 * width + 32,
+    }[chosen["name"]]
     return rows * bits
 
 

@@ -35,7 +35,7 @@ def _applies(trial: Trial) -> bool:
         and not scenario.lora.dropout
         and not (robust.enabled or robust.row_clip or robust.head_clip)
         and not scenario.privacy.enabled
-        and codecs == {"fp32"}
+        and codecs <= {"fp32", "distinct"}
         and trial.everybody
         and scenario.ranks.strategy in ("uniform", BY_CLIENT)
         and max(train.lr, train.head_lr) <= 0.1
