@@ -30,7 +30,6 @@ from simulations.train_policy.profile import Profile, measure_profile, profile_r
 from simulations.train_policy.replay import Refiner, Replay
 from simulations.train_policy.rivals import COLUMNS, standings
 from simulations.train_policy.setting import Setting
-from simulations.train_policy.teacher import Demonstrations
 from simulations.train_policy.warm_start import (
     clone,
     demonstrations,
@@ -106,21 +105,22 @@ class PolicyTraining:
         with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}")) as progress:
             self._measure_references(progress)
             profile = None if self.plain else self._profile(progress)
-            demonstrated = None if profile is None else self._teach(progress, profile)
-            self._improve(progress, demonstrated, steps)
+            if profile is not None:
+                self._teach(progress, profile)
+            if steps:
+                self._improve(progress, profile, steps)
         self.policy.save(self.folder.policy)
         if profile is not None:
             standing = standings(self.setting, profile, self.space, self.policy)
             write_table(self.folder.rivals, COLUMNS, standing)
 
-    def _teach(self, progress: Progress, profile: Profile) -> Demonstrations:
+    def _teach(self, progress: Progress, profile: Profile) -> None:
         """Start from what the teacher makes of the losses by rank."""
         if self.folder.warm_start.exists():
             self._take(load_policy(self.folder.warm_start))
         else:
             self._warm_start(progress, profile)
             self.policy.save(self.folder.warm_start)
-        return demonstrations(self.setting, profile, self.space, GAMES, [self.setting.seed, 2])
 
     def _profile(self, progress: Progress) -> Profile:
         scenario = self.setting.episode(0)
@@ -178,7 +178,7 @@ class PolicyTraining:
             mine.load_state_dict(other.state_dict())
             mine.requires_grad_(requires_grad=True)
 
-    def _improve(self, progress: Progress, demonstrated: Demonstrations | None, steps: int) -> None:
+    def _improve(self, progress: Progress, profile: Profile | None, steps: int) -> None:
         """Alternate PPO on an episode with updates of the diffusion."""
         clients = self.setting.scenario.federation.clients
         per_episode = clients * self.setting.scenario.train.rounds
@@ -193,7 +193,7 @@ class PolicyTraining:
             first_episode=len(self.curve),
         )
         refiner = Refiner(self.policy.denoiser, self.setting.seed)
-        ppo = self._learner(env, refiner, demonstrated, progress)
+        ppo = self._learner(env, refiner, profile, progress)
         total = -(-steps // per_episode)
         task = progress.add_task("episodes", total=total, completed=len(self.curve), note="")
         try:
@@ -212,7 +212,7 @@ class PolicyTraining:
         self,
         env: FederationEnv,
         refiner: Refiner,
-        demonstrated: Demonstrations | None,
+        profile: Profile | None,
         progress: Progress,
     ) -> PPO:
         seed, actor = self.setting.seed, self.policy.actor
@@ -221,9 +221,10 @@ class PolicyTraining:
             copy_to(ppo, actor)
             return ppo
         ppo = new_learner(env, self.setting.scenario.train.rounds, seed, plain=self.plain)
-        if demonstrated is None:
+        if profile is None:
             copy_to(ppo, actor)
             return ppo
+        demonstrated = demonstrations(self.setting, profile, self.space, GAMES, [seed, 2])
         copy_from(ppo, actor)
         task = progress.add_task("teach the critic", total=CRITIC_STEPS, note="")
         teach_critic(ppo, demonstrated, CRITIC_STEPS, seed, lambda: progress.advance(task))

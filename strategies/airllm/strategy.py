@@ -37,7 +37,7 @@ from strategies.airllm.plan import delivered_ranks, draft, trained_ranks
 from strategies.airllm.policy import SHIPPED, Policy, load_policy
 from strategies.options import check_policy, check_seed
 
-DEFAULT_WEIGHTS = Weights(0.0, 2.0)
+DEFAULT_WEIGHTS = Weights(0.3, 4.0)
 """What is wanted where nobody says it (docs/results.md tells how it was chosen)."""
 
 

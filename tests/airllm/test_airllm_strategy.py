@@ -271,7 +271,6 @@ def test_a_policy_from_before_the_weights_decides_and_cannot_be_told_them(tmp_pa
         AirLlm(policy=policy, bit_price=0.5)
 
 
-@pytest.mark.skipif(not load_policy(SHIPPED).takes_weights, reason="the policy is of 0.1")
 def test_the_weights_reach_the_policy_and_a_price_sends_less(small):
     def sent(**weights):
         strategy = AirLlm(rounds=8, **weights)
