@@ -29,6 +29,7 @@ from fedlora.tasks import (
     Sample,
     Tokenizer,
     check_form,
+    check_front,
     check_length,
     check_pool,
     class_names,
@@ -36,7 +37,6 @@ from fedlora.tasks import (
     fitting_tokenizer,
     holdout_split,
     label_column,
-    load_records,
     require_column,
     task_class,
 )
@@ -54,22 +54,24 @@ class EdgeParts:
     scenario
         The run's scenario, with the labels filled in.
     checkpoint, tokenizer, model
-        The frozen parts.
+        The frozen parts; no tokenizer where the task's inputs are no tokens.
     """
 
     scenario: Scenario
     checkpoint: Checkpoint
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     model: EdgeModel
 
     @property
     def identity(self) -> Identity:
         """What the handshake compares."""
+        own, pooled = self.tokenizer, self.model.task.pooled
+        digest = "" if own is None else own.digest_for(pooled=pooled)
         return Identity(
             PROTOCOL,
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
-            self.tokenizer.digest_for(pooled=self.model.task.pooled),
+            digest,
             self.scenario.model.dtype,
         )
 
@@ -92,20 +94,22 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
     if not scenario.task.labels:
         scenario = replace(scenario, task=replace(scenario.task, labels=tuple(labels)))
     checkpoint = Checkpoint(model_folder(scenario.model.path))
+    kind = task_class(scenario.task.kind)
     if checkpoint.manifest:  # of a whole model the server, which has transformers, makes sure
-        check_conformity(checkpoint, language=not task_class(scenario.task.kind).pooled)
+        check_conformity(checkpoint, language=kind.language())
     dtype = DTYPES[scenario.model.dtype]
     geometry = Geometry.of(scenario, checkpoint)
+    task = kind(scenario.task, scenario.task.labels)
+    embedding = task.front(checkpoint, dtype, geometry.embedding_width, scenario.seed)
     model = EdgeModel(
-        front=Front(checkpoint, geometry.cut, dtype),
+        front=Front(checkpoint, geometry.cut, dtype, embedding.requires_grad_(False)),
         back=Back(checkpoint, geometry.cut, dtype, final=not geometry.server_final),
-        task=task_class(scenario.task.kind)(scenario.task, scenario.task.labels),
+        task=task,
         geometry=geometry,
     )
     check_length(scenario.task, checkpoint)
     check_pool(scenario.task, checkpoint)
-    tokenizer = fitting_tokenizer(task_class(scenario.task.kind), checkpoint)
-    return EdgeParts(scenario, checkpoint, tokenizer, model)
+    return EdgeParts(scenario, checkpoint, fitting_tokenizer(kind, checkpoint), model)
 
 
 def build_client(
@@ -145,9 +149,9 @@ def build_client(
         raise FedloraError(
             f"client {number} has no training sample; give it data, or use fewer clients"
         )
-    if scenario.train.embedding:  # a trained embedding is the client's own
+    if scenario.train.embedding:  # a trained front is the client's own
         model = replace(model, front=copy.deepcopy(model.front))
-        model.front.weight.requires_grad_()
+        check_front(scenario, model.front.embedding.requires_grad_())
     model.geometry.check_r_cut(scenario, len(model.task.labels))
     module = model.task.head(
         parts.checkpoint,
@@ -163,7 +167,7 @@ def build_client(
         held_out=len(held),
         head=module,
         trains_head=model.geometry.trains_head,
-        pools=model.geometry.server_pools,
+        pools=model.geometry.classifies,
         classes=len(model.task.labels),
         origins=records,
         run=run,
@@ -178,7 +182,7 @@ def build_client(
         trains=model.geometry.trains_head,
         config=scenario.head,
         train=scenario.train,
-        embedding=model.front.weight if scenario.train.embedding else None,
+        front=model.front.embedding if scenario.train.embedding else None,
     )
     return EdgeClient(
         str(number),
@@ -198,13 +202,13 @@ def _statistics(
     parts: EdgeParts, number: int, samples: PrivateSamples, terms: OwnerTerms
 ) -> Private[DataStatistics] | None:
     """Return what a client tells of its text: nothing, unless the run asks and its owner agrees."""
-    scenario = parts.scenario
-    if not scenario.ranks.statistics:
+    scenario, tokenizer = parts.scenario, parts.tokenizer
+    if not scenario.ranks.statistics or tokenizer is None:
         return None
     if not terms.tells_statistics(private=scenario.privacy.enabled):
         log.info("client %d tells no statistics of its text, which the run asks for", number)
         return None
-    return samples.all.map(lambda own: text_statistics(own, parts.tokenizer))
+    return samples.all.map(lambda own: text_statistics(own, tokenizer))
 
 
 def hello(parts: EdgeParts, client: EdgeClient, token: str = "") -> Frame:
@@ -245,14 +249,14 @@ class SimulatedData:
         self.used: Mapping[str, int] = {}
         self.scenario = scenario
         self.clients = clients
-        pooled = task_class(scenario.task.kind).pooled
-        check_form(scenario.data, pooled=pooled)
-        self.label_column = label_column(scenario.data, pooled=pooled)
+        kind = task_class(scenario.task.kind)
+        check_form(scenario.data, labelled=kind.labelled)
+        self.label_column = label_column(scenario.data, labelled=kind.labelled)
         labelled = bool(self.label_column) and self.needs_labels
-        self.records = load_records(scenario.data, "train", labelled=labelled)
-        self.test: list[dict[str, str]] = []
+        self.records = kind.records(scenario, "train", labelled=labelled)
+        self.test: list[Record] = []
         if scenario.data.test:
-            self.test = load_records(scenario.data, "test", labelled=labelled)
+            self.test = kind.records(scenario, "test", labelled=labelled)
         for key, own in self._files if labelled else ():  # a share would not know the row
             require_column(own, self.label_column, "data.label", key)
         self.parts = partition(
@@ -324,7 +328,7 @@ class SimulatedData:
                 records,
                 parts.tokenizer,
                 self.scenario.data,
-                len(parts.model.front.weight),
+                len(parts.model.front.tokens.weight) if parts.tokenizer else 0,
             )
         except RecordError as error:
             raise self._named(records[error.place], error) from None

@@ -132,7 +132,7 @@ class CutLayer:
         ProtocolError
             When it is not that of these samples.
         """
-        rows = sum(self.model.rows_of([len(sample.ids) for sample in samples]))
+        rows = sum(self.model.rows_of([sample.length for sample in samples]))
         codec, width = self.codecs["representation"], self.r_cut or self.model.width
         if not self.targets:
             return unpack(frame.tensors, "representation", codec, (rows, width))
@@ -190,10 +190,8 @@ class CutLayer:
     def _front(
         self, samples: Sequence[Sample], lengths: Sequence[int], *, train: bool
     ) -> torch.Tensor:
-        ids = torch.tensor([token for sample in samples for token in sample.ids])
         with torch.set_grad_enabled(train):
-            e: torch.Tensor = self.model.front(ids, lengths)
-        return e
+            return self.model.embed(samples, lengths)
 
 
 def _rest_of_a_head(classes: int) -> nn.Linear:

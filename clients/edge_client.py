@@ -246,7 +246,7 @@ class EdgeClient:
         return self._cut.reply(m.GRADIENT, frame, fields, tensors)
 
     def _embedding(self, frame: Frame) -> Frame:
-        """Train the token embedding with dL/de, then fetch the next batch if asked."""
+        """Train the front with dL/de, then fetch the next batch if asked."""
         if self._pending is None:
             raise ProtocolError(f"client {self.name} has no batch whose embedding could train")
         shape = self._pending.map(_shape)
@@ -255,7 +255,7 @@ class EdgeClient:
         )
         together([self._pending, gradient]).map(_backward)
         self._pending = None
-        self.head.step_embedding(integer(frame, "step"), bool(frame.fields.get("update", True)))
+        self.head.step_front(integer(frame, "step"), bool(frame.fields.get("update", True)))
         if frame.fields.get("next", False):
             return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
         return self._cut.reply(m.READY, frame)

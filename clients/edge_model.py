@@ -15,7 +15,7 @@ from torch import nn
 
 from fedlora.geometry import Geometry
 from fedlora.split import Back, Front, pool_packed
-from fedlora.tasks import Sample, Task, TaskLoss
+from fedlora.tasks import Sample, Task, TaskLoss, vectors_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class EdgeModel:
         """Width of the representation at the cut, as it arrives."""
         return self.geometry.representation_width
 
+    def embed(self, samples: Sequence[Sample], lengths: Sequence[int]) -> torch.Tensor:
+        """Return what goes up of a batch, shape (tokens, width).
+
+        Raises
+        ------
+        FedloraError
+            When the task's front makes other vectors than the model takes.
+        """
+        width = self.geometry.embedding_width
+        embedded = vectors_of(self.task, self.front.embedding, samples, width)
+        return self.front.onward(embedded, lengths)
+
     def rows_of(self, lengths: Sequence[int]) -> list[int]:
         """Return how many rows of the representation belong to samples of these lengths."""
         return [1] * len(lengths) if self.geometry.server_pools else list(lengths)
@@ -63,7 +75,7 @@ class EdgeModel:
         """
         if self.geometry.server_pools:
             return z
-        hidden: torch.Tensor = self.back(z.to(self.front.weight.dtype), lengths)
+        hidden: torch.Tensor = self.back(z.to(self.front.dtype), lengths)
         if self.task.pooled:
             return pool_packed(hidden, lengths, self.task.config.pool).float()
         return hidden
@@ -85,7 +97,7 @@ class EdgeModel:
             See ``Task.loss``.
         """
         z.requires_grad_()
-        hidden = self.to_head(z, [len(sample.ids) for sample in samples])
+        hidden = self.to_head(z, [sample.length for sample in samples])
         loss = self.task.loss(head, hidden.detach(), samples, sample_mean=sample_mean)
         if hidden is z:
             return loss

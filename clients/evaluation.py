@@ -98,7 +98,7 @@ class Evaluation:
     ) -> list[ScoreCounts]:
         z = self._cut.representation(frame, samples)
         logits = self._cut.head(self._head.module)(self._cut.model.to_head(z, lengths))
-        return [ScoreCounts.of(logits, [int(sample.target) for sample in samples])]  # type: ignore[arg-type]
+        return [ScoreCounts.of(logits, [int(sample.target) for sample in samples])]
 
     @torch.no_grad()
     def _measure(

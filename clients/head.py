@@ -1,4 +1,4 @@
-"""The client's trainable part: its head, and its token embedding where that trains."""
+"""The client's trainable part: its head, and its front (the token embedding) where that trains."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class ClientHead:
         of a round; ``step`` sends its unreduced gradient and is given the weights.
     train
         Learning rates and schedule.
-    embedding
-        The client's own token embedding where it trains, else None.
+    front
+        The client's own token embedding, or its task's module in place of it, where that trains;
+        else None.
 
     Attributes
     ----------
@@ -47,26 +48,26 @@ class ClientHead:
         trains: bool,
         config: HeadConfig,
         train: TrainConfig,
-        embedding: nn.Parameter | None = None,
+        front: nn.Module | None = None,
     ) -> None:
         self.module = module
         self.share = config.share if trains else "personal"
         self._train = train
-        self._embedding = embedding
+        self._front = {} if front is None else dict(front.named_parameters())
         for parameter in module.parameters():
             if trains:  # a copy: tied weights are the frozen embedding's memory
                 parameter.data = parameter.data.clone()
             parameter.requires_grad_(trains)
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._initial = copy.deepcopy({n: p.data for n, p in self._parameters.items()})
-        self._initial_embedding = None if embedding is None else embedding.detach().clone()
+        self._initial_front = {n: p.detach().clone() for n, p in self._front.items()}
         self.reset()
 
     def reset(self) -> None:
         """Return to the initial weights with a fresh optimiser."""
         self.trained = False
         self._weight = 0.0
-        self._embedding_weight = 0.0
+        self._front_weight = 0.0
         decay = self._train.weight_decay
         for name, parameter in self._parameters.items():
             parameter.data.copy_(self._initial[name])
@@ -74,17 +75,18 @@ class ClientHead:
         self._optimizer = None
         if self._parameters:
             self._optimizer = torch.optim.AdamW(self._parameters.values(), weight_decay=decay)
-        self._embedding_optimizer = None
-        if self._embedding is not None and self._initial_embedding is not None:
-            self._embedding.data.copy_(self._initial_embedding)
-            self._embedding.grad = None
-            self._embedding_optimizer = torch.optim.AdamW([self._embedding], weight_decay=decay)
+        for name, parameter in self._front.items():
+            parameter.data.copy_(self._initial_front[name])
+            parameter.grad = None
+        self._front_optimizer = None
+        if self._front:
+            self._front_optimizer = torch.optim.AdamW(self._front.values(), weight_decay=decay)
 
     def begin_batches(self) -> None:
-        """Forget a batch of the embedding whose gradient never came, as its upload was too late."""
-        self._embedding_weight = 0.0
-        if self._embedding is not None:
-            self._embedding.grad = None
+        """Forget a batch of the front whose gradient never came, as its upload was too late."""
+        self._front_weight = 0.0
+        for parameter in self._front.values():
+            parameter.grad = None
 
     def update(self, weight: float, step: int, *, last: bool) -> Private[dict[str, torch.Tensor]]:
         """Use the gradient that a batch left in the head.
@@ -103,7 +105,7 @@ class ClientHead:
         Private
             Tensors: the unreduced gradient where heads are shared every step.
         """
-        self._embedding_weight += weight
+        self._front_weight += weight
         if not self._parameters:
             return Private({})
         if self.share == "step":
@@ -151,13 +153,12 @@ class ClientHead:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimisers, for the client's own disk."""
-        embedding = {} if self._embedding is None else {"weight": self._embedding}
         return {
             "weights": self._parameters,
             "trained": self.trained,
             "optimizer": optimizer_state(self._optimizer),
-            "embedding": embedding,
-            "embedding_optimizer": optimizer_state(self._embedding_optimizer),
+            "embedding": self._front,
+            "embedding_optimizer": optimizer_state(self._front_optimizer),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -166,18 +167,19 @@ class ClientHead:
         load_tensors(self._parameters, state["weights"])
         load_optimizer_state(self._optimizer, state["optimizer"])
         self.trained = bool(state.get("trained", True))
-        if self._embedding is not None:
-            load_tensors({"weight": self._embedding}, state["embedding"])
-            load_optimizer_state(self._embedding_optimizer, state["embedding_optimizer"])
+        if self._front:
+            load_tensors(self._front, state["embedding"])
+            load_optimizer_state(self._front_optimizer, state["embedding_optimizer"])
 
-    def step_embedding(self, step: int, last: bool) -> None:
-        """Update the token embedding with the gradients that have come back through the cut."""
-        if self._embedding_optimizer is None or self._embedding is None or not last:
+    def step_front(self, step: int, last: bool) -> None:
+        """Update the front with the gradients that have come back through the cut."""
+        if self._front_optimizer is None or not last:
             return
-        if self._embedding.grad is not None:
-            self._embedding.grad.div_(self._embedding_weight)
-        _step(self._embedding_optimizer, self._train.learning_rate(step))
-        self._embedding_weight = 0.0
+        for parameter in self._front.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(self._front_weight)
+        _step(self._front_optimizer, self._train.learning_rate(step))
+        self._front_weight = 0.0
 
     def _step(self, step: int) -> None:
         if self._optimizer is not None:

@@ -34,10 +34,12 @@ from fedlora.tasks import (
     Record,
     RecordError,
     Rows,
+    Sample,
     Tally,
     Task,
     Tokenizer,
     check_form,
+    check_front,
     check_labels,
     check_length,
     check_pool,
@@ -46,10 +48,11 @@ from fedlora.tasks import (
     fitting_tokenizer,
     holdout_split,
     label_column,
-    load_records,
     renders_chat,
     require_column,
+    require_texts,
     task_class,
+    vectors_of,
 )
 from fedlora.tasks.partition import partition
 
@@ -107,8 +110,7 @@ def check_scenario(scenario: Scenario) -> None:
     """
     check_plugins(scenario)
     check_channel(scenario)
-    tokenizer, geometry, checkpoint = _check_model(scenario)
-    _check_data(scenario, tokenizer, geometry, checkpoint.size("vocab_size"))
+    _check_data(scenario, *_check_model(scenario))
 
 
 def check_channel(scenario: Scenario) -> None:
@@ -155,7 +157,7 @@ def check_server(scenario: Scenario) -> None:
     check_listens(scenario.link.host, scenario.link.port)
 
 
-def _check_model(scenario: Scenario) -> tuple[Tokenizer, Geometry, Checkpoint]:
+def _check_model(scenario: Scenario) -> tuple[Tokenizer | None, Geometry, Checkpoint]:
     """Refuse a model that cannot be cut, placed and adapted as the scenario says."""
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     for check in model_checks(scenario, checkpoint):
@@ -176,24 +178,28 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
             scenario, checkpoint, choose_targets(linear, scenario.lora.targets, everywhere)
         )
         if scenario.lora.start:
-            read_start(scenario.lora, checkpoint, cut, pooled=task.pooled)
+            read_start(scenario.lora, checkpoint, cut, pooled=not task.language())
 
     def texts() -> None:
-        renders_chat(scenario.data.renders, fitting_tokenizer(task, checkpoint))
+        tokenizer = fitting_tokenizer(task, checkpoint)
+        if tokenizer is not None:
+            renders_chat(scenario.data.renders, tokenizer)
+        elif scenario.ranks.statistics:
+            require_texts(scenario.task.kind, "ranks.statistics = true")
 
     checks: list[Check] = [
         partial(find_family, checkpoint),
         partial(Geometry.of, scenario, checkpoint),
         lambda: Geometry.of(scenario, checkpoint).check_r_cut(scenario, len(scenario.task.labels)),
-        partial(check_form, scenario.data, pooled=task.pooled),
+        partial(check_form, scenario.data, labelled=task.labelled),
         partial(check_length, scenario.task, checkpoint),
         partial(check_pool, scenario.task, checkpoint),
     ]
-    if not task.pooled:
+    if task.language():
         checks.append(partial(language_head, checkpoint, torch.float32))
     return [
         *checks,
-        partial(check_conformity, checkpoint, language=not task.pooled),
+        partial(check_conformity, checkpoint, language=task.language()),
         texts,
         lambda: _check_places(scenario, Geometry.of(scenario, checkpoint).cut),
         adapters,
@@ -230,24 +236,25 @@ def _check_places(scenario: Scenario, cut: Cut) -> None:
 
 
 def _check_data(
-    scenario: Scenario, tokenizer: Tokenizer, geometry: Geometry, embedding_rows: int
+    scenario: Scenario, tokenizer: Tokenizer | None, geometry: Geometry, checkpoint: Checkpoint
 ) -> None:
     """Read and encode the data as the clients will; what the hub holds is left to them.
 
     Labels come first, over whole files: the clients only see their shares.
     """
     kind, data = task_class(scenario.task.kind), scenario.data
-    label = label_column(data, pooled=kind.pooled)
+    label = label_column(data, labelled=kind.labelled)
     files = {
-        which: load_records(data, which, labelled=bool(label))
+        which: kind.records(scenario, which, labelled=bool(label))
         for which in FILES
         if (which == "train" or data.test) and not getattr(data, which).startswith("hub:")
     }
     labels = read_classes(scenario, files) if label else scenario.task.labels
     geometry.check_r_cut(scenario, len(labels))
-    if scenario.privacy.enabled and (labels or not kind.pooled):
+    if scenario.privacy.enabled and (labels or not kind.labelled):
         check_classes(scenario, len(labels))
-    encode = _Encoder(scenario, kind(scenario.task, labels), tokenizer, embedding_rows)
+    task = kind(scenario.task, labels)
+    encode = _Encoder(scenario, task, tokenizer, geometry, checkpoint)
     if "test" in files:
         encode(files["test"], range(len(files["test"])), data.test)
     if "train" not in files:
@@ -267,7 +274,7 @@ def _check_data(
                 scenario,
                 count,
                 len(labels),
-                pools=geometry.server_pools,
+                pools=geometry.classifies,
                 trains_head=geometry.trains_head,
             )
         check_uploads(scenario, rows)
@@ -323,35 +330,46 @@ class _Encoder:
 
     Attributes
     ----------
-    scenario, task, tokenizer
+    scenario, task, tokenizer, geometry, checkpoint
         What they are encoded with.
-    rows
-        Of the model's embedding.
     tallies
         What became of the records, by file.
     """
 
     scenario: Scenario
     task: Task
-    tokenizer: Tokenizer
-    rows: int
+    tokenizer: Tokenizer | None
+    geometry: Geometry
+    checkpoint: Checkpoint
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def __call__(
         self, records: Sequence[Record], rows: Sequence[int], path: str, client: int | None = None
     ) -> None:
         """Refuse a share with a record that cannot be used, with its row in the file."""
-        if not self.task.labels and self.task.pooled:
+        if not self.task.labels and self.task.labelled:
             return  # its classes are those of the hub's records
         own = [records[row] for row in rows]
+        vocabulary = self.checkpoint.size("vocab_size")
         try:
-            samples = encode_records(self.task, own, self.tokenizer, self.scenario.data, self.rows)
+            samples = encode_records(self.task, own, self.tokenizer, self.scenario.data, vocabulary)
+            if not self.tallies:
+                self._try_ends(samples[:1])
         except RecordError as error:
             raise error.of(path, rows[error.place]) from None
         except FedloraError as error:
             whose = "" if client is None else f" (client {client})"
             raise FedloraError(f"{path}{whose}: {error}") from None
         self.tallies.setdefault(path, Tally()).add(len(own), samples)
+
+    def _try_ends(self, samples: Sequence[Sample]) -> None:
+        """Refuse a front of the task's own that cannot take its own samples, or cannot train."""
+        if self.task.tokens or not samples:
+            return
+        width, seed = self.geometry.embedding_width, self.scenario.seed
+        front = self.task.front(self.checkpoint, torch.float32, width, seed)
+        vectors_of(self.task, front, samples, width)
+        check_front(self.scenario, front)
 
     def tell(self) -> None:
         """Warn of records that are cut or left out."""

@@ -273,12 +273,15 @@ def slice_(
     back: Annotated[
         int, typer.Option(min=0, help="`model.client_back` of the scenario to come.")
     ] = 0,
+    task: Annotated[
+        str, typer.Option(help="`task.kind` to come; of one without texts, no vocabulary is taken.")
+    ] = "",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Make the edge package of a model: all that a client needs, without the server's blocks."""
     from fedlora.commands.slice import slice_model
 
-    slice_model(model, out, front, back, overwrite=overwrite)
+    slice_model(model, out, front, back, task=task, overwrite=overwrite)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.split import Checkpoint, Cut, cut_widths
+from fedlora.split import Checkpoint, Cut, cut_widths, embedding_width
 from fedlora.tasks import head_trains, task_class
 from fedlora.tasks.classification import Classification
 
@@ -28,8 +28,12 @@ class Geometry:
         client pools.
     server_final
         Whether the server applies the modules after the last block, above all the final norm.
+    classifies
+        Whether the server pools, and the head is of classes.
     trains_head
         Whether the head trains.
+    embedding_width
+        Numbers of a vector that the client's front makes, before any block.
     activation_width
         Numbers a token of the smashed data that go up.
     representation_width
@@ -41,7 +45,9 @@ class Geometry:
     cut: Cut
     server_pools: bool
     server_final: bool
+    classifies: bool
     trains_head: bool
+    embedding_width: int
     activation_width: int
     representation_width: int
     head_width: int
@@ -51,7 +57,8 @@ class Geometry:
 
         Which they are says where prompts end, which privacy would have to pay for.
         """
-        tokens_alone = not self.server_pools and self.cut.stop == self.cut.blocks
+        language = task_class(scenario.task.kind).language()
+        tokens_alone = language and self.cut.stop == self.cut.blocks
         return tokens_alone and scenario.link.targets_only and not scenario.privacy.enabled
 
     def raw_bits(self, lengths: Sequence[int]) -> int:
@@ -115,15 +122,18 @@ class Geometry:
             When no block is left for the server, or there is no such task.
         """
         cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
-        pools = task_class(scenario.task.kind).pooled and cut.stop == cut.blocks
-        final = pools or (scenario.model.server_norm and not task_class(scenario.task.kind).pooled)
+        kind = task_class(scenario.task.kind)
+        pools = kind.pooled and cut.stop == cut.blocks
+        final = pools or (scenario.model.server_norm and not kind.pooled)
         up, down = cut_widths(checkpoint, cut, final=final)
         whole = Cut(cut.blocks, cut.start, cut.blocks)
         return cls(
             cut=cut,
             server_pools=pools,
             server_final=final,
+            classifies=pools and kind.labelled,
             trains_head=head_trains(scenario),
+            embedding_width=embedding_width(checkpoint),
             activation_width=up,
             representation_width=down,
             head_width=cut_widths(checkpoint, whole, final=True)[1],

@@ -20,7 +20,9 @@ SetOption = Annotated[
 ]
 
 
-def open_scenario(name: str, overrides: Sequence[str] | None, *, check: bool = True) -> Scenario:
+def open_scenario(
+    name: str, overrides: Sequence[str] | None, *, check: bool = True, texts: str = ""
+) -> Scenario:
     """Return a scenario with its overrides, after it was found to be runnable.
 
     Parameters
@@ -29,6 +31,8 @@ def open_scenario(name: str, overrides: Sequence[str] | None, *, check: bool = T
         See ``find_scenario`` and ``with_overrides``.
     check
         Whether to check it; a study that changes it further checks what it runs.
+    texts
+        Who needs a task of texts, as the beginning of a sentence; empty for any task.
 
     Raises
     ------
@@ -37,9 +41,14 @@ def open_scenario(name: str, overrides: Sequence[str] | None, *, check: bool = T
     """
     from fedlora.check import check_scenario
     from fedlora.config import with_overrides
+    from fedlora.registry import use_python_path
     from fedlora.scenarios import find_scenario
+    from fedlora.tasks import require_texts
 
     scenario = with_overrides(find_scenario(name), overrides or [])
+    if texts:
+        use_python_path(scenario.python_path)
+        require_texts(scenario.task.kind, texts)
     if check:
         check_scenario(scenario)
     return scenario

@@ -64,7 +64,7 @@ class PrivateSamples:
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self.lengths = tuple(len(sample.ids) for sample in samples)
+        self.lengths = tuple(sample.length for sample in samples)
         self.all: Private[Sequence[Sample]] = Private(samples)
 
     def __len__(self) -> int:

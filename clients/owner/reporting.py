@@ -164,7 +164,7 @@ def plan_reporting(
     if terms.reports == "unprotected":
         key = DATA if terms.simulated else REPORT
         return Reporting(door, limit=limit, key=key, charges=charges)
-    if not task_class(scenario.task.kind).pooled:
+    if not task_class(scenario.task.kind).labelled:
         log.warning("no held-out counts are told: their noise exists for classification alone")
         return Reporting(door, evaluates=False)
     evaluations = min(_evaluations(scenario), terms.report_limit)

@@ -112,7 +112,7 @@ def _check_trial(keys: NodeKeys) -> None:
 
 def _check_classes(scenario: Scenario, keys: NodeKeys) -> None:
     labels = scenario.task.labels
-    if not task_class(scenario.task.kind).pooled:
+    if not task_class(scenario.task.kind).labelled:
         return
     if not labels:
         raise FedloraError(
@@ -127,10 +127,11 @@ def _check_classes(scenario: Scenario, keys: NodeKeys) -> None:
 
 
 def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
-    pooled, limited = task_class(scenario.task.kind).pooled, keys.limit is not None
-    form = keys.form
-    for key in ("text", "label") if pooled else ("text",):
-        if limited and not getattr(keys, key) and (pooled or not form):
+    kind, limited = task_class(scenario.task.kind), keys.limit is not None
+    labelled, form = kind.labelled, keys.form
+    columns = {"text": kind.tokens, "label": labelled}
+    for key in (name for name, asked in columns.items() if asked):
+        if limited and not getattr(keys, key) and (labelled or not form):
             raise FedloraError(
                 f"privacy-epsilon is set, but not which column of data is the {key}; set {key} in "
                 "the node configuration, as a server that chooses it could have labels sent as text"
@@ -155,12 +156,12 @@ def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
         max_rows=plain.max_rows,
         holdout=_holdout(scenario, keys),
     )
-    if pooled and data.text == data.label:
+    if labelled and kind.tokens and data.text == data.label:
         raise FedloraError(
             f"text and label are both the column {data.text!r}, so the label would be sent as "
             "text; name two"
         )
-    if not pooled and limited:
+    if kind.language() and limited:
         _check_prompts(scenario, data)
     partition = dataclasses.replace(scenario.partition, kind="iid", min_rows=1)
     return dataclasses.replace(scenario, data=data, partition=partition)

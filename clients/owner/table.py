@@ -41,7 +41,7 @@ class Part:
 _MODEL = Part("model files", ("public",))
 _ROWS = Part("number of records, never what is in them", ("public",))
 _SPENT = Part("what the ledger has booked, never records", ("public",))
-_LENGTHS = Part("tokens of each text", ("public",))
+_LENGTHS = Part("tokens of each text, places of each sequence", ("public",))
 _NAMES = Part("which record is which again, under numbers drawn at random", ("public",))
 _TARGETS = Part(
     "which tokens of a text are learnt: where prompts and turns end",
@@ -49,7 +49,7 @@ _TARGETS = Part(
     ("data", "scenario-data"),
 )
 _ACTIVATION = Part(
-    "text, as the token embedding or the client's blocks have it",
+    "text or values, as the client's front or its blocks have them",
     ("allowed", "released"),
     ("text", "scenario-data"),
     "one Gaussian release a record and run at privacy.activation_sigma, repeated afterwards",

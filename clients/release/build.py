@@ -74,7 +74,7 @@ def build_release(
     head, trains_head
         The client's head, and whether heads train.
     pools
-        Whether the server pools.
+        Whether the server pools, and heads are of classes.
     classes
         Number of classes.
     origins

@@ -29,6 +29,7 @@ from fedlora.lora.classifier import (
     write_padding,
 )
 from fedlora.lora.export import Adapter
+from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.split.resolve import is_hub_name
@@ -126,6 +127,8 @@ class _Plan:
         self._adapter = adapter
         self._pooled = adapter.task_type != "CAUSAL_LM"
         self._scenario = load_scenario(folder.scenario) if folder.scenario.is_file() else None
+        if self._scenario is not None and ":" in self._scenario.task.kind:
+            use_python_path(self._scenario.python_path)
         self._head = chosen_head(folder, client)
         self._classifier: Classifier | None = None
         self._padding: Padding | None = None
@@ -150,6 +153,8 @@ class _Plan:
             )
         if scenario is None or not task_class(scenario.task.kind).pooled:
             raise FedloraError("the run's folder has no scenario that says how it pools")
+        if not task_class(scenario.task.kind).labelled:
+            raise FedloraError(f"task.kind {scenario.task.kind} has no classes")
         if scenario.train.embedding:
             raise FedloraError(
                 "each client trains a token embedding of its own, which is not here, so that no "

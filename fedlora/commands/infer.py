@@ -23,10 +23,18 @@ from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import HEAD, Head, with_head
 from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
 from fedlora.split.whole import load_whole
-from fedlora.tasks import Tokenizer, lacking_token, load_tokenizer, renders_chat, task_class
+from fedlora.tasks import (
+    Tokenizer,
+    lacking_token,
+    load_tokenizer,
+    renders_chat,
+    require_texts,
+    task_class,
+)
 from fedlora.unicode import require_unicode
 
 
@@ -132,7 +140,11 @@ def infer_texts(
 
 
 def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: str) -> _Device:
-    facts = TaskFacts.of(load_scenario(folder.scenario))
+    scenario = load_scenario(folder.scenario)
+    if ":" in scenario.task.kind:
+        use_python_path(scenario.python_path)
+    facts = TaskFacts.of(scenario)
+    require_texts(facts.task.kind, "fedlora infer")
     adapter, ranks = chosen_adapter(folder, client, rank)
     summary = folder.read_summary()
     ended = summary is not None and not summary.get("unfinished")

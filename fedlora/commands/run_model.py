@@ -140,7 +140,7 @@ def chosen_head(folder: RunFolder, client: str | None) -> Head | None:
         When it cannot be read.
     """
     if head_file(folder).exists():
-        return read_head(head_file(folder))
+        return read_head(head_file(folder)) if _is_linear(head_file(folder)) else None
     if client is None:
         return None
     states = RoundStates(folder.checkpoint / "clients" / client).readable()
@@ -152,6 +152,15 @@ def chosen_head(folder: RunFolder, client: str | None) -> Head | None:
     labels = named or tuple((folder.read_summary() or {}).get("labels", ()))
     weight = weights["weight"].float()
     return Head(weight, labels if len(labels) == len(weight) else ())
+
+
+def _is_linear(path: Path) -> bool:
+    """Tell whether a head is one linear map, as those of fedlora's own tasks of texts are."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys()) == {"weight"}
+    except (OSError, SafetensorError):
+        return True  # what is wrong is told by who reads it
 
 
 def read_head(path: Path) -> Head:

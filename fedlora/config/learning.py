@@ -49,11 +49,12 @@ class TaskConfig:
     Attributes
     ----------
     kind
-        ``classification``, ``causal_lm``, or ``module:Class`` of a task plug-in.
+        ``classification``, ``causal_lm``, or ``module:Class`` of a task plug-in, whose inputs may
+        be other than texts.
     pool
         How the server pools a row for classification: last token, mean over tokens, or first (CLS).
     max_length
-        Longest sample in tokens; longer ones are cut.
+        Longest sample in tokens; longer texts are cut.
     labels
         Names of the classes in order; empty means: all that occur in the training data, sorted.
         A deployment, where nobody sees all data, must name them.
@@ -130,7 +131,8 @@ class TrainConfig:
     accumulate
         Exchanges whose gradients are added up for one optimiser step.
     embedding
-        Whether each client also trains its token embedding (costs a second exchange a step).
+        Whether each client also trains its token embedding, or what its task has in place of it
+        (costs a second exchange a step).
     """
 
     rounds: int = within(5, 1, 999_999)

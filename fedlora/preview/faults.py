@@ -25,7 +25,6 @@ from fedlora.tasks import (
     encode_records,
     fitting_tokenizer,
     label_column,
-    load_records,
     task_class,
 )
 from fedlora.tasks.partition import partition
@@ -93,13 +92,13 @@ def find_faults(scenario: Scenario) -> list[str]:
 
 def _look_at_data(scenario: Scenario, checkpoint: Checkpoint | None, faults: Faults) -> None:
     kind, data = task_class(scenario.task.kind), scenario.data
-    label = faults.of(lambda: label_column(data, pooled=kind.pooled))
-    files: dict[Literal["train", "test"], list[dict[str, str]]] = {}
+    label = faults.of(lambda: label_column(data, labelled=kind.labelled))
+    files: dict[Literal["train", "test"], list[Record]] = {}
     for which in FILES:
         path = getattr(data, which)
         if path.startswith("hub:") or (which == "test" and not path):
             continue
-        found = faults.of(partial(load_records, data, which, labelled=bool(label)))
+        found = faults.of(partial(kind.records, scenario, which, labelled=bool(label)))
         if found:
             files[which] = found
     labels = scenario.task.labels

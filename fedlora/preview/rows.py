@@ -23,12 +23,12 @@ from fedlora.tasks import (
     fitting_tokenizer,
     holdout_split,
     label_column,
-    load_records,
     task_class,
 )
 from fedlora.tasks.partition import partition
 
 _SHOWN_ROWS = 3
+_SHOWN_NUMBERS = 4
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ShownRow:
     row
         Its number in the training file, from 1.
     tokens
-        Its tokens as texts.
+        Its tokens as texts; of a task without tokens the numbers at each place.
     learnt
         Whether each of them is to be predicted; none of a classifier's is.
     target
@@ -144,9 +144,9 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
     kind, data = task_class(scenario.task.kind), scenario.data
     if any(getattr(data, which).startswith("hub:") for which in FILES):
         return None
-    label = label_column(data, pooled=kind.pooled)
+    label = label_column(data, labelled=kind.labelled)
     files = {
-        which: load_records(data, which, labelled=bool(label))
+        which: kind.records(scenario, which, labelled=bool(label))
         for which in FILES
         if which == "train" or data.test
     }
@@ -162,7 +162,7 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
         tally = tallies.setdefault(path, Tally())
         tally.add(len(records), made[which])
         warnings += [f"{path}: {told}" for told in tally.told(scenario.task.max_length)]
-    longest = [len(sample.ids) + sample.cut for sample in made["train"]]
+    longest = [sample.length + sample.cut for sample in made["train"]]
     names = [str(name) for name in labels]
     shown = [_shown(sample, names, tokenizer) for sample in made["train"][:_SHOWN_ROWS]]
     shares = _shares(scenario, files["train"], len(files.get("test", ())), label)
@@ -207,11 +207,16 @@ def _samples(
     shares: Sequence[tuple[list[int], list[int]]], made: Mapping[str, Sequence[Sample]]
 ) -> list[ClientSamples]:
     """Return each client's samples; a record of which nothing is left gives none."""
-    of_file = {which: {s.source: _viewed(s) for s in samples} for which, samples in made.items()}
+    of_file: dict[str, dict[int, list[SampleView]]] = {}
+    for which, samples in made.items():
+        of_file[which] = {}
+        for sample in samples:
+            of_file[which].setdefault(sample.source, []).append(_viewed(sample))
     train, held = of_file["train"], of_file.get("test", of_file["train"])
     return [
         ClientSamples(
-            [train[row] for row in own if row in train], [held[row] for row in out if row in held]
+            [size for row in own for size in train.get(row, ())],
+            [size for row in out for size in held.get(row, ())],
         )
         for own, out in shares
     ]
@@ -222,13 +227,25 @@ def _viewed(sample: Sample) -> SampleView:
     learnt = 0
     if isinstance(sample.target, tuple):
         learnt = sum(target != IGNORED for target in sample.target)
+    if sample.values is not None:  # equal places have equal vectors, as equal tokens have
+        return [hash(row.numpy().tobytes()) for row in sample.values], 0
     return sample.ids, learnt
 
 
-def _shown(sample: Sample, names: Sequence[str], tokenizer: Tokenizer) -> ShownRow:
+def _shown(sample: Sample, names: Sequence[str], tokenizer: Tokenizer | None) -> ShownRow:
+    if tokenizer is None or sample.values is not None:
+        rows = [] if sample.values is None else sample.values.tolist()
+        return ShownRow(sample.source + 1, [*map(_numbers, rows)], [False] * len(rows), "")
     tokens = [tokenizer.backend.decode([n], skip_special_tokens=False) for n in sample.ids]
     if isinstance(sample.target, tuple):
         learnt = [False, *(target != IGNORED for target in sample.target[:-1])]
         return ShownRow(sample.source + 1, tokens, learnt, "")
     target = names[sample.target] if sample.target < len(names) else ""
     return ShownRow(sample.source + 1, tokens, [False] * len(tokens), target)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """Return one place of a sequence that is no text, shortened."""
+    shown = " ".join(f"{value:.3g}" for value in values[:_SHOWN_NUMBERS])
+    more = " ..." if len(values) > _SHOWN_NUMBERS else ""
+    return f"({shown}{more})"

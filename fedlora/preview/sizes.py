@@ -94,8 +94,9 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     rows = scenario.train.batch_size
     tokens = math.ceil(rows * load.tokens)
     width = DTYPES[scenario.model.dtype].itemsize
-    head = geometry.head_width * (classes or checkpoint.size("vocab_size"))
-    language = not task_class(scenario.task.kind).pooled
+    kind = task_class(scenario.task.kind)
+    language = kind.language()
+    head, front = _ends(scenario, checkpoint, geometry, classes)
     back_rows = rows if geometry.server_pools else tokens
     once = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
     if geometry.targets_only(scenario):
@@ -111,12 +112,14 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     if geometry.trains_head and scenario.head.share == "step" and not scenario.link.r_cut:
         up, down = up + 4 * head, down + 4 * head
     model = scenario.model
-    at_edge = edge_tensors(
-        checkpoint.folder, model.client_front, model.client_back, language=language
-    )
-    away = edge_tensors(checkpoint.folder, model.client_front, model.client_back, language=True)
-    device = _numbers(checkpoint, at_edge) * width + (0 if language else _ADAM_BYTES * head)
-    trained = _numbers(checkpoint, at_edge) if scenario.train.embedding else 0
+    folder, blocks = checkpoint.folder, (model.client_front, model.client_back)
+    at_edge = edge_tensors(folder, *blocks, language=language, tokens=kind.tokens)
+    away = edge_tensors(folder, *blocks, language=True)
+    here = _numbers(checkpoint, at_edge) + front
+    device = here * width + (0 if language else _ADAM_BYTES * head)
+    trained = 0
+    if scenario.train.embedding:
+        trained = here if kind.tokens else front
     step = 4 * tokens * (2 * geometry.activation_width + 3 * geometry.representation_width)
     step += 4 * (4 << 20) if language else 0  # a chunk of logits
     kept = 4 * load.all_tokens * geometry.activation_width if reused else 0
@@ -137,6 +140,19 @@ def _encoded(scenario: Scenario, what: Payload, rows: int, width: int) -> int:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
     parts = create_codec(**scenario.link.codec(what)).encode(x)
     return sum(part.numel() * part.element_size() for part in parts.values())
+
+
+def _ends(
+    scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry, classes: int
+) -> tuple[int, int]:
+    """Return the weights of the head, and of a front in place of the token embedding."""
+    kind, seed = task_class(scenario.task.kind), scenario.seed
+    if kind.tokens:
+        return geometry.head_width * (classes or checkpoint.size("vocab_size")), 0
+    task = kind(scenario.task)
+    head = task.head(checkpoint, torch.float32, geometry.head_width, seed)
+    front = task.front(checkpoint, torch.float32, geometry.embedding_width, seed)
+    return sum(p.numel() for p in head.parameters()), sum(p.numel() for p in front.parameters())
 
 
 def _numbers(checkpoint: Checkpoint, names: Iterable[str]) -> int:

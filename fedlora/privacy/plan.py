@@ -54,7 +54,7 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
     scenario
         The run's; with privacy off there is no mechanism.
     pools
-        Whether the server pools, so that a bare linear head follows what it sends.
+        Whether the server pools, so that a bare linear head of classes follows what it sends.
     trains_head
         Whether heads train.
 

@@ -97,7 +97,7 @@ def head_file(folder: RunFolder) -> Path:
 def export(server: ServerRun) -> Adapter:
     """Return the adapter at full rank, with the names that plain PEFT expects."""
     family = server.engine.blocks.family
-    language = not task_class(server.scenario.task.kind).pooled
+    language = task_class(server.scenario.task.kind).language()
     prefix = family.prefix if language else ""
     name, revision = published_name(server.scenario.model.path, server.checkpoint.folder)
     return Adapter(

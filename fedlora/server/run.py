@@ -23,7 +23,7 @@ from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
 from fedlora.split import Checkpoint, model_folder
 from fedlora.split.conformity import check_conformity
-from fedlora.tasks import check_labels, check_length, check_pool, fitting_tokenizer, task_class
+from fedlora.tasks import check_labels, check_length, check_pool, task_class, tokenizer_digest
 
 _MAX_ROWS = 1 << 40
 
@@ -51,14 +51,14 @@ class ServerRun:
         check_length(scenario.task, self.checkpoint)
         check_pool(scenario.task, self.checkpoint)
         task = task_class(scenario.task.kind)
-        if task.pooled:
+        if task.labelled:
             check_labels(scenario.task.labels)
-        check_conformity(self.checkpoint, language=not task.pooled)
+        check_conformity(self.checkpoint, language=task.language())
         self.identity = Identity(
             PROTOCOL,
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
-            fitting_tokenizer(task, self.checkpoint).digest_for(pooled=task.pooled),
+            tokenizer_digest(task, self.checkpoint),
             scenario.model.dtype,
         )
         self.engine = SplitEngine(self.checkpoint, scenario)

@@ -107,7 +107,7 @@ class Training:
         self.recorder = recorder
         self.task: type[Task] = task_class(scenario.task.kind)
         geometry = engine.geometry
-        check_release(scenario, pools=geometry.server_pools, trains_head=geometry.trains_head)
+        check_release(scenario, pools=geometry.classifies, trains_head=geometry.trains_head)
         self.outcome = Outcome()
         self.sharing = HeadSharing(scenario, cohort)
         self.deliveries = Deliveries(engine, cohort, air, ranking.space)

@@ -14,8 +14,32 @@ from fedlora.split.embeddings import token_embedding
 from fedlora.split.family import Loader, find_family
 
 
+class TokenEmbedding(nn.Module):
+    """The checkpoint's token embedding, with its family's scale.
+
+    Parameters
+    ----------
+    checkpoint
+        Where the tensor is.
+    dtype
+        Precision of the frozen weights.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(token_embedding(checkpoint, dtype), requires_grad=False)
+        self.scale = find_family(checkpoint).embedding_scale(checkpoint.config)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Map token ids (tokens,) to embeddings (tokens, width)."""
+        embedded = F.embedding(ids, self.weight)
+        if self.scale != 1.0:
+            embedded = embedded * torch.tensor(self.scale, dtype=embedded.dtype)
+        return embedded
+
+
 class Front(nn.Module):
-    """Token embedding, and the blocks that stay on the client before the cut.
+    """What makes vectors of a sample, and the blocks that stay on the client before the cut.
 
     Parameters
     ----------
@@ -25,13 +49,20 @@ class Front(nn.Module):
         Where the model is cut.
     dtype
         Precision of the frozen weights.
+    embedding
+        The task's own module in place of the token embedding.
     """
 
-    def __init__(self, checkpoint: Checkpoint, cut: Cut, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        cut: Cut,
+        dtype: torch.dtype,
+        embedding: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        family = find_family(checkpoint)
-        self.weight = nn.Parameter(token_embedding(checkpoint, dtype), requires_grad=False)
-        self.scale = family.embedding_scale(checkpoint.config)
+        self.embedding = TokenEmbedding(checkpoint, dtype) if embedding is None else embedding
+        self.dtype = dtype
         self.blocks: nn.Module | None = None
         if cut.start > 0:
             self.blocks = Blocks(checkpoint, 0, cut.start, final=False, dtype=dtype)
@@ -51,11 +82,13 @@ class Front(nn.Module):
         torch.Tensor
             What goes over the cut, shape (tokens, width).
         """
-        embedded = F.embedding(ids, self.weight)
-        if self.scale != 1.0:
-            embedded = embedded * torch.tensor(self.scale, dtype=embedded.dtype)
+        return self.onward(self.embedding(ids), lengths)
+
+    def onward(self, embedded: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Take packed vectors (tokens, width) through the blocks before the cut, if any."""
         if self.blocks is None:
             return embedded
+        embedded = embedded.to(self.dtype)
         if torch.is_grad_enabled():
             states: torch.Tensor = self.blocks(embedded, lengths)
             return states
@@ -63,6 +96,13 @@ class Front(nn.Module):
         # batch, so that a row that is kept, or sent again, is the one that would be computed.
         rows = torch.split(embedded, list(lengths))
         return torch.cat([self.blocks(row, [len(row)]) for row in rows])
+
+    @property
+    def tokens(self) -> TokenEmbedding:
+        """The token embedding; a task with a module of its own in its place has none."""
+        if not isinstance(self.embedding, TokenEmbedding):
+            raise TypeError(f"{type(self.embedding).__name__} is no token embedding")
+        return self.embedding
 
 
 class Back(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from fedlora.errors import FedloraError
 from fedlora.split.blocks import Cut
@@ -54,6 +55,7 @@ def slice_checkpoint(
     client_back: int = 0,
     *,
     overwrite: bool = False,
+    tokens: bool = True,
 ) -> Package:
     """Write the edge package of a checkpoint.
 
@@ -67,6 +69,8 @@ def slice_checkpoint(
         Blocks that stay on the client before and after the cut.
     overwrite
         Whether an earlier package in ``out`` is replaced.
+    tokens
+        Whether it is for texts: else token embedding, language head and tokenizer are left out.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def slice_checkpoint(
     if checkpoint.manifest is not None:
         raise FedloraError(f"{source} is an edge package itself; slice the whole model")
     _PACKAGE.check_free(out, overwrite=overwrite, option="--out")
-    wanted = checkpoint.wanted_by_clients(client_front, client_back)
+    wanted = checkpoint.wanted_by_clients(client_front, client_back, language=tokens, tokens=tokens)
     conformity = check_conformity(Checkpoint(source))
     out.mkdir(parents=True, exist_ok=True)
     _PACKAGE.clear(out)
@@ -87,7 +91,8 @@ def slice_checkpoint(
         with safe_open(checkpoint.entries[name].file, framework="pt") as file:
             tensors[name] = file.get_tensor(name)
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    copy_tokenizer(source, out)
+    if tokens:
+        copy_tokenizer(source, out)
     manifest = Manifest(
         checkpoint.weights_digest,
         checkpoint.digest_of(wanted),
@@ -102,7 +107,9 @@ def slice_checkpoint(
     return Package(len(wanted), sum(sizes[n] for n in wanted), sum(sizes.values()), manifest)
 
 
-def edge_tensors(source: Path, client_front: int, client_back: int, *, language: bool) -> list[str]:
+def edge_tensors(
+    source: Path, client_front: int, client_back: int, *, language: bool, tokens: bool = True
+) -> list[str]:
     """Return the names of the tensors that a client asks for.
 
     Parameters
@@ -113,13 +120,16 @@ def edge_tensors(source: Path, client_front: int, client_back: int, *, language:
         Blocks that stay on the client.
     language
         Whether the output embedding is among them.
+    tokens
+        Whether the token embedding is.
 
     Raises
     ------
     FedloraError
         When the checkpoint cannot be cut so.
     """
-    return _Wanted(source).wanted_by_clients(client_front, client_back, language=language)
+    wanted = _Wanted(source)
+    return wanted.wanted_by_clients(client_front, client_back, language=language, tokens=tokens)
 
 
 class _Wanted(Checkpoint):
@@ -137,11 +147,11 @@ class _Wanted(Checkpoint):
         return torch.empty(self.entries[name].shape, dtype=dtype, device="meta")
 
     def wanted_by_clients(
-        self, client_front: int, client_back: int, *, language: bool = True
+        self, client_front: int, client_back: int, *, language: bool = True, tokens: bool = True
     ) -> list[str]:
         """Return the names of the tensors that a client asks for; by default one of any task."""
         cut = Cut.of(self, client_front, client_back)
-        Front(self, cut, torch.float32)
+        Front(self, cut, torch.float32, None if tokens else nn.Identity())
         Back(self, cut, torch.float32, final=True)
         if language and find_family(self).causal:
             # Saved without an output embedding it is still of use for classification.

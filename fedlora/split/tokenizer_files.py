@@ -15,6 +15,11 @@ TOKENIZER_FILES = (
 """Patterns of the files."""
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a model folder has any file of a tokenizer; tasks without texts need none."""
+    return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a model's vocabulary, special tokens and chat templates into another folder.
 

@@ -7,10 +7,12 @@ from fedlora.tasks.base import (
     Sample,
     Task,
     TaskLoss,
+    check_front,
     check_length,
     check_pool,
     head_trains,
     task_class,
+    vectors_of,
 )
 from fedlora.tasks.columns import (
     Record,
@@ -22,7 +24,15 @@ from fedlora.tasks.columns import (
     require_column,
 )
 from fedlora.tasks.data import load_records
-from fedlora.tasks.encoding import Tally, encode_records, fitting_tokenizer, lacking_token
+from fedlora.tasks.encoding import (
+    Tally,
+    encode_records,
+    fitting_tokenizer,
+    lacking_token,
+    require_texts,
+    tokenizer_digest,
+)
+from fedlora.tasks.errors import ErrorCounts
 from fedlora.tasks.language_records import renders_chat
 from fedlora.tasks.partition import Rows, holdout_split
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
@@ -30,6 +40,7 @@ from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 __all__ = [
     "IGNORED",
     "Counts",
+    "ErrorCounts",
     "Record",
     "RecordError",
     "Rows",
@@ -39,6 +50,7 @@ __all__ = [
     "TaskLoss",
     "Tokenizer",
     "check_form",
+    "check_front",
     "check_labels",
     "check_length",
     "check_pool",
@@ -54,5 +66,8 @@ __all__ = [
     "load_tokenizer",
     "renders_chat",
     "require_column",
+    "require_texts",
     "task_class",
+    "tokenizer_digest",
+    "vectors_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import nn
@@ -13,8 +13,9 @@ from torch import nn
 from fedlora.config import DataConfig, Scenario, TaskConfig
 from fedlora.errors import FedloraError
 from fedlora.registry import resolve
-from fedlora.split import Checkpoint, find_family
+from fedlora.split import Checkpoint, TokenEmbedding, find_family
 from fedlora.tasks.columns import Record
+from fedlora.tasks.data import load_records
 from fedlora.tasks.metrics import Metric
 from fedlora.tasks.tokenizer import Tokenizer
 
@@ -29,21 +30,30 @@ class Sample:
     Attributes
     ----------
     ids
-        Token ids.
+        Token ids; empty where the task's inputs are no tokens.
     target
         Class index, or for language modelling the next token at each position; ``IGNORED`` for
-        none.
+        none. Of other tasks what their ``loss`` and ``measure`` take, such as a tensor.
     source
         Place of the record that it was made from among those given to ``Task.samples``; -1 where
         it was made from none. Owners' budgets go by it.
     cut
         Tokens of the record that it lacks, as ``task.max_length`` allows no more.
+    values
+        Of a task whose inputs are no tokens: what the client's front makes a vector each of, one
+        row a place of the sequence, fp32, shape (places, numbers).
     """
 
     ids: tuple[int, ...]
-    target: int | tuple[int, ...]
+    target: Any
     source: int = -1
     cut: int = 0
+    values: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Vectors that the front makes of it: tokens of a text, places of a sequence."""
+        return len(self.ids) if self.values is None else len(self.values)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class Task(ABC):
     config
         The scenario's ``task`` section.
     labels
-        Class names in order; empty for language modelling.
+        Class names in order; empty for a task without.
 
     Attributes
     ----------
@@ -124,20 +134,114 @@ class Task(ABC):
         Whether the head takes one vector a row (pooled on the server) instead of one a token.
     trains_head
         Whether the head trains where the scenario says ``auto``.
+    tokens
+        Whether samples are token ids of texts. Else no tokenizer is read, no column of texts is
+        asked for, samples have ``values``, and ``front`` says what makes vectors of them.
+    labelled
+        Whether records have classes (``data.label``, ``task.labels``); where a task does not say,
+        pooled texts have.
     """
 
     pooled: ClassVar[bool]
     trains_head: ClassVar[bool]
+    tokens: ClassVar[bool] = True
+    labelled: ClassVar[bool]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "labelled"):
+            cls.labelled = cls.tokens and getattr(cls, "pooled", False)
 
     def __init__(self, config: TaskConfig, labels: Sequence[str] = ()) -> None:
         self.config = config
         self.labels = tuple(labels)
 
+    @classmethod
+    def language(cls) -> bool:
+        """Tell whether each token of a text has a target, as in language modelling."""
+        return cls.tokens and not cls.pooled
+
+    @classmethod
+    def records(
+        cls, scenario: Scenario, which: Literal["train", "test"], *, labelled: bool
+    ) -> list[Record]:
+        """Read the records of ``data.train`` or ``data.test``; by default rows of named strings.
+
+        Parameters
+        ----------
+        scenario
+            Its ``data`` and ``task`` sections are used.
+        which
+            Which file.
+        labelled
+            Whether ``data.label`` has to be there as well.
+
+        Raises
+        ------
+        FedloraError
+            When they cannot be read, or lack what is learnt.
+        """
+        return list(load_records(scenario.data, which, labelled=labelled, texts=cls.tokens))
+
+    def front(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
+        """Build what makes vectors of samples on the client; by default the token embedding.
+
+        It trains where ``train.embedding`` says so.
+
+        Parameters
+        ----------
+        checkpoint, dtype
+            The backbone, and the precision of its frozen weights.
+        width
+            Numbers of a vector: the width of the backbone's token embedding.
+        seed
+            The same seed gives the same weights on every client.
+        """
+        del seed
+        if not self.tokens:
+            raise FedloraError(
+                f"task.kind is {self.config.kind}, whose inputs are no tokens, and it has no "
+                f"front; let its front() return a module that makes vectors of {width} numbers"
+            )
+        return TokenEmbedding(checkpoint, dtype)
+
+    def embed(self, front: nn.Module, samples: Sequence[Sample]) -> torch.Tensor:
+        """Make the vectors of a batch.
+
+        Parameters
+        ----------
+        front
+            What ``front`` built. By default it is called with the packed ids, shape (tokens,), or
+            the packed values, shape (places, numbers), of all samples.
+        samples
+            The batch.
+
+        Returns
+        -------
+        torch.Tensor
+            ``sample.length`` vectors of each, one after the other, shape (tokens, width).
+        """
+        if self.tokens:
+            inputs = torch.tensor([token for sample in samples for token in sample.ids])
+        else:
+            inputs = torch.cat([s.values for s in samples if s.values is not None])
+        embedded: torch.Tensor = front(inputs)
+        return embedded
+
     @abstractmethod
     def samples(
-        self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, data: DataConfig
     ) -> list[Sample]:
         """Encode records; each sample names its record as its ``source``.
+
+        Parameters
+        ----------
+        records
+            What ``records`` read, or some of it.
+        tokenizer
+            The checkpoint's; None where the task's inputs are no tokens.
+        data
+            Which columns are what.
 
         Raises
         ------
@@ -176,6 +280,49 @@ class Task(ABC):
     @abstractmethod
     def read_counts(self, value: Any) -> Counts:
         """Read counts that came over a wire; raises ``ProtocolError`` when they are not valid."""
+
+
+def vectors_of(task: Task, front: nn.Module, samples: Sequence[Sample], width: int) -> torch.Tensor:
+    """Return a batch's vectors, one for each token or place, shape (tokens, width).
+
+    Parameters
+    ----------
+    task, front
+        A task, and what its ``front`` built.
+    samples
+        The batch.
+    width
+        Numbers that a vector has to have.
+
+    Raises
+    ------
+    FedloraError
+        When the task makes others.
+    """
+    made: object = task.embed(front, samples)
+    shape = (sum(sample.length for sample in samples), width)
+    if not isinstance(made, torch.Tensor) or tuple(made.shape) != shape:
+        what = f"shape {tuple(made.shape)}" if isinstance(made, torch.Tensor) else repr(made)
+        raise FedloraError(
+            f"the front of task.kind {task.config.kind} made {what:.80} in place of vectors of "
+            f"shape {shape}, one for each place of each sample; mend its front() or embed()"
+        )
+    return made
+
+
+def check_front(scenario: Scenario, front: nn.Module) -> None:
+    """Refuse to train a front that has nothing to train.
+
+    Raises
+    ------
+    FedloraError
+        When the scenario says that it trains.
+    """
+    if scenario.train.embedding and not list(front.parameters()):
+        raise FedloraError(
+            f"train.embedding is true, and the front of task.kind {scenario.task.kind} has no "
+            "weights that could train; set it to false"
+        )
 
 
 def head_trains(scenario: Scenario) -> bool:

@@ -30,12 +30,13 @@ class CausalLanguageModelling(Task):
     trains_head = False
 
     def samples(
-        self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, data: DataConfig
     ) -> list[Sample]:
         """See ``Task``; of conversations and prompts only what the assistant says is trained on.
 
         A record of which nothing is left to predict within ``task.max_length`` gives no sample.
         """
+        assert tokenizer is not None
         samples = []
         chat, longest = renders_chat(data.renders, tokenizer), self.config.max_length
         for place, record in enumerate(records):

@@ -33,9 +33,10 @@ class Classification(Task):
     trains_head = True
 
     def samples(
-        self, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, data: DataConfig
     ) -> list[Sample]:
         """See ``Task``."""
+        assert tokenizer is not None
         require_column(records, data.label, "data.label")
         index = {label: number for number, label in enumerate(self.labels)}
         samples = []

@@ -12,7 +12,8 @@ from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 
-Record: TypeAlias = Mapping[str, str]
+Record: TypeAlias = Mapping[str, Any]
+"""Named values: strings where it was read from a file of texts."""
 
 _CONVERSATION = (
     'a list such as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -73,7 +74,7 @@ def _cell(value: Any) -> str:
 
 def label_of(record: Record, column: str) -> str | None:
     """Return a record's class; None where it has none."""
-    return None if _lacks(record, column, "data.label") else record[column]
+    return None if _lacks(record, column, "data.label") else str(record[column])
 
 
 def _lacks(record: Record, column: str, key: str) -> bool:
@@ -127,7 +128,7 @@ def require_column(records: Sequence[Record], column: str, key: str, source: str
     raise FedloraError(f"{where} has no {column!r} ({why}){more}; mend or remove {them}")
 
 
-def label_column(config: DataConfig, *, pooled: bool) -> str:
+def label_column(config: DataConfig, *, labelled: bool) -> str:
     """Return the column of the class; empty for a task that has none.
 
     Raises
@@ -135,12 +136,12 @@ def label_column(config: DataConfig, *, pooled: bool) -> str:
     FedloraError
         When the task has classes and no column is named.
     """
-    if pooled and not config.label:
+    if labelled and not config.label:
         raise FedloraError("data.label is empty; name the column that holds the class")
-    return config.label if pooled else ""
+    return config.label if labelled else ""
 
 
-def check_form(config: DataConfig, *, pooled: bool) -> None:
+def check_form(config: DataConfig, *, labelled: bool) -> None:
     """Refuse conversations, and prompts with completions, for a task of one class a text.
 
     Raises
@@ -148,7 +149,7 @@ def check_form(config: DataConfig, *, pooled: bool) -> None:
     FedloraError
         When the task is such a one.
     """
-    if pooled and config.form != "text":
+    if labelled and config.form != "text":
         named = config.messages or config.prompt
         raise FedloraError(
             f"data.{config.form} is {shown(named)}, and the task has one class for each text; set "

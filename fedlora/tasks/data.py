@@ -28,7 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 def load_records(
-    config: DataConfig, which: Literal["train", "test"], *, labelled: bool = False
+    config: DataConfig,
+    which: Literal["train", "test"],
+    *,
+    labelled: bool = False,
+    texts: bool = True,
 ) -> list[dict[str, str]]:
     r"""Read the training or test records of a scenario.
 
@@ -51,6 +55,8 @@ def load_records(
         ``train`` or ``test``.
     labelled
         Whether the column ``data.label`` is used as well.
+    texts
+        Whether what is learnt is in columns of texts, which every record must have.
 
     Returns
     -------
@@ -68,12 +74,13 @@ def load_records(
         raise FedloraError(
             f"{key} is empty; name a file of records, such as requests.csv, or a saved dataset"
         )
-    used = config.columns_read | ({config.label: "data.label"} if labelled else {})
+    read = config.columns_read if texts else {}
+    used = read | ({config.label: "data.label"} if labelled else {})
     rows = _records(path, key, config, which, used)
     records = list(islice(rows, config.max_rows or None))
     if not records:
         raise FedloraError(f"{key} is {path!r}, which holds no records; name a file with some")
-    for column, name in config.columns_read.items():
+    for column, name in read.items():
         require_column(records, column, name, path)
     return records
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fedlora.checks import shown
 from fedlora.config import DataConfig
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint
-from fedlora.tasks.base import RecordError, Sample, Task
+from fedlora.tasks.base import RecordError, Sample, Task, task_class
 from fedlora.tasks.columns import Record
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 
 
 def encode_records(
-    task: Task, records: Sequence[Record], tokenizer: Tokenizer, data: DataConfig, rows: int
+    task: Task, records: Sequence[Record], tokenizer: Tokenizer | None, data: DataConfig, rows: int
 ) -> list[Sample]:
     """Encode records, none of which may have a token that the model's embedding lacks.
 
@@ -32,17 +34,49 @@ def encode_records(
     Raises
     ------
     FedloraError
-        What ``Task.samples`` raises; as a ``RecordError`` when a record has such a token.
+        What ``Task.samples`` raises; as a ``RecordError`` when a record has such a token, or values
+        of which no front makes vectors that the model takes.
     """
     samples = task.samples(records, tokenizer, data)
-    if tokenizer.largest_id < rows:
+    if tokenizer is not None and tokenizer.largest_id < rows:
         return samples
     for sample in samples:
-        if lacking := lacking_token(sample.ids, tokenizer, rows):
+        if tokenizer is None:
+            wrong = unfit_values(sample, task.config.max_length)
+        else:
+            wrong = lacking_token(sample.ids, tokenizer, rows)
+        if wrong:
             if sample.source < 0:
-                raise FedloraError(f"a sample has {lacking}")
-            raise RecordError(sample.source, f"has {lacking}")
+                raise FedloraError(f"a sample has {wrong}")
+            raise RecordError(sample.source, f"has {wrong}")
     return samples
+
+
+def unfit_values(sample: Sample, longest: int) -> str:
+    """Return what is wrong with a sample whose inputs are no tokens; empty where nothing is.
+
+    Parameters
+    ----------
+    sample
+        The sample.
+    longest
+        Most places of its sequence: ``task.max_length``.
+    """
+    values = sample.values
+    if values is None or values.dim() != 2 or values.dtype != torch.float32:
+        kind = "none" if values is None else f"{values.dtype} of shape {tuple(values.shape)}"
+        return (
+            f"values that are no fp32 tensor of shape (places, numbers) but {kind}; mend the "
+            "task's samples()"
+        )
+    if not 1 <= len(values) <= longest:
+        return (
+            f"a sequence of {len(values)} places, and task.max_length is {longest}; shorten it, or "
+            "raise that"
+        )
+    if not bool(values.isfinite().all()):
+        return "NaN or infinity among its values; mend or remove it"
+    return ""
 
 
 def lacking_token(ids: Iterable[int], tokenizer: Tokenizer, rows: int) -> str:
@@ -68,20 +102,58 @@ def lacking_token(ids: Iterable[int], tokenizer: Tokenizer, rows: int) -> str:
     )
 
 
-def fitting_tokenizer(task: type[Task], checkpoint: Checkpoint) -> Tokenizer:
+def fitting_tokenizer(task: type[Task], checkpoint: Checkpoint) -> Tokenizer | None:
     """Read a checkpoint's tokenizer, whose ends of a text the embedding must have.
+
+    None for a task whose inputs are no tokens: the checkpoint needs none then.
 
     Raises
     ------
     FedloraError
         When it cannot be read, or puts a token around every text that the embedding lacks.
     """
+    if not task.tokens:
+        return None
     tokenizer = load_tokenizer(checkpoint.folder)
     ends = tokenizer.closing if task.pooled else (tokenizer.eos_id or 0,)
     rows = checkpoint.size("vocab_size")
     if lacking := lacking_token((*tokenizer.opening, *ends), tokenizer, rows):
         raise FedloraError(f"every text has {lacking}")
     return tokenizer
+
+
+def tokenizer_digest(task: type[Task], checkpoint: Checkpoint) -> str:
+    """Return what both halves must have in common to make the same ids; empty without tokens.
+
+    Raises
+    ------
+    FedloraError
+        See ``fitting_tokenizer``.
+    """
+    tokenizer = fitting_tokenizer(task, checkpoint)
+    return "" if tokenizer is None else tokenizer.digest_for(pooled=task.pooled)
+
+
+def require_texts(kind: str, what: str) -> None:
+    """Refuse a task whose inputs are no texts.
+
+    Parameters
+    ----------
+    kind
+        The scenario's ``task.kind``.
+    what
+        What needs texts, as the beginning of a sentence.
+
+    Raises
+    ------
+    FedloraError
+        When it is such a one.
+    """
+    if not task_class(kind).tokens:
+        raise FedloraError(
+            f"{what} needs texts, and task.kind is {kind!r}, whose inputs are none; give a "
+            "scenario with a task of texts"
+        )
 
 
 @dataclass
@@ -108,7 +180,7 @@ class Tally:
         self.records += records
         self.used += len({sample.source for sample in samples})
         self.cut += len({sample.source for sample in samples if sample.cut})
-        self.longest = max([self.longest, *(len(s.ids) + s.cut for s in samples)])
+        self.longest = max([self.longest, *(s.length + s.cut for s in samples)])
 
     def told(self, max_length: int) -> list[str]:
         """Return what is told of records that are cut or left out."""

@@ -87,15 +87,15 @@ class ClassificationCounts:
         ProtocolError
             When it is not the counts of this many classes.
         """
-        table = _table(value, "confusion", "loss")
+        table = read_table(value, "confusion", "loss")
         rows = table["confusion"]
         square = isinstance(rows, list) and len(rows) == classes
         if not square or not all(isinstance(row, list) and len(row) == classes for row in rows):
             raise ProtocolError(
                 f"confusion is no {classes} x {classes} matrix; both sides need equal task.labels"
             )
-        confusion = tuple(tuple(_count(item, "confusion") for item in row) for row in rows)
-        return cls(confusion, _loss(table["loss"], sum(sum(row) for row in confusion)))
+        confusion = tuple(tuple(read_count(item, "confusion") for item in row) for row in rows)
+        return cls(confusion, read_loss(table["loss"], sum(sum(row) for row in confusion)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts as JSON values."""
@@ -186,8 +186,8 @@ class NoisedCounts:
         ProtocolError
             When it is not such sums.
         """
-        table = _table(value, "samples", "correct", "loss")
-        samples = _count(table["samples"], "samples")
+        table = read_table(value, "samples", "correct", "loss")
+        samples = read_count(table["samples"], "samples")
         sums = [_real(table[name], name) for name in ("correct", "loss")]
         return cls(samples, *sums)
 
@@ -247,15 +247,15 @@ class LanguageCounts:
         ProtocolError
             When it is not valid counts.
         """
-        table = _table(value, "loss", "tokens", "correct", "samples")
+        table = read_table(value, "loss", "tokens", "correct", "samples")
         tokens, correct, samples = (
-            _count(table[name], name) for name in ("tokens", "correct", "samples")
+            read_count(table[name], name) for name in ("tokens", "correct", "samples")
         )
         if correct > tokens or samples > tokens:
             raise ProtocolError(
                 f"{correct} correct tokens and {samples} samples cannot come from {tokens} tokens"
             )
-        return cls(_loss(table["loss"], tokens), tokens, correct, samples)
+        return cls(read_loss(table["loss"], tokens), tokens, correct, samples)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts as JSON values."""
@@ -299,13 +299,15 @@ class LanguageCounts:
         )
 
 
-def _table(value: Any, *names: str) -> Mapping[str, Any]:
+def read_table(value: Any, *names: str) -> Mapping[str, Any]:
+    """Return counts that have exactly these fields; raises ``ProtocolError``."""
     if not isinstance(value, Mapping) or set(value) != set(names):
         raise ProtocolError(f"counts need exactly the fields {', '.join(names)}")
     return value
 
 
-def _count(value: Any, name: str) -> int:
+def read_count(value: Any, name: str) -> int:
+    """Return a whole number from 0; raises ``ProtocolError``."""
     right = isinstance(value, int) and not isinstance(value, bool)
     if not right or not 0 <= value <= _LARGEST_COUNT:
         raise ProtocolError(f"{name} has {str(value)[:40]!r}, which is no count")
@@ -319,7 +321,8 @@ def _real(value: Any, name: str) -> float:
     return float(value)
 
 
-def _loss(value: Any, count: int) -> float:
+def read_loss(value: Any, count: int) -> float:
+    """Return a finite sum from 0, which is 0 of nothing; raises ``ProtocolError``."""
     right = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not right or not 0 <= value <= _LARGEST_LOSS or (count == 0 and value != 0):
         raise ProtocolError(f"{str(value)[:40]!r} is no loss sum of {count} terms")

@@ -67,11 +67,13 @@ def audit(
         raise typer.Exit(0 if audit_devices(messages, seed, json_) else 1)
     from fedlora.check import check_plugins
     from fedlora.report import seconds_text
+    from fedlora.tasks import require_texts
 
     folder = _run_folder(target)
     scenario = load_scenario(folder.scenario) if folder else find_scenario(target)
     scenario = with_overrides(scenario, set_ or [])
     check_plugins(scenario)
+    require_texts(scenario.task.kind, "fedlora audit")
     _check_free(json_, folder, overwrite=overwrite)
     from simulations.audit.audit import audit_scenario
     from simulations.audit.effort import Effort

@@ -268,7 +268,7 @@ def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Fram
     mechanism = mechanism_of(scenario.privacy)
     released = width if mechanism is None else mechanism.width(classes, width)
     front = client.model.front
-    up_width = front.weight.shape[1] if front.blocks is None else front.blocks.width
+    up_width = front.tokens.weight.shape[1] if front.blocks is None else front.blocks.width
     open_: list[torch.Tensor] = []
 
     def handle(frame: Frame) -> Frame:

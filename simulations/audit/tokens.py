@@ -153,7 +153,7 @@ def learn(
         return noise.undo_clip(noise(activations, lengths), lengths, _typical(table))
 
     network = train_inverter(
-        front.weight.detach() * front.scale,
+        front.tokens.weight.detach() * front.tokens.scale,
         watch,
         text,
         fit,
@@ -166,7 +166,7 @@ def learn(
 def single_tokens(parts: EdgeParts) -> torch.Tensor:
     """Return the activation of each token of the vocabulary on its own."""
     front = parts.model.front
-    vocabulary = front.weight.shape[0]
+    vocabulary = front.tokens.weight.shape[0]
     rows = [front(ids, [1] * len(ids)) for ids in torch.arange(vocabulary).split(2048)]
     return torch.cat(rows).float()
 

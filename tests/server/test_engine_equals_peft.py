@@ -124,7 +124,7 @@ def one_batch_equals_clients_alone(folder: Path, pooled: bool) -> None:
     cut = Cut.of(checkpoint, 0, 0)
     front = Front(checkpoint, cut, torch.float32)
     back = Back(checkpoint, cut, torch.float32, final=not pooled)
-    width = engine.geometry.representation_width if pooled else front.weight.shape[1]
+    width = engine.geometry.representation_width if pooled else front.tokens.weight.shape[1]
     head = 0.3 * torch.randn(101, width, generator=torch.Generator().manual_seed(9))
 
     uploads = [

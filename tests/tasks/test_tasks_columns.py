@@ -169,8 +169,8 @@ def test_data_of_one_class_are_refused_with_the_class():
 
 def test_empty_keys_are_refused_for_what_they_are():
     with pytest.raises(FedloraError, match=r"^data\.label is empty; name the column"):
-        label_column(DataConfig(label=""), pooled=True)
-    assert label_column(DataConfig(label=""), pooled=False) == ""
+        label_column(DataConfig(label=""), labelled=True)
+    assert label_column(DataConfig(label=""), labelled=False) == ""
     for which in ("train", "test"):
         with pytest.raises(FedloraError, match=rf"^data\.{which} is empty; name a file of records"):
             load_records(DataConfig(train="", test=""), which)

@@ -57,4 +57,4 @@ def test_losses_and_factors_equal_unsplit_training(tiny, records, family, overri
     for client, head in enumerate(unsplit.heads * 3 if unsplit.shared else unsplit.heads):
         assert relative(federation.head(client)[0], head.detach()) < 1e-5
     for client, embedding in zip(federation.clients, unsplit.embeddings, strict=True):
-        assert relative(client.model.front.weight.detach(), embedding.detach()) < 1e-4
+        assert relative(client.model.front.tokens.weight.detach(), embedding.detach()) < 1e-4

@@ -97,7 +97,7 @@ class SplitEngine:
         self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
         if scenario.lora.start:
-            pooled = task_class(scenario.task.kind).pooled
+            pooled = not task_class(scenario.task.kind).language()
             start_from(self.projections, scenario.lora, checkpoint, geometry.cut, pooled=pooled)
         self.placement.attach(self.projections)
         self.r_max = scenario.lora.r_max

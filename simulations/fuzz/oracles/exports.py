@@ -164,7 +164,7 @@ def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whol
         whole = copy.deepcopy(trial.kept["whole"])
     with torch.no_grad():
         if trial.scenario.train.embedding:
-            whole.base.get_input_embeddings().weight.copy_(client.model.front.weight)
+            whole.base.get_input_embeddings().weight.copy_(client.model.front.tokens.weight)
         if not whole.pooled:
             whole.base.get_output_embeddings().weight.copy_(client.head.module.weight)
     if adapter is None or merged:

@@ -93,7 +93,7 @@ def _heads(trial: Trial, reference: Reference) -> str:
 
 def _embeddings(trial: Trial, reference: Reference) -> str:
     for client, table in enumerate(reference.tables):
-        own = trial.federation.clients[client].model.front.weight.detach()
+        own = trial.federation.clients[client].model.front.tokens.weight.detach()
         if not _close(own, table):
             return f"the token embedding of client {client} is not that of plain PEFT"
     return ""

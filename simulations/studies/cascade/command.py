@@ -44,7 +44,7 @@ def cascade(
     from simulations.studies.cascade.plot import draw
     from simulations.studies.cascade.trend import run_curve
 
-    base = open_scenario(scenario, set_, check=False)
+    base = open_scenario(scenario, set_, check=False, texts="fedlora cascade")
     if not base.privacy.enabled:
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"

@@ -64,7 +64,8 @@ def write_results(
     rows = with_best_fixed([result.row for result in folder.results])
     best = winners(rows)
     write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
-    name = "perplexity" if not task_class(scenario.task.kind).pooled else "accuracy"
+    kind = task_class(scenario.task.kind)
+    name = "perplexity" if kind.language() else "accuracy" if kind.labelled else "metric"
     drawn = draw_all(
         folder.path / "plots",
         folder.results,

@@ -44,7 +44,7 @@ def parity(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
-    base = open_scenario(scenario, set_, check=False)
+    base = open_scenario(scenario, set_, check=False, texts="fedlora parity")
     trains_head = base.task.kind == "classification" and base.head.share != "step"
     if trains_head or base.federation.clients_per_round or base.train.accumulate > 1:
         raise FedloraError(

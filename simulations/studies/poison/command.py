@@ -50,7 +50,7 @@ def poison(
 
     known = _known(out)
     overrides = ["evaluate.baseline=false", *(set_ or [])]
-    base = open_scenario(scenario, overrides, check=False)
+    base = open_scenario(scenario, overrides, check=False, texts="fedlora poison")
     attacks = attack or ["none", *POISONS]
     if unknown := set(attacks) - {"none", *POISONS}:
         raise FedloraError(

@@ -51,7 +51,7 @@ def utility(
     from fedlora.check import check_scenario
     from simulations.studies.utility.plot import draw
 
-    base = open_scenario(scenario, set_, check=False)
+    base = open_scenario(scenario, set_, check=False, texts="fedlora utility")
     if not base.privacy.enabled:
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
