@@ -32,6 +32,7 @@ from fedlora.tasks import (
     check_front,
     check_length,
     check_pool,
+    check_single,
     class_names,
     encode_records,
     fitting_tokenizer,
@@ -314,6 +315,8 @@ class SimulatedData:
         """
         rows = self.rows_of(client if part is None else part)
         samples = (self.encode(rows[0], parts), self.encode(rows[1], parts))
+        for own in samples if parts.tokenizer is None else ():
+            check_single(self.scenario, own)
         self.used = _used(rows, samples)
         records = None
         if terms is not None and terms.ledger is not None:

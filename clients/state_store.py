@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
+from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, messages as m
 from fedlora.storage.state import RoundStates
@@ -101,12 +102,14 @@ def binding(scenario: Scenario, run: str) -> str:
     run
         Name of the run.
     """
-    data = scenario.data
+    data, task = scenario.data, asdict(scenario.task)
+    if scenario.task.forecast == ForecastConfig():  # as in states of before there were forecasts
+        del task["forecast"]
     parts = {
         "run": run,
         "privacy": asdict(scenario.privacy),
         "head": asdict(scenario.head),
-        "task": asdict(scenario.task),
+        "task": task,
         "embedding": scenario.train.embedding,
         "cut": [scenario.model.dtype, scenario.model.client_front, scenario.model.client_back],
         "data": [data.train, data.test, *data.meaning],

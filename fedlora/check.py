@@ -43,6 +43,7 @@ from fedlora.tasks import (
     check_labels,
     check_length,
     check_pool,
+    check_single,
     class_names,
     encode_records,
     fitting_tokenizer,
@@ -353,7 +354,8 @@ class _Encoder:
         vocabulary = self.checkpoint.size("vocab_size")
         try:
             samples = encode_records(self.task, own, self.tokenizer, self.scenario.data, vocabulary)
-            if not self.tallies:
+            if not self.task.tokens:
+                check_single(self.scenario, samples)
                 self._try_ends(samples[:1])
         except RecordError as error:
             raise error.of(path, rows[error.place]) from None
@@ -364,7 +366,7 @@ class _Encoder:
 
     def _try_ends(self, samples: Sequence[Sample]) -> None:
         """Refuse a front of the task's own that cannot take its own samples, or cannot train."""
-        if self.task.tokens or not samples:
+        if self.tallies or not samples:
             return
         width, seed = self.geometry.embedding_width, self.scenario.seed
         front = self.task.front(self.checkpoint, torch.float32, width, seed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.ledger import Ledger
@@ -60,4 +62,10 @@ def origins(rows: Sequence[Sequence[Record]], samples: Sequence[Sequence[Sample]
 
 def content(record: Record) -> bytes:
     """Return what makes a record itself: its values, whatever a scenario calls its columns."""
-    return json.dumps(list(record.values()), ensure_ascii=False).encode()
+    return json.dumps(list(record.values()), ensure_ascii=False, default=_digest).encode()
+
+
+def _digest(numbers: Any) -> str:
+    """Return what makes an array itself."""
+    shape = f"{numbers.dtype} {numbers.shape} ".encode()
+    return hashlib.sha256(shape + numbers.tobytes()).hexdigest()

@@ -11,6 +11,7 @@ from fedlora.checks import shown
 from fedlora.config import DataConfig, NodeKeys, Scenario
 from fedlora.errors import FedloraError
 from fedlora.tasks import task_class
+from fedlora.tasks.forecast import Forecast
 
 _INSTALLED: Final = "package:"
 _FORMS: Final = ("messages", "prompt", "completion")
@@ -138,12 +139,18 @@ def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
             )
     plain = DataConfig()
     theirs = plain if limited else scenario.data
+    forms: Mapping[str, Any] = form or {key: getattr(theirs, key) for key in ("text", *_FORMS)}
+    if limited and issubclass(kind, Forecast) and not keys.segment and "record" not in keys.axes:
+        raise FedloraError(
+            "privacy-epsilon is set, but not what a record of data is, which a server would choose "
+            "by task.forecast; set segment (time steps), or axes with record among them"
+        )
     data = dataclasses.replace(
         scenario.data,
         train=keys.data,
         test=keys.test,
         columns=keys.columns or theirs.columns,
-        **(form or {key: getattr(theirs, key) for key in ("text", *_FORMS)}),
+        **forms,
         chat=keys.chat or theirs.chat,
         label=keys.label or theirs.label,
         # where a text file is cut makes its records, by which the owner's ledger knows them
@@ -155,6 +162,10 @@ def _with_data(scenario: Scenario, keys: NodeKeys) -> Scenario:
         split=plain.split,
         max_rows=plain.max_rows,
         holdout=_holdout(scenario, keys),
+        values=keys.values or theirs.values,
+        group=keys.group or theirs.group,
+        axes=keys.axes or theirs.axes,
+        segment=keys.segment or theirs.segment,
     )
     if labelled and kind.tokens and data.text == data.label:
         raise FedloraError(

@@ -31,6 +31,7 @@ from clients.release.private import UploadRelease
 from clients.release.randomised import RandomisedRelease
 from clients.release.upload_noise import UploadNoise
 from fedlora.config import PrivacyPolicy, Scenario
+from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import (
     InsecureNoise,
@@ -180,7 +181,7 @@ def _digest(scenario: Scenario) -> str:
     would pay for a dear one.
     """
     task, data, train = scenario.task, scenario.data, scenario.train
-    setting = {
+    setting: dict[str, object] = {
         "privacy": asdict(scenario.privacy),
         "task": [task.kind, task.max_length, sorted(task.labels)],
         "data": data.meaning,
@@ -188,6 +189,8 @@ def _digest(scenario: Scenario) -> str:
         "train": [train.total_steps, train.accumulate, train.batch_size],
         "evaluate": [scenario.evaluate.every, scenario.evaluate.baseline],
     }
+    if task.forecast != ForecastConfig():
+        setting["forecast"] = asdict(task.forecast)
     text = json.dumps(setting, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fedlora.checks import require, shown
 from fedlora.config.ranges import check_ranges, within
+
+AXES: Final = ("record", "port", "time", "feature")
+"""What an axis of an array of series may be, in the order in which they are used."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ class DataConfig:
         Fraction of each client's rows that is held out for evaluation when ``test`` is empty.
     max_rows
         Use only the first rows of each file; 0 means all.
+    values
+        For forecasts: columns of the series (empty: all that hold numbers), or the name of the
+        array in an npz file.
+    group
+        For forecasts from rows: column that tells series apart.
+    axes
+        For forecasts from arrays: what each axis is, in order, of ``record``, ``port`` (each a
+        sample of its own), ``time`` and ``feature``.
+    segment
+        For forecasts from series that are no records yet: time steps of a record; 0: those of one
+        sample.
     """
 
     train: str = "package:simulations/quickstart/requests.csv"
@@ -67,9 +81,14 @@ class DataConfig:
     split: str = "train"
     holdout: float = within(0.1, 0.0, 0.9999)
     max_rows: int = within(0, 1, 10**12, zero="all rows")
+    values: tuple[str, ...] = ()
+    group: str = ""
+    axes: tuple[str, ...] = ()
+    segment: int = within(0, 2, 10**9, zero="those of one sample")
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
+        check_axes(self.axes)
         for key in ("train", "test"):
             require(
                 getattr(self, key) != "hub:",
@@ -104,6 +123,8 @@ class DataConfig:
     def meaning(self) -> list[str]:
         """What of the columns is learnt, of the same values for the same meaning."""
         text = [self.text, self.label, self.prompt_separator]
+        series = [*self.values, self.group, *self.axes, str(self.segment)]
+        text += series if any(series[:-1]) or self.segment else []
         return text if self.form == "text" else [*text, *self.columns_read, self.renders]
 
     @property
@@ -112,6 +133,23 @@ class DataConfig:
         if self.messages:
             return "yes"
         return self.chat if self.prompt else "no"
+
+
+def check_axes(axes: Sequence[str]) -> None:
+    """Refuse axes that are none, or that leave open which is time.
+
+    Raises
+    ------
+    FedloraError
+        When one is unknown, time is not there once, or records are not.
+    """
+    odd = next((axis for axis in axes if axis not in AXES), None)
+    require(odd is None, f"data.axes has {shown(odd)}; name each axis as one of {', '.join(AXES)}")
+    require(
+        not axes or axes.count("time") == 1,
+        f"data.axes is {shown(', '.join(axes))}, which names time {axes.count('time')} times; name "
+        "it once",
+    )
 
 
 def check_columns(

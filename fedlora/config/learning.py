@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fedlora.checks import require, shown
+from fedlora.config.forecast import ForecastConfig
 from fedlora.config.ranges import check_ranges, within
 
 
@@ -49,8 +50,8 @@ class TaskConfig:
     Attributes
     ----------
     kind
-        ``classification``, ``causal_lm``, or ``module:Class`` of a task plug-in, whose inputs may
-        be other than texts.
+        ``classification``, ``causal_lm``, ``forecast``, or ``module:Class`` of a task plug-in,
+        whose inputs may be other than texts.
     pool
         How the server pools a row for classification: last token, mean over tokens, or first (CLS).
     max_length
@@ -58,12 +59,15 @@ class TaskConfig:
     labels
         Names of the classes in order; empty means: all that occur in the training data, sorted.
         A deployment, where nobody sees all data, must name them.
+    forecast
+        See ``ForecastConfig``.
     """
 
     kind: str = "classification"
     pool: Literal["last", "mean", "cls"] = "last"
     max_length: int = within(64, 2, 1 << 24)
     labels: tuple[str, ...] = ()
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self, "task.")

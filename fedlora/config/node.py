@@ -19,7 +19,8 @@ Report: TypeAlias = Literal["false", "true", "unprotected"]
 
 _DATA_KEYS: Final = (
     *("test", "text", "label", "columns", "record_separator", "pattern", "prompt_separator"),
-    *("messages", "prompt", "completion", "chat", "classes", "holdout"),
+    *("messages", "prompt", "completion", "chat", "classes", "holdout", "values", "group"),
+    *("axes", "segment"),
 )
 _LIMIT_KEYS: Final = ("privacy_delta", "privacy_min_sigma", "privacy_tight")
 _IDLE_S: Final = 12 * 3600.0
@@ -62,6 +63,9 @@ class NodeKeys:
         Share of ``data`` that is held out, drawn once by a secret of this device (0.1 where
         ``privacy-report`` allows reports, else 0); not with ``test``. Without any privacy the
         scenario's ``data.holdout`` counts.
+    values, group, axes, segment
+        For forecasts, as in the scenario's ``data``, which says where they are left out. Beside
+        ``privacy-epsilon`` ``segment``, or ``axes`` with ``record``, must be set.
     scenario_data
         ``"true"`` takes the part of the scenario's data that falls to this client, of whatever file
         the scenario names: for trials on machines that hold nothing private. Not with ``data`` and
@@ -130,6 +134,10 @@ class NodeKeys:
     chat: Literal["", "auto", "yes", "no"] = ""
     classes: tuple[str, ...] = ()
     holdout: float | None = None
+    values: tuple[str, ...] = ()
+    group: str = ""
+    axes: tuple[str, ...] = ()
+    segment: int = 0
     scenario_data: bool = False
     model: str = ""
     state: str = ""
@@ -357,16 +365,16 @@ def _chat(key: str, value: Any) -> str:
 
 
 _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    **dict.fromkeys(("columns", "classes", "server", "values", "axes"), _list),
+    "privacy_mechanisms": _list,
     "partition_id": _own_number,
     "num_partitions": _whole,
-    "columns": _list,
-    "classes": _list,
-    "server": _list,
     "record_separator": _any_text,
     "pattern": _any_text,
     "prompt_separator": _any_text,
     "chat": _chat,
     "holdout": _number,
+    "segment": _whole,
     "scenario_data": _truth,
     "idle_limit_s": _seconds,
     "retention": _truth,
@@ -379,7 +387,6 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "privacy_personal_head": _truth,
     "privacy_statistics": _truth,
     "privacy_scores": _truth,
-    "privacy_mechanisms": _list,
 }
 
 

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from fedlora.checks import require, shown
 from fedlora.config.data import check_one_form
@@ -28,6 +28,9 @@ T = TypeVar("T")
 _ENDLESS = re.compile(r"\d{4300,}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+
+
+_SERIES: Final = {"data": ("values", "group", "axes", "segment"), "task": ("forecast",)}
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -100,12 +103,18 @@ def scenario_from_table(table: Mapping[str, Any], folder: Path) -> Scenario:
 
 
 def scenario_to_toml(scenario: Scenario) -> str:
-    """Write a scenario with every key, as ``scenario_from_toml`` reads it back."""
+    """Write a scenario, as ``scenario_from_toml`` reads it back.
+
+    Every key is there, but for those of forecasts where they say nothing: a device of a release
+    that does not know them still takes part in a task of texts.
+    """
     scalars, tables = [], []
     for item in fields(scenario):
         value = getattr(scenario, item.name)
         if is_dataclass(value) and not isinstance(value, type):
-            tables.append(_table(item.name, dataclasses.asdict(value)))
+            table, plain = dataclasses.asdict(value), dataclasses.asdict(type(value)())
+            spare = [key for key in _SERIES.get(item.name, ()) if table[key] == plain[key]]
+            tables.append(_table(item.name, {k: v for k, v in table.items() if k not in spare}))
         else:
             scalars.append(f"{item.name} = {_toml(value)}")
     return "\n".join(scalars) + "\n\n" + "\n\n".join(tables) + "\n"

@@ -26,6 +26,7 @@ from fedlora.tasks.columns import (
 from fedlora.tasks.data import load_records
 from fedlora.tasks.encoding import (
     Tally,
+    check_single,
     encode_records,
     fitting_tokenizer,
     lacking_token,
@@ -54,6 +55,7 @@ __all__ = [
     "check_labels",
     "check_length",
     "check_pool",
+    "check_single",
     "class_names",
     "encode_records",
     "fitting_tokenizer",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedlora.checks import shown
-from fedlora.config import DataConfig
+from fedlora.config import DataConfig, Scenario
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, task_class
@@ -120,6 +121,30 @@ def fitting_tokenizer(task: type[Task], checkpoint: Checkpoint) -> Tokenizer | N
     if lacking := lacking_token((*tokenizer.opening, *ends), tokenizer, rows):
         raise FedloraError(f"every text has {lacking}")
     return tokenizer
+
+
+def check_single(scenario: Scenario, samples: Sequence[Sample]) -> None:
+    """Refuse noise for records of which each is several samples, as it is planned for one.
+
+    Parameters
+    ----------
+    scenario
+        The run's.
+    samples
+        Of some records, whose inputs are no tokens.
+
+    Raises
+    ------
+    FedloraError
+        When privacy is on, and two samples have one source.
+    """
+    most = max(Counter(sample.source for sample in samples).values(), default=0)
+    if scenario.privacy.enabled and most > 1:
+        raise FedloraError(
+            f"a record gives {most} samples, and noise is planned for one of each; write each as a "
+            "record of its own, for forecasts with task.forecast.stride = 0 and without a port "
+            "axis, or set privacy.epsilon to none"
+        )
 
 
 def tokenizer_digest(task: type[Task], checkpoint: Checkpoint) -> str:

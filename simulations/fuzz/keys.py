@@ -6,15 +6,20 @@ asks for it by name.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
+from fedlora.config.forecast import ForecastConfig
 from simulations.fuzz.drawing import Drawing
 from simulations.fuzz.keys_air import BY_CLIENT, draw_air, draw_ranks
 from simulations.fuzz.keys_privacy import draw_privacy, draw_robust
 from simulations.fuzz.models import SEPARATOR, is_causal, kinds
 from simulations.fuzz.records import CLASSES, FORMATS, FORMS
 
+_SERIES = "forecasts are not drawn; tests/tasks holds them to plain PEFT"
 LEFT_OUT = {
+    **dict.fromkeys(("data.values", "data.group", "data.axes", "data.segment"), _SERIES),
+    **dict.fromkeys((f"task.forecast.{f.name}" for f in fields(ForecastConfig)), _SERIES),
     "python_path": "the fuzzer's own rank strategy lies in the package",
     "model.path": "follows from _model",
     "data.train": "follows from _rows",

@@ -1,0 +1,67 @@
+"""The scenario's section on forecasts: how long they look back, how far they look ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedlora.checks import require
+from fedlora.config.ranges import check_ranges, within
+
+
+@dataclass(frozen=True)
+class ForecastConfig:
+    """What ``task.kind = "forecast"`` predicts, and from what.
+
+    Attributes
+    ----------
+    history, horizon
+        Time steps that are known, and steps after them that are predicted.
+    features
+        Numbers at each time step; of complex series real and imaginary parts.
+    patch
+        Time steps that make one place of the sequence that the model sees; divides ``history``.
+    stride
+        Time steps from one sample of a record to the next; 0: history + horizon.
+    front
+        What makes vectors of the places: one ``linear`` map, or for ``channel`` responses over
+        subcarriers two convolutional branches, over frequency and over delay.
+    normalise
+        By which statistics of its own history a sample is normalised, which stay on the client:
+        each ``feature`` by its own, all features of a ``sample`` by common ones, or ``none``.
+    loss
+        ``mse``: mean squared error of normalised numbers; ``nmse``: squared error over the energy
+        of what is predicted.
+    """
+
+    history: int = within(16, 1, 1 << 20)
+    horizon: int = within(4, 1, 1 << 20)
+    features: int = within(1, 1, 1 << 20)
+    patch: int = within(4, 1, 1 << 20)
+    stride: int = within(0, 1, 1 << 20, zero="history + horizon")
+    front: Literal["linear", "channel"] = "linear"
+    normalise: Literal["feature", "sample", "none"] = "feature"
+    loss: Literal["mse", "nmse"] = "mse"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "task.forecast.")
+        require(
+            self.history % self.patch == 0,
+            f"task.forecast.patch is {self.patch}, which does not divide task.forecast.history "
+            f"{self.history}; set one that does",
+        )
+        require(
+            self.front != "channel" or self.features % 2 == 0,
+            f"task.forecast.front is channel, which takes real and imaginary parts, and "
+            f"task.forecast.features is {self.features}; set an even number, or front to linear",
+        )
+
+    @property
+    def window(self) -> int:
+        """Time steps of a sample."""
+        return self.history + self.horizon
+
+    @property
+    def places(self) -> int:
+        """Places of the sequence that the model sees."""
+        return self.history // self.patch

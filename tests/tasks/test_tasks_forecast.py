@@ -1,0 +1,242 @@
+"""Forecasts: what is read of csv, npy and npz, and training that equals the undivided model's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.federation import Federation, relative
+from support.owner_device import Device, attack
+from support.values import UnsplitValues, scenario, without_tokenizer
+
+from clients.owner import content
+from fedlora.check import check_scenario
+from fedlora.config import scenario_from_toml, scenario_to_toml
+from fedlora.errors import FedloraError
+from fedlora.tasks import task_class
+
+FEATURES, STEPS = 4, 10
+SHORT = ["task.forecast.history=6", "task.forecast.horizon=3", "task.forecast.patch=2"]
+
+
+@pytest.fixture(scope="module")
+def bare(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return without_tokenizer(checkpoints["llama"], tmp_path_factory.mktemp("bare") / "llama")
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 24 records of 10 steps and 4 features, and whose each is."""
+    rng = np.random.default_rng(0)
+    speed, phase = rng.uniform(0.1, 0.9, (2, 24, 1, FEATURES))
+    x = 2 + np.sin(7 * phase + speed * np.arange(STEPS)[:, None])
+    file = tmp_path_factory.mktemp("waves") / "waves.npz"
+    np.savez(file, x=x, site=[f"s{number % 2}" for number in range(24)])
+    return file
+
+
+def forecast(model: Path | str, data: Path, *overrides: str) -> Any:
+    plain = ["task.kind=forecast", f"data.train={data}", f"task.forecast.features={FEATURES}"]
+    return scenario(Path(model), *plain, *SHORT, *overrides)
+
+
+def read(data: Path, *overrides: str) -> list[Any]:
+    config = forecast("none", data, *overrides)
+    return task_class("forecast").records(config, "train", labelled=False)
+
+
+def samples(config: Any, records: list[Any]) -> list[Any]:
+    return task_class("forecast")(config.task).samples(records, None, config.data)
+
+
+def mse(head: Any, states: torch.Tensor, made: Any) -> torch.Tensor:
+    """Return the sum over samples of the mean squared error of normalised numbers."""
+    total = torch.zeros(())
+    for z, sample in zip(states, made, strict=True):
+        history = sample.values.reshape(6, FEATURES)
+        steps = head.project(z).reshape(6, FEATURES)
+        predicted = head.mix.weight @ steps + head.mix.bias[:, None]
+        predicted = predicted + head.history.weight @ history
+        wanted = (sample.target.steps - sample.target.mean) / sample.target.scale
+        total = total + (predicted - wanted).square().mean()
+    return total
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["train.embedding=true", "task.forecast.front=channel"], ["train.clip_norm=0.1"]],
+    ids=" ".join,
+)
+def test_split_training_equals_the_undivided_model(bare, waves, overrides):
+    config = forecast(bare, waves, *overrides)
+    check_scenario(config)
+    federation = Federation(config)
+    unsplit = UnsplitValues(federation, mse)
+    expected = unsplit.run()
+    federation.run()
+    assert federation.recorder.losses() == pytest.approx(expected, rel=1e-5)
+    for name, factor in federation.server.engine.adapter().items():
+        assert relative(factor, unsplit.factors[name].detach()) < 1e-4, name
+    for client, front, head in zip(federation.clients, unsplit.fronts, unsplit.heads, strict=True):
+        for mine, other in ((client.model.front.embedding, front), (client.head.module, head)):
+            for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+                assert relative(a.detach(), b.detach()) < 1e-4
+    assert federation.recorder.rounds[-1]["metric"] == pytest.approx(
+        nmse(unsplit, federation), 1e-4
+    )
+
+
+@torch.no_grad()
+def nmse(unsplit: UnsplitValues, federation: Federation) -> float:
+    """Return the ratio of sums over held-out samples, in units of the data."""
+    error = energy = 0.0
+    for client, front, head in zip(federation.clients, unsplit.fronts, unsplit.heads, strict=True):
+        for sample in client.door.truth(client.held_out):
+            e = unsplit.embed(front, [sample])
+            z = unsplit.model(inputs_embeds=e[None]).last_hidden_state
+            out = head(z, sample.values.reshape(1, 6, FEATURES))[0]
+            ahead = sample.target
+            got = out * ahead.scale + ahead.mean
+            error += float((got - ahead.steps).double().square().sum())
+            energy += float(ahead.steps.double().square().sum())
+    return error / energy
+
+
+def test_a_window_is_normalised_by_its_own_history_alone(waves):
+    raw = np.load(waves)["x"].astype(np.float32)
+    records = read(waves)
+    assert records[3]["site"] == "s1"
+    made = samples(forecast("none", waves, "task.forecast.stride=1"), records)
+    assert len(made) == 24 * 2 and [s.source for s in made[:3]] == [0, 0, 1]
+    history, ahead = raw[0, 1:7], raw[0, 7:10]
+    expected = (history - history.mean(0)) / history.std(0)
+    np.testing.assert_allclose(made[1].values.numpy().reshape(6, 4), expected, atol=1e-5)
+    np.testing.assert_allclose(made[1].target.steps.numpy(), ahead)
+    together = samples(forecast("none", waves, "task.forecast.normalise=sample"), records)[0]
+    both = together.values.numpy()
+    assert both.mean() == pytest.approx(0, abs=1e-5) and both.std() == pytest.approx(1, abs=1e-5)
+    assert together.target.mean.tolist() == [together.target.mean[0].item()] * 4
+
+
+def test_complex_channels_with_ports_are_samples_of_one_record(tmp_path):
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(2, 3, 9, 5)) + 1j * rng.normal(size=(2, 3, 9, 5))  # feature, port, time
+    np.save(tmp_path / "h.npy", h)
+    config = ['data.axes=["feature","port","time","record"]', "task.forecast.features=4"]
+    records = read(tmp_path / "h.npy", *config)
+    assert len(records) == 5 and records[0]["values"].shape == (3, 9, 4)
+    np.testing.assert_allclose(records[4]["values"][1, :, 0], h[0, 1, :, 4].real, rtol=1e-6)
+    np.testing.assert_allclose(records[4]["values"][1, :, 3], h[1, 1, :, 4].imag, rtol=1e-6)
+    made = samples(forecast("none", tmp_path, *config), records)
+    assert [s.source for s in made] == [i for i in range(5) for _ in range(3)]
+
+
+def test_rows_are_cut_into_records_by_series(tmp_path):
+    file = tmp_path / "load.csv"
+    lines = [f"2026-01-{t:02},{h},{t + 100 * (h == 'b')},{t * t}" for h in "ab" for t in range(20)]
+    file.write_text("\n".join(["date,house,load,heat", *lines]))
+    keys = ["data.group=house", "task.forecast.features=2"]
+    records = read(file, *keys)
+    assert len(records) == 4 and [r["house"] for r in records] == ["a", "a", "b", "b"]
+    assert records[3]["values"][0, :, 0].tolist() == [*range(109, 118)]
+    assert len(read(file, *keys, "data.segment=20")) == 2
+    (one, *_) = read(file, *keys, 'data.values=["heat"]', "task.forecast.features=1")
+    assert one["values"][0, :, 0].tolist() == [t * t for t in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("made", "overrides", "said"),
+    [
+        ({"x": np.zeros((4, 5, 4))}, [], "5 time steps, and task.forecast.history.*horizon is 9"),
+        ({"x": np.ones((4, 9, 7))}, [], "has 7 numbers a time step.*features is 4; set it to 7"),
+        ({"x": np.full((4, 9, 4), np.nan)}, [], "NaN, infinity .* in record 1 of 4; mend"),
+        ({"x": np.full((4, 9, 4), 1e300)}, [], "beyond fp32 in record 1 of 4"),
+        ({"x": np.ones((2, 4, 9, 4))}, [], r"shape \(2, 4, 9, 4\), and data.axes names 0 axes"),
+        ({"x": np.ones((9, 4))}, ['data.axes=["time"]'], r"data.axes names 1 axes; name each"),
+        ({"x": np.ones((4, 9, 4)), "y": np.ones((4, 9, 4))}, [], "2 could be the series; name it"),
+        ({"x": np.ones((4, 9, 4))}, ["data.values=h"], r"arrays x \(4, 9, 4\); name one of them"),
+        ({"x": np.array([[{}]])}, [], "no arrays of numbers that can be read .*without objects"),
+        ({"x": np.array([["a"]])}, [], "of which 0 could be the series"),
+        ({"x": np.zeros((4, 9, 4))}, [], "record 1 .*3 steps to predict that are all 0"),
+    ],
+)
+def test_arrays_that_are_not_what_the_scenario_says_are_refused(
+    bare, tmp_path, made, overrides, said
+):
+    np.savez(tmp_path / "x.npz", **made)
+    with pytest.raises(FedloraError, match=said) as caught:
+        check_scenario(forecast(bare, tmp_path / "x.npz", "federation.clients=1", *overrides))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n3,x\n", "record 2 of .* has 'x' in 'b', which is no finite number; mend it"),
+        ("a,b\n1,2\n3,nan\n", "record 2 of .* has 'nan' in 'b'"),
+        ("a,b\n1,2\n3,4\n", "has 2 time steps, and a record takes 9; lower data.segment"),
+        ("a,b\nx,y\n", "no number in its first row; name the columns of the series in data.values"),
+    ],
+)
+def test_rows_that_are_no_series_are_refused(tmp_path, text, said):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(FedloraError, match=said):
+        read(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task.forecast.patch=4"], "patch is 4, which does not divide task.forecast.history 6"),
+        (["task.forecast.features=3", "task.forecast.front=channel"], "features is 3; set an even"),
+        (['data.axes=["time","time"]'], "names time 2 times; name it once"),
+        (['data.axes=["row"]'], "data.axes has 'row'; name each axis as one of record, port"),
+        (["data.segment=8"], "data.segment is 8, and a forecast takes .* = 9 steps"),
+    ],
+)
+def test_a_forecast_that_contradicts_itself_is_refused(tmp_path, overrides, said):
+    np.save(tmp_path / "x.npy", np.ones((40, 4)))
+    with pytest.raises(FedloraError, match=said):
+        read(tmp_path / "x.npy", *overrides)
+
+
+def test_keys_of_forecasts_are_written_only_where_they_say_something(waves):
+    plain = scenario(Path("m"))
+    for word in ("forecast", "values", "axes", "segment", "group"):
+        assert word not in scenario_to_toml(plain)
+    config = forecast("m", waves, "data.segment=12", 'data.axes=["record","time","feature"]')
+    assert scenario_from_toml(scenario_to_toml(config)) == config
+
+
+def test_a_record_is_known_by_its_numbers_whatever_is_cut_of_it(waves):
+    records = read(waves)
+    assert len({content(record) for record in records}) == 24
+    assert [content(r) for r in records] == [content(r) for r in read(waves, "data.max_rows=24")]
+    assert json.loads(content(records[0]))[1:] == ["s0"]
+
+
+def test_noise_is_planned_for_one_sample_a_record(bare, waves):
+    noised = ["privacy.epsilon=8", "privacy.release=full", "evaluate.report=true"]
+    config = forecast(bare, waves, *noised)
+    check_scenario(config)
+    assert Federation(config).run().recorder.rounds[-1]["metric"] > 0
+    with pytest.raises(FedloraError, match="gives 2 samples, and noise is planned for one"):
+        check_scenario(forecast(bare, waves, *noised, "task.forecast.stride=1"))
+
+
+def test_an_owner_with_a_limit_says_what_a_record_is(bare, waves, tmp_path, monkeypatch):
+    asked = forecast(bare, waves, "privacy.epsilon=8")
+    keys = {"data": str(waves), "model": str(bare), "privacy_epsilon": 9.0}
+    refused = Device(tmp_path, **keys, privacy_personal_head="true")
+    for name in ("text", "label"):
+        del refused.keys[name]
+    told = attack(refused, monkeypatch, asked, lambda ask, hello: None)
+    assert told["reason"] == "terms"
+    refused.keys["axes"] = "record,time,feature"
+    seen: list[Any] = []
+    told = attack(refused, monkeypatch, asked, lambda ask, hello: seen.append(hello))
+    assert told == {} and seen[0].fields["rows"] == 24
