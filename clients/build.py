@@ -184,6 +184,7 @@ def build_client(
         config=scenario.head,
         train=scenario.train,
         front=model.front.embedding if scenario.train.embedding else None,
+        front_share=scenario.front.share,
     )
     return EdgeClient(
         str(number),

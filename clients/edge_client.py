@@ -189,7 +189,7 @@ class EdgeClient:
         self.restart()
         self._cut.sent.forget()
         self.release.begin_phase()
-        return self._cut.reply(m.READY, frame, tensors=self._head_weights())
+        return self._cut.reply(m.READY, frame, tensors=self._shared_weights())
 
     def _round(self, frame: Frame) -> Frame:
         self._losses = []
@@ -201,6 +201,7 @@ class EdgeClient:
 
     def _first_batch(self, frame: Frame) -> Frame:
         self.head.begin_batches()
+        self.head.adopt(frame.tensors)
         return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
 
     def _again(self, frame: Frame) -> Frame:
@@ -255,10 +256,11 @@ class EdgeClient:
         )
         together([self._pending, gradient]).map(_backward)
         self._pending = None
-        self.head.step_front(integer(frame, "step"), bool(frame.fields.get("update", True)))
+        last = bool(frame.fields.get("update", True))
+        own = self.release.exact(self.head.step_front(integer(frame, "step"), last))
         if frame.fields.get("next", False):
             return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
-        return self._cut.reply(m.READY, frame)
+        return self._cut.reply(m.READY, frame, tensors=own.encode(dict) if own else {})
 
     def _head(self, frame: Frame) -> Frame:
         self.head.adopt(frame.tensors)
@@ -276,7 +278,7 @@ class EdgeClient:
             mean = self.release.exact(total.map(lambda losses: sum(losses) / weight))
             assert mean is not None
             fields["loss"] = _finite(mean)
-        weights = self._head_weights() if frame.fields.get("weights", False) else {}
+        weights = self._shared_weights("round") if frame.fields.get("weights", False) else {}
         return self._cut.reply(m.ROUND_REPORT, frame, fields, weights)
 
     def _end(self, frame: Frame) -> Frame:
@@ -311,14 +313,14 @@ class EdgeClient:
         self._pending = e if train else None
         return tensors
 
-    def _head_weights(self) -> Parts:
-        """Return a shared head's weights as they may leave.
+    def _shared_weights(self, *shares: str) -> Parts:
+        """Return the weights of what is shared as they may leave.
 
         Those that have never learnt here follow from the seed and from what the server sent.
         """
         if not self.head.trained:
-            return dict(self.door.untrained(self.head).encode(dict))
-        released = self.release.exact(self.head.weights())
+            return dict(self.door.untrained(self.head, *shares).encode(dict))
+        released = self.release.exact(self.head.weights(*shares))
         if released is None:
             raise FedloraError(
                 "the server asks for a head that was trained on labels as they are; nothing leaves"

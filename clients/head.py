@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,12 @@ from torch import nn
 from clients.owner import Private
 from fedlora.config import HeadConfig, TrainConfig
 from fedlora.errors import ProtocolError
-from fedlora.link.messages import HEAD_GRADIENT as GRADIENT, HEAD_WEIGHT as WEIGHT
+from fedlora.link.messages import (
+    FRONT_GRADIENT,
+    FRONT_WEIGHT,
+    HEAD_GRADIENT as GRADIENT,
+    HEAD_WEIGHT as WEIGHT,
+)
 from fedlora.storage.state import load_optimizer_state, load_tensors, optimizer_state
 
 
@@ -33,12 +38,14 @@ class ClientHead:
     front
         The client's own token embedding, or its task's module in place of it, where that trains;
         else None.
+    front_share
+        How that is shared, as heads are.
 
     Attributes
     ----------
     trained
-        Whether its weights have learnt from this client's labels: until then they follow from the
-        seed and from what the server sent.
+        Whether weights that may be shared have learnt from this client's records: until then they
+        follow from the seed and from what the server sent.
     """
 
     def __init__(
@@ -49,11 +56,13 @@ class ClientHead:
         config: HeadConfig,
         train: TrainConfig,
         front: nn.Module | None = None,
+        front_share: Literal["personal", "round", "step"] = "personal",
     ) -> None:
         self.module = module
         self.share = config.share if trains else "personal"
         self._train = train
         self._front = {} if front is None else dict(front.named_parameters())
+        self.front_share = front_share if self._front else "personal"
         for parameter in module.parameters():
             if trains:  # a copy: tied weights are the frozen embedding's memory
                 parameter.data = parameter.data.clone()
@@ -131,25 +140,40 @@ class ClientHead:
         ProtocolError
             When one has another name, shape or type, or is not finite.
         """
+        front = self._front if self.front_share != "personal" else {}
         for key, weight in tensors.items():
-            if not key.startswith(WEIGHT):
+            if key.startswith(WEIGHT):
+                own = self._parameters.get(key.removeprefix(WEIGHT))
+            elif key.startswith(FRONT_WEIGHT):
+                own = front.get(key.removeprefix(FRONT_WEIGHT))
+            else:
                 continue
-            own = self._parameters.get(key.removeprefix(WEIGHT))
             if own is None or weight.shape != own.shape or weight.dtype != torch.float32:
                 raise ProtocolError(
-                    f"the server sent {key!r} of shape {tuple(weight.shape)}, which this head "
+                    f"the server sent {key!r} of shape {tuple(weight.shape)}, which this client "
                     "does not have"
                 )
             if not torch.isfinite(weight).all():
                 raise ProtocolError(f"the server sent {key!r} with NaN or infinity")
             own.data.copy_(weight)
 
-    def weights(self) -> Private[dict[str, torch.Tensor]]:
-        """Return the weights, in fp32, where heads are shared, else nothing."""
-        if self.share == "personal":
-            return Private({})
-        own = self._parameters.items()
-        return Private({WEIGHT + name: p.detach().float() for name, p in own})
+    def weights(self, *shares: str) -> Private[dict[str, torch.Tensor]]:
+        """Return the weights, in fp32, of head and front as far as they are shared.
+
+        Parameters
+        ----------
+        *shares
+            How, by default ``round`` and ``step``.
+        """
+        found: dict[str, torch.Tensor] = {}
+        parts = (
+            (self.share, WEIGHT, self._parameters),
+            (self.front_share, FRONT_WEIGHT, self._front),
+        )
+        for share, prefix, own in parts:
+            if share in (shares or ("round", "step")):
+                found |= {prefix + name: p.detach().float() for name, p in own.items()}
+        return Private(found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimisers, for the client's own disk."""
@@ -171,15 +195,30 @@ class ClientHead:
             load_tensors(self._front, state["embedding"])
             load_optimizer_state(self._front_optimizer, state["embedding_optimizer"])
 
-    def step_front(self, step: int, last: bool) -> None:
-        """Update the front with the gradients that have come back through the cut."""
+    def step_front(self, step: int, last: bool) -> Private[dict[str, torch.Tensor]]:
+        """Use the gradients that have come back through the cut to the front.
+
+        Returns
+        -------
+        Private
+            Tensors: the unreduced gradient where fronts are shared every step.
+        """
+        if self.front_share == "step":
+            own = self._front.items()
+            gradient = {FRONT_GRADIENT + n: p.grad.float() for n, p in own if p.grad is not None}
+            for parameter in self._front.values():
+                parameter.grad = None
+            self._front_weight = 0.0
+            return Private(gradient)
         if self._front_optimizer is None or not last:
-            return
+            return Private({})
+        self.trained |= self.front_share == "round"
         for parameter in self._front.values():
             if parameter.grad is not None:
                 parameter.grad.div_(self._front_weight)
         _step(self._front_optimizer, self._train.learning_rate(step))
         self._front_weight = 0.0
+        return Private({})
 
     def _step(self, step: int) -> None:
         if self._optimizer is not None:

@@ -110,11 +110,17 @@ def binding(scenario: Scenario, run: str) -> str:
         "privacy": asdict(scenario.privacy),
         "head": asdict(scenario.head),
         "task": task,
-        "embedding": scenario.train.embedding,
+        "embedding": _embedding(scenario),
         "cut": [scenario.model.dtype, scenario.model.client_front, scenario.model.client_back],
         "data": [data.train, data.test, *data.meaning],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _embedding(scenario: Scenario) -> bool | str:
+    """Return whether the front trains, and where it is shared how."""
+    share = scenario.front.share
+    return scenario.train.embedding if share == "personal" else share
 
 
 def forget_ended(states: Path, present: str) -> None:

@@ -76,8 +76,8 @@ class Trainable(Protocol):
 
     trained: bool
 
-    def weights(self) -> Private[dict[str, torch.Tensor]]:
-        """Return its weights."""
+    def weights(self, *shares: str) -> Private[dict[str, torch.Tensor]]:
+        """Return its weights, of the parts that are shared so."""
 
 
 class Door:
@@ -143,7 +143,7 @@ class Door:
             )
         return Leaving(_MADE, open_private(value), "allowed", self.terms.named(key))
 
-    def untrained(self, head: Trainable) -> Leaving[dict[str, torch.Tensor]]:
+    def untrained(self, head: Trainable, *shares: str) -> Leaving[dict[str, torch.Tensor]]:
         """Let out a head's weights, which follow from the seed and from what the server sent.
 
         Raises
@@ -153,7 +153,7 @@ class Door:
         """
         if head.trained:
             raise FedloraError("a head that has learnt from labels is not public; nothing leaves")
-        return Leaving(_MADE, open_private(head.weights()), "public")
+        return Leaving(_MADE, open_private(head.weights(*shares)), "public")
 
     def message(
         self,

@@ -68,6 +68,11 @@ _HEAD_WEIGHT = Part(
     ("data", "scenario-data"),
     "labels: no more than was paid for the randomised labels",
 )
+_FRONT = Part(
+    "text or values, and what the server sent, where fronts are shared",
+    ("public", "allowed"),
+    ("data", "scenario-data"),
+)
 _OF_LABELS = Part(
     "labels, and what the server sent",
     ("released", "allowed"),
@@ -91,6 +96,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "channel": Part("the link, as probes measured it", ("public",)),
         "round": Part("whether a state of that round is on the device's disk", ("public",)),
         "head_weight": _HEAD_WEIGHT,
+        **dict.fromkeys(("front_weight", "front_gradient"), _FRONT),
     },
     m.REPORT: {
         "channel": Part("the channel's model, or the link as probes measured it", ("public",)),
@@ -128,6 +134,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "samples": _ROWS,
         "loss": _OF_LABELS,
         "head_weight": _HEAD_WEIGHT,
+        "front_weight": _FRONT,
     },
     m.METRICS: {
         "counts": Part(
@@ -164,6 +171,8 @@ _COUNTED: Final = {
     "gradient": "gradients",
     "head_gradient": "head",
     "head_weight": "head",
+    "front_gradient": "head",
+    "front_weight": "head",
     "counts": "metrics",
     "scores": "metrics",
     "loss": "metrics",

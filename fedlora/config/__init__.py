@@ -9,6 +9,7 @@ from fedlora.checks import require
 from fedlora.config.channel import SNR_LIMIT_DB, ChannelConfig, ReportConfig, ScheduleConfig
 from fedlora.config.data import DataConfig, PartitionConfig
 from fedlora.config.learning import (
+    FrontConfig,
     HeadConfig,
     LoraConfig,
     ModelConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "FederationConfig",
+    "FrontConfig",
     "HeadConfig",
     "LinkConfig",
     "LoraConfig",

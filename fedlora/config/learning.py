@@ -173,6 +173,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class FrontConfig:
+    """What makes vectors of samples on the clients, where ``train.embedding`` lets it train.
+
+    Attributes
+    ----------
+    share
+        ``personal``: every client its own; ``round``: averaged at the end of a round; ``step``:
+        gradients averaged every step, so that all fronts stay equal.
+    """
+
+    share: Literal["personal", "round", "step"] = "personal"
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The task head on the clients.
 

@@ -8,6 +8,7 @@ from fedlora.checks import require, shown
 from fedlora.config.channel import ChannelConfig
 from fedlora.config.data import DataConfig, PartitionConfig
 from fedlora.config.learning import (
+    FrontConfig,
     HeadConfig,
     LoraConfig,
     ModelConfig,
@@ -53,6 +54,7 @@ class Scenario:
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    front: FrontConfig = field(default_factory=FrontConfig)
     robust: RobustConfig = field(default_factory=RobustConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
@@ -78,6 +80,11 @@ class Scenario:
             self.federation.clients_per_round <= self.federation.clients,
             f"federation.clients_per_round {self.federation.clients_per_round} exceeds "
             f"federation.clients {self.federation.clients}; lower it or add clients",
+        )
+        require(
+            self.train.embedding or self.front.share == "personal",
+            f"front.share is {self.front.share}, and train.embedding is false, so that no front "
+            "trains; set it to true, or front.share to personal",
         )
         taking_part = self.federation.clients_per_round or self.federation.clients
         require(

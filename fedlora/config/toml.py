@@ -30,7 +30,11 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
 
 
-_SERIES: Final = {"data": ("values", "group", "axes", "segment"), "task": ("forecast",)}
+_NEW: Final = {
+    "data": ("values", "group", "axes", "segment"),
+    "task": ("forecast",),
+    "front": ("share",),
+}
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -105,16 +109,17 @@ def scenario_from_table(table: Mapping[str, Any], folder: Path) -> Scenario:
 def scenario_to_toml(scenario: Scenario) -> str:
     """Write a scenario, as ``scenario_from_toml`` reads it back.
 
-    Every key is there, but for those of forecasts where they say nothing: a device of a release
-    that does not know them still takes part in a task of texts.
+    Every key is there, but for those of forecasts and fronts where they say nothing: a device of a
+    release that does not know them still takes part in a task of texts.
     """
     scalars, tables = [], []
     for item in fields(scenario):
         value = getattr(scenario, item.name)
         if is_dataclass(value) and not isinstance(value, type):
             table, plain = dataclasses.asdict(value), dataclasses.asdict(type(value)())
-            spare = [key for key in _SERIES.get(item.name, ()) if table[key] == plain[key]]
-            tables.append(_table(item.name, {k: v for k, v in table.items() if k not in spare}))
+            spare = [key for key in _NEW.get(item.name, ()) if table[key] == plain[key]]
+            if kept := {key: own for key, own in table.items() if key not in spare}:
+                tables.append(_table(item.name, kept))
         else:
             scalars.append(f"{item.name} = {_toml(value)}")
     return "\n".join(scalars) + "\n\n" + "\n\n".join(tables) + "\n"

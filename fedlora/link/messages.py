@@ -21,14 +21,14 @@ request        holds                                      reply
 =============  =========================================  =========================================
 (none)                                                    ``hello``: token, digests, sizes
 ``welcome``    what the server settled                    ``ready``
-``phase``      ``baseline`` or ``train``: start anew      ``ready``: first weights of a shared head
+``phase``      ``baseline`` or ``train``: start anew      ``ready``: first weights of shared ends
 ``round``      round number                               ``report``: channel state, statistics
-``batch``      ask for the first batch of a round         ``activation``: e, lengths, ids, fresh
+``batch``      ask for the next batch; front weights      ``activation``: e, lengths, ids, fresh
 ``step``       representation z; common head weights      ``gradient``: g, and the next e
 ``again``      ids of rows that the server has lost       ``activation``: those rows
-``embedding``  dL/de, where the embedding trains          ``activation`` or ``ready``
-``head``       common head weights to adopt               ``ready``
-``round_end``                                             ``round_report``: losses, head weights
+``embedding``  dL/de, where the front trains              ``activation`` or ``ready``: its gradient
+``head``       common weights of head and front to adopt  ``ready``
+``round_end``                                             ``round_report``: losses, weights
 ``eval_begin``                                            ``activation`` or ``metrics``
 ``eval``       representation z of held-out rows          ``activation`` or ``metrics``
 ``keep``       round that has ended: store your state     ``ready``: whether it is stored
@@ -71,3 +71,7 @@ HEAD_GRADIENT: Final = "head_gradient."
 """Prefix of the tensors that carry a head's unreduced gradient."""
 HEAD_WEIGHT: Final = "head_weight."
 """Prefix of the tensors that carry a head's weights."""
+FRONT_GRADIENT: Final = "front_gradient."
+"""Prefix of the tensors that carry the unreduced gradient of a front that all clients share."""
+FRONT_WEIGHT: Final = "front_weight."
+"""Prefix of the tensors that carry such a front's weights."""

@@ -77,6 +77,11 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
             "train.embedding changes the activations at every step, so that each would have to be "
             "paid for; set it to false, or remove privacy.activation_sigma"
         )
+    if scenario.front.share != "personal":
+        raise FedloraError(
+            f"front.share is {scenario.front.share}, which uploads what was computed from inputs "
+            "as they are; under privacy set front.share to personal"
+        )
     if not mechanism.noises_gradients:
         return mechanism
     public = trains_head and share == "step"

@@ -27,6 +27,8 @@ _KIND = {
     "gradient": "gradient",
     "head_gradient": "head",
     "head_weight": "head",
+    "front_gradient": "head",
+    "front_weight": "head",
     "representation": "representation",
     "embedding": "representation",
 }
@@ -37,7 +39,7 @@ _ANYBODY = -1  # stands for a client that has not taken part yet
 class Air:
     """Books what travels and delivers adapters.
 
-    Weights and gradients of the head count as ``head``; what comes down for each token
+    Weights and gradients of head and shared front count as ``head``; what comes down for each token
     (representation and, where the embedding trains, dL/de) as ``representation``; lengths,
     identifiers and statistics of the text as ``control``. Evaluation, the frozen-backbone baseline
     and what a server that begins again asks for once more are booked outside the air budget.

@@ -122,7 +122,7 @@ class Checkpoints:
         training.best = BestRound(training.scenario.evaluate)
         if "best" in state:  # releases before 0.2 had none
             training.best.load_state_dict(state["best"])
-        training.sharing.load_state_dict(state["head"])
+        training.sharing.load_state_dict(state["head"], state.get("front"))
         rows = state.get("rows")  # releases before 0.2 had none
         back = self.restore_clients(training, training.cohort.clients, rows=rows is not None)
         training.batches.load_state_dict(rows or {}, back)
@@ -222,6 +222,7 @@ def _state_of(training: Training) -> dict[str, Any]:
         "round": training.done,
         "engine": training.engine.state_dict(),
         "head": training.sharing.state_dict(),
+        "front": training.sharing.state_dict(m.FRONT_WEIGHT),
         "adapters": adapters,
         "delivered": delivered,
         "ranking": training.ranking.state_dict(),

@@ -48,6 +48,9 @@ def write_results(
     if training.head is not None:
         weights = {name: p.detach() for name, p in training.head.parameters.items()}
         replace_file(head_file(folder), save(weights, {"labels": json.dumps(classes)}))
+    if training.sharing.front is not None:
+        weights = {name: p.detach() for name, p in training.sharing.front.parameters.items()}
+        replace_file(folder.path / "front.safetensors", save(weights))
     held = holdings(results)
     rounds = folder.read_metrics()
     task = task_class(scenario.task.kind)(scenario.task, classes)

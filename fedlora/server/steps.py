@@ -25,13 +25,13 @@ from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.exchange import head_space
-from fedlora.server.exchange.answers import Answer, Answers
+from fedlora.server.exchange.answers import Answer, Answers, check_gradient
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.exchange.spoiled import SoundSteps
-from fedlora.server.exchange.uploads import Activation
+from fedlora.server.exchange.uploads import Activation, read_named
 
 log = logging.getLogger("fedlora.server")
 
@@ -113,6 +113,7 @@ class StepLoop:
         self._back = create_codec(**link.codec("gradient"))
         self._answers = Answers(scenario, engine, cohort, self.spending)
         self._sound = SoundSteps(engine, cohort)
+        self._front: SharedHead | None = None
 
     def run(
         self,
@@ -122,6 +123,7 @@ class StepLoop:
         head: SharedHead | None,
         *,
         train: bool,
+        front: SharedHead | None = None,
     ) -> StepTally:
         """Run the optimiser steps of one round.
 
@@ -137,6 +139,8 @@ class StepLoop:
             The head that is shared every step, if there is one.
         train
             False runs the frozen backbone and trains heads only.
+        front
+            The front that is shared every step, if there is one: the next activation waits for it.
 
         Raises
         ------
@@ -148,6 +152,7 @@ class StepLoop:
         config, tally = self.scenario.train, StepTally(asked=clients)
         limit_s = self.scenario.link.round_timeout_s or math.inf
         deadline = time.monotonic() + limit_s
+        self._front = front
         batch = self._activations(self._first_batches(clients))
         for step in range(first_step, first_step + config.steps):
             if step > first_step and time.monotonic() > deadline:
@@ -189,9 +194,13 @@ class StepLoop:
                 tokens += sum(sum(batch[client].lengths) for client in z)
                 if config.embedding:
                     replies = self._embeddings(upstream, batch, fields, exchange, more=more)
+                    self._add_fronts(replies, gradients)
                 left = {c: reply for c, reply in replies.items() if c in self.cohort}
+                if update:
+                    self._update(step, head, train=train)
+                if more and front is not None:
+                    left = self._first_batches(left)
                 batch = self._activations(left) if more else {}
-            self._update(step, head, train=train)
             loss = None if loss_sum is None or not weight_sum else loss_sum / weight_sum
             tally.losses.append(loss)
             tally.tokens += tokens
@@ -259,6 +268,7 @@ class StepLoop:
         """Send dL/de where the embedding trains; the answer brings the next batch."""
         if upstream is None:  # the frozen-backbone baseline leaves the embedding alone
             return self._first_batches(batch) if more else {}
+        more = more and self._front is None
         fields = {"step": fields["step"], "update": fields["update"], "next": more}
         requests = {
             client: Request(
@@ -274,6 +284,20 @@ class StepLoop:
     def _rounding_key(self, client: str, exchange: int) -> bytes:
         """Return what dL/de is rounded by at random: the same when a run is repeated."""
         return hashlib.sha256(f"{self.scenario.seed}/{exchange}/{client}".encode()).digest()
+
+    def _add_fronts(self, replies: Mapping[str, Frame], answers: Mapping[str, Answer]) -> None:
+        """Add the gradients of a front that is shared every step; drop who answers wrongly."""
+        if self._front is None:
+            return
+        for client, reply in replies.items():
+            if client not in answers:
+                continue
+            try:
+                own = read_named(reply, m.FRONT_GRADIENT, self._front.shapes)
+                check_gradient(own, answers[client].weight, "front")
+                self._front.add(client, own, answers[client].weight)
+            except ProtocolError as error:
+                self.cohort.drop(client, str(error))
 
     def _catch_up(
         self, clients: Sequence[str], batch: Mapping[str, Activation]
@@ -312,13 +336,14 @@ class StepLoop:
         )
 
     def _update(self, step: int, head: SharedHead | None, *, train: bool) -> None:
-        shared = head.averaged() if head else []
+        ends = [end for end in (head, self._front) if end is not None]
+        shared = [gradient for end in ends for gradient in end.averaged()]
         if train:
             self.engine.update.step(step, shared)
         elif self.scenario.train.clip_norm > 0 and shared:
             clip_global_norm(shared, self.scenario.train.clip_norm)
-        if head:
-            head.step(step)
+        for end in ends:
+            end.step(step)
 
     def _activations(self, replies: Mapping[str, Frame]) -> dict[str, Activation]:
         """Read the next batch of every client that answered; drop who answers wrongly."""
@@ -327,6 +352,7 @@ class StepLoop:
     def _first_batches(
         self, clients: Iterable[str], waiting: Iterable[str] = ()
     ) -> dict[str, Frame]:
-        """Ask clients for a batch."""
-        asked = {client: Request(m.BATCH, self._batches.fields(client)) for client in clients}
+        """Ask clients for a batch, with the front that they share every step."""
+        front = self._front.tensors() if self._front is not None else {}
+        asked = {c: Request(m.BATCH, self._batches.fields(c), front) for c in clients}
         return self.cohort.exchange(asked, waiting)

@@ -205,6 +205,7 @@ class Training:
             (round_ - 1) * steps,
             self.sharing.step_head,
             train=True,
+            front=self.sharing.step_front,
         )
         self.sharing.end_round(tally.asked, tally.rows)
         self.deliveries.send(round_, decisions)

@@ -20,6 +20,7 @@ _SERIES = "forecasts are not drawn; tests/tasks holds them to plain PEFT"
 LEFT_OUT = {
     **dict.fromkeys(("data.values", "data.group", "data.axes", "data.segment"), _SERIES),
     **dict.fromkeys((f"task.forecast.{f.name}" for f in fields(ForecastConfig)), _SERIES),
+    "front.share": "oracles know one front a client; tests/tasks holds it to plain PEFT",
     "python_path": "the fuzzer's own rank strategy lies in the package",
     "model.path": "follows from _model",
     "data.train": "follows from _rows",

@@ -68,14 +68,19 @@ def mse(head: Any, states: torch.Tensor, made: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "overrides",
-    [["train.embedding=true", "task.forecast.front=channel"], ["train.clip_norm=0.1"]],
+    [
+        ["train.embedding=true", "task.forecast.front=channel"],
+        ["train.clip_norm=0.1"],
+        ["train.embedding=true", "front.share=round"],
+        ["train.embedding=true", "front.share=step", "train.clip_norm=0.1", "train.rounds=1"],
+    ],
     ids=" ".join,
 )
 def test_split_training_equals_the_undivided_model(bare, waves, overrides):
     config = forecast(bare, waves, *overrides)
     check_scenario(config)
     federation = Federation(config)
-    unsplit = UnsplitValues(federation, mse)
+    unsplit = UnsplitValues(federation, mse, config.front.share)
     expected = unsplit.run()
     federation.run()
     assert federation.recorder.losses() == pytest.approx(expected, rel=1e-5)
@@ -217,6 +222,23 @@ def test_a_record_is_known_by_its_numbers_whatever_is_cut_of_it(waves):
     assert len({content(record) for record in records}) == 24
     assert [content(r) for r in records] == [content(r) for r in read(waves, "data.max_rows=24")]
     assert json.loads(content(records[0]))[1:] == ["s0"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["front.share=step"], "front.share is step, and train.embedding is false.*set it to true"),
+        (
+            ["front.share=round", "train.embedding=true", "privacy.epsilon=8"],
+            "uploads what was computed from inputs as they are; under privacy set .* personal",
+        ),
+    ],
+)
+def test_a_front_is_shared_only_where_it_trains_and_nothing_is_private(
+    bare, waves, overrides, said
+):
+    with pytest.raises(FedloraError, match=said):
+        check_scenario(forecast(bare, waves, *overrides))
 
 
 def test_noise_is_planned_for_one_sample_a_record(bare, waves):

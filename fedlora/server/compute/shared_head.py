@@ -1,4 +1,4 @@
-"""A task head that clients share: averaged every step, or every round."""
+"""A head, or front, that clients share: averaged every step, or every round."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class SharedHead:
         Learning rates, schedule and decay.
     robust
         Average over clients in place of the mean over samples, and the limit of their gradients.
+    prefix
+        What stands before a weight's name in a frame: ``head_weight.``, or ``front_weight.``.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class SharedHead:
         weights: Mapping[str, torch.Tensor],
         config: TrainConfig,
         robust: RobustConfig = RobustConfig(),  # noqa: B008 (frozen)
+        prefix: str = HEAD_WEIGHT,
     ) -> None:
+        self.prefix = prefix
         self._config = config
         self._clip = robust.head_clip
         self._average = create_average(robust)
@@ -138,7 +142,7 @@ class SharedHead:
     def step(self, step: int) -> None:
         """Take an optimiser step with the averaged gradient."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate(step, head=True)
+            group["lr"] = self._config.learning_rate(step, head=self.prefix == HEAD_WEIGHT)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -173,7 +177,7 @@ class SharedHead:
 
     def tensors(self) -> Weights:
         """Return the weights as they go into a frame."""
-        return {HEAD_WEIGHT + name: p.detach() for name, p in self.parameters.items()}
+        return {self.prefix + name: p.detach() for name, p in self.parameters.items()}
 
 
 def most_common(weights: Mapping[str, Weights]) -> Weights:

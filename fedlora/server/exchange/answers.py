@@ -48,6 +48,20 @@ class Answer:
     head: Mapping[str, torch.Tensor]
 
 
+def check_gradient(own: Mapping[str, torch.Tensor], weight: float, what: str) -> None:
+    """Refuse a gradient of a shared head or front that would overflow in the mean or its square.
+
+    Raises
+    ------
+    ProtocolError
+        When it would.
+    """
+    if not gradient_size(list(own.values()), [weight]) <= MOST_NORM:
+        raise ProtocolError(
+            f"its gradient of the {what} is longer than {MOST_NORM:g}, which no training gives"
+        )
+
+
 _LOSS_MAX = 1e30  # far beyond any sum of cross-entropies; those of all clients add up
 
 
@@ -118,7 +132,7 @@ class Answers:
                     self.spending.note(client, reply)
                 read_tensors = self._read_released if self._releases else self._read_exact
                 gradient, own = read_tensors(client, reply, z[client], head, train=train)
-                self._check_head(own, weight)
+                check_gradient(own, weight, "head")
                 if gradient is not None and limit > 0:
                     lengths = None if self.engine.pool else batch[client].answered
                     gradient = limit_rows(gradient, lengths, limit)
@@ -177,13 +191,6 @@ class Answers:
                 "its gradient leads beyond what floats hold; no mechanism gives that"
             )
         return (cut if train else None), own
-
-    def _check_head(self, own: Mapping[str, torch.Tensor], weight: float) -> None:
-        """Refuse a gradient of a shared head that would overflow in the mean or its square."""
-        if not gradient_size(list(own.values()), [weight]) <= MOST_NORM:
-            raise ProtocolError(
-                f"its gradient of the head is longer than {MOST_NORM:g}, which no training gives"
-            )
 
     def probe(
         self,

@@ -1,7 +1,8 @@
-"""How a run's clients come to one head: theirs are taken, and the common one is given to all.
+"""How a run's clients come to one head, and to one front: all are given the common one.
 
 ``head.share = "round"`` is FedAvg (McMahan et al. 2017) on the head: every client steps alone for a
 round, and the server averages the weights by samples. ``step`` averages gradients at every step.
+``front.share`` is the same for what makes vectors of samples, where that trains.
 """
 
 from __future__ import annotations
@@ -20,50 +21,62 @@ from fedlora.tasks import head_trains
 
 
 class HeadSharing:
-    """The head that all clients have in common, where the scenario shares one.
+    """The head and the front that all clients have in common, where the scenario shares them.
 
     Parameters
     ----------
     scenario
-        How it is shared and trained.
+        How they are shared and trained.
     cohort
         The connected clients.
-
-    Attributes
-    ----------
-    head
-        The common head; None where heads are personal.
     """
 
     def __init__(self, scenario: Scenario, cohort: Cohort) -> None:
         self._scenario = scenario
         self._cohort = cohort
-        trains = head_trains(scenario)
-        self._shares = trains and scenario.head.share != "personal"
-        self.head: SharedHead | None = None
+        shares = {
+            m.HEAD_WEIGHT: scenario.head.share if head_trains(scenario) else "personal",
+            m.FRONT_WEIGHT: scenario.front.share,
+        }
+        self._shares = {part: share for part, share in shares.items() if share != "personal"}
+        self._common: dict[str, SharedHead] = {}
+
+    @property
+    def head(self) -> SharedHead | None:
+        """The common head; None where heads are personal."""
+        return self._common.get(m.HEAD_WEIGHT)
+
+    @property
+    def front(self) -> SharedHead | None:
+        """The common front; None where fronts are personal."""
+        return self._common.get(m.FRONT_WEIGHT)
 
     @property
     def step_head(self) -> SharedHead | None:
         """The common head where it is averaged every step."""
-        return self.head if self._scenario.head.share == "step" else None
+        return self.head if self._shares.get(m.HEAD_WEIGHT) == "step" else None
+
+    @property
+    def step_front(self) -> SharedHead | None:
+        """The common front where it is averaged every step."""
+        return self.front if self._shares.get(m.FRONT_WEIGHT) == "step" else None
 
     def begin(self, replies: Mapping[str, Frame]) -> None:
-        """Begin with the head that most clients hand in; whose is of another shape has to go.
+        """Begin with what most clients hand in; whose is of another shape has to go.
 
         Where none is shared, what a client hands in all the same is not looked at: it would be the
         only one, and the head of all.
         """
-        self.head = None
-        if not self._shares:
-            return
-        first = most_common({client: self._weights(client, r) for client, r in replies.items()})
-        if first:
-            self.head = self._new(first)
-            for client, reply in replies.items():
-                self._weights(client, reply)
+        self._common = {}
+        for part in self._shares:
+            first = most_common({c: self._weights(part, c, r) for c, r in replies.items()})
+            if first:
+                self._common[part] = self._new(part, first)
+                for client, reply in replies.items():
+                    self._weights(part, client, reply)
 
     def end_round(self, asked: Iterable[str], rows: Mapping[str, int]) -> None:
-        """End the round at the clients, and give everybody the common head.
+        """End the round at the clients, and give everybody what is common.
 
         Parameters
         ----------
@@ -72,49 +85,50 @@ class HeadSharing:
         rows
             Rows that each of them has trained on.
         """
-        share = self._scenario.head.share
-        request = Request(m.ROUND_END, {"weights": self.head is not None and share == "round"})
-        replies = self._cohort.ask(asked, request)
-        if self.head is None:
-            return
-        if share == "round":
-            weights = {c: self._weights(c, r) for c, r in replies.items()}
+        averaged = [part for part in self._common if self._shares[part] == "round"]
+        replies = self._cohort.ask(asked, Request(m.ROUND_END, {"weights": bool(averaged)}))
+        for part in averaged:
+            weights = {c: self._weights(part, c, r) for c, r in replies.items()}
             weights = {c: w for c, w in weights.items() if w and c in rows}
             if weights:
-                self.head.average(list(weights.values()), [rows[c] for c in weights])
+                self._common[part].average(list(weights.values()), [rows[c] for c in weights])
         self.give(self._cohort.clients)
 
     def give(self, clients: Sequence[str], waiting: Sequence[str] = ()) -> bool:
-        """Give clients the common head, if there is one, while others may wait.
+        """Give clients what is common, if anything is, while others may wait.
 
         Returns
         -------
         bool
             Whether all of them have it.
         """
-        if self.head is None:
+        if not self._common:
             return True
-        request = Request(m.HEAD, {}, self.head.tensors())
-        return len(self._cohort.ask(clients, request, waiting)) == len(clients)
+        tensors = {name: t for own in self._common.values() for name, t in own.tensors().items()}
+        return len(self._cohort.ask(clients, Request(m.HEAD, {}, tensors), waiting)) == len(clients)
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the head and its optimiser, for a checkpoint."""
-        return None if self.head is None else self.head.state_dict()
+    def state_dict(self, part: str = m.HEAD_WEIGHT) -> dict[str, Any] | None:
+        """Return the head, or the front, and its optimiser, for a checkpoint."""
+        common = self._common.get(part)
+        return None if common is None else common.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+    def load_state_dict(
+        self, head: Mapping[str, Any] | None, front: Mapping[str, Any] | None = None
+    ) -> None:
         """Take back what ``state_dict`` gave."""
-        self.head = None
-        if state is not None:
-            self.head = self._new(state["weights"])
-            self.head.load_state_dict(state)
+        self._common = {}
+        for part, state in ((m.HEAD_WEIGHT, head), (m.FRONT_WEIGHT, front)):
+            if state is not None:
+                self._common[part] = self._new(part, state["weights"])
+                self._common[part].load_state_dict(state)
 
-    def _new(self, weights: Weights) -> SharedHead:
-        return SharedHead(weights, self._scenario.train, self._scenario.robust)
+    def _new(self, part: str, weights: Weights) -> SharedHead:
+        return SharedHead(weights, self._scenario.train, self._scenario.robust, part)
 
-    def _weights(self, client: str, reply: Frame) -> Weights:
+    def _weights(self, part: str, client: str, reply: Frame) -> Weights:
+        common = self._common.get(part)
         try:
-            shapes = self.head.shapes if self.head is not None else None
-            found = read_named(reply, m.HEAD_WEIGHT, shapes)
+            found = read_named(reply, part, None if common is None else common.shapes)
             check_weights(found)
             return found
         except ProtocolError as error:
