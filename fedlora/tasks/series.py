@@ -1,4 +1,4 @@
-"""Records of numbers over time: from csv columns, or from arrays in ``.npy`` and ``.npz`` files."""
+"""Records of numbers over time: from columns of rows, or from arrays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from fedlora.checks import shown
 from fedlora.config import Scenario
@@ -23,9 +25,10 @@ Values: TypeAlias = NDArray[np.float32]
 VALUES: Final = "values"
 """Column of a record with its numbers, shape (ports, time, features)."""
 
-_ARRAYS: Final = (".npy", ".npz")
+_ARRAYS: Final = (".npy", ".npz", ".safetensors")
 _DEFAULT: Final = {1: ("time",), 2: ("time", "feature"), 3: ("record", "time", "feature")}
 _MOST_BYTES: Final = 8 << 30
+_DAMAGED: Final = (zipfile.BadZipFile, SafetensorError, TypeError)
 _MOST: Final = float(np.finfo(np.float32).max)
 
 
@@ -34,8 +37,8 @@ def load_series(scenario: Scenario, which: Literal["train", "test"]) -> list[Rec
 
     - ``.csv``, ``.tsv``: a row a time step, in order. ``data.values`` names the columns (empty: all
       that hold a number in the first row), ``data.group`` the column that tells series apart.
-    - ``.npy``, ``.npz``: an array whose axes are ``data.axes``. Of several arrays ``data.values``
-      names the one; those with an entry for each record are columns, for ``partition.column``.
+    - ``.npy``, ``.npz``, ``.safetensors``: an array whose axes are ``data.axes``. Of several
+      ``data.values`` names the one; those with an entry a record are columns.
       Complex numbers become real parts followed by imaginary parts.
 
     A series that is no record yet is cut into records of ``data.segment`` steps, which do not
@@ -173,7 +176,7 @@ def _from_array(scenario: Scenario, place: Path, path: str) -> list[Record]:
 
 
 def read_arrays(place: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a ``.npy`` or ``.npz`` file by name; a lone one is called ``values``.
+    """Return the arrays of a file by name; that of a ``.npy`` is called ``values``.
 
     Nothing is unpickled.
 
@@ -192,15 +195,18 @@ def read_arrays(place: Path) -> dict[str, NDArray[Any]]:
                 f"{place} holds {sum(sizes) / 2**30:.1f} GiB, and fedlora reads at most "
                 f"{_MOST_BYTES >> 30}; write a part of it"
             )
+        if place.suffix.lower() == ".safetensors":
+            return dict(load_file(place))
         found = np.load(place, allow_pickle=False)
         if isinstance(found, np.ndarray):
             return {VALUES: found}
         with found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, *_DAMAGED) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FedloraError(
-            f"{place} holds no arrays of numbers that can be read ({str(error).splitlines()[0]}); "
-            "write it with numpy.save or numpy.savez, without objects"
+            f"{place} holds no arrays of numbers that can be read ({reason}); write it with "
+            "numpy.save, numpy.savez or safetensors, without objects"
         ) from None
 
 

@@ -51,7 +51,7 @@ class SionnaChannel(ChannelModel):
         super().__init__(config, seed)
         self.carrier_hz = number("channel.options.carrier_hz", carrier_hz, 0.5e9, 100e9)
         self.speed_mps = number("channel.options.speed_mps", speed_mps, 0.0, 3e8)
-        with _own_randomness():
+        with own_randomness():
             try:
                 from sionna.phy.channel import tr38901
             except ImportError as error:
@@ -75,7 +75,7 @@ class SionnaChannel(ChannelModel):
         """
         from sionna.phy import config as sionna_config
 
-        with _own_randomness():
+        with own_randomness():
             sionna_config.seed = int(stream(self.seed, Stream.SCENE, client).integers(2**63))
             time_s = self.time_s(block)
             samples, sampling_hz = (2, 1 / time_s) if block else (1, 1.0)
@@ -315,7 +315,7 @@ def _effective_snr_db(snr_db: np.ndarray) -> float:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """Keep Sionna, which seeds torch's global generators, from disturbing the run's."""
     import torch
 

@@ -1,0 +1,1 @@
+"""Channel state information: measured and generated trajectories, and predicting them."""
