@@ -73,7 +73,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "simulations": (
         "train_policy",
-        "audit bench fuzz studies",
+        "audit bench csi fuzz studies",
         "examples in_process options quickstart scenarios",
     ),
 }

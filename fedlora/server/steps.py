@@ -195,17 +195,19 @@ class StepLoop:
                 if config.embedding:
                     replies = self._embeddings(upstream, batch, fields, exchange, more=more)
                     self._add_fronts(replies, gradients)
-                left = {c: reply for c, reply in replies.items() if c in self.cohort}
                 if update:
                     self._update(step, head, train=train)
-                if more and front is not None:
-                    left = self._first_batches(left)
-                batch = self._activations(left) if more else {}
+                batch = self._next(replies) if more else {}
             loss = None if loss_sum is None or not weight_sum else loss_sum / weight_sum
             tally.losses.append(loss)
             tally.tokens += tokens
             self.on_step(step, loss, tokens)
         return tally
+
+    def _next(self, replies: Mapping[str, Frame]) -> dict[str, Activation]:
+        """Read the next batch of who is left; ask for it where it waits for a common front."""
+        left = {client: reply for client, reply in replies.items() if client in self.cohort}
+        return self._activations(left if self._front is None else self._first_batches(left))
 
     def _exchange(
         self,

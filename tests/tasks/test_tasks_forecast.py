@@ -211,8 +211,9 @@ def test_a_forecast_that_contradicts_itself_is_refused(tmp_path, overrides, said
 
 def test_keys_of_forecasts_are_written_only_where_they_say_something(waves):
     plain = scenario(Path("m"))
-    for word in ("forecast", "values", "axes", "segment", "group"):
-        assert word not in scenario_to_toml(plain)
+    for word in ("forecast", "values", "axes", "segment", "group", "front.share"):
+        assert f"\n{word} = " not in scenario_to_toml(plain).partition("[link]")[0]
+        assert f"[{word}" not in scenario_to_toml(plain)
     config = forecast("m", waves, "data.segment=12", 'data.axes=["record","time","feature"]')
     assert scenario_from_toml(scenario_to_toml(config)) == config
 
