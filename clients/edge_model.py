@@ -50,9 +50,12 @@ class EdgeModel:
         FedloraError
             When the task's front makes other vectors than the model takes.
         """
-        width = self.geometry.embedding_width
-        embedded = vectors_of(self.task, self.front.embedding, samples, width)
-        return self.front.onward(embedded, lengths)
+        width, front = self.geometry.embedding_width, self.front.embedding
+        # Without gradients each sample alone, as in ``Front.onward``; a look-up has the same bits.
+        alone = not (self.task.tokens or torch.is_grad_enabled())
+        batches = [[sample] for sample in samples] if alone else [samples]
+        parts = [vectors_of(self.task, front, batch, width) for batch in batches]
+        return self.front.onward(torch.cat(parts) if alone else parts[0], lengths)
 
     def rows_of(self, lengths: Sequence[int]) -> list[int]:
         """Return how many rows of the representation belong to samples of these lengths."""
