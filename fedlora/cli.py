@@ -17,12 +17,15 @@ import typer
 
 from fedlora import __version__
 from fedlora.commands.options import (
+    BackOption,
     ClientOption,
+    FrontOption,
     OutOption,
     OverwriteOption,
     RankOption,
     ScenarioArgument,
     SetOption,
+    TaskOption,
 )
 from fedlora.commands.plan import plan
 from fedlora.commands.report import report
@@ -267,15 +270,9 @@ def slice_(
         str, typer.Argument(help="A whole model: folder, `hub:NAME`, or `package:NAME/FOLDER`.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    front: Annotated[
-        int, typer.Option(min=0, help="`model.client_front` of the scenario to come.")
-    ] = 0,
-    back: Annotated[
-        int, typer.Option(min=0, help="`model.client_back` of the scenario to come.")
-    ] = 0,
-    task: Annotated[
-        str, typer.Option(help="`task.kind` to come; of one without texts, no vocabulary is taken.")
-    ] = "",
+    front: FrontOption = 0,
+    back: BackOption = 0,
+    task: TaskOption = "",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Make the edge package of a model: all that a client needs, without the server's blocks."""

@@ -32,3 +32,13 @@ OverwriteOption = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what an earlier call has written there."),
 ]
+
+FrontOption = Annotated[
+    int, typer.Option(min=0, help="`model.client_front` of the scenario to come.")
+]
+BackOption = Annotated[
+    int, typer.Option(min=0, help="`model.client_back` of the scenario to come.")
+]
+TaskOption = Annotated[
+    str, typer.Option(help="`task.kind` to come; of one without texts, no vocabulary is taken.")
+]
