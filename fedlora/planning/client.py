@@ -34,6 +34,8 @@ class Terms:
         Of the task; 0 for language modelling.
     head
         Numbers of a head that trains and is shared, else 0.
+    front
+        Numbers of a front that trains and is shared, else 0.
     """
 
     scenario: Scenario
@@ -41,6 +43,12 @@ class Terms:
     sizes: PayloadBits
     classes: int
     head: int
+    front: int = 0
+
+    def ends(self, *shares: str) -> Bits:
+        """Return the bits of head and front as far as they are shared so."""
+        parts = ((self.scenario.head.share, self.head), (self.scenario.front.share, self.front))
+        return {"head": _NUMBER * sum(size for share, size in parts if share in shares)}
 
     @property
     def statistics(self) -> int:

@@ -21,11 +21,12 @@ from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.participation import draw_clients
 from fedlora.planning.client import Bits, PlannedClient, Terms
 from fedlora.planning.payloads import PayloadBits
-from fedlora.preview import RowView
+from fedlora.preview import RowView, end_sizes
 from fedlora.ranks import ClientReport
 from fedlora.server.air import Air
 from fedlora.server.ranking import Ranking
 from fedlora.split import Checkpoint
+from fedlora.tasks import task_class
 
 _MOST_BATCHES = 200_000  # that are walked; some seconds
 
@@ -92,8 +93,12 @@ class _Walk:
         targets = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
         shared = geometry.trains_head and scenario.head.share != "personal"
         classes = len(rows.labels)
-        head = geometry.head_width * (classes or checkpoint.size("vocab_size")) * shared
-        terms = Terms(scenario, geometry, PayloadBits(scenario.link), classes, head)
+        head, front = end_sizes(scenario, checkpoint, geometry, classes)
+        if task_class(scenario.task.kind).tokens and scenario.front.share != "personal":
+            front = geometry.embedding_width * checkpoint.size("vocab_size")
+        front *= scenario.front.share != "personal"
+        sizes = PayloadBits(scenario.link)
+        terms = Terms(scenario, geometry, sizes, classes, head * shared, front)
         self.scenario, self.terms, self.air = scenario, terms, Air(scenario)
         self.ranking = Ranking(scenario, rank_space(scenario, checkpoint, targets))
         self.clients = {
@@ -107,7 +112,7 @@ class _Walk:
         train = self.scenario.train
         self.air.begin_round(1)
         for client in self.clients:
-            self._book(client, "up", {"head": 32 * self.terms.head})
+            self._book(client, "up", self.terms.ends("round", "step"))
         a_round = train.steps * train.accumulate * len(self.clients)
         walked = min(train.rounds, max(2, _MOST_BATCHES // a_round))
         before = 0, 0
@@ -157,10 +162,14 @@ class _Walk:
 
     def _steps(self, present: list[str]) -> None:
         train = self.scenario.train
+        front: Bits = {}
+        if self.scenario.front.share == "step":  # it goes down with each request for a batch
+            front = {"head": 32 * self.terms.front}
         exchanges = train.steps * train.accumulate
         for client in present:
             own = self.clients[client]
             own.lengths = []
+            self._book(client, "down", front)
             self._book(client, "up", own.next_activation())
             for exchange in range(exchanges):
                 more = exchange < exchanges - 1
@@ -169,19 +178,19 @@ class _Walk:
                 if train.embedding:
                     self._book(client, "up", up)
                     self._book(client, "down", own.embedding())
+                    self._book(client, "up", front)
+                    self._book(client, "down", front if more else {})
                     up = {}
                 self._book(client, "up", up | (own.next_activation() if more else {}))
             self.raw_bits += self.terms.geometry.raw_bits(own.lengths)
             self.samples += len(own.lengths)
 
     def _end(self, present: list[str]) -> None:
-        """Book the heads that are taken and given at the end of a round."""
-        head = {"head": 32 * self.terms.head}
-        if self.scenario.head.share == "round":
-            for client in present:
-                self._book(client, "up", head)
+        """Book the heads and fronts that are taken and given at the end of a round."""
+        for client in present:
+            self._book(client, "up", self.terms.ends("round"))
         for client in self.clients:
-            self._book(client, "down", head)
+            self._book(client, "down", self.terms.ends("round", "step"))
 
     def _book(self, client: str, way: str, bits: Bits) -> None:
         for kind in AIR_KINDS[way]:  # in the order in which a run books a frame

@@ -3,7 +3,7 @@
 from fedlora.preview.faults import Faults, find_faults
 from fedlora.preview.reading import read_all
 from fedlora.preview.rows import ClientSamples, RowView, SampleView, view_rows
-from fedlora.preview.sizes import Load, Sizes, predict_sizes
+from fedlora.preview.sizes import Load, Sizes, end_sizes, predict_sizes
 
 __all__ = [
     "ClientSamples",
@@ -12,6 +12,7 @@ __all__ = [
     "RowView",
     "SampleView",
     "Sizes",
+    "end_sizes",
     "find_faults",
     "predict_sizes",
     "read_all",

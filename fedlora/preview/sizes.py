@@ -96,7 +96,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     width = DTYPES[scenario.model.dtype].itemsize
     kind = task_class(scenario.task.kind)
     language = kind.language()
-    head, front = _ends(scenario, checkpoint, geometry, classes)
+    head, front = end_sizes(scenario, checkpoint, geometry, classes)
     back_rows = rows if geometry.server_pools else tokens
     once = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
     if geometry.targets_only(scenario):
@@ -142,10 +142,18 @@ def _encoded(scenario: Scenario, what: Payload, rows: int, width: int) -> int:
     return sum(part.numel() * part.element_size() for part in parts.values())
 
 
-def _ends(
+def end_sizes(
     scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry, classes: int
 ) -> tuple[int, int]:
-    """Return the weights of the head, and of a front in place of the token embedding."""
+    """Return the weights of the head, and of a front in place of the token embedding (else 0).
+
+    Parameters
+    ----------
+    scenario, checkpoint, geometry
+        The run.
+    classes
+        Of the task; 0 for language modelling.
+    """
     kind, seed = task_class(scenario.task.kind), scenario.seed
     if kind.tokens:
         return geometry.head_width * (classes or checkpoint.size("vocab_size")), 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from support import values
 from support.federation import Federation, scenario
 
 from fedlora.config import Scenario
@@ -70,6 +72,15 @@ def held_to_a_run(config: Scenario, *, rel: float) -> None:
 )
 def test_what_shapes_decide_is_foreseen_to_the_bit(tiny, records, more):
     held_to_a_run(scenario(tiny["gpt2"], records, *more), rel=0.0)
+
+
+@pytest.mark.parametrize("share", ["round", "step"])
+def test_ends_that_clients_share_are_foreseen_to_the_bit(checkpoints, tmp_path, share):
+    series = np.random.default_rng(0).normal(size=(24, 20, 2))
+    np.save(tmp_path / "x.npy", series)
+    more = ["task.kind=forecast", f"data.train={tmp_path / 'x.npy'}", "task.forecast.features=2"]
+    more += ["train.embedding=true", f"front.share={share}", f"head.share={share}"]
+    held_to_a_run(values.scenario(checkpoints["gpt2"], *more), rel=0.0)
 
 
 def test_what_a_codec_makes_shorter_is_foreseen_within_two_percent(tiny, records):
