@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from support.federation import Federation, same, scenario
 
+from fedlora.config import with_overrides
 from fedlora.link.rotated import RotatedCodec
+from simulations.audit import labels, tokens
+from simulations.audit.recording import observe
 
 CODED = ["link.activation=rotated", "link.representation=rotated", "link.gradient=rotated"]
 
@@ -47,3 +50,17 @@ def test_what_rounds_a_noised_gradient_follows_from_no_seed(tiny, records, monke
     assert plain[: len(plain) // 2] == plain[len(plain) // 2 :]
     assert len(set(plain)) == len(plain) // 2
     assert len(set(drawn)) == len(drawn) > 0
+
+
+def test_an_audit_attacks_what_crosses_the_cut_as_it_is_coded(tiny, records):
+    """Two bits of each number still tell every token, and labels as well as before."""
+    few = ["link.activation=rotated", "link.gradient=rotated"]
+    config = scenario(tiny["gpt2"], records, *few, "head.share=step", "train.rounds=1")
+    bits = [f"link.{name}_bits=2" for name in ("activation", "gradient")]
+    seen = observe(with_overrides(config, bits))
+    got, table = tokens.received(seen), tokens.single_tokens(seen.parts)
+    exact = table[got.ids]
+    assert 0.05 < float((got.activations - exact).norm() / exact.norm()) < 0.7
+    assert tokens.token_accuracy(tokens.nearest_tokens(got.activations, table), got.ids) > 0.9
+    found = labels.attack_labels(labels.labelled(seen.uploads, config.privacy), config.privacy)
+    assert max(found[name]["auc"] for name in ("direction", "likelihood")) > 0.9
