@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from fedlora.errors import ProtocolError
@@ -53,19 +52,25 @@ def merged(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     Returns
     -------
     tuple
-        The rows, in the order in which they first occur, and the part, if any row occurs twice.
+        The rows, each once, and the part, if any row occurs twice.
     """
-    if x.numel() == 0 or len(torch.unique(x[:, 0])) == len(x):  # none can be equal
+    if x.numel() == 0:
         return x, {}
-    raw = np.ascontiguousarray(x.detach().numpy()).view(f"V{4 * x.shape[1]}").ravel()
-    first: dict[bytes, int] = {}
-    places = [first.setdefault(row.tobytes(), len(first)) for row in raw]
-    if len(first) == len(places):
+    bits = x.detach().contiguous().view(torch.int32)  # -0.0 is not 0.0
+    _, places, counts = torch.unique(bits[:, 0], return_inverse=True, return_counts=True)
+    if len(counts) == len(x):  # no two begin alike
         return x, {}
-    chosen = torch.zeros(len(first), dtype=torch.int64)
-    numbers = torch.tensor(places)
-    chosen[numbers.flip(0)] = torch.arange(len(places) - 1, -1, -1)
-    return x[chosen], {PLACES: numbers.to(_dtype(len(first)))}
+    first = torch.full((len(counts),), len(x)).scatter_reduce(
+        0, places, torch.arange(len(x)), "amin"
+    )
+    if not torch.equal(bits[first[places]], bits):  # some begin alike and go on differently
+        _, places = torch.unique(bits, dim=0, return_inverse=True)
+        first = torch.full((int(places.max()) + 1,), len(x)).scatter_reduce(
+            0, places, torch.arange(len(x)), "amin"
+        )
+    if len(first) == len(x):
+        return x, {}
+    return x[first], {PLACES: places.to(_dtype(len(first)))}
 
 
 def places_bits(rows: int, distinct: int) -> int:

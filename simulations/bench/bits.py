@@ -5,21 +5,28 @@ cheapest payloads that were found to keep its quality. Counted is all that cross
 its framing: the first pass, scales, identifiers and headers; adapters and evaluation are not. The
 raw cut is that of ``Geometry.raw_bits``.
 
-Federated LoRA is counted beside it: FedAvg over the same adapters and head, fp32, up and down once
-a round of ``LOCAL_STEPS`` steps of ``LOCAL_ROWS`` rows.
+Federated LoRA is trained on the same rows beside it, as often: FedAvg over the same adapters and
+head, fp32, up and down once a round of ``LOCAL_STEPS`` steps of ``LOCAL_ROWS`` rows a client.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from fedlora.config import Scenario, with_overrides
+from fedlora.link.codec import Fp32Codec
+from fedlora.link.distinct import DistinctCodec
+from fedlora.link.rotated import RotatedCodec
 from fedlora.report.records import cut_bits
 from fedlora.scenarios import find_scenario
 from simulations.bench.context import Context, Tick
+from simulations.bench.federated_lora import Averaged, FederatedLora
 from simulations.bench.figures import Figure
 from simulations.bench.settings import Settings
 from simulations.in_process import Federation, Record
@@ -43,6 +50,7 @@ _CLIENTS, _ROWS = 8, 4
 _MOST_RAW = {"sst2-minilm": 0.01, "e2e-tinystories": 0.036}
 _MOST_WITH_HEAD = {"sst2-minilm": 0.011}
 _MOST_TO_FEDAVG = {"sst2-minilm": 1 / 3}
+_MOST_CODEC = 0.05
 _MOST_POINTS, _MOST_PERPLEXITY = 0.5, 1.01
 
 
@@ -60,8 +68,10 @@ class Outcome:
         That were trained on, each time.
     metric
         Held out, at the end.
-    adapter, head
-        Numbers of the adapters and of the head.
+    adapter
+        Numbers of the adapters.
+    codec_share
+        Part of the time that payloads were written and read in.
     """
 
     bits: float
@@ -71,16 +81,23 @@ class Outcome:
     metric: float
     higher_is_better: bool
     adapter: int
-    head: int
+    codec_share: float
+
+    @property
+    def rounds_to_deliver(self) -> float:
+        """Rounds of local steps that the run comes to, after which the adapter is delivered."""
+        return self.rows / _CLIENTS / LOCAL_STEPS / LOCAL_ROWS
 
 
 def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
     """Train a scenario with fp32 and with few bits, and compare."""
-    exact, best = list[Outcome](), list[Outcome]()
+    exact, best, averaged = list[Outcome](), list[Outcome](), list[Averaged]()
     for seed in range(context.settings.bits_seeds):
         for found, more in ((exact, ()), (best, BEST[name])):
             found.append(_run(_scenario(context.settings, name, seed, more)))
             tick()
+        averaged.append(_federated(context.settings, name, seed))
+        tick()
     raw = fmean(run.raw_bits for run in best)
     few = fmean(run.bits for run in best)
     head = fmean(run.head_bits for run in best)
@@ -89,23 +106,33 @@ def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
         Figure("best_to_raw_16_bit", 2 * few / raw, "ratio"),
         Figure("with_head_to_raw", (few + head) / raw, "ratio", at_most=_MOST_WITH_HEAD.get(name)),
         Figure("fp32_to_raw", fmean(run.bits for run in exact) / raw, "ratio"),
+        Figure(
+            "codec_to_run", fmean(run.codec_share for run in best), "ratio", at_most=_MOST_CODEC
+        ),
         Figure("bits_a_sample", (few + head) / best[0].rows, "bit"),
         Figure(
             "to_fedavg_lora",
-            _to_federated(best[0], few + head),
+            _a_round(best[0], few + head, deliveries=best[0].rounds_to_deliver) / averaged[0].bits,
             "ratio",
             at_most=_MOST_TO_FEDAVG.get(name),
         ),
     ]
+    every = _a_round(best[0], few + head, deliveries=1) / averaged[0].bits
+    figures.append(Figure("to_fedavg_lora_delivered_each_round", every, "ratio"))
     before, after = (fmean(run.metric for run in runs) for runs in (exact, best))
     if best[0].higher_is_better:
         figures += [
             Figure("accuracy", after, "ratio"),
+            Figure("accuracy_of_fedavg_lora", fmean(a.accuracy or 0.0 for a in averaged), "ratio"),
             Figure("accuracy_lost", 100 * (before - after), "points", at_most=_MOST_POINTS),
         ]
     else:
         figures += [
             Figure("perplexity", after, "ratio"),
+            Figure("perplexity_of_fedavg_lora", fmean(math.exp(a.loss) for a in averaged), "ratio"),
+            Figure(
+                "steps_of_8_rows_to_meet_fedavg_lora", _meets(best[0], few, averaged[0]), "steps"
+            ),
             Figure("perplexity_ratio", after / before, "ratio", at_most=_MOST_PERPLEXITY),
         ]
     return figures
@@ -113,7 +140,7 @@ def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
 
 def ticks(settings: Settings) -> int:
     """Return the runs."""
-    return 2 * settings.bits_seeds
+    return 3 * settings.bits_seeds
 
 
 def _scenario(settings: Settings, name: str, seed: int, more: tuple[str, ...]) -> Scenario:
@@ -145,7 +172,8 @@ def _run(scenario: Scenario) -> Outcome:
     record = Record()
     federation = Federation(scenario, record, workers=1)
     server = federation.server
-    server.training.run()
+    with _timed() as spent:
+        server.training.run()
     totals = server.air.ledger.totals()
     bits = totals["bits"]
     head = bits["up"]["head"] + bits["down"]["head"]
@@ -153,7 +181,6 @@ def _run(scenario: Scenario) -> Outcome:
     assert wire >= cut_bits(bits) and not bits["down"]["adapter"]
     metric = record.rounds[-1]["metric"]
     assert metric is not None
-    weights = federation.clients[0].head.module.parameters()
     return Outcome(
         bits=wire - head,
         head_bits=head,
@@ -162,16 +189,66 @@ def _run(scenario: Scenario) -> Outcome:
         metric=metric,
         higher_is_better=record.rounds[-1]["higher_is_better"],
         adapter=sum(p.A.numel() + p.B.numel() for p in server.engine.projections),
-        head=sum(w.numel() for w in weights if w.requires_grad),
+        codec_share=spent[0] / sum(own["seconds"] for own in record.rounds),
     )
 
 
-def _to_federated(run: Outcome, bits: float) -> float:
-    """Return the bits of a client's round over those of federated LoRA.
+@contextmanager
+def _timed() -> Iterator[list[float]]:
+    """Add up the seconds in which payloads are written and read."""
+    spent, kept = [0.0], []
+    for kind in (Fp32Codec, DistinctCodec, RotatedCodec):
+        for name in ("encode", "encode_drawn", "decode"):
+            own: Any = getattr(kind, name)
+            kept.append((kind, name, kind.__dict__.get(name)))
+            setattr(kind, name, _timing(own, spent))
+    try:
+        yield spent
+    finally:
+        for kind, name, before in kept:
+            if before is None:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, before)
 
-    The adapter is delivered once, at the end, and counted.
+
+def _timing(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def timed(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        found = function(*arguments)
+        spent[0] += time.perf_counter() - began
+        return found
+
+    return timed
+
+
+def _a_round(run: Outcome, bits: float, *, deliveries: float) -> float:
+    """Return the bits of a client and round of local steps, and of the adapter's deliveries.
+
+    Parameters
+    ----------
+    run, bits
+        A run, and what all of it took at the cut.
+    deliveries
+        Rounds that share one delivery of the adapter.
     """
-    a_round = LOCAL_STEPS * LOCAL_ROWS
-    rounds = run.rows / _CLIENTS / a_round
-    split = bits / run.rows * a_round + 32 * run.adapter / rounds
-    return split / (2 * 32 * (run.adapter + run.head))
+    return bits / run.rows * LOCAL_STEPS * LOCAL_ROWS + 32 * run.adapter / deliveries
+
+
+def _meets(run: Outcome, bits: float, averaged: Averaged) -> float:
+    """Return the local steps of a round at which both send the same, adapters delivered once."""
+    return averaged.bits / (bits / run.rows * LOCAL_ROWS)
+
+
+def _federated(settings: Settings, name: str, seed: int) -> Averaged:
+    """Train federated LoRA on the same rows, as often."""
+    own = settings.bits_rows / _CLIENTS
+    rounds = round(settings.bits_epochs * own / LOCAL_STEPS / LOCAL_ROWS)
+    more = (
+        f"train.batch_size={LOCAL_ROWS}",
+        f"train.steps={LOCAL_STEPS}",
+        f"train.rounds={max(1, rounds)}",
+    )
+    scenario = _scenario(settings, name, seed, more)
+    adapter = Federation(scenario, Record(), workers=1).server.engine.adapter()
+    return FederatedLora(scenario, adapter).average()

@@ -63,4 +63,6 @@ def test_an_audit_attacks_what_crosses_the_cut_as_it_is_coded(tiny, records):
     assert 0.05 < float((got.activations - exact).norm() / exact.norm()) < 0.7
     assert tokens.token_accuracy(tokens.nearest_tokens(got.activations, table), got.ids) > 0.9
     found = labels.attack_labels(labels.labelled(seen.uploads, config.privacy), config.privacy)
-    assert max(found[name]["auc"] for name in ("direction", "likelihood")) > 0.9
+    assert max(own.get("auc") or 0.0 for own in found.values() if isinstance(own, dict)) > 0.9, (
+        found
+    )
