@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from simulations.bench import bits, edge, robust, scale, text
+from simulations.bench import edge, robust, scale, text
+from simulations.bench.bits import measure as bits
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
 from simulations.bench.settings import MALLOC_NO_MMAP, Settings

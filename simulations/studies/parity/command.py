@@ -18,7 +18,7 @@ from fedlora.storage.files import json_line, replace_file
 from fedlora.storage.outputs import check_new_file
 from simulations.in_process import Record, connect
 from simulations.options import OverwriteOption, SetOption, open_scenario
-from simulations.studies.parity.unsplit import Unsplit
+from simulations.unsplit import Unsplit
 
 _FIRST_STEPS = 20
 

@@ -25,8 +25,8 @@ from fedlora.link.distinct import DistinctCodec
 from fedlora.link.rotated import RotatedCodec
 from fedlora.report.records import cut_bits
 from fedlora.scenarios import find_scenario
+from simulations.bench.bits.federated_lora import Averaged, FederatedLora
 from simulations.bench.context import Context, Tick
-from simulations.bench.federated_lora import Averaged, FederatedLora
 from simulations.bench.figures import Figure
 from simulations.bench.settings import Settings
 from simulations.in_process import Federation, Record

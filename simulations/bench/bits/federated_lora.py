@@ -19,7 +19,7 @@ from torch import nn
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import AdapterState
 from fedlora.tasks import Sample
-from simulations.studies.parity.unsplit import Unsplit
+from simulations.unsplit import Unsplit
 
 Arrays = list[npt.NDArray[np.float32]]
 

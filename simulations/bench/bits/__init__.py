@@ -1,0 +1,1 @@
+"""Bits at the cut, and federated LoRA beside them."""
