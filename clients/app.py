@@ -10,8 +10,12 @@ loads the ServerApp, and two threads that import one package can find half of it
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
+
+# Before torch is loaded: threads that wait must not spin on cores that others want.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp

@@ -16,6 +16,8 @@ import click
 import typer
 
 from fedlora import __version__
+from fedlora.commands.doctor import doctor
+from fedlora.commands.kit import kit
 from fedlora.commands.options import (
     BackOption,
     ClientOption,
@@ -28,6 +30,7 @@ from fedlora.commands.options import (
     TaskOption,
 )
 from fedlora.commands.plan import plan
+from fedlora.commands.rehearse import rehearse
 from fedlora.commands.report import report
 from fedlora.commands.site import site
 from fedlora.errors import FedloraError
@@ -206,35 +209,9 @@ def infer(
     infer_texts(folder, lines, client, rank, max_new_tokens, model)
 
 
-@app.command()
-def doctor(
-    server: Annotated[
-        str, typer.Option(help="On a device: HOST[:PORT] of the SuperLink to look at as well.")
-    ] = "",
-    root_certificates: Annotated[
-        Path | None, typer.Option(help="The authority's certificate, `ca.crt`.")
-    ] = None,
-    stream_port: Annotated[
-        int, typer.Option(help="`link.port` of the runs to come, to look at as well.")
-    ] = 0,
-    model: Annotated[
-        str, typer.Option(help="This machine's model or edge package, to look at as well.")
-    ] = "",
-) -> None:
-    """Say what is wrong with this machine, and how to mend it.
-
-    With `--server`, run on a device: also whether the server's ports, certificate and clock serve.
-    """
-    from fedlora.commands.doctor import examine
-    from fedlora.commands.doctor_server import examine_model, examine_server
-
-    findings = [
-        *(examine_server(server, root_certificates, stream_port) if server else ()),
-        *(examine_model(model) if model else ()),
-    ]
-    raise typer.Exit(0 if examine(findings) else 1)
-
-
+app.command()(doctor)
+app.command()(kit)
+app.command()(rehearse)
 app.command()(site)
 app.command()(plan)
 app.command()(report)

@@ -7,15 +7,14 @@ the SuperNode that started it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 
 import psutil
 
+from fedlora.config.node_text import lost_keys
 from fedlora.errors import FedloraError
 
 _OPTION = "--node-config"
-_PAIR = re.compile(r"""([A-Za-z0-9_.-]+)\s*=\s*(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"']+)""")
 
 
 def check_arrived(arrived: Collection[str]) -> None:
@@ -31,13 +30,10 @@ def check_arrived(arrived: Collection[str]) -> None:
     FedloraError
         When the SuperNode's command line names another key.
     """
-    lost = [key for text in typed() for key in keys_in(text) if key not in arrived]
-    if lost:
-        raise FedloraError(
-            f"--node-config names {', '.join(lost)}, and Flower handed over "
-            f"{', '.join(sorted(arrived)) or 'nothing'}: it drops a pair with blanks round =; "
-            "write key=value without blanks"
-        )
+    for text in typed():
+        lost = lost_keys(text, arrived)
+        if lost:
+            raise FedloraError(lost)
 
 
 def typed() -> Iterator[str]:
@@ -57,8 +53,3 @@ def options_in(command: Sequence[str]) -> Iterator[str]:
             yield command[place + 1]
         elif word.startswith(_OPTION + "="):
             yield word.removeprefix(_OPTION + "=")
-
-
-def keys_in(text: str) -> list[str]:
-    """Return the keys that a person means who types this."""
-    return [match[1] for match in _PAIR.finditer(text)]

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +26,48 @@ from fedlora.launch.temporary import parent_folder, temporary_folder
 
 _PACKAGES = ("flwr", "ray", "torch", "transformers", "peft", "opacus", "grpcio", "safetensors")
 _MEMORY_GIB, _DISK_GIB = 3.0, 2.0
+
+
+def doctor(
+    server: Annotated[
+        str, typer.Option(help="On a device: HOST[:PORT] of the SuperLink to look at as well.")
+    ] = "",
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="The authority's certificate, `ca.crt`.")
+    ] = None,
+    stream_port: Annotated[
+        int, typer.Option(help="`link.port` of the runs to come, to look at as well.")
+    ] = 0,
+    model: Annotated[
+        str, typer.Option(help="This machine's model or edge package, to look at as well.")
+    ] = "",
+    node_key: Annotated[
+        Path | None, typer.Option(help="A device's private key, to look at as well.")
+    ] = None,
+    node_config: Annotated[
+        str,
+        typer.Option(
+            help="A device's node configuration, as `flower-supernode` takes it (pairs, or a "
+            "`.toml` file), to look at with its data, model and folders as well."
+        ),
+    ] = "",
+) -> None:
+    """Say what is wrong with this machine, and how to mend it.
+
+    With `--server`, run on a device: also whether the server's ports, certificate and clock serve.
+    With `--node-key` and `--node-config`: also whether its key, its data (columns, labels, rows),
+    its model and its folders do. Status 1 where anything needs mending.
+    """
+    from fedlora.commands.doctor_server import examine_model, examine_server
+    from fedlora.commands.doctor_site import examine_key, examine_node
+
+    findings = [
+        *(examine_server(server, root_certificates, stream_port) if server else ()),
+        *(examine_key(node_key) if node_key else ()),
+        *(examine_node(node_config) if node_config else ()),
+        *(examine_model(model) if model else ()),
+    ]
+    raise typer.Exit(0 if examine(findings) else 1)
 
 
 @dataclass(frozen=True)

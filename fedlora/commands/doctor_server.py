@@ -67,8 +67,13 @@ def examine_model(path: str) -> Iterator[Finding]:
             digest = load_tokenizer(checkpoint.folder).digest[:16]
         yield Finding("tokenizer digest", digest)
     except FedloraError as error:
-        reason, _, mend = str(error).rpartition("; ")
-        yield Finding("model", reason or mend, mend)
+        yield refused("model", error)
+
+
+def refused(what: str, error: FedloraError) -> Finding:
+    """Return the finding of something that is refused, with the mend that the sentence ends in."""
+    reason, _, mend = str(error).rpartition("; ")
+    return Finding(what, reason or mend, mend)
 
 
 def _conformity(checkpoint: Checkpoint) -> Finding:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.import_path import children_environment
+from fedlora.launch.app_folder import quoted
 from fedlora.launch.temporary import for_ray
 from fedlora.launch.working_folder import started_here
 from fedlora.machine import stretch
@@ -72,15 +73,34 @@ class FlowerCommands:
             **{"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct},
         }
 
-    def connect(self, port: int) -> None:
-        """Let the commands speak to the SuperLink on a port of loopback."""
+    def connect(self, port: int, authority: Path | None = None) -> None:
+        """Let the commands speak to the SuperLink on a port of loopback.
+
+        Parameters
+        ----------
+        port
+            Where it listens.
+        authority
+            The certificate of who has signed its own; None speaks without TLS.
+        """
+        trust = "insecure = true"
+        if authority is not None:
+            trust = f"root-certificates = {quoted(authority)}"
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
-            f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+            f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\n{trust}\n',
+            encoding="utf-8",
         )
 
-    def submit(self, app: Path, clients: int) -> str:
+    def submit(self, app: Path, clients: int = 0) -> str:
         """Give a run to the SuperLink and return its number.
+
+        Parameters
+        ----------
+        app
+            The folder of its app.
+        clients
+            How many are simulated; 0 in a deployment.
 
         Raises
         ------
@@ -91,19 +111,35 @@ class FlowerCommands:
             f"num-supernodes={clients} client-resources-num-cpus=1 "
             f"init-args-num-cpus={max(2, os.cpu_count() or 1)} init-args-log-to-driver=false"
         )
-        words = ["run", str(app), _CONNECTION, "--federation-config", settings]
+        words = ["run", str(app), _CONNECTION]
+        return self._told(
+            [*words, "--federation-config", settings] if clients else words, "run-id", "the run"
+        )
+
+    def register(self, public_key: Path) -> str:
+        """Make a node's key known to the SuperLink and return the node's number.
+
+        Raises
+        ------
+        FedloraError
+            When it is not taken, or not in time.
+        """
+        words = ["supernode", "register", str(public_key), _CONNECTION]
+        return self._told(words, "node-id", f"the key {public_key}")
+
+    def _told(self, words: list[str], wanted: str, what: str) -> str:
         try:
             said = self._ask(words, limit_s := start_s())
         except subprocess.TimeoutExpired:
             raise FedloraError(
-                f"Flower did not take the run within {limit_s:.0f} s; end other work on this "
+                f"Flower did not take {what} within {limit_s:.0f} s; end other work on this "
                 "machine and try again"
             ) from None
         found = _object(said.stdout)
-        if not found.get("run-id"):
+        if not found.get(wanted):
             why = str(found.get("error-message") or said.stderr).strip().splitlines()[-1:]
-            raise FedloraError(f"Flower did not take the run ({' '.join(why)})")
-        return str(found["run-id"])
+            raise FedloraError(f"Flower did not take {what} ({' '.join(why)})")
+        return str(found[wanted])
 
     def details(self, run_id: str) -> str:
         """Return why a run ended, as far as the SuperLink knows."""

@@ -38,7 +38,7 @@ RUN = FolderKind(
         *("scenario.toml", "metrics.jsonl", "summary.json", "adapter", "head.safetensors"),
         *("checkpoint", "plots", "audit.json", "report.html", "log.txt", "log.jsonl"),
         *("flower.txt", "status.json", "tensorboard", "evaluation.json"),
-        *("result.md", "result.tex", "mlflow", "wandb"),
+        *("result.md", "result.tex", "mlflow", "wandb", "rehearsal"),
     ),
 )
 

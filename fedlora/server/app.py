@@ -12,6 +12,8 @@ import warnings
 # Before Flower or Ray start anything: neither is to call home.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Before torch is loaded: threads that wait must not spin on cores that others want.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp

@@ -15,7 +15,7 @@ import pytest
 from fedlora.commands.certs import write_certificates
 from fedlora.commands.doctor_server import examine_model, examine_server, split_address
 from fedlora.errors import FedloraError
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 from fedlora.split.slice import slice_checkpoint
 
 DECODER = Path(__file__).parents[2] / "simulations" / "quickstart" / "decoder"

@@ -10,7 +10,7 @@ import pytest
 from support.deployment import Deployment
 
 import clients
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 
 pytestmark = pytest.mark.hostile
 SCENARIO = """

@@ -17,7 +17,7 @@ from test_deploy_sessions import NODES, Devices, letters, tiny  # noqa: F401  # 
 import clients.device
 from clients.state_store import ClientStateStore
 from fedlora.config import FederationConfig, load_scenario, scenario_to_toml
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 from fedlora.link import messages as m
 from fedlora.link.stream.tokens import TokenStore
 from fedlora.report import RunFolder

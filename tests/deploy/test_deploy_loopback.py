@@ -13,7 +13,7 @@ from support.deployment import Deployment
 from clients.build import SimulatedData
 from fedlora.commands.doctor_server import examine_server
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 from fedlora.server.results import export
 from fedlora.split.slice import slice_checkpoint
 from simulations.in_process import Record, run
@@ -139,9 +139,9 @@ def test_devices_that_die_in_a_step_rejoin_while_the_others_go_on(deployment):
     )
     metrics = out / "metrics.jsonl"
     deployment.until(metrics.exists, "the first round", 240)
-    deployment.kill_client_app(1)
+    assert deployment.kill_client_app(1)
     deployment.cut_power(2)
-    deployment.supernode_comes_up(2, "partition-id=2 num-partitions=3")
+    deployment.supernode_comes_up(2)
     assert deployment.ended(out, 240)["status"] == "finished", deployment.words()
     rounds = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [r["round"] for r in rounds] == [1, 2, 3, 4]

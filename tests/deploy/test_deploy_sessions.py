@@ -24,7 +24,7 @@ from clients.state_store import ClientStateStore
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 from fedlora.link import Frame, through_flower
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.privacy.ledger import Ledger

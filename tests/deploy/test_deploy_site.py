@@ -12,7 +12,7 @@ import pytest
 from support.deployment import ROOT, TOOLS, Deployment
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 from fedlora.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.e2e
@@ -115,7 +115,7 @@ def test_every_figure_of_a_site_agrees_with_the_ledger_and_the_server(tmp_path: 
         deployment.until((out / "metrics.jsonl").exists, "the first round", 240)
         running, _ = sites.facts(0)
         assert running["sessions"][0]["state"] == "going on"
-        deployment.kill_client_app(1)
+        assert deployment.kill_client_app(1)
         assert deployment.ended(out, 240)["status"] == "finished", deployment.words()
         again = sites.submit(
             "second", "train.rounds=1"

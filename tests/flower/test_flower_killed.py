@@ -171,7 +171,7 @@ def test_ray_is_asked_for_hosts_where_one_runs_and_nowhere_else(tmp_path, monkey
 
 def test_a_server_that_is_gone_is_told_of_with_its_process_and_how_to_go_on(tmp_path, monkeypatch):
     def enter(self):
-        self.simulator = 4321
+        self._watch.process = 4321
         return self
 
     played = {

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.launch import flower_commands, simulation as launch
-from fedlora.launch.simulation import FlowerSimulation, SimulationRequest, free_port
+from fedlora.launch import flower_commands, guarded, simulation as launch
+from fedlora.launch.guarded import free_port
+from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
 
 SUPERLINK = f"""#!{sys.executable}
 import http.server, sys
@@ -42,7 +43,7 @@ def tools(tmp_path, monkeypatch):
     for name, text in (("flower-superlink", SUPERLINK), ("flwr", FLWR)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    for module in (launch, flower_commands):
+    for module in (guarded, flower_commands):
         monkeypatch.setattr(module, "TOOLS", folder)
     return folder
 
@@ -56,7 +57,7 @@ def test_a_port_that_was_taken_meanwhile_is_given_up_for_another(tools, tmp_path
         taken.bind(("127.0.0.1", 0))
         free = free_port()
         ports = [taken.getsockname()[1], free]
-        monkeypatch.setattr(launch, "free_port", lambda: ports.pop(0))
+        monkeypatch.setattr(guarded, "free_port", lambda: ports.pop(0))
         with ask_for(tmp_path) as simulation:
             home = Path(simulation._home.name)
             assert simulation.running

@@ -24,7 +24,8 @@ from support.patience import patient
 
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.launch.simulation import _simulates
+from fedlora.launch.guarded import runs
+from fedlora.launch.simulation import SIMULATES
 from fedlora.report import RunFolder
 from simulations.in_process import Record, run
 
@@ -85,7 +86,7 @@ class Begun:
 
     @property
     def server(self) -> psutil.Process:
-        return next(filter(_simulates, self.family))
+        return next(p for p in self.family if runs(p, SIMULATES))
 
     @property
     def hosts(self) -> list[psutil.Process]:

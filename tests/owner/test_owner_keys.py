@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from clients.owner import check_arrived
-from clients.owner.typed import keys_in, options_in
+from clients.owner.typed import options_in
 from clients.process import in_simulation
 from fedlora.commands.keys import node_keys
 from fedlora.config.node import NodeKeys, dashed
+from fedlora.config.node_text import keys_in
 from fedlora.errors import FedloraError
 
 OWN = {"data": "own.csv", "text": "text", "label": "label", "model": "package"}
@@ -74,7 +75,7 @@ def test_every_key_is_documented_and_each_has_a_meaning() -> None:
 def test_a_pair_that_was_typed_and_did_not_arrive_is_noticed() -> None:
     text = "partition-id=0 privacy-epsilon = 1 data=\"a = b\" label='x=y' idle-limit-s=5"
     names = ["partition-id", "privacy-epsilon", "data", "label", "idle-limit-s"]
-    assert keys_in(text) == names
+    assert keys_in(text) == names and keys_in("/srv/a=b/node.toml") == []
     assert list(options_in(["flower-supernode", "--node-config", text])) == [text]
     assert list(options_in(["flower-supernode", f"--node-config={text}"])) == [text]
     check_arrived(names)  # nobody typed a node configuration for this process

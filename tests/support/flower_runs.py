@@ -13,7 +13,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from fedlora.launch.simulation import free_port
+from fedlora.launch.guarded import free_port
 from fedlora.server.results import export
 from fedlora.server.run import ServerRun
 from support.patience import patient
