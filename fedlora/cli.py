@@ -16,8 +16,10 @@ import click
 import typer
 
 from fedlora import __version__
+from fedlora.commands.data import data
+from fedlora.commands.deploy.kit import kit
+from fedlora.commands.deploy.rehearse import rehearse
 from fedlora.commands.doctor import doctor
-from fedlora.commands.kit import kit
 from fedlora.commands.options import (
     BackOption,
     ClientOption,
@@ -30,7 +32,6 @@ from fedlora.commands.options import (
     TaskOption,
 )
 from fedlora.commands.plan import plan
-from fedlora.commands.rehearse import rehearse
 from fedlora.commands.report import report
 from fedlora.commands.site import site
 from fedlora.errors import FedloraError
@@ -209,6 +210,7 @@ def infer(
     infer_texts(folder, lines, client, rank, max_new_tokens, model)
 
 
+app.command()(data)
 app.command()(doctor)
 app.command()(kit)
 app.command()(rehearse)

@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "preview",
         "check",
         "geometry lora observe participation ranks site",
-        "channel launch privacy report robust scenarios tasks",
+        "channel launch privacy report robust scenarios sources tasks",
         "config link split",
         "storage",
         "batch_order checks registry scaffold unicode verbs",

@@ -58,8 +58,8 @@ def doctor(
     With `--node-key` and `--node-config`: also whether its key, its data (columns, labels, rows),
     its model and its folders do. Status 1 where anything needs mending.
     """
+    from fedlora.commands.deploy.doctor_site import examine_key, examine_node
     from fedlora.commands.doctor_server import examine_model, examine_server
-    from fedlora.commands.doctor_site import examine_key, examine_node
 
     findings = [
         *(examine_server(server, root_certificates, stream_port) if server else ()),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.commands.doctor_site import examine_key, examine_node
+from fedlora.commands.deploy.doctor_site import examine_key, examine_node
 from fedlora.launch.keys import write_keys
 
 DECODER = Path(__file__).parents[2] / "simulations" / "quickstart" / "decoder"

@@ -14,7 +14,7 @@ import pytest
 from support.deployment import ROOT, TOOLS
 from support.patience import patient
 
-from fedlora.commands.rehearsal import plan_rehearsal
+from fedlora.commands.deploy.rehearsal import plan_rehearsal
 from fedlora.errors import FedloraError
 from fedlora.site.history import read_history
 

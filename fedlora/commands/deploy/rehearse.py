@@ -47,7 +47,7 @@ def rehearse(
     states of their own, as `docs/deploy.md` starts them on several machines; all of them end with
     this command. What each device wrote for its owner stays in `rehearsal` in the run folder.
     """
-    from fedlora.commands.rehearsal import plan_rehearsal, rehearse_plan
+    from fedlora.commands.deploy.rehearsal import plan_rehearsal, rehearse_plan
 
     plan = plan_rehearsal(scenario, nodes, data or [], node or [], set_ or [], kill=kill)
     rehearse_plan(plan, out, overwrite=overwrite)

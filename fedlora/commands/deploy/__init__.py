@@ -1,0 +1,1 @@
+"""Commands that rehearse a deployment, pack it for its sites, and look at a site."""
