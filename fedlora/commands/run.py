@@ -50,7 +50,7 @@ def run_simulation(
     """
     scenario = with_overrides(find_scenario(name), overrides)
     check_beforehand(scenario)
-    scenario = _with_plugins(scenario)
+    scenario = with_plugins(scenario)
     place = (out or dated_folder(Path("runs") / scenario.name)).resolve()
     folder = RunFolder.create(place, overwrite=overwrite)
     folder.write_scenario(scenario_to_toml(scenario))
@@ -126,7 +126,7 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
     print_result(folder, console)
 
 
-def _with_plugins(scenario: Scenario) -> Scenario:
+def with_plugins(scenario: Scenario) -> Scenario:
     """Return the scenario with the folder in which its plug-ins were found, for a later resume."""
     folders = plugin_folders()
     if scenario.python_path or not folders:

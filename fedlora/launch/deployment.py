@@ -28,6 +28,7 @@ from fedlora.launch.guarded import (
     family,
     free_port,
     let_go,
+    peak_resident,
     runs,
     start_guarded,
     start_superlink,
@@ -187,6 +188,22 @@ class Deployment:
             with contextlib.suppress(psutil.NoSuchProcess):
                 app.kill()
         return len(apps)
+
+    def peaks(self) -> dict[str, int]:
+        """Return the most memory that server and devices compute with so far, in resident bytes.
+
+        By ``server`` and the nodes' numbers; those alone whose process is there now.
+        """
+        found = {}
+        guards = {str(number): node.guard for number, node in self.nodes.items()}
+        if self._superlink is not None:
+            guards["server"] = self._superlink
+        for name, guard in guards.items():
+            app = _SERVER_APP if name == "server" else _CLIENT_APP
+            sizes = [peak_resident(p) for p in family(guard) if runs(p, app)]
+            if sizes:
+                found[name] = max(sizes)
+        return found
 
     def submit(self, scenario: Path, out: Path) -> None:
         """Give the SuperLink a run whose folder is made; its events tell how it goes.

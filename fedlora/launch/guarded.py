@@ -175,6 +175,20 @@ def runs(process: psutil.Process, name: str) -> bool:
         return False
 
 
+def peak_resident(process: psutil.Process) -> int:
+    """Return the most resident memory that a process had, in bytes; what it has now elsewhere."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
+        [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) << 10
+    except (OSError, ValueError):  # no Linux, or it has ended
+        pass
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def end_users_of(home: Path | str) -> None:
     """Kill what still uses a FLWR_HOME; the guard leaves nothing unless it was killed itself."""
     for process in psutil.process_iter():

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.check import check_run, check_server
+from fedlora.commands.run import with_plugins
 from fedlora.config import ChannelConfig, NodeKeys, Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch.deployment import RESTART_S, Deployment, write_node_config
@@ -23,17 +24,26 @@ from fedlora.report import RunFolder
 from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
-from fedlora.report.units import count_text, seconds_text
+from fedlora.report.units import bytes_text, count_text, seconds_text
 from fedlora.scenarios import find_scenario
 from fedlora.site.history import read_history
 from fedlora.split import model_folder
 from fedlora.split.slice import slice_checkpoint
 from fedlora.storage.outputs import dated_folder
 
+_LOOK_S = 0.5
 NAME = "rehearsal"
 """The part of a run folder that holds the deployment: logs, states, node configurations."""
 
-_OURS = ("partition-id", "num-partitions", "data", "scenario-data", "model", "state")
+_OURS = (
+    "partition-id",
+    "num-partitions",
+    "data",
+    "scenario-data",
+    "model",
+    "state",
+    "privacy-ledger",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +116,7 @@ def plan_rehearsal(
         made.append({"partition-id": number, **own, **common})
         NodeKeys.read({**made[-1], "model": "package"})
     _check(scenario, own_data=bool(data))
-    return Plan(scenario, made, kill)
+    return Plan(with_plugins(scenario), made, kill)
 
 
 def rehearse_plan(plan: Plan, out: Path | None, *, overwrite: bool) -> None:
@@ -180,6 +190,8 @@ class _Rehearsal:
         self.console = Console()
         self.killed: _Killed | None = None
         self.starts: dict[int, int] = {}
+        self.peaks: dict[str, int] = {}
+        self._looked = 0.0
         self.deployment = Deployment(folder.path / NAME, len(plan.keys))
 
     def run(self) -> None:
@@ -206,6 +218,10 @@ class _Rehearsal:
         write_report(self.folder)
         print_result(self.folder, self.console)
         self.console.print(self._table())
+        self._say(
+            f"The server's process took {bytes_text(self.peaks.get('server'))} at its peak, Python "
+            "and torch included, as do the devices' above"
+        )
         self._say(f"What device 0 wrote for its owner: fedlora site {self.deployment.states(0)}")
         self._conclude()
 
@@ -241,6 +257,10 @@ class _Rehearsal:
             self._kill(deployment)
         deployment.look_after()
         self._look_for_killed(deployment)
+        if time.monotonic() >= self._looked + _LOOK_S:
+            self._looked = time.monotonic()
+            for name, size in deployment.peaks().items():
+                self.peaks[name] = max(size, self.peaks.get(name, 0))
         return deployment.working
 
     def _kill(self, deployment: Deployment) -> None:
@@ -270,7 +290,8 @@ class _Rehearsal:
     def _table(self) -> Table:
         """Lay out what each device did, by the server's records and by its own."""
         table = Table(box=box.SIMPLE_HEAD, title="devices", title_justify="left")
-        for name in ("device", "rounds", "rows", "missed", "starts", "bytes out", "its own word"):
+        names = ("device", "rounds", "rows", "missed", "starts", "bytes out", "memory")
+        for name in (*names, "its own word"):
             last = name == "its own word"
             table.add_column(name, justify="left" if last else "right", no_wrap=not last)
         rounds = self.folder.read_metrics()
@@ -281,7 +302,8 @@ class _Rehearsal:
             missed = sum(int(record["missed"].get(name, 0)) for record in rounds)
             sent, state = self._own_word(number)
             cells: list[Any] = [sum(map(bool, rows)), sum(rows), missed, self.starts[number], sent]
-            table.add_row(name, *(count_text(cell) for cell in cells), Text(state))
+            memory = bytes_text(self.peaks.get(name))
+            table.add_row(name, *(count_text(cell) for cell in cells), memory, Text(state))
         return table
 
     def _own_word(self, number: int) -> tuple[int, str]:
