@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.commands.finding import Finding
 from fedlora.errors import FedloraError
 from fedlora.import_path import ROOT, hidden_libraries
 from fedlora.launch.temporary import parent_folder, temporary_folder
@@ -68,25 +68,6 @@ def doctor(
         *(examine_model(model) if model else ()),
     ]
     raise typer.Exit(0 if examine(findings) else 1)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes
-    ----------
-    what
-        What was looked at.
-    found
-        What was found.
-    mend
-        What to do about it; empty when all is well.
-    """
-
-    what: str
-    found: str
-    mend: str = ""
 
 
 def examine(further: Iterable[Finding] = ()) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlora import __version__
-from fedlora.commands.doctor import Finding
+from fedlora.commands.finding import Finding, refused
 from fedlora.errors import FedloraError
 from fedlora.link import PROTOCOL
 
@@ -68,12 +68,6 @@ def examine_model(path: str) -> Iterator[Finding]:
         yield Finding("tokenizer digest", digest)
     except FedloraError as error:
         yield refused("model", error)
-
-
-def refused(what: str, error: FedloraError) -> Finding:
-    """Return the finding of something that is refused, with the mend that the sentence ends in."""
-    reason, _, mend = str(error).rpartition("; ")
-    return Finding(what, reason or mend, mend)
 
 
 def _conformity(checkpoint: Checkpoint) -> Finding:

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedlora.checks import shown
-from fedlora.commands.doctor import Finding
-from fedlora.commands.doctor_server import examine_model, refused
+from fedlora.commands.doctor_server import examine_model
+from fedlora.commands.finding import Finding, refused
 from fedlora.config import DataConfig, NodeKeys, dashed
 from fedlora.config.node_text import is_file, lost_keys
 from fedlora.errors import FedloraError
