@@ -278,7 +278,8 @@ class EdgeClient:
             mean = self.release.exact(total.map(lambda losses: sum(losses) / weight))
             assert mean is not None
             fields["loss"] = _finite(mean)
-        weights = self._shared_weights("round") if frame.fields.get("weights", False) else {}
+        shares = ["round"] if self.head.front_share != "personal" else []  # only what is averaged
+        weights = self._shared_weights(*shares) if frame.fields.get("weights", False) else {}
         return self._cut.reply(m.ROUND_REPORT, frame, fields, weights)
 
     def _end(self, frame: Frame) -> Frame:

@@ -40,6 +40,8 @@ FILES = {
 """The commands that write a file, with --json."""
 
 ADDS = {"poison", "certs", "fuzz"}
+ONE_FILE = {"csi": (["make"], "channels.safetensors")}
+"""Those that write one file, with --out."""
 """Those that add to what is there, and change none of it."""
 
 
@@ -65,10 +67,21 @@ def test_every_command_that_writes_is_tried_here():
     add_all_verbs(app)
     commands = typer.main.get_command(app).commands
     options = {verb: {o for p in own.params for o in p.opts} for verb, own in commands.items()}
-    assert {v for v, found in options.items() if "--out" in found} - ADDS == set(FOLDERS)
+    outs = {v for v, found in options.items() if "--out" in found} - ADDS
+    assert outs == set(FOLDERS) | set(ONE_FILE)
     assert {v for v, found in options.items() if "--json" in found} == set(FILES)
     overwrites = {verb for verb, found in options.items() if "--overwrite" in found}
-    assert overwrites == FOLDERS.keys() | FILES.keys()
+    assert overwrites == FOLDERS.keys() | FILES.keys() | ONE_FILE.keys()
+
+
+@pytest.mark.parametrize("verb", ONE_FILE)
+def test_the_one_file_that_a_verb_writes_is_kept_too(fedlora, tmp_path, verb):
+    words, name = ONE_FILE[verb]
+    (tmp_path / name).write_text("precious")
+    status, said = fedlora(verb, *words, "--out", tmp_path / name)
+    assert (status, said.count("\n")) == (2, 1)
+    assert name in said and "--overwrite" in said
+    assert (tmp_path / name).read_text() == "precious"
 
 
 @pytest.mark.parametrize("verb", FOLDERS)
