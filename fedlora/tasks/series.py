@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from fedlora.checks import shown
 from fedlora.config import Scenario
 from fedlora.config.data import AXES
 from fedlora.errors import FedloraError
 from fedlora.split import resolve_path
+from fedlora.tasks.arrays import FORMATS, read_arrays
 from fedlora.tasks.columns import Record
 from fedlora.tasks.data import load_records
 
@@ -25,10 +23,7 @@ Values: TypeAlias = NDArray[np.float32]
 VALUES: Final = "values"
 """Column of a record with its numbers, shape (ports, time, features)."""
 
-_ARRAYS: Final = (".npy", ".npz", ".safetensors")
 _DEFAULT: Final = {1: ("time",), 2: ("time", "feature"), 3: ("record", "time", "feature")}
-_MOST_BYTES: Final = 8 << 30
-_DAMAGED: Final = (zipfile.BadZipFile, SafetensorError, TypeError)
 _MOST: Final = float(np.finfo(np.float32).max)
 
 
@@ -37,8 +32,8 @@ def load_series(scenario: Scenario, which: Literal["train", "test"]) -> list[Rec
 
     - ``.csv``, ``.tsv``: a row a time step, in order. ``data.values`` names the columns (empty: all
       that hold a number in the first row), ``data.group`` the column that tells series apart.
-    - ``.npy``, ``.npz``, ``.safetensors``: an array whose axes are ``data.axes``. Of several
-      ``data.values`` names the one; those with an entry a record are columns.
+    - arrays (see ``read_arrays``): one whose axes are ``data.axes``. Of several ``data.values``
+      names the one; those with an entry a record are columns.
       Complex numbers become real parts followed by imaginary parts.
 
     A series that is no record yet is cut into records of ``data.segment`` steps, which do not
@@ -64,7 +59,7 @@ def load_series(scenario: Scenario, which: Literal["train", "test"]) -> list[Rec
     data, key = scenario.data, f"data.{which}"
     path = getattr(data, which)
     kind = Path(path).suffix.lower()
-    if kind in _ARRAYS and not path.startswith("hub:"):
+    if kind in FORMATS and not path.startswith("hub:"):
         made = _from_array(scenario, resolve_path(path, "data", key), path)
     else:
         made = _from_rows(scenario, which, path)
@@ -173,41 +168,6 @@ def _from_array(scenario: Scenario, place: Path, path: str) -> list[Record]:
     }
     rows = range(min(len(values), data.max_rows or len(values)))
     return [{VALUES: values[i], **{n: column[i] for n, column in columns.items()}} for i in rows]
-
-
-def read_arrays(place: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file by name; that of a ``.npy`` is called ``values``.
-
-    Nothing is unpickled.
-
-    Raises
-    ------
-    FedloraError
-        When it cannot be read, holds Python objects, or more than 8 GiB.
-    """
-    try:
-        sizes = [place.stat().st_size]
-        if zipfile.is_zipfile(place):
-            with zipfile.ZipFile(place) as packed:
-                sizes = [item.file_size for item in packed.infolist()]
-        if sum(sizes) > _MOST_BYTES:
-            raise FedloraError(
-                f"{place} holds {sum(sizes) / 2**30:.1f} GiB, and fedlora reads at most "
-                f"{_MOST_BYTES >> 30}; write a part of it"
-            )
-        if place.suffix.lower() == ".safetensors":
-            return dict(load_file(place))
-        found = np.load(place, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {VALUES: found}
-        with found:
-            return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, KeyError, *_DAMAGED) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FedloraError(
-            f"{place} holds no arrays of numbers that can be read ({reason}); write it with "
-            "numpy.save, numpy.savez or safetensors, without objects"
-        ) from None
 
 
 def _chosen(named: Mapping[str, NDArray[Any]], wanted: Sequence[str], path: str) -> NDArray[Any]:

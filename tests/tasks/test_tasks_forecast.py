@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
+from scipy.io import savemat
 from support.federation import Federation, relative
 from support.owner_device import Device, attack
 from support.values import UnsplitValues, scenario, without_tokenizer
@@ -138,6 +140,47 @@ def test_complex_channels_with_ports_are_samples_of_one_record(tmp_path):
     np.testing.assert_allclose(records[4]["values"][1, :, 3], h[1, 1, :, 4].imag, rtol=1e-6)
     made = samples(forecast("none", tmp_path, *config), records)
     assert [s.source for s in made] == [i for i in range(5) for _ in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["v7.mat", "v73.mat", "x.h5", "x.safetensors"])
+def test_complex_channels_are_the_same_from_every_format(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    h = (rng.normal(size=(5, 9, 2)) + 1j * rng.normal(size=(5, 9, 2))).astype(np.complex64)
+    file, axes = tmp_path / kind, 'data.axes=["record","time","feature"]'
+    if kind == "v7.mat":
+        savemat(file, {"h": h, "site": np.arange(5)[:, None]}, do_compression=True)
+    elif kind == "x.safetensors":
+        parts = np.stack([h.real, h.imag], 2)
+        save_file({"h": parts, "site": np.arange(5)}, file)
+        axes = 'data.axes=["record","time","feature","feature"]'
+    else:
+        h5py = pytest.importorskip("h5py", reason="needs fedlora[hdf5]")
+        matlab = kind == "v73.mat"
+        stored = h.T if matlab else h  # MATLAB's axes are the other way round in HDF5
+        if matlab:
+            fields = np.zeros(stored.shape, [("real", "f4"), ("imag", "f4")])
+            fields["real"], fields["imag"] = stored.real, stored.imag
+            stored = fields
+        with h5py.File(file, "w", userblock_size=512 if matlab else 0) as out:
+            out["h"], out["site"] = stored, np.arange(5)
+        if matlab:
+            with file.open("r+b") as head:
+                head.write(b"MATLAB 7.3 MAT-file")
+    records = read(file, axes, "data.values=h")
+    assert [record["site"] for record in records] == list("01234")
+    found = np.stack([record["values"][0] for record in records])
+    np.testing.assert_array_equal(found, np.concatenate([h.real, h.imag], -1))
+
+
+def test_a_file_that_is_damaged_or_holds_a_struct_is_refused(tmp_path):
+    for name in ("x.npz", "x.mat", "x.safetensors", "x.npy"):
+        (tmp_path / name).write_bytes(b"no such file" * 40)
+        with pytest.raises(FedloraError, match="no arrays of numbers that can be read") as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    savemat(tmp_path / "s.mat", {"h": {"a": np.ones((4, 9, 4))}})
+    with pytest.raises(FedloraError, match="of which 0 could be the series"):
+        read(tmp_path / "s.mat")
 
 
 def test_rows_are_cut_into_records_by_series(tmp_path):
