@@ -109,13 +109,13 @@ def _hdf5(place: Path, *, matlab: bool) -> Arrays:
         ) from None
     found: Arrays = {}
     with h5py.File(place, "r") as file:
-        datasets: dict[str, Any] = {}
-        file.visititems(
-            lambda name, own: (
-                datasets.update({name: own}) if isinstance(own, h5py.Dataset) else None
-            )
-        )
-        plain = {n: own for n, own in datasets.items() if not n.startswith("#refs#")}
+        objects: dict[str, Any] = {}
+        file.visititems(objects.__setitem__)
+        plain = {
+            name: own
+            for name, own in objects.items()
+            if isinstance(own, h5py.Dataset) and not name.startswith("#refs#")
+        }
         _check(place, sum(own.nbytes for own in plain.values()))
         for name, own in plain.items():
             value = np.asarray(own[()])
