@@ -345,14 +345,28 @@ class SimulatedData:
                     return error.of(key, row)
         return error
 
-    def label_counts(self, client: int) -> Mapping[str, int]:
-        """Count the labels (or the partition column's values) of one client's rows."""
+    def holdings(self, client: int, resolved: Scenario) -> dict[str, Any]:
+        """Return what a server is told of a simulated client's rows: classes, and rows of each.
+
+        They are those of the partition's column where records have no label. Under privacy the
+        server is not told how often each occurs: that is exact.
+
+        Parameters
+        ----------
+        client
+            Its number.
+        resolved
+            The scenario with the classes that were found.
+        """
+        classes = {"classes": list(resolved.task.labels)}
+        if resolved.privacy.enabled:
+            return classes
         column = self.label_column or self.scenario.partition.column
         counts: dict[str, int] = {}
         for index in self.parts[client].tolist():
             value = self.records[index].get(column, "") if column else ""
             counts[value] = counts.get(value, 0) + 1
-        return counts
+        return {**classes, "labels": list(counts), "label_rows": list(counts.values())}
 
 
 def _used(

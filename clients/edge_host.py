@@ -94,20 +94,11 @@ class EdgeHost:
         return {}
 
     def result(self, client: int) -> dict[str, Any]:
-        """Return what is known of a client: how its session ended, and what it holds.
-
-        Under privacy the server is not told how often each label occurs: that is exact.
-        """
+        """Return what is known of a client: how its session ended, and what it holds."""
         session = self._sessions.get(client)
         error = session.exception() if session is not None and session.done() else None
-        found: dict[str, Any] = {
-            "classes": list(self._parts.scenario.task.labels),
-            "error": "" if error is None else str(error),
-        }
-        if self._parts.scenario.privacy.enabled:
-            return found
-        counts = self._data.label_counts(client)
-        return found | {"labels": list(counts), "label_rows": list(counts.values())}
+        held = self._data.holdings(client, self._parts.scenario)
+        return {**held, "error": "" if error is None else str(error)}
 
 
 def _told_of(error: BaseException) -> dict[str, Any]:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from clients.build import SimulatedData, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
-from fedlora.config import Scenario
+from fedlora.api import Overrides, assignments
+from fedlora.check import check_run
+from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.link import Frame, LocalLink, edge_executor
-from fedlora.report import RoundRecord
+from fedlora.observe.outcome import logging_to, outcome_in
+from fedlora.observe.recorder import observed
+from fedlora.report import RoundRecord, RunFolder
+from fedlora.report.page import write_report
+from fedlora.report.result import RunResult
+from fedlora.scenarios import find_scenario
+from fedlora.server.results import write_results
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder
+from fedlora.storage.outputs import dated_folder
 
 Handler = Callable[[Frame], Frame]
 
@@ -54,6 +64,8 @@ class Federation:
 
     Attributes
     ----------
+    data
+        The records, spread over the clients.
     parts
         What the clients share.
     clients
@@ -71,7 +83,7 @@ class Federation:
         terms: Mapping[int, OwnerTerms] | None = None,
         run: str = "",
     ) -> None:
-        data = SimulatedData(scenario, scenario.federation.clients)
+        self.data = data = SimulatedData(scenario, scenario.federation.clients)
         self.parts = load_parts(scenario, data.labels)
         self.clients = [
             data.build(self.parts, number, terms=(terms or {}).get(number), run=run)
@@ -93,6 +105,56 @@ def connect(
 ) -> ServerRun:
     """Return the server of a ``Federation``."""
     return Federation(scenario, recorder, workers, wrap).server
+
+
+def federate(
+    scenario: str | Path | Scenario = "quickstart",
+    *,
+    out: str | Path | None = None,
+    overrides: Overrides = (),
+    overwrite: bool = False,
+    workers: int = 0,
+) -> RunResult:
+    """Run a scenario in this process, without Flower and Ray, and return its result.
+
+    Adapter, losses and traffic are those of ``fedlora.run``, bit for bit; it starts faster, and a
+    debugger stops in clients and server alike.
+
+    Parameters
+    ----------
+    scenario, out, overrides, overwrite
+        As for ``fedlora.run``.
+    workers
+        Clients that compute side by side; 0 means one for each core.
+
+    Raises
+    ------
+    FedloraError
+        When the folder is taken, the scenario cannot be used, or the run failed.
+    """
+    given = find_scenario(str(scenario)) if not isinstance(scenario, Scenario) else scenario
+    config = with_overrides(given, assignments(overrides))
+    check_run(config)
+    place = dated_folder(Path("runs") / config.name) if out is None else Path(out).expanduser()
+    folder = RunFolder.create(place.resolve(), overwrite=overwrite)
+    try:
+        folder.write_scenario(scenario_to_toml(config))
+        with logging_to(folder, json_lines=config.observe.json_log), outcome_in(folder):
+            with observed(folder, config) as recorder:
+                federation = Federation(config, recorder, workers)
+                server = federation.server
+                recorder.clients = server.clients
+                server.training.run()
+                server.end()
+            told = {
+                client.name: federation.data.holdings(int(client.name), federation.parts.scenario)
+                for client in federation.clients
+            }
+            write_results(folder, server, told)
+        write_report(folder)
+    finally:
+        folder.release()
+    return RunResult(folder.path)
 
 
 def run(scenario: Scenario, recorder: Recorder, workers: int = 0) -> ServerRun:

@@ -20,7 +20,7 @@ ALLOWED = {
 FLOORS: dict[str, tuple[str, ...]] = {
     "fedlora": (
         "__main__",
-        "cli",
+        "api cli",
         "commands",
         "planning",
         "server",

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from fedlora.commands.run import check_beforehand, follow_simulation
 from fedlora.server.checkpoint import open_run
 
 
-def resume_simulation(path: Path) -> None:
+def resume_simulation(path: Path, console: Console | None = None) -> None:
     """Go on with a run and print its result.
 
     Parameters
     ----------
     path
         The run's folder.
+    console
+        Where progress and result go; None for standard output.
 
     Raises
     ------
@@ -22,5 +26,8 @@ def resume_simulation(path: Path) -> None:
         When there is nothing to go on from, or the run failed again.
     """
     scenario, folder = open_run(path.resolve(), check_beforehand)
-    folder.summary.unlink(missing_ok=True)  # of the part that was finished
-    follow_simulation(folder, scenario)
+    try:
+        folder.summary.unlink(missing_ok=True)  # of the part that was finished
+        follow_simulation(folder, scenario, console)
+    finally:
+        folder.release()

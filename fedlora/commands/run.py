@@ -27,20 +27,27 @@ from fedlora.storage.outputs import dated_folder
 
 
 def run_simulation(
-    name: str, out: Path | None, overrides: Sequence[str], *, overwrite: bool = False
-) -> None:
-    """Run a scenario and print its result.
+    name: str | Scenario,
+    out: Path | None,
+    overrides: Sequence[str],
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> RunFolder:
+    """Run a scenario, print its result, and return its folder.
 
     Parameters
     ----------
     name
-        Name or path of a scenario.
+        Name or path of a scenario, or the scenario.
     out
         Run folder; None makes one under ``runs``.
     overrides
         ``section.key=value`` assignments.
     overwrite
         Whether an earlier run in ``out`` is replaced.
+    console
+        Where progress and result go; None for standard output.
 
     Raises
     ------
@@ -48,16 +55,22 @@ def run_simulation(
         When the folder is taken, the scenario cannot be used, or the run failed; what was finished
         stays in the folder.
     """
-    scenario = with_overrides(find_scenario(name), overrides)
-    check_beforehand(scenario)
+    console = console or Console()
+    given = find_scenario(name) if isinstance(name, str) else name
+    scenario = with_overrides(given, overrides)
+    check_beforehand(scenario, console)
     scenario = with_plugins(scenario)
     place = (out or dated_folder(Path("runs") / scenario.name)).resolve()
     folder = RunFolder.create(place, overwrite=overwrite)
-    folder.write_scenario(scenario_to_toml(scenario))
-    follow_simulation(folder, scenario)
+    try:
+        folder.write_scenario(scenario_to_toml(scenario))
+        follow_simulation(folder, scenario, console)
+    finally:
+        folder.release()
+    return folder
 
 
-def check_beforehand(scenario: Scenario) -> None:
+def check_beforehand(scenario: Scenario, console: Console | None = None) -> None:
     """Check a scenario as ``check_run`` does and say so meanwhile: large files take seconds.
 
     Raises
@@ -66,11 +79,13 @@ def check_beforehand(scenario: Scenario) -> None:
         See ``check_run``; when Flower's and Ray's files have no place.
     """
     parent_folder()
-    with Console().status("checking the scenario, its model and its data"):
+    with (console or Console()).status("checking the scenario, its model and its data"):
         check_run(scenario)
 
 
-def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
+def follow_simulation(
+    folder: RunFolder, scenario: Scenario, console: Console | None = None
+) -> None:
     """Let Flower simulate the run of a folder, follow it to its end, and print its result.
 
     Where the folder holds a checkpoint, the run goes on from it.
@@ -81,13 +96,15 @@ def follow_simulation(folder: RunFolder, scenario: Scenario) -> None:
         The run's folder, with the scenario in it.
     scenario
         The same scenario.
+    console
+        Where progress and result go; None for standard output.
 
     Raises
     ------
     FedloraError
         When the run failed; what was finished stays in the folder.
     """
-    console = Console()
+    console = console or Console()
     told = f"through Flower, into {escape(str(folder.path))}"
     console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}")
     if parent_folder() != temporary_folder():

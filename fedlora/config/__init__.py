@@ -31,7 +31,13 @@ from fedlora.config.system import (
     Payload,
     RanksConfig,
 )
-from fedlora.config.toml import load_scenario, scenario_from_toml, scenario_to_toml, with_overrides
+from fedlora.config.toml import (
+    assignment,
+    load_scenario,
+    scenario_from_toml,
+    scenario_to_toml,
+    with_overrides,
+)
 
 __all__ = [
     "PAYLOADS",
@@ -61,6 +67,7 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "Unit",
+    "assignment",
     "dashed",
     "is_away",
     "load_scenario",

@@ -169,6 +169,11 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
     return _from_folder(read_section(Scenario, table), Path())
 
 
+def assignment(key: str, value: object) -> str:
+    """Return a key and its value as ``with_overrides`` takes them; None unsets the key."""
+    return f"{key}={'none' if value is None else _toml(value)}"
+
+
 def _check_forms(data: Any) -> None:
     """Refuse columns of several forms of records, also where one is named as it is by default."""
     if isinstance(data, Mapping):

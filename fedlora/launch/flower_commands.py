@@ -32,8 +32,10 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     # Its log is read as UTF-8 here, whatever the terminal is.
     "PYTHONIOENCODING": "utf-8",
-    # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs.
+    # Server and edge hosts take turns: whoever waits must not spin on a core that the other needs,
+    # and Ray's niceness of 15 would let the hosts starve beside whatever else the machine does.
     "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_worker_niceness": "0",
 }
 
 

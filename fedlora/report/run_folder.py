@@ -261,6 +261,12 @@ class RunFolder:
         )
         return handler
 
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def is_held(self) -> bool:
         """Tell whether a process works on the run: who started it, or the one that trains."""
         return is_locked(self.events) or is_locked(self.writer_lock)

@@ -7,8 +7,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from flwr.serverapp import Grid
 
 from fedlora.check import check_plugins, check_server
 from fedlora.config import ChannelConfig, DataConfig, Scenario, scenario_to_toml, with_overrides
-from fedlora.errors import FedloraError, NoClientsLeft
+from fedlora.errors import NoClientsLeft
 from fedlora.import_path import plugin_folders
 from fedlora.launch.working_folder import go_where_started, is_told
-from fedlora.observe.json_log import JsonFormatter
+from fedlora.observe.outcome import logging_to, outcome_in
 from fedlora.observe.recorder import observed
 from fedlora.report import RunFolder
-from fedlora.report.notices import NoticeHandler
 from fedlora.report.page import write_report
 from fedlora.report.run_folder import RUN
 from fedlora.scenarios import find_scenario
@@ -74,7 +73,7 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
         )
     # Whoever made the folder follows the run and reports on it.
     with nullcontext() if prepared else narrated(folder):
-        with _logging_to(folder, json_lines=scenario.observe.json_log), _outcome_in(folder):
+        with logging_to(folder, json_lines=scenario.observe.json_log), outcome_in(folder):
             _run(grid, scenario, folder, run_id)
         if not prepared:
             write_report(folder)
@@ -214,37 +213,3 @@ def _collect(
                 found[str(node.client)] = dict(reply.content[RECORD])
         time.sleep(_POLL_S)
     return found
-
-
-@contextmanager
-def _logging_to(folder: RunFolder, *, json_lines: bool) -> Iterator[None]:
-    logger = logging.getLogger("fedlora")
-    handlers = [folder.log_handler(), NoticeHandler(folder)]
-    if json_lines:
-        handlers.append(folder.log_handler(formatter=JsonFormatter()))
-    for handler in handlers:
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
-
-
-@contextmanager
-def _outcome_in(folder: RunFolder) -> Iterator[None]:
-    """Note how the run ended, so that whoever follows its events is told."""
-    try:
-        yield
-    except FedloraError as error:
-        log.error("%s", error)
-        folder.append_event("done", status="failed", text=str(error))
-        raise
-    except BaseException as error:
-        log.exception("the run failed")
-        folder.append_event("done", status="failed", text=f"{type(error).__name__}: {error}")
-        raise
-    log.info("the run is finished")
-    folder.append_event("done", status="finished", text="")

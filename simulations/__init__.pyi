@@ -1,0 +1,1 @@
+from simulations.in_process import federate as federate
