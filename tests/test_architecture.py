@@ -74,7 +74,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "simulations": (
         "train_policy",
         "audit bench csi fuzz studies",
-        "examples in_process options quickstart scenarios shapes unsplit",
+        "examples",
+        "in_process options quickstart scenarios shapes unsplit",
     ),
 }
 """What is in a folder, from the top floor to the bottom: each imports lower floors alone."""
