@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
+from fedlora.privacy.mechanisms import Labels, Logits, mechanism_of
 from fedlora.split import Checkpoint, Cut, cut_widths, embedding_width
 from fedlora.tasks import head_trains, task_class
 from fedlora.tasks.classification import Classification
 
 _RAW_BITS, _RAW_ROWS = 32, 16  # fp32; rows that a plain loop pads to the longest of them
+
+
+_WITHOUT_HEAD = Logits | Labels  # what these release takes no head to compute
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ class Geometry:
             trains = "does not train" if share == "step" else f"has head.share {share}"
             why = f"the head, which the server then applies, {trains}; set head.share to step, "
             why += whole
-        elif scenario.privacy.enabled:
-            why = "under privacy it is privacy.release that says what leaves; set link.r_cut to 0"
+        elif not isinstance(mechanism_of(scenario.privacy), _WITHOUT_HEAD | None):
+            why = f"a device needs the head for privacy.release {scenario.privacy.release}; set "
+            why += "that to logits or labels, " + whole
         elif classes and r_cut != classes - 1:
             why = f"a head of {classes} classes tells {classes - 1} directions apart; set it to "
             why += f"{classes - 1}, {whole}"

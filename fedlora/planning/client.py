@@ -116,10 +116,11 @@ class PlannedClient:
         """Return what the client answers to the step of the open batch, without the next one."""
         scenario, geometry = self._terms.scenario, self._terms.geometry
         mechanism, width = mechanism_of(scenario.privacy), geometry.representation_width
-        width = scenario.link.r_cut or width
         noised = mechanism is not None and mechanism.noises_gradients
         if mechanism is not None and noised:
             width = mechanism.width(self._terms.classes, width)
+        elif scenario.link.r_cut:
+            width = scenario.link.r_cut
         bits = {"gradient": self._size("gradient", self._rows(), width)}
         shared = self._terms.head and scenario.head.share == "step" and not scenario.link.r_cut
         if shared and not noised:

@@ -70,7 +70,10 @@ def test_what_limits_hostile_rows_limits_them_alike_at_a_narrow_cut(tiny, record
         (["head.share=step", "head.train=no"], r"does not train; set"),
         (["head.share=step", "model.client_back=1"], r"only a classifier that the server pools"),
         (["task.kind=causal_lm"], r"only a classifier that the server pools"),
-        (["head.share=step", "privacy.epsilon=8"], r"under privacy it is privacy.release"),
+        (
+            ["head.share=step", "privacy.epsilon=8", "privacy.release=row_space"],
+            r"needs the head for privacy.release row_space; set that to logits or labels",
+        ),
     ],
 )
 def test_a_width_that_would_lose_something_is_refused(tiny, records, more, words):
@@ -89,3 +92,21 @@ def test_a_final_norm_on_the_server_trains_what_one_on_the_client_trains(tiny, r
 def test_a_norm_before_blocks_on_the_client_is_refused(tiny, records):
     with pytest.raises(FedloraError, match=r"model.server_norm is true.*leaves 1 blocks"):
         scenario(tiny["gpt2"], records, "model.client_back=1", "model.server_norm=true")
+
+
+@pytest.mark.parametrize("release", ["logits", "labels"])
+def test_labels_that_are_noised_once_need_no_head_on_the_device(tiny, records, release):
+    """What leaves depends on no representation, so the adapter is the same to the bit."""
+    private = [*STEP[:1], "privacy.epsilon=8", f"privacy.release={release}"]
+    private += ["privacy.insecure_noise_seed=3", "evaluate.report=true"]
+    whole = Federation(scenario(tiny["bert"], records, *private)).run()
+    narrow = Federation(scenario(tiny["bert"], records, *private, "link.r_cut=2")).run()
+    one, other = (run.server.engine.adapter() for run in (whole, narrow))
+    for name, factor in one.items():
+        if release == "logits":
+            assert torch.equal(other[name], factor), name
+        torch.testing.assert_close(other[name], factor, rtol=1e-3, atol=3e-4)
+    for a, b in zip(whole.recorder.rounds, narrow.recorder.rounds, strict=True):
+        assert b["metric"] == pytest.approx(a["metric"], rel=1e-5)
+        assert b["bits"]["down"]["representation"] * 16 == a["bits"]["down"]["representation"]
+        assert b["bits"]["down"]["head"] * 2 < a["bits"]["down"]["head"]
