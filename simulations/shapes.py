@@ -213,7 +213,10 @@ def _write_hollow(path: Path, sizes: Mapping[str, tuple[int, ...]], dtype: str) 
 
 def main() -> None:
     """Write what the command line names, and print the scenario's path."""
-    parser = argparse.ArgumentParser(description=write_shape.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.shapes",
+        description="Write a checkpoint of random weights, rows and a scenario.",
+    )
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
