@@ -16,7 +16,7 @@ from fedlora.scenarios import find_scenario, scenario_names
 from fedlora.sources import _MAKE, SHARED, Original, Source, SourceFile, prepare, sources
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "data.md").read_text()
+PAGE = " ".join((ROOT / "docs" / "data.md").read_text().split())
 
 
 def digest(content: bytes) -> str:
