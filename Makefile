@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Pinned here and not in pyproject.toml: a looser range would pull CUDA builds of several GB.
 TORCH ?= torch==2.13.0
+DOCS := "mkdocs>=1.6,<2" "mkdocs-material>=9.6,<10" "mkdocstrings[python]>=0.29,<2"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench e2e hostile clean
+.PHONY: run test lint bench e2e hostile docs release clean
 
 run: $(VENV)/.installed  ## install, then run the offline default through Flower
 	$(BIN)/fedlora run quickstart
@@ -29,6 +30,21 @@ hostile: $(VENV)/.installed-dev  ## one hostile device of each kind beside three
 
 bench: $(VENV)/.installed-dev  ## speed and memory beside unsplit training
 	$(BIN)/fedlora bench
+
+docs:  ## build the site into build/site, in an environment of its own
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet --disable-pip-version-check $(DOCS)
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+
+release:  ## build wheel and sdist into dist, and run the quickstart from the wheel in an empty environment
+	rm -rf build/release dist
+	$(PYTHON) -m venv build/release
+	build/release/bin/pip install --quiet --disable-pip-version-check build
+	build/release/bin/python -m build --outdir dist .
+	$(PYTHON) -m venv --clear build/release
+	build/release/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	build/release/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd build/release && HF_HUB_OFFLINE=1 bin/fedlora run quickstart --out run --overwrite
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -127,3 +127,8 @@ def test_the_loop_of_the_examples_measures_each_round_and_ends_when_it_is_told(c
     assert loop.train(config, least=1.0) == moved[:1]
     assert capsys.readouterr().out.count("the adapter moved") == 3
     assert len(Path(loop.__file__).read_text().splitlines()) < 80
+
+
+def test_the_citation_is_of_this_release():
+    text = (Path(__file__).parents[2] / "CITATION.cff").read_text()
+    assert f"\nversion: {fedlora.__version__}\n" in text
