@@ -23,6 +23,7 @@ PRIVATE = [
 AIR = ["--set", "channel.deliver_every=1", "--set", "channel.model=rayleigh"]
 FOLDERS = {
     "run": (["SCENARIO"], "events.jsonl"),
+    "rehearse": (["SCENARIO"], "events.jsonl"),
     "export": (["RUN"], "adapter_config.json"),
     "slice": (["MODEL"], "edge.json"),
     "cascade": (["quickstart-private"], "cascade.json"),
@@ -40,9 +41,13 @@ FILES = {
 """The commands that write a file, with --json."""
 
 ADDS = {"poison", "certs", "fuzz"}
+"""Those that add to what is there, and change none of it."""
+
 ONE_FILE = {"csi": (["make"], "channels.safetensors")}
 """Those that write one file, with --out."""
-"""Those that add to what is there, and change none of it."""
+
+ELSEWHERE = {"kit", "data"}
+"""Those that write files beside others': test_deploy_kit.py, test_cli_data.py."""
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -67,11 +72,11 @@ def test_every_command_that_writes_is_tried_here():
     add_all_verbs(app)
     commands = typer.main.get_command(app).commands
     options = {verb: {o for p in own.params for o in p.opts} for verb, own in commands.items()}
-    outs = {v for v, found in options.items() if "--out" in found} - ADDS
+    outs = {v for v, found in options.items() if "--out" in found} - ADDS - ELSEWHERE
     assert outs == set(FOLDERS) | set(ONE_FILE)
     assert {v for v, found in options.items() if "--json" in found} == set(FILES)
     overwrites = {verb for verb, found in options.items() if "--overwrite" in found}
-    assert overwrites == FOLDERS.keys() | FILES.keys() | ONE_FILE.keys()
+    assert overwrites == FOLDERS.keys() | FILES.keys() | ONE_FILE.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("verb", ONE_FILE)
@@ -97,7 +102,7 @@ def test_a_folder_of_an_earlier_call_is_kept_and_the_mend_named(fedlora, tmp_pat
     assert (status, said.count("\n")) == (2, 1)
     assert str(out) in said
     assert "--overwrite" in said
-    assert ("fedlora resume" in said) == (verb == "run")
+    assert ("fedlora resume" in said) == (verb in ("run", "rehearse"))
     assert contents(out) == before
 
 
