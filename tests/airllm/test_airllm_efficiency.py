@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulations.studies.results.tables import OURS, change, shared
+from simulations.studies.results.judge import change
 from simulations.train_policy.efficiency import Curve, compare
 
 
@@ -27,14 +27,6 @@ def test_ppo_alone_that_never_gets_there_gives_a_bound(plain, told):
     ours = Curve((-1.0, -0.6), steps_of_episode=64, head_start=96)
     (line,) = compare([ours], [Curve(plain, 64)], 2)[2:]
     assert line.endswith(told)
-
-
-def test_only_seeds_that_the_policy_was_run_with_are_compared():
-    rows = [
-        {"strategy": name, "snr_db": snr_db, "seed": seed}
-        for name, snr_db, seed in ((OURS, 0.0, 1), ("greedy", 0.0, 1), ("greedy", 0.0, 2))
-    ]
-    assert shared([*rows, {"strategy": "greedy", "snr_db": 5.0, "seed": 1}]) == rows[:2]
 
 
 def test_the_interval_of_a_saving_is_that_of_the_bootstrap():

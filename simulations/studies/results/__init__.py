@@ -1,1 +1,1 @@
-"""Results of the rank study: ``compare.csv`` of each channel, which ``docs/results.md`` reads."""
+"""The rank study: its protocol, rows, claims, and what writes the tables of ``docs/results.md``."""

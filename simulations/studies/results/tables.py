@@ -1,139 +1,133 @@
 """The tables of ``docs/results.md``, written from the rows in this folder.
 
-``python -m simulations.studies.results.tables docs/results.md`` replaces what is between the page's
-markers.
+``python -m simulations.studies.results.tables`` replaces each table of the page by what the rows
+say; ``--check`` tells whether it would.
 """
 
 from __future__ import annotations
 
-import csv
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from simulations.studies.compare.frontier import frontier
 from simulations.studies.compare.statistics import (
-    BEST_FIXED,
-    Interval,
     Row,
     by_strategy,
     interval,
     mean_of,
-    paired,
     snrs_db,
-    winners,
-    with_best_fixed,
+)
+from simulations.studies.results.claims import claims_table
+from simulations.studies.results.judge import verdicts
+from simulations.studies.results.rows import (
+    FOLDER,
+    Protocol,
+    judged,
+    markdown_line,
+    read_protocol,
+    read_rows,
+    read_table,
 )
 
+PAGE = Path("docs/results.md")
 CHANNELS = ("awgn", "rayleigh")
-BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
-OURS = "airllm(rounds=8)"
+_TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a comparison's rows, numbers as numbers."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [
-            {
-                key: value if key == "strategy" else (int if key == "seed" else float)(value)
-                for key, value in row.items()
-            }
-            for row in csv.DictReader(stream)
-        ]
-
-
-def shared(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of the seeds that ``airllm`` has at their SNR: only like is compared."""
-    ours = {(row["snr_db"], row["seed"]) for row in rows if row["strategy"] == OURS}
-    return [row for row in rows if (row["snr_db"], row["seed"]) in ours]
-
-
-def results(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each SNR and strategy: mean and half of the 95% interval."""
-    lines = [
-        "| SNR | strategy | seeds | reward | final loss | perplexity | Mbit | late | mean rank |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def means(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each SNR and strategy: means, half intervals, and who is on a frontier."""
+    lines = _head(
+        *("SNR", "strategy", "seeds", "reward", "final loss", "Mbit", "late", "mean rank"),
+        *("loss frontier", "reward frontier"),
+    )
+    on = {(r["snr_db"], r["strategy"]): r for r in frontier(rows)}
     for snr_db in snrs_db(rows):
         groups = by_strategy([row for row in rows if row["snr_db"] == snr_db])
-        for own in sorted(groups.values(), key=lambda own: -mean_of(own, "reward")):
-            cells = [f"{snr_db:g}", _title(own), str(len(own))]
-            cells += [
-                _with_half(own, name, digits) for name, digits in (("reward", 3), ("loss", 3))
-            ]
-            cells += [f"{mean_of(own, 'metric'):.2f}", _with_half(own, "adapter_bits", 1, 1e-6)]
-            cells += [f"{mean_of(own, 'late'):.1f}", f"{mean_of(own, 'mean_rank'):.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
+        for name, own in sorted(groups.items(), key=lambda item: -mean_of(item[1], "reward")):
+            flags = on[(snr_db, name)]
+            lines.append(
+                markdown_line(
+                    *(f"{snr_db:g}", f"`{name}`", str(len(own))),
+                    *(_with_half(own, "reward", 3), _with_half(own, "loss", 3)),
+                    _with_half(own, "adapter_bits", 1, 1e-6),
+                    *(f"{mean_of(own, 'late'):.1f}", f"{mean_of(own, 'mean_rank'):.2f}"),
+                    *("yes" if flags[f"on_{of}_frontier"] else "" for of in ("loss", "reward")),
+                )
+            )
     return lines
 
 
-def duels(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each SNR: the best strategy against the second best, paired by seed."""
-    lines = [
-        "| SNR | winner | second | seeds | difference | 95% interval | p (Holm) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in winners(rows):
+def duels(rows: Sequence[Row], protocol: Protocol) -> list[str]:
+    """Return a line for each SNR and rival, paired by seed."""
+    lines = _head(
+        *("SNR", "rival", "bits", "bits are", "reward, difference", "p (Holm)"),
+        *("reward is", "final loss, difference", "p (Holm)", "TOST p (Holm)", "loss is"),
+    )
+    for v in verdicts(rows, protocol):
         lines.append(
-            f"| {row['snr_db']:g} | {row['winner']} | {row['second']} | {row['seeds']} | "
-            f"{row['difference']:+.3f} | {_range(row['low'], row['high'])} | "
-            f"{row['p_holm']:.2g} |"
+            markdown_line(
+                *(f"{v.snr_db:g}", f"`{v.rival}`"),
+                f"{100 * v.bits.mean:+.0f} ± {100 * (v.bits.high - v.bits.mean):.0f}%",
+                *(v.bits_are, _range(v.rewards), f"{v.p_reward:.2g}", v.reward_is),
+                *(_range(v.losses), f"{v.p_loss:.2g}", f"{v.p_equal:.2g}", v.loss_is),
+            )
         )
     return lines
 
 
-def savings(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each SNR: bits and final loss of ``airllm`` against the best fixed rank."""
-    lines = [
-        "| SNR | best fixed rank | seeds | bits, 95% | final loss, difference | 95% interval |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for snr_db in snrs_db(rows):
-        groups = by_strategy([row for row in rows if row["snr_db"] == snr_db])
-        ours, fixed = groups.get(OURS, []), groups.get(BEST_FIXED, [])
-        if not ours or not fixed:
-            continue
-        saved = change(ours, fixed, "adapter_bits")
-        half = f" ± {100 * (saved.high - saved.mean):.0f}" if np.isfinite(saved.high) else ""
-        loss = interval(paired(ours, fixed, "loss"))
-        lines.append(
-            f"| {snr_db:g} | `{fixed[0]['chosen']}` | {len(ours)} "
-            f"| {100 * saved.mean:+.0f}{half}% | {loss.mean:+.3f} | {_range(loss.low, loss.high)} |"
-        )
+def profile(losses: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return a line for each rank: the held-out loss after each round."""
+    rounds = range(1, len(losses["1"]) + 1)
+    lines = _head("rank", *(f"round {number}" for number in rounds))
+    for rank, own in losses.items():
+        lines.append(markdown_line(rank, *(f"{loss:.2f}" for loss in own)))
     return lines
 
 
-def change(first: Sequence[Row], second: Sequence[Row], column: str) -> Interval:
-    """Return by what fraction a mean differs from another, paired by seed, and its 95% interval.
-
-    The interval is that of a ratio of means by its first-order expansion (Cochran 1977, 2.11).
-    """
-    of_second = {row["seed"]: row[column] for row in second}
-    base = mean_of(second, column)
-    ratio = mean_of(first, column) / base
-    rest = interval([(row[column] - ratio * of_second[row["seed"]]) / base for row in first])
-    return Interval(ratio - 1, ratio - 1 + rest.low - rest.mean, ratio - 1 + rest.high - rest.mean)
-
-
-def page() -> str:
-    """Return all tables."""
-    parts = []
+def chosen(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each channel and strategy on the table of losses: means over the SNRs."""
+    lines = _head("channel", "strategy", "reward", "ranks sent", "final loss")
     for channel in CHANNELS:
-        rows = with_best_fixed(shared(read_rows(Path(__file__).with_name(f"{channel}.csv"))))
-        own = (results(rows), duels(rows), savings(rows))
-        parts.append(f"### `{channel}`\n\n" + "\n\n".join("\n".join(table) for table in own))
-    return "\n\n".join(parts)
+        for name, own in by_strategy([r for r in rows if r["channel"] == channel]).items():
+            figures = [mean_of(own, column) for column in ("reward", "sent", "final_loss")]
+            cells = (f"{figures[0]:.3f}", f"{figures[1]:.1f}", f"{figures[2]:.3f}")
+            lines.append(markdown_line(channel, f"`{name}`", *cells))
+    return lines
 
 
-def _title(rows: Sequence[Row]) -> str:
-    chosen = rows[0].get("chosen")
-    return f"best fixed, `{chosen}`" if chosen else f"`{rows[0]['strategy']}`"
+def tables() -> dict[str, Callable[[], list[str]]]:
+    """Return what writes each table of the page, by the name in its marker."""
+    found: dict[str, Callable[[], list[str]]] = {
+        "profile": lambda: profile(json.loads((FOLDER / "profile.json").read_bytes())),
+        "chosen": lambda: chosen(read_table("chosen.csv")),
+        "claims": claims_table,
+    }
+    for channel in CHANNELS:
+        found[f"{channel}-means"] = lambda channel=channel: means(_judged(channel))  # type: ignore[misc]
+        found[f"{channel}-duels"] = lambda channel=channel: duels(  # type: ignore[misc]
+            _judged(channel), read_protocol(channel)
+        )
+    return found
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low:+.3f} to {high:+.3f}" if np.isfinite(low) else "one seed"
+def _judged(channel: str) -> list[Row]:
+    return judged(read_rows(f"{channel}.csv"), read_protocol(channel))
+
+
+def rewritten(text: str) -> str:
+    """Return a page with its tables as the rows have them."""
+    known = tables()
+    return _TABLE.sub(lambda m: m[1] + "\n".join(known[m[2]]()) + "\n" + m[3], text)
+
+
+def _range(differences: Sequence[float]) -> str:
+    gap = interval(differences)
+    return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
 
 
 def _with_half(rows: Sequence[Row], column: str, digits: int, scale: float = 1.0) -> str:
@@ -142,13 +136,18 @@ def _with_half(rows: Sequence[Row], column: str, digits: int, scale: float = 1.0
     return f"{mean.mean:.{digits}f}" + (f" ± {half:.{digits}f}" if np.isfinite(half) else "")
 
 
-def main(path: Path) -> None:
-    """Replace the tables of a page."""
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{page()}\n{END}{after}", encoding="utf-8")
+def _head(*titles: str) -> list[str]:
+    return [markdown_line(*titles), markdown_line(*["---"] * len(titles))]
+
+
+def main(*options: str) -> None:
+    """Replace the tables of the page, or say that they are as the rows have them."""
+    text = PAGE.read_text(encoding="utf-8")
+    new = rewritten(text)
+    if options == ("--check",):
+        sys.exit(f"{PAGE} differs from the committed rows" if new != text else 0)
+    PAGE.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*sys.argv[1:])
