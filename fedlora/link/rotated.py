@@ -113,9 +113,11 @@ class RotatedCodec(Codec):
         if stream.dtype != torch.uint8 or stream.dim() != 1:
             raise ProtocolError(f"payload part is of {stream.dtype}, expected a line of uint8")
         levels = self._read(stream.numpy(), count, coded=coded)
-        y = torch.from_numpy(levels.astype(np.float32)).mul_(2).sub_(self._most)
-        # whole numbers below 2^15, so that no order of the sums matters
-        x = (y.view(-1, group) @ _matrix(group)).mul_((scale / group)[:, None])
+        # Whole numbers below 2^17, so that no order of the sums matters. The levels' common offset
+        # is a vector of equal numbers, all of which the matrix takes to the first column.
+        x = torch.from_numpy(levels.astype(np.float32)).view(-1, group) @ _doubled_matrix(group)
+        x[:, 0] -= self._most * group
+        x.mul_((scale / group)[:, None])
         x = x.view(count // padded if padded else 0, padded).mul_(_signs(seed, padded))
         return x.flatten()[:numbers].view(shape) if flat else x[:, : shape[1]].contiguous()
 
@@ -124,15 +126,18 @@ class RotatedCodec(Codec):
         if self._flat(x.shape[1]):
             x = x.reshape(1, -1)
         group, padded = self._layout(x.shape[1])
-        x = torch.nn.functional.pad(x, (0, padded - x.shape[1]))
+        if padded > x.shape[1]:
+            x = torch.nn.functional.pad(x, (0, padded - x.shape[1]))
         y = _hadamard((x * _signs(self.seed, padded)).view(-1, group))
-        scale = _round_up(y.abs().amax(dim=1).div_(self._most))
-        y.div_(scale.clamp_min(_LEAST_SCALE)[:, None]).add_(self._most).mul_(0.5)
+        scale = _round_up(torch.linalg.vector_norm(y, torch.inf, dim=1).div_(self._most))
+        y.div_((2 * scale).clamp_min(_LEAST_SCALE)[:, None])
         if key is None:
-            y.round_()
+            y.add_((self._most + 1) / 2)  # what is left after the point is cut off
         else:
-            y.add_(_uniform(key, y.numel()).view_as(y)).floor_()
-        levels = y.nan_to_num_(0.0).clamp_(0, self._most).to(torch.uint8).flatten().numpy()
+            y.add_(_uniform(key, y.numel()).view_as(y)).add_(self._most / 2)
+        if not torch.isfinite(scale).all():
+            y.zero_()  # the scale tells whoever reads it
+        levels = y.clamp_(0, self._most).to(torch.uint8).flatten().numpy()
         stream, coded = self._write(levels)
         name = f".rot{VERSION}-b{self.bits}-g{self.group}-s{self.seed}{'-h' if coded else ''}"
         return {name: torch.from_numpy(stream), ".scale": scale.to(torch.bfloat16)}
@@ -223,8 +228,8 @@ def _hadamard(x: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _matrix(group: int) -> torch.Tensor:
-    return _hadamard(torch.eye(group))
+def _doubled_matrix(group: int) -> torch.Tensor:
+    return 2 * _hadamard(torch.eye(group))
 
 
 @cache

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedlora.report import bits_text, number_text, seconds_text
 from fedlora.report.records import client_totals
-from fedlora.report.rows import client_table, headline
+from fedlora.report.rows import client_table, headline, result_rows
 from fedlora.report.table import clients_table, print_result, result_table
 from fedlora.report.units import bytes_text
 
@@ -27,6 +27,22 @@ def test_result_table_holds_the_figures_with_units(finished):
     assert "252 Mbit" in text
     assert "7.94" in text
     assert "replace-one" in text
+
+
+def test_bits_a_sample_are_told_beside_the_raw_cut_and_without_adapters():
+    bits = {
+        "up": {"activation": 300, "gradient": 100, "head": 50, "control": 50},
+        "down": {"representation": 400, "adapter": 9000, "head": 60, "control": 40},
+    }
+    rows = [
+        row
+        for group in result_rows({"bits": bits, "raw_bits": 50_000, "samples": 4})
+        for row in group
+    ]
+    (found,) = [row for row in rows if row[0] == "bits a sample"]
+    assert found[1] == bits_text(1000 / 4)
+    assert found[2].startswith("2.0% of fp32 each way")
+    assert not [row for row in result_rows({"bits": bits})[2] if row[0] == "bits a sample"]
 
 
 def test_table_says_when_there_is_no_privacy(make_run, make_rounds):
