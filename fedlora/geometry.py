@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,6 +117,24 @@ class Geometry:
         else:
             return
         raise FedloraError(f"link.r_cut is {r_cut}, and {why}")
+
+    def check_front(self, scenario: Scenario, checkpoint: Checkpoint) -> None:
+        """Refuse to share token embeddings that no frame holds.
+
+        Raises
+        ------
+        FedloraError
+            When ``link.max_frame_mib`` is too small for them.
+        """
+        if scenario.front.share == "personal" or not task_class(scenario.task.kind).tokens:
+            return
+        most = scenario.link.max_frame_mib
+        needed = math.ceil(4 * self.embedding_width * checkpoint.size("vocab_size") / 2**20) + 1
+        if needed > most:
+            raise FedloraError(
+                f"front.share is {scenario.front.share}, and the token embedding takes {needed} "
+                f"MiB, where link.max_frame_mib is {most}; raise it, or set front.share to personal"
+            )
 
     @classmethod
     def of(cls, scenario: Scenario, checkpoint: Checkpoint) -> Geometry:

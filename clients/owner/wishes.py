@@ -35,6 +35,8 @@ def wishes(scenario: Scenario) -> Mapping[str, Any]:
         "scores": scenario.evaluate.scores,
         "statistics": scenario.ranks.statistics,
     }
+    if scenario.front.share != "personal":
+        wanted |= {"front": scenario.front.share}
     if policy.enabled:
         wanted |= {"release": printable(policy.release, _MOST_CHARACTERS)}
         wanted |= {"epsilon": policy.epsilon, "sigma": policy.sigma}

@@ -42,7 +42,8 @@ _MORE: Final = {
     "report": "counts over held-out records",
     "scores": "histograms of held-out scores",
     "statistics": "statistics of the text",
-    "embedding": "to train the token embedding",
+    "embedding": "to train the front (token embedding)",
+    "front": "the trained front itself, which is shared",
 }
 
 

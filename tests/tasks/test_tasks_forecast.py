@@ -17,8 +17,9 @@ from support.values import UnsplitValues, scenario, without_tokenizer
 
 from clients.owner import content
 from fedlora.check import check_scenario
-from fedlora.config import scenario_from_toml, scenario_to_toml
+from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.scenarios import find_scenario
 from fedlora.tasks import task_class
 
 FEATURES, STEPS = 4, 10
@@ -283,6 +284,15 @@ def test_a_front_is_shared_only_where_it_trains_and_nothing_is_private(
 ):
     with pytest.raises(FedloraError, match=said):
         check_scenario(forecast(bare, waves, *overrides))
+
+
+def test_a_token_embedding_that_no_frame_holds_is_not_shared():
+    shared = ["train.embedding=true", "front.share=round", "privacy.epsilon=none"]
+    config = with_overrides(find_scenario("quickstart"), [*shared, "link.max_frame_mib=1"])
+    with pytest.raises(
+        FedloraError, match=r"embedding takes 2 MiB, where link\.max_frame_mib is 1; raise"
+    ):
+        check_scenario(config)
 
 
 def test_noise_is_planned_for_one_sample_a_record(bare, waves):
