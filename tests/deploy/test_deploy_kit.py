@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import shutil
 import signal
@@ -203,6 +204,14 @@ def test_two_sites_of_one_machine_start_from_their_kits_and_a_killed_one_comes_b
             check=True,
         )
         assert "known already" not in done.stdout
+        examined = subprocess.run(
+            [sites[0].folder / "doctor"],
+            env={**os.environ, "FEDLORA_VENV": str(TOOLS.parent), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "30 records" in examined.stdout and "2: " in examined.stdout, examined.stdout
         for site in sites:
             site.tend()
         (tmp_path / "tiny.toml").write_text(SCENARIO + f"port = {kits.stream}\n")
@@ -217,14 +226,6 @@ def test_two_sites_of_one_machine_start_from_their_kits_and_a_killed_one_comes_b
             capture_output=True,
         )
         until((out / "metrics.jsonl").exists, log, *(s.log for s in sites))
-        examined = subprocess.run(
-            [sites[0].folder / "doctor"],
-            env={**os.environ, "FEDLORA_VENV": str(TOOLS.parent), "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "30 records" in examined.stdout and "2: " in examined.stdout, examined.stdout
         sites[1].kill()
 
         def over() -> bool:
@@ -236,8 +237,8 @@ def test_two_sites_of_one_machine_start_from_their_kits_and_a_killed_one_comes_b
         assert last_event(out)["status"] == "finished", log.read_text()
         assert sites[1].taken() == 2 and sites[1].starts >= 2
         assert sites[0].starts == 1
-        last = (out / "metrics.jsonl").read_text().splitlines()[-1]
-        assert '"rows": 40' in last.replace('"rows":40', '"rows": 40')
+        last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+        assert {name: own["rows"] for name, own in last["clients"].items()} == {"0": 40, "1": 40}
     finally:
         for process in (*(s.process for s in sites if s.process), running):
             with_all(process)
