@@ -16,6 +16,7 @@ from fedlora.split import DTYPES, Checkpoint
 from fedlora.split.slice import edge_tensors
 from fedlora.tasks import task_class
 
+_CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm
 _ADAM_BYTES = 16  # of a parameter that trains, in fp32: itself, its gradient, two moments
 
 
@@ -121,7 +122,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     if scenario.train.embedding:
         trained = here if kind.tokens else front
     step = 4 * tokens * (2 * geometry.activation_width + 3 * geometry.representation_width)
-    step += 4 * (4 << 20) if language else 0  # a chunk of logits
+    step += (8 + width) * _CHUNK if language else 0  # logits, a copy, and one in model.dtype
     kept = 4 * load.all_tokens * geometry.activation_width if reused else 0
     return Sizes(
         up + once,
@@ -129,7 +130,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         up if reused else up + once,
         _numbers(checkpoint, checkpoint.entries.keys() - set(away)) * width,
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
-        _activations(scenario, checkpoint, geometry, tokens) * width,
+        _activations(scenario, checkpoint, geometry, tokens),
         min(kept, scenario.link.reuse_mib << 20),
         device + trained * (_ADAM_BYTES - width),
         step,
@@ -176,12 +177,16 @@ def _adapters(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry) ->
 def _activations(
     scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry, tokens: int
 ) -> int:
-    """Return the numbers that are kept: of each linear module what goes in and what comes out."""
-    cut = geometry.cut
+    """Return the bytes that are kept: of each linear module what goes in and what comes out.
+
+    In bf16 what goes into a block's two norms is kept in fp32 as well, in which they compute.
+    """
+    cut, width = geometry.cut, DTYPES[scenario.model.dtype].itemsize
     clients = scenario.federation.clients_per_round or scenario.federation.clients
     linear = linear_modules(checkpoint, cut)
-    token = sum(sum(checkpoint.entries[f"{name}.weight"].shape) for name in linear)
     blocks = max(1, cut.stop - cut.start)
+    token = width * sum(sum(checkpoint.entries[f"{name}.weight"].shape) for name in linear)
+    token += blocks * 2 * 4 * geometry.activation_width * (width < 4)
     if scenario.compute.checkpoint:  # the input of each block, and all of one
-        token = token // blocks + blocks * geometry.activation_width
+        token = token // blocks + blocks * geometry.activation_width * width
     return clients * tokens * token
