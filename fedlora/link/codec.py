@@ -57,6 +57,7 @@ class Fp32Codec(Codec):
 
     def decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         """See ``Codec``."""
+        _named(parts, "")
         return _checked(parts, "", self.dtype, shape).to(torch.float32)
 
 
@@ -78,6 +79,7 @@ class Int8Codec(Codec):
 
     def decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         """See ``Codec``."""
+        _named(parts, ".int8", ".scale")
         levels = _checked(parts, ".int8", torch.int8, shape)
         scale = _checked(parts, ".scale", torch.float32, (shape[0], 1))
         return levels.to(torch.float32) * scale
@@ -154,12 +156,17 @@ def unpack(
     return x
 
 
+def _named(parts: Mapping[str, torch.Tensor], *suffixes: str) -> None:
+    if parts.keys() != set(suffixes):
+        raise ProtocolError(
+            f"payload has parts {sorted(parts)!r:.200}; both sides must name one codec"
+        )
+
+
 def _checked(
     parts: Mapping[str, torch.Tensor], suffix: str, dtype: torch.dtype, shape: tuple[int, int]
 ) -> torch.Tensor:
-    part = parts.get(suffix)
-    if part is None or len(parts) > 2:
-        raise ProtocolError(f"payload has parts {sorted(parts)}; both sides must name one codec")
+    part = parts[suffix]
     if part.dtype != dtype or tuple(part.shape) != shape:
         raise ProtocolError(
             f"payload part is {tuple(part.shape)} of {part.dtype}, expected {shape} of {dtype}"

@@ -1,0 +1,141 @@
+"""A codec that breaks its word is named with what was expected; the shipped ones break none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedlora.errors import ProtocolError
+from fedlora.link import create_codec
+from fedlora.link.check import check_codec
+from fedlora.link.codec import Bf16Codec, Codec, Fp32Codec, Int8Codec
+
+
+class Halves(Codec):
+    """fp16 with its range kept by a scale a row: what a stranger would write."""
+
+    def encode(self, x):
+        scale = x.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-38)
+        return {".half": (x.float() / scale).half(), ".scale": scale}
+
+    def decode(self, parts, shape):
+        if parts.keys() != {".half", ".scale"}:
+            raise ProtocolError("other parts than .half and .scale")
+        half, scale = parts[".half"], parts[".scale"]
+        if (half.dtype, tuple(half.shape)) != (torch.float16, shape):
+            raise ProtocolError("halves of another shape or dtype")
+        if (scale.dtype, tuple(scale.shape)) != (torch.float32, (shape[0], 1)):
+            raise ProtocolError("scales of another shape or dtype")
+        return half.float() * scale
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Fp32Codec, Bf16Codec, Int8Codec, Halves, *(
+        lambda bits=bits: create_codec("rotated", bits=bits) for bits in (2, 5, 8)
+    )],
+    ids=["fp32", "bf16", "int8", "halves", "rotated-2", "rotated-5", "rotated-8"],
+)  # fmt: skip
+def test_nothing_speaks_against_a_sound_codec(make):
+    assert check_codec(make) == []
+
+
+class Needs(Halves):
+    def __init__(self, levels):
+        self.levels = levels
+
+
+class Unfinished(Codec):
+    def encode(self, x):
+        return {}
+
+
+class Scales(Halves):
+    def encode(self, x):
+        return super().encode(x.div_(2))
+
+
+class Random(Halves):
+    def encode(self, x):
+        return super().encode(x + 1e-3 * torch.rand_like(x))
+
+
+class Lists(Halves):
+    def encode(self, x):
+        return x.tolist()
+
+
+class Sparse(Halves):
+    def encode(self, x):
+        return {".half": x.to_sparse()}
+
+
+class Quantised(Halves):
+    def encode(self, x):
+        return {".half": x.to(torch.quint8) if x.is_quantized else torch.quantize_per_tensor(
+            x.float(), 0.1, 0, torch.quint8
+        )}  # fmt: skip
+
+
+class Overflows(Fp32Codec):
+    dtype = torch.float16
+
+
+class Forgets(Halves):
+    def decode(self, parts, shape):
+        return super().decode(parts, shape)[:, :-1]
+
+
+class Wide(Halves):
+    def decode(self, parts, shape):
+        return super().decode(parts, shape).double()
+
+
+class Biased(Halves):
+    def encode_drawn(self, x, key):
+        torch.manual_seed(int.from_bytes(key[:7], "big"))
+        return self.encode(x + 0.1 * torch.rand_like(x))
+
+
+class Keyless(Halves):
+    def encode_drawn(self, x, key):
+        return self.encode(x + 0.1 * (torch.rand_like(x) - 0.5))
+
+
+class Trusting(Halves):
+    def decode(self, parts, shape):
+        return parts[".half"].float() * parts[".scale"]
+
+
+class Guesses(Halves):
+    def decode(self, parts, shape):
+        if ".scale" not in parts:
+            return torch.zeros(shape)
+        return super().decode(parts, shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Needs, "it cannot be made (TypeError"),
+        (Unfinished, "it cannot be made (TypeError"),
+        (dict, "is no codec; give a class that inherits from Codec"),
+        (Scales, "encode has changed its input (one row)"),
+        (Random, "encode writes other bytes of one row the second time"),
+        (Lists, "encode returned"),
+        (Sparse, "as part '.half'; expected a dense tensor"),
+        (Quantised, "no frame carries the parts of one row"),
+        (Overflows, "decode gives what is not finite for rows of 1e30"),
+        (Forgets, "decode returned torch.float32 of shape (1, 23) for one row; expected fp32"),
+        (Wide, "decode returned torch.float64"),
+        (Biased, "draws of encode_drawn is off by"),
+        (Keyless, "encode_drawn writes other bytes for the same key"),
+        (Trusting, "decode raised KeyError"),
+        (Guesses, "decode takes no part at all; expected a ProtocolError"),
+    ],
+)
+def test_a_broken_codec_is_named_with_what_was_expected(make, words):
+    findings = check_codec(make)
+    assert findings and words in findings[0], findings
+    assert all("expected" in text or "give" in text for text in findings)
+    assert not any("\n" in text for text in findings)
