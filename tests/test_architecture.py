@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "fedlora.link": (
         "stream",
-        "local",
+        "check local",
         "base",
         "rotated",
         "distinct",
