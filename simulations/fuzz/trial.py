@@ -83,7 +83,9 @@ class Run:
         self.record = FolderRecord(self.folder)
         self.checkpoints = Checkpoints(self.folder.checkpoint)
         terms = {
-            number: OwnerTerms(ledger=self.ledger(number), deployed=devices)
+            number: OwnerTerms(
+                ledger=self.ledger(number), deployed=devices, scores=scenario.evaluate.scores
+            )
             for number in range(scenario.federation.clients if ledgers else 0)
         }
         self.federation = Federation(
