@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,8 @@ from fedlora.errors import FedloraError
 from fedlora.planning import Forecast, forecast
 from fedlora.preview import Sizes
 from fedlora.report.records import cut_bits
-from fedlora.report.units import bits_text, energy_text, seconds_text
+from fedlora.report.rows import bits_column, energy_column
+from fedlora.report.units import bits_text, seconds_text
 from fedlora.split import Checkpoint, model_folder
 from fedlora.storage.files import replace_file
 from fedlora.storage.outputs import check_new_file
@@ -76,32 +77,36 @@ def _plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
 
 
 def _print(console: Console, scenario: Scenario, planned: Forecast, sizes: Sizes) -> None:
-    radio = planned.totals["air_seconds"] > 0
-    table = Table(title=f"{scenario.name}, {scenario.train.rounds} rounds")
-    for heading in ("client", "up", "down", "of it head", "of it adapters"):
-        table.add_column(heading, justify="right")
-    if radio:
-        table.add_column("on the air", justify="right", no_wrap=True)
-        table.add_column("energy", justify="right", no_wrap=True)
-    for client, own in list(planned.clients.items())[:_CLIENTS]:
-        table.add_row(client, *_cells(own["bits"], own, radio=radio, seconds="air_seconds"))
+    totals, clients = planned.totals, list(planned.clients.items())[:_CLIENTS]
+    tables = [*(own["bits"] for _, own in clients), totals["bits"]]
+    columns = [
+        bits_column("up", [sum(bits["up"].values()) for bits in tables]),
+        bits_column("down", [sum(bits["down"].values()) for bits in tables]),
+        bits_column("head of it", [sum(own["head"] for own in bits.values()) for bits in tables]),
+        bits_column("adapters of it", [bits["down"]["adapter"] for bits in tables]),
+    ]
+    if totals["air_seconds"] > 0:
+        seconds = [*(own["air_seconds"] for _, own in clients), totals["client_seconds"]]
+        joules = [*(own["energy_joules"] for _, own in clients), totals["energy_joules"]]
+        columns.append(("on the air", [seconds_text(own) for own in seconds]))
+        columns.append(energy_column(joules))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"{scenario.name}, {scenario.train.rounds} rounds",
+        title_justify="left",
+    )
+    for heading in ("client", *(heading for heading, _ in columns)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, (client, _) in enumerate(clients):
+        table.add_row(client, *(cells[place] for _, cells in columns))
     if len(planned.clients) > _CLIENTS:
         table.add_row(f"and {len(planned.clients) - _CLIENTS} more")
     table.add_section()
-    totals = planned.totals
-    table.add_row("all", *_cells(totals["bits"], totals, radio=radio, seconds="client_seconds"))
+    table.add_row("all", *(cells[-1] for _, cells in columns))
     console.print(table)
     for line in _lines(planned, sizes):
         console.print(Text(line), soft_wrap=True)
-
-
-def _cells(
-    bits: Mapping[str, Mapping[str, int]], own: Mapping[str, Any], *, radio: bool, seconds: str
-) -> list[str]:
-    head = sum(kinds["head"] for kinds in bits.values())
-    amounts = (sum(bits["up"].values()), sum(bits["down"].values()), head, bits["down"]["adapter"])
-    air = [seconds_text(own[seconds]), energy_text(own["energy_joules"])] if radio else []
-    return [*map(bits_text, amounts), *air]
 
 
 def _lines(planned: Forecast, sizes: Sizes) -> list[str]:
