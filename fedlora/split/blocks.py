@@ -12,7 +12,13 @@ from torch import nn
 from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.family import Family, Loader, find_family
-from fedlora.split.packed import ROW_LENGTHS, packed_attention, positions
+from fedlora.split.packed import (
+    ROW_LENGTHS,
+    RowCache,
+    continuing,
+    packed_attention,
+    positions,
+)
 
 _SHOWN_CHARACTERS = 200
 
@@ -147,6 +153,57 @@ class Blocks(nn.Module):
             use_cache=False,
             **{ROW_LENGTHS: list(lengths)},
         )
+        states: torch.Tensor = output.last_hidden_state[0]
+        return states
+
+    def extend(
+        self, packed: torch.Tensor, starts: Sequence[int], counts: Sequence[int], rows: RowCache
+    ) -> torch.Tensor:
+        """Run the blocks on the next tokens of rows whose first ones they have seen.
+
+        Parameters
+        ----------
+        packed
+            New tokens of all rows one after the other, shape (tokens, width).
+        starts
+            Place of each row's first new token in its row, from 0.
+        counts
+            New tokens of each row.
+        rows
+            Holds keys and values of the earlier tokens, and takes those of the new ones.
+
+        Returns
+        -------
+        torch.Tensor
+            Hidden states of the new tokens, shape (tokens, width).
+
+        Raises
+        ------
+        FedloraError
+            When rows cannot be continued in this family.
+        """
+        if not self.family.generates:
+            raise FedloraError(
+                f"model_type {self._config.get('model_type')!r} cannot generate, as its modules do "
+                "not take up rows where they ended; use a family that does (docs/models.md)"
+            )
+        first = self.family.first_position(self._config)
+        places = [
+            torch.arange(first + start, first + start + count, device=packed.device)
+            for start, count in zip(starts, counts, strict=True)
+        ]
+        config: Any = self.model.config
+        before = config._attn_implementation
+        config._attn_implementation = packed_attention()
+        try:
+            with continuing(rows):
+                output = self.model(
+                    inputs_embeds=packed[None],
+                    position_ids=torch.cat(places)[None],
+                    use_cache=False,
+                )
+        finally:
+            config._attn_implementation = before
         states: torch.Tensor = output.last_hidden_state[0]
         return states
 

@@ -41,6 +41,9 @@ class Family(ABC):
     packs
         Whether Hugging Face's blocks compute rows right that lie one after the other: they take
         positions, and hand keywords on to attention. Else rows are padded.
+    continues
+        Whether they take positions and ask transformers' interface for attention, so that rows can
+        be continued by generation. Those that pack do.
     """
 
     prefix: ClassVar[str]
@@ -50,6 +53,12 @@ class Family(ABC):
     causal: ClassVar[bool] = True
     tied: ClassVar[bool] = True
     packs: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model of this family can generate."""
+        return self.causal and (self.packs or self.continues)
 
     def misfit(self, config: Config) -> str:
         """Return what in a configuration transformers computes otherwise, and the mend, or ""."""

@@ -7,9 +7,11 @@ compute everything but attention on it as it is. Attention is Hugging Face's own
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +21,37 @@ from fedlora.errors import FedloraError
 ROW_LENGTHS = "row_lengths"
 """Keyword under which a model hands the lengths on to each of its attention modules."""
 _NAME = "fedlora_packed"
+
+
+class RowCache(Protocol):
+    """What earlier tokens of a batch's rows have left behind, and attention over it."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int | None,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """Take in keys and values of new tokens and attend; see ``attend``."""
+
+
+_cache: ContextVar[RowCache | None] = ContextVar("rows that are continued", default=None)
+
+
+@contextmanager
+def continuing(rows: RowCache) -> Iterator[None]:
+    """Let attention in this context go on from what rows have left behind.
+
+    Modules need not hand anything on for it.
+    """
+    token = _cache.set(rows)
+    try:
+        yield
+    finally:
+        _cache.reset(token)
 
 
 @cache
@@ -75,6 +108,8 @@ def attend(
         When the model does not hand the rows' lengths on.
     """
     lengths = options.pop(ROW_LENGTHS, None)
+    if (rows := _cache.get()) is not None and attention_mask is None:
+        return rows.attend(module, query, key, value, sliding_window, options), None
     if lengths is None or attention_mask is not None:
         raise FedloraError(
             f"{type(module).__name__} is not told where rows end; set packs to False in its family"

@@ -13,6 +13,7 @@ class StableLm(Llama):
     """``StableLmModel``, whose attention is told nothing more than it asks for."""
 
     packs = False
+    continues = True
     eps = "layer_norm_eps"
 
     def final_stage(self, config: Config, load: Loader) -> nn.Module:
