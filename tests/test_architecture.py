@@ -22,7 +22,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "__main__",
         "api cli",
         "commands",
-        "planning",
+        "generation planning",
         "server",
         "preview",
         "check",
@@ -63,7 +63,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "clients": (
         "app",
         "device",
-        "edge_host own_records",
+        "edge_host generation own_records",
         "build state_store",
         "edge_client",
         "evaluation",

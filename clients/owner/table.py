@@ -48,6 +48,8 @@ _TARGETS = Part(
     ("allowed",),
     ("data", "scenario-data"),
 )
+_SESSION = Part("the server's own names of session and adapter", ("public",))
+_WRITTEN = Part("tokens of prompt and text, and how many drafts were wrong", ("public",))
 _ACTIVATION = Part(
     "text or values, as the client's front or its blocks have them",
     ("allowed", "released"),
@@ -150,6 +152,22 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         ),
     },
     m.RESULT: {"samples": _ROWS, **_SPENT_FIELDS},
+    m.GEN_OPEN: {
+        **dict.fromkeys(
+            ("protocol", "config_digest", "weights_digest", "tokenizer_digest", "dtype"), _MODEL
+        ),
+        "adapter": _SESSION,
+    },
+    m.GEN_EXTEND: {
+        "session": _SESSION,
+        **dict.fromkeys(("position", "tokens", "last"), _WRITTEN),
+        "activation": Part(
+            "prompt, text and drafts, as the token embedding or the client's blocks have them",
+            ("allowed",),
+            ("generate-allowed",),
+        ),
+    },
+    m.GEN_CLOSE: {"session": _SESSION},
     m.LEAVE: {
         REASON: Part("a kind of a closed list", ("public",)),
         **dict.fromkeys(NUMBERS, Part("place of a record in its file, or how many", ("public",))),

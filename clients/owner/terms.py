@@ -12,6 +12,7 @@ from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import SHIPPED
 
 DATA, TEXT = "data", "text"
+GENERATE = "generate-allowed"
 REPORT, STATISTICS, SCORES = "privacy-report", "privacy-statistics", "privacy-scores"
 
 
@@ -46,6 +47,8 @@ class OwnerTerms:
         Names of plug-in mechanisms that a device may use beside fedlora's own.
     retention
         Whether the server may be asked to keep activations until the run ends.
+    generates
+        Whether prompts and texts may go over the cut as they are although a limit is set.
     """
 
     ledger: Path | None = None
@@ -60,6 +63,7 @@ class OwnerTerms:
     own_data: bool = False
     mechanisms: tuple[str, ...] = ()
     retention: bool = True
+    generates: bool = False
 
     @classmethod
     def of(cls, keys: NodeKeys) -> Self:
@@ -77,6 +81,7 @@ class OwnerTerms:
             own_data=bool(keys.data),
             mechanisms=keys.privacy_mechanisms,
             retention=keys.retention,
+            generates=keys.generate_allowed,
         )
 
     @property
@@ -101,6 +106,8 @@ class OwnerTerms:
                 return self.limit is None
             case "text":  # what else is there to train on; activation noise goes by the scenario
                 return True
+            case "generate-allowed":
+                return self.generates or self.limit is None
             case "privacy-report":
                 return self.reports == "unprotected"
             case "privacy-statistics":

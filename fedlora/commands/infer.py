@@ -15,9 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from fedlora.checks import shown
 from fedlora.commands.export import DEVICE_FILE
-from fedlora.commands.run_model import TaskFacts, chosen_adapter, chosen_head, read_head
+from fedlora.commands.run_model import (
+    TaskFacts,
+    chosen_adapter,
+    chosen_head,
+    prompt_ids,
+    read_head,
+)
 from fedlora.config import load_scenario
 from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError
@@ -31,7 +36,6 @@ from fedlora.tasks import (
     Tokenizer,
     lacking_token,
     load_tokenizer,
-    renders_chat,
     require_texts,
     task_class,
 )
@@ -64,26 +68,6 @@ class _Device:
     head: Head | None
     place: Path
     rows: int
-
-    def prompt(self, text: str) -> list[int]:
-        """Return the tokens after which the model is to go on.
-
-        Raises
-        ------
-        FedloraError
-            When the chat template cannot render a user's turn.
-        """
-        if renders_chat(self.facts.chat, self.tokenizer):
-            turn = {"role": "user", "content": text}
-            try:
-                rendered, _ = self.tokenizer.chat.render([turn], opens=True)
-            except Exception as error:  # whatever a template may come to
-                raise FedloraError(
-                    f"the chat template fails at {shown(text)} ({_first_line(error)}); mend it"
-                ) from None
-            return self.tokenizer.pieces(rendered)[0]
-        prompt = text + self.facts.prompt_separator
-        return [*self.tokenizer.opening, *self.tokenizer.encode(prompt, 1 << 20, special=False)]
 
     def check(self, number: int, ids: Sequence[int]) -> None:
         """Refuse a text with a token that the embedding lacks."""
@@ -258,7 +242,7 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
 def _continuations(device: _Device, texts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
     tokenizer = device.tokenizer
     for number, text in enumerate(texts, 1):
-        ids = device.prompt(text)
+        ids = prompt_ids(device.facts, tokenizer, text)
         device.check(number, ids)
         output = device.model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
             input_ids=torch.tensor([ids]),

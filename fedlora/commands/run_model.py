@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fedlora.checks import shown
 from fedlora.config import Scenario, TaskConfig, load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import Head
@@ -19,6 +20,7 @@ from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.storage.state import RoundStates
+from fedlora.tasks import Tokenizer, renders_chat
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,49 @@ class TaskFacts:
         """Return the facts of a scenario."""
         data = scenario.data
         return cls(scenario.model.path, scenario.task, data.prompt_separator, data.renders)
+
+
+def prompt_ids(facts: TaskFacts, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the tokens after which a model is to go on, as it was trained to.
+
+    Parameters
+    ----------
+    facts
+        Of the task.
+    tokenizer
+        The backbone's.
+    text
+        What a user says, where the chat template renders records; else the prompt.
+
+    Raises
+    ------
+    FedloraError
+        When the chat template cannot render a user's turn.
+    """
+    if renders_chat(facts.chat, tokenizer):
+        return chat_ids(tokenizer, [{"role": "user", "content": text}])
+    prompt = text + facts.prompt_separator
+    return [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
+
+
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return a conversation's tokens up to where the assistant's turn begins.
+
+    Raises
+    ------
+    FedloraError
+        When the chat template cannot render it.
+    """
+    try:
+        rendered, _ = tokenizer.chat.render(messages, opens=True)
+    except Exception as error:  # whatever a template may come to
+        if isinstance(error, FedloraError):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(":.")
+        raise FedloraError(
+            f"the chat template fails at {shown(messages[-1]['content'])} ({reason}); mend it"
+        ) from None
+    return tokenizer.pieces(rendered)[0]
 
 
 def chosen_adapter(

@@ -116,6 +116,10 @@ class NodeKeys:
         Names of plug-in mechanisms that a scenario's ``privacy.release`` may name beside fedlora's
         own, separated by commas. A plug-in says itself what it costs, so try it with
         ``check_mechanism`` first; none is used without this key.
+    generate_allowed
+        ``"true"``: prompts and texts may be generated with a server's blocks beside
+        ``privacy-epsilon``. Their embeddings cross the cut without noise, and nothing is charged
+        for them; a server can mostly tell the words.
     """
 
     partition_id: int | None = None
@@ -155,6 +159,7 @@ class NodeKeys:
     privacy_statistics: bool = False
     privacy_scores: bool = False
     privacy_mechanisms: tuple[str, ...] = ()
+    generate_allowed: bool = False
 
     def __post_init__(self) -> None:
         if self.holdout is not None:
@@ -382,6 +387,7 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "privacy_delta": _number,
     "privacy_min_sigma": _number,
     "privacy_tight": _truth,
+    "generate_allowed": _truth,
     "privacy_report": _report,
     "privacy_report_limit": _whole,
     "privacy_personal_head": _truth,

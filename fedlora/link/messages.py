@@ -37,6 +37,20 @@ request        holds                                      reply
 =============  =========================================  =========================================
 
 A client that cannot or will not go on answers any request with ``leave`` and a reason.
+
+In generation the client asks and the server answers. A session is one row that the blocks go on
+with; ``position`` says how many of its tokens the client keeps, and the server forgets the others.
+
+===============  ==============================================  ================
+request          holds                                           reply
+===============  ==============================================  ================
+``gen_open``     digests; adapter, if a certain one is meant     ``gen_opened``
+``gen_extend``   session, position, tokens, last; activation e   ``gen_states``
+``gen_close``    session                                         ``gen_closed``
+===============  ==============================================  ================
+
+``gen_opened`` holds session, adapter and the most tokens of a row, ``gen_states`` the
+representations of the ``last`` tokens. Each may be ``gen_refused``, with a kind and a sentence.
 """
 
 from __future__ import annotations
@@ -66,6 +80,13 @@ RESTORE: Final = "restore"
 END: Final = "end"
 RESULT: Final = "result"
 LEAVE: Final = "leave"
+GEN_OPEN: Final = "gen_open"
+GEN_OPENED: Final = "gen_opened"
+GEN_EXTEND: Final = "gen_extend"
+GEN_STATES: Final = "gen_states"
+GEN_CLOSE: Final = "gen_close"
+GEN_CLOSED: Final = "gen_closed"
+GEN_REFUSED: Final = "gen_refused"
 
 HEAD_GRADIENT: Final = "head_gradient."
 """Prefix of the tensors that carry a head's unreduced gradient."""

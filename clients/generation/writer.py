@@ -1,0 +1,142 @@
+"""Writing a text token by token: what to send, what to draft, what to believe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+
+from clients.generation.drafts import Drafts
+from clients.generation.ends import TextEnds
+from clients.generation.pace import DraftPace
+from clients.generation.remote_row import RemoteRow
+from clients.generation.sampling import Sampler
+from clients.owner import Private
+from fedlora.errors import FedloraError
+from fedlora.generation.bounds import GenerationRefused
+
+
+class Writer:
+    """Generates texts in one session, which keeps what two of them begin with alike.
+
+    Drafts change no token: each place is drawn once from its own distribution, whether a draft was
+    there or not, and a draft counts where it is what was drawn. For a guess that is one token this
+    is the rejection rule of speculative sampling (Leviathan et al. 2023, theorem 3.5), with one
+    seed for both.
+
+    Parameters
+    ----------
+    ends
+        The device's parts of the model.
+    row
+        The server's.
+    end_ids
+        Tokens that end a text.
+    pace
+        Chooses the length of drafts.
+    """
+
+    def __init__(
+        self, ends: TextEnds, row: RemoteRow, end_ids: Collection[int], pace: DraftPace
+    ) -> None:
+        self._ends, self.row = ends, row
+        self._end_ids = frozenset(end_ids)
+        self.pace = pace
+        self._held: list[int] = []
+
+    def tokens(
+        self, prompt: Sequence[int], sampler: Sampler, most: int, drafts: Drafts | None = None
+    ) -> Iterator[int]:
+        """Yield the tokens that follow a prompt, the one that ends the text included.
+
+        Parameters
+        ----------
+        prompt
+            Token ids, at least one.
+        sampler
+            Chooses.
+        most
+            Tokens to generate at most; the model's last position ends a text as well.
+        drafts
+            Guesses, given the prompt; None for none.
+
+        Raises
+        ------
+        FedloraError
+            When the prompt is empty, or longer than the model; what the server refuses.
+        """
+        if not prompt:
+            raise FedloraError("the prompt is empty, and no token comes before it; write one")
+        self._open()
+        if len(prompt) > self.row.most_tokens:
+            raise FedloraError(
+                f"the prompt has {len(prompt)} tokens, and the model {self.row.most_tokens} "
+                "positions; shorten it"
+            )
+        ids, end = list(prompt), len(prompt) + most
+        guess: list[int] = []
+        kept = _common(self._held, ids[:-1])
+        while True:
+            began = time.perf_counter()
+            first = kept == len(ids) - 1
+            logits = self._exchange(ids[kept:] + guess, kept, 1 + len(guess))
+            seconds, accepted = time.perf_counter() - began, 0
+            for place, scores in enumerate(logits):
+                ids.append(sampler.pick(ids, scores))
+                if drafts is not None:
+                    drafts.add(ids[-1])
+                right = place < len(guess) and ids[-1] == guess[place]
+                accepted += right
+                over = ids[-1] in self._end_ids or len(ids) == end
+                if not right or over:
+                    break
+                yield ids[-1]
+            if first:
+                self.pace.note(len(guess), accepted, seconds)
+            yield ids[-1]
+            if over or len(ids) > self.row.most_tokens:
+                return
+            kept = len(ids) - 1
+            room = min(end - len(ids) - 1, self.row.most_tokens - len(ids))
+            guess = drafts.propose(min(self.pace.length(), room)) if drafts else []
+
+    def close(self) -> None:
+        """Give back what the server holds."""
+        self.row.close()
+        self._held = []
+
+    def _open(self) -> None:
+        if not self.row.is_open:
+            self.row.open()
+            self._held = []
+
+    def _exchange(self, ids: Sequence[int], position: int, last: int) -> torch.Tensor:
+        """Send tokens from a place on; return the logits of the last ones.
+
+        A session that the server no longer has is opened anew, and told from its beginning.
+        """
+        try:
+            return self._send(ids, position, last)
+        except GenerationRefused as error:
+            if error.refusal != "gone":
+                raise
+        ids = [*self._held, *ids]
+        self.row.open()
+        self._held = []
+        return self._send(ids, 0, last)
+
+    def _send(self, ids: Sequence[int], position: int, last: int) -> torch.Tensor:
+        del self._held[position:]  # which the server forgets first, whatever comes then
+        wanted = len(ids) if self._ends.needs_all else last
+        embedded = Private(self._ends.embed(ids, position))
+        states = self.row.extend(position, embedded, wanted)
+        self._held += ids
+        begin = position + len(ids) - wanted
+        return self._ends.logits(states, begin, last)
+
+
+def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """Return how many tokens two texts begin with alike."""
+    pairs = zip(held, wanted, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))

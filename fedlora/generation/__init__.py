@@ -1,0 +1,1 @@
+"""Generation with the server's blocks: sessions, their cache, and one batch for all of them."""

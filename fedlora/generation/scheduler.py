@@ -1,0 +1,164 @@
+"""Who is computed next: whoever waits is taken into the next forward, long prompts in chunks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from fedlora.generation.bounds import GenerationRefused
+from fedlora.generation.engine import GenerationEngine, NewTokens
+from fedlora.generation.sessions import Session
+
+log = logging.getLogger("fedlora.generation")
+
+_SHORT = 16  # tokens that are a step of a text with its drafts, rather than a prompt
+_LEAST_SHARE = 16
+
+
+@dataclass(eq=False)
+class _Job:
+    """New tokens of a session, and how far they are."""
+
+    session: Session
+    activation: torch.Tensor
+    last: int
+    answer: Future[torch.Tensor] = field(default_factory=Future)
+    done: int = 0
+    states: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return len(self.activation) - self.done
+
+
+class Scheduler:
+    """Computes the requests of all sessions in one thread, as many as wait in one batch.
+
+    Parameters
+    ----------
+    engine
+        The blocks.
+    chunk_tokens
+        Tokens of prompts that one forward takes at most, so that texts that are being written do
+        not wait for a long one.
+    """
+
+    def __init__(self, engine: GenerationEngine, chunk_tokens: int = 128) -> None:
+        self._engine = engine
+        self._chunk = chunk_tokens
+        self._jobs: list[_Job] = []
+        self._waiting = threading.Condition()
+        self._ended = False
+        self.forwards = 0
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    def submit(self, session: Session, activation: torch.Tensor, last: int) -> Future[torch.Tensor]:
+        """Have a session's new tokens computed.
+
+        Parameters
+        ----------
+        session
+            Which has no other request under way.
+        activation
+            Shape (tokens, width), finite.
+        last
+            How many representations are wanted, of the last tokens.
+
+        Returns
+        -------
+        Future
+            Of shape (last, width); or of ``GenerationRefused``, where nothing was added.
+        """
+        job = _Job(session, activation, last)
+        with self._waiting:
+            if self._ended:
+                raise GenerationRefused("failed", "the server ends; ask another")
+            self._jobs.append(job)
+            self._waiting.notify()
+        return job.answer
+
+    def end(self) -> None:
+        """End the thread; requests that wait are refused."""
+        with self._waiting:
+            self._ended = True
+            self._waiting.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._waiting:
+                while not self._jobs and not self._ended:
+                    self._waiting.wait()
+                if self._ended:
+                    for job in self._jobs:
+                        job.answer.set_exception(
+                            GenerationRefused("failed", "the server ends; ask another")
+                        )
+                    self._jobs.clear()
+                    return
+                jobs = list(self._jobs)
+            self._compute(shares(jobs, self._chunk))
+            with self._waiting:
+                self._jobs = [job for job in self._jobs if not job.answer.done()]
+
+    def _compute(self, taken: Sequence[tuple[_Job, int]]) -> None:
+        """Run a forward, and answer what it completes."""
+        try:
+            found = self._engine.forward(
+                [
+                    NewTokens(
+                        job.session.pages, job.activation[job.done :][:count], job.session.ranks
+                    )
+                    for job, count in taken
+                ]
+            )
+        except Exception as error:  # whatever it is, who waits must hear of it
+            log.exception("a forward of %d rows failed", len(taken))
+            for job, _ in taken:
+                self._fail(job, f"the blocks fail on a batch ({type(error).__name__}); try again")
+            return
+        self.forwards += 1
+        for (job, count), states in zip(taken, found, strict=True):
+            job.done += count
+            wanted = job.last - job.left
+            if wanted > 0:
+                job.states.append(states[-wanted:])
+            if job.left == 0:
+                self._answer(job)
+
+    def _answer(self, job: _Job) -> None:
+        states = torch.cat(job.states)
+        if bool(torch.isfinite(states).all()):
+            job.answer.set_result(states)
+        else:
+            self._fail(job, "the blocks make NaN or infinity of the tokens; send embeddings")
+
+    def _fail(self, job: _Job, sentence: str) -> None:
+        """Refuse a request and take back what was added of it."""
+        job.session.pages.crop(job.session.pages.length - job.done)
+        job.answer.set_exception(GenerationRefused("failed", sentence))
+
+
+def shares(jobs: Sequence[_Job], chunk: int) -> list[tuple[_Job, int]]:
+    """Return which requests the next forward takes, and how many tokens of each.
+
+    A step of a text is taken whole. Prompts share ``chunk`` tokens: those that came first are
+    served, each with a share that lets a short one be done soon.
+    """
+    taken = [(job, job.left) for job in jobs if job.left <= _SHORT]
+    prompts = [job for job in jobs if job.left > _SHORT]
+    share = max(_LEAST_SHARE, chunk // max(1, len(prompts)))
+    room = max(chunk, 1)
+    for job in prompts:
+        count = min(job.left, share, room)
+        if count == 0:
+            break
+        taken.append((job, count))
+        room -= count
+    return taken

@@ -1,0 +1,197 @@
+"""What clients ask of generation, frame by frame: checked, computed, answered or refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedlora.checks import shown
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.generation.bounds import CacheBounds, GenerationRefused, field_of
+from fedlora.generation.engine import GenerationEngine
+from fedlora.generation.scheduler import Scheduler
+from fedlora.generation.sessions import Sessions
+from fedlora.link import (
+    Frame,
+    Identity,
+    check_identity,
+    create_codec,
+    decode_frame,
+    encode_frame,
+    messages as m,
+    pack,
+    unpack,
+)
+
+log = logging.getLogger("fedlora.generation")
+
+_FIELDS: Mapping[str, frozenset[str]] = {
+    m.GEN_OPEN: frozenset(
+        ("protocol", "config_digest", "weights_digest", "tokenizer_digest", "dtype", "adapter")
+    ),
+    m.GEN_EXTEND: frozenset(("session", "position", "tokens", "last")),
+    m.GEN_CLOSE: frozenset(("session",)),
+}
+_MOST_TOKENS = 1 << 20
+_MOST_BYTES = 1 << 30
+
+
+class GenerationServer:
+    """Answers the requests of all clients; may be called from as many threads as there are.
+
+    Parameters
+    ----------
+    engine
+        The blocks, with an adapter.
+    scenario
+        The run's, for its codecs.
+    identity
+        What a client's model files must be.
+    ranks
+        Rank vector of each client that may ask; of others, ``default``.
+    default
+        Rank vector of clients that are not named; None refuses them.
+    bounds
+        How much all may hold.
+    chunk_tokens
+        See ``Scheduler``.
+    """
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        scenario: Scenario,
+        identity: Identity,
+        *,
+        ranks: Mapping[str, Sequence[int]] | None = None,
+        default: Sequence[int] | None = None,
+        bounds: CacheBounds | None = None,
+        chunk_tokens: int = 128,
+    ) -> None:
+        self.engine = engine
+        self.sessions = Sessions(bounds or CacheBounds())
+        self.scheduler = Scheduler(engine, chunk_tokens)
+        self._identity = identity
+        self._ranks = {c: engine.checked_ranks(own) for c, own in (ranks or {}).items()}
+        self._default = None if default is None else engine.checked_ranks(default)
+        self._up = create_codec(**scenario.link.codec("activation"))
+        self._down = create_codec(**scenario.link.codec("representation"))
+
+    def handle(self, request: Frame) -> Frame:
+        """Return the answer to a request.
+
+        Parameters
+        ----------
+        request
+            From a client whose name the transport vouches for.
+        """
+        try:
+            self._check(request)
+            if request.kind == m.GEN_OPEN:
+                return self._open(request)
+            if request.kind == m.GEN_CLOSE:
+                self.sessions.close(request.fields["session"], request.client)
+                return Frame(m.GEN_CLOSED, request.client, request.seq)
+            return self._extend(request)
+        except GenerationRefused as error:
+            refusal, sentence = error.refusal, str(error)
+        except FedloraError as error:
+            refusal, sentence = "wrong", str(error)
+        log.info("client %s is refused (%s): %s", shown(request.client), refusal, sentence)
+        fields = {"refusal": refusal, "reason": sentence}
+        return Frame(m.GEN_REFUSED, request.client, request.seq, fields)
+
+    def carry(self, request: Frame) -> Frame:
+        """Answer a device in this process, both ways as bytes, as on a wire."""
+        arrived = decode_frame(encode_frame(request), _MOST_BYTES)
+        return decode_frame(encode_frame(self.handle(arrived)), _MOST_BYTES)
+
+    def end(self) -> None:
+        """Refuse what still waits, and end."""
+        self.scheduler.end()
+
+    def _check(self, request: Frame) -> None:
+        """Refuse a request that does not hold exactly what its kind has."""
+        expected = _FIELDS.get(request.kind)
+        if expected is None:
+            raise GenerationRefused(
+                "wrong", f"a request is {shown(request.kind)}; ask {', '.join(_FIELDS)}"
+            )
+        if set(request.fields) != expected:
+            raise GenerationRefused(
+                "wrong",
+                f"{request.kind} holds {shown(sorted(request.fields))}; send "
+                f"{', '.join(sorted(expected))}",
+            )
+        if (request.kind != m.GEN_EXTEND) == bool(request.tensors):
+            raise GenerationRefused(
+                "wrong", f"{request.kind} has {len(request.tensors)} tensors; only an activation is"
+            )
+        name = request.fields.get("session", "")
+        if not isinstance(name, str):
+            raise GenerationRefused("wrong", f"session is {shown(name)}; send the name as a text")
+
+    def _open(self, request: Frame) -> Frame:
+        fields = request.fields
+        check_identity(self._identity, fields)
+        ranks = self._ranks.get(request.client, self._default)
+        if ranks is None:
+            raise GenerationRefused(
+                "wrong",
+                f"client {shown(request.client)} took no part in the run, whose clients are "
+                f"{', '.join(sorted(self._ranks)) or 'none'}; ask as one of them",
+            )
+        version = self.engine.version
+        if fields["adapter"] not in ("", version):
+            raise GenerationRefused(
+                "wrong",
+                f"adapter is {shown(fields['adapter'])[:20]}, and the server has {version[:12]}; "
+                "ask for that, or leave it out",
+            )
+        session = self.sessions.open(request.client, version, ranks)
+        told = {
+            "session": session.name,
+            "adapter": version,
+            "most_tokens": self.engine.most_tokens,
+        }
+        return Frame(m.GEN_OPENED, request.client, request.seq, told)
+
+    def _extend(self, request: Frame) -> Frame:
+        fields = request.fields
+        tokens = field_of(fields, "tokens", 1, _MOST_TOKENS)
+        position = field_of(fields, "position", 0, _MOST_TOKENS)
+        last = field_of(fields, "last", 1, tokens)
+        if position + tokens > self.engine.most_tokens:
+            raise GenerationRefused(
+                "long",
+                f"position {position} and {tokens} tokens come to {position + tokens}, and the "
+                f"model has {self.engine.most_tokens} positions; shorten the text",
+            )
+        width = self.engine.geometry.activation_width
+        activation = unpack(request.tensors, "activation", self._up, (tokens, width))
+        states = self._compute(request, position, activation, last)
+        return Frame(
+            m.GEN_STATES,
+            request.client,
+            request.seq,
+            {"position": position + tokens},
+            pack("representation", states, self._down),
+        )
+
+    def _compute(
+        self, request: Frame, position: int, activation: torch.Tensor, last: int
+    ) -> torch.Tensor:
+        session = self.sessions.begin(
+            request.fields["session"],
+            request.client,
+            self.engine.version,
+            position,
+            len(activation),
+        )
+        try:
+            return self.scheduler.submit(session, activation, last).result()
+        finally:
+            self.sessions.end(session)

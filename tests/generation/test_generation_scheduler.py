@@ -1,0 +1,111 @@
+"""Whoever waits is in the next forward, and a long prompt holds nobody up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from fedlora.generation.bounds import GenerationRefused
+from fedlora.generation.engine import NewTokens
+from fedlora.generation.pages import RowPages
+from fedlora.generation.scheduler import Scheduler
+from fedlora.generation.sessions import Session
+
+
+class Counting:
+    """Stands for the blocks: returns what goes in, and notes what each forward took."""
+
+    def __init__(self) -> None:
+        self.taken: list[list[int]] = []
+        self.gate = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def forward(self, rows: Sequence[NewTokens]) -> list[torch.Tensor]:
+        self.gate.acquire()
+        if self.error:
+            raise self.error
+        self.taken.append([len(row.activation) for row in rows])
+        for row in rows:
+            row.pages.append(0, row.activation.expand(2, 1, 1, -1, -1))
+            row.pages.commit(len(row.activation))
+        return [row.activation for row in rows]
+
+
+@pytest.fixture
+def blocks():
+    return Counting()
+
+
+@pytest.fixture
+def scheduler(blocks):
+    made = Scheduler(blocks, chunk_tokens=64)
+    yield made
+    blocks.gate.release(1000)
+    made.end()
+
+
+def session(name: str) -> Session:
+    return Session(name, name, "v", (), RowPages(), 0.0)
+
+
+def numbers(count: int) -> torch.Tensor:
+    return torch.arange(float(count))[:, None].repeat(1, 2)
+
+
+def test_steps_pass_a_long_prompt_and_prompts_share_what_a_forward_takes(scheduler, blocks):
+    long, short = session("long"), session("short")
+    whole = scheduler.submit(long, numbers(200), 70)
+    blocks.gate.release()
+    while len(blocks.taken) < 1:
+        pass
+    waiting = [scheduler.submit(short, numbers(40), 1)]
+    waiting += [scheduler.submit(session(str(n)), numbers(1 + n), 1) for n in range(3)]
+    blocks.gate.release(1000)
+    assert torch.equal(whole.result(10), numbers(200)[-70:])
+    assert [future.result(10)[0, 0].item() for future in waiting] == [39, 0, 1, 2]
+    # The second forward may have begun with the long prompt alone, before the others came.
+    first = next(n for n, taken in enumerate(blocks.taken) if len(taken) > 1)
+    assert first <= 2
+    assert sorted(blocks.taken[first]) == [1, 2, 3, 32, 32]
+    assert all(sum(count for count in taken if count > 16) <= 64 for taken in blocks.taken)
+    assert long.pages.length == 200
+
+
+def test_a_forward_that_fails_is_told_to_all_in_it_and_leaves_their_rows_as_they_were(
+    scheduler, blocks
+):
+    one = session("one")
+    blocks.gate.release()
+    scheduler.submit(one, numbers(3), 1).result(10)
+    blocks.error = RuntimeError("out of memory")
+    blocks.gate.release()
+    with pytest.raises(GenerationRefused, match=r"fail on a batch \(RuntimeError\); try again"):
+        scheduler.submit(one, numbers(100), 1).result(10)
+    blocks.error = None
+    assert one.pages.length == 3
+    blocks.gate.release()
+    assert scheduler.submit(one, numbers(5), 2).result(10).shape == (2, 2)
+    assert one.pages.length == 8
+
+
+def test_numbers_that_are_none_are_refused_and_forgotten(scheduler, blocks):
+    blocks.gate.release(10)
+    one, other = session("one"), session("other")
+    bad = numbers(80)
+    bad[70] = torch.nan
+    futures = [scheduler.submit(one, bad, 20), scheduler.submit(other, numbers(2), 1)]
+    with pytest.raises(GenerationRefused, match="NaN or infinity"):
+        futures[0].result(10)
+    assert futures[1].result(10)[0, 0] == 1
+    assert (one.pages.length, other.pages.length) == (0, 2)
+
+
+def test_an_end_refuses_who_waits(blocks):
+    made = Scheduler(blocks)
+    blocks.gate.release(1000)
+    made.end()
+    with pytest.raises(GenerationRefused, match="the server ends"):
+        made.submit(session("late"), numbers(1), 1)
