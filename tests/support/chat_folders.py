@@ -170,8 +170,10 @@ def write_chat_tokenizer(folder: Path, template: str | None, **settings: Any) ->
     return folder
 
 
-def plain_answers(model: Path, adapter: Path, texts: list[str], most: int) -> list[str]:
-    """Return what plain transformers and PEFT answer to texts, one user's turn each."""
+def plain_answers(
+    model: Path, adapter: Path, texts: list[str | list[dict[str, str]]], most: int
+) -> list[str]:
+    """Return what plain transformers and PEFT answer to texts, a turn each, or to turns."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -181,7 +183,7 @@ def plain_answers(model: Path, adapter: Path, texts: list[str], most: int) -> li
     answers = []
     for text in texts:
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
+            [{"role": "user", "content": text}] if isinstance(text, str) else text,
             add_generation_prompt=True,
             return_tensors="pt",
             return_dict=True,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from support.chat_folders import (
 from support.federation import Federation, scenario
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from clients.generation.command import chat, generate
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.config import scenario_to_toml
@@ -88,3 +92,41 @@ def test_an_export_answers_with_plain_peft_as_infer_does(model, trained, tmp_pat
         assert [line.partition("\t")[2] for line in lines] == expected
     assert any("fox" in answer for answer in expected)
     assert "apply_chat_template(turn, add_generation_prompt=True" in (out / "README.md").read_text()
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Let lines be read as if they were typed."""
+
+    def type_(text: str) -> None:
+        buffer = io.BytesIO(text.encode())
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=buffer, isatty=lambda: False))
+
+    return type_
+
+
+@pytest.mark.parametrize(
+    ("rank", "kinds"), [(None, ("none", "history", "history")), (1, ("prompt",))]
+)
+def test_generate_and_chat_write_what_plain_peft_does(
+    model, trained, tmp_path, capsys, typed, monkeypatch, rank, kinds
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept, _, _ = trained
+    out = tmp_path / "export"
+    export_run(kept.path, out, "peft", None, rank)
+    turns = [{"role": "user", "content": "dog 1?"}]
+    (first,) = plain_answers(model, out, [turns], 12)
+    turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "dog 5?"}]
+    (second,) = plain_answers(model, out, [turns], 12)
+    capsys.readouterr()
+    for drafts in kinds:
+        generate(kept.path, "dog 1?", rank=rank, max_new_tokens=12, drafts=drafts)
+        assert capsys.readouterr().out.strip() == first
+        typed("dog 1?\ndog 5?\n/new\ndog 1?\n\n")
+        chat(kept.path, rank=rank, max_new_tokens=12, drafts=drafts, stats=True)
+        told = capsys.readouterr()
+        assert [line.strip() for line in told.out.splitlines()] == [first, second, first]
+        assert "an exchange" in told.err
+    written = list((tmp_path / ".fedlora").glob("drafts/*"))
+    assert [file.stat().st_mode & 0o777 for file in written] == [0o600] * ("history" in kinds)
