@@ -371,6 +371,9 @@ def _chat(key: str, value: Any) -> str:
 
 _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     **dict.fromkeys(("columns", "classes", "server", "values", "axes"), _list),
+    **dict.fromkeys(("scenario_data", "retention", "generate_allowed"), _truth),
+    **dict.fromkeys(("privacy_tight", "privacy_personal_head"), _truth),
+    **dict.fromkeys(("privacy_statistics", "privacy_scores"), _truth),
     "privacy_mechanisms": _list,
     "partition_id": _own_number,
     "num_partitions": _whole,
@@ -380,19 +383,12 @@ _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "chat": _chat,
     "holdout": _number,
     "segment": _whole,
-    "scenario_data": _truth,
     "idle_limit_s": _seconds,
-    "retention": _truth,
     "privacy_epsilon": _number,
     "privacy_delta": _number,
     "privacy_min_sigma": _number,
-    "privacy_tight": _truth,
-    "generate_allowed": _truth,
     "privacy_report": _report,
     "privacy_report_limit": _whole,
-    "privacy_personal_head": _truth,
-    "privacy_statistics": _truth,
-    "privacy_scores": _truth,
 }
 
 
