@@ -18,8 +18,8 @@ from fedlora.errors import FedloraError
 from fedlora.planning import Forecast, forecast
 from fedlora.preview import Sizes
 from fedlora.report.records import cut_bits
-from fedlora.report.rows import bits_column, energy_column
-from fedlora.report.units import bits_text, seconds_text
+from fedlora.report.rows import bits_column
+from fedlora.report.units import bits_text, energy_text, seconds_text
 from fedlora.split import Checkpoint, model_folder
 from fedlora.storage.files import replace_file
 from fedlora.storage.outputs import check_new_file
@@ -89,7 +89,7 @@ def _print(console: Console, scenario: Scenario, planned: Forecast, sizes: Sizes
         seconds = [*(own["air_seconds"] for _, own in clients), totals["client_seconds"]]
         joules = [*(own["energy_joules"] for _, own in clients), totals["energy_joules"]]
         columns.append(("on the air", [seconds_text(own) for own in seconds]))
-        columns.append(energy_column(joules))
+        columns.append(("energy", [energy_text(own) for own in joules]))
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -111,7 +111,7 @@ def client_table(
         bits_column("down", [item.bits_down for item in totals]),
         bits_column("LoRA", [item.adapter_bits for item in totals]),
         ("in\ntime", [_delivered(item) for item in totals]),
-        energy_column([item.energy_joules if wide else None for item in totals]),
+        _energy_column([item.energy_joules if wide else None for item in totals]),
         ("epsilon", [_optional(item.epsilon, "{:.2f}") for item in totals]),
         ("lost", lost),
         *(_statistics_column(totals, *column) for column in _STATISTICS if wide),
@@ -266,8 +266,7 @@ def bits_column(way: str, values: Sequence[float]) -> tuple[str, list[str]]:
     return f"{way}\n{unit}", [f"{v / scale:,.1f}" if largest else ABSENT for v in values]
 
 
-def energy_column(values: Sequence[float | None]) -> tuple[str, list[str]]:
-    """Return a header (name, line break, unit) and the cells of a column of joules."""
+def _energy_column(values: Sequence[float | None]) -> tuple[str, list[str]]:
     scale, unit = energy_scale(max((value or 0.0 for value in values), default=0.0))
     return f"energy\n{unit}", [ABSENT if v is None else f"{v / scale:,.1f}" for v in values]
 
