@@ -37,11 +37,11 @@ BEST: Mapping[str, tuple[str, ...]] = {
     "e2e-tinystories": (
         "model.server_norm=true",
         "link.activation=rotated",
-        "link.activation_bits=4",
+        "link.activation_bits=8",
         "link.representation=rotated",
         "link.representation_bits=5",
         "link.gradient=rotated",
-        "link.gradient_bits=3",
+        "link.gradient_bits=4",
     ),
 }
 _PLAIN = ("privacy.epsilon=none", "channel.deliver_every=0", "ranks.strategy=uniform", "data.test=")
