@@ -42,7 +42,6 @@ def test_a_plan_tells_bits_by_client_air_time_memory_and_what_is_not_counted(tmp
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("link.gradient_bits=9", "link.gradient_bits is 9"),
         ("link.gradient_bits=4", "link.gradient_bits is 4, and link.gradient is fp32"),
         ("link.r_cut=4", "link.r_cut is 4, and a head of 20 classes tells 19"),
     ],

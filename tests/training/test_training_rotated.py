@@ -13,8 +13,8 @@ from simulations.audit.recording import observe
 CODED = ["link.activation=rotated", "link.representation=rotated", "link.gradient=rotated"]
 
 
-@pytest.mark.parametrize("task", [["head.share=step"], ["task.kind=causal_lm"]])
-def test_a_coded_run_stays_close_repeats_itself_and_sends_less(tiny, records, task):
+def test_a_coded_run_stays_close_repeats_itself_and_sends_less(tiny, records):
+    task = ["task.kind=causal_lm"]
     exact = Federation(scenario(tiny["gpt2"], records, *task)).run()
     config = scenario(tiny["gpt2"], records, *task, *CODED, "link.gradient_bits=4")
     first, second = Federation(config).run(), Federation(config).run()
@@ -55,7 +55,9 @@ def test_what_rounds_a_noised_gradient_follows_from_no_seed(tiny, records, monke
 def test_an_audit_attacks_what_crosses_the_cut_as_it_is_coded(tiny, records):
     """Two bits of each number still tell every token, and labels as well as before."""
     few = ["link.activation=rotated", "link.gradient=rotated"]
-    config = scenario(tiny["gpt2"], records, *few, "head.share=step", "train.rounds=1")
+    config = scenario(
+        tiny["gpt2"], records, *few, "head.share=step", "train.rounds=1", "train.steps=2"
+    )
     bits = [f"link.{name}_bits=2" for name in ("activation", "gradient")]
     seen = observe(with_overrides(config, bits))
     got, table = tokens.received(seen), tokens.single_tokens(seen.parts)
