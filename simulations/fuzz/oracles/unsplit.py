@@ -38,6 +38,7 @@ def _applies(trial: Trial) -> bool:
         and codecs <= {"fp32", "distinct"}
         and trial.everybody
         and scenario.ranks.strategy in ("uniform", BY_CLIENT)
+        and scenario.ranks.options.get("train") not in ("held", "shared")  # the channel decides
         and max(train.lr, train.head_lr) <= 0.1
         and train.total_steps * train.lr <= _MOST_LEARNT
         and train.total_steps <= _MOST_STEPS
@@ -49,6 +50,8 @@ def _ranks(scenario: Scenario) -> Ranks:
     table = [options.get("r", scenario.lora.r_max)]
     if scenario.ranks.strategy == BY_CLIENT:
         table = options["ranks"]
+    elif options.get("train") == "r_max" or options.get("train_at_r_max"):
+        table = [scenario.lora.r_max]
     turn = bool(options.get("turn"))
     return lambda round_, client: table[(client + turn * round_) % len(table)]
 
