@@ -41,11 +41,17 @@ def test_shipped_scenario_goes_round(path):
     text = scenario_to_toml(scenario)
     assert scenario_from_toml(text) == scenario
     assert scenario_to_toml(scenario_from_toml(text)) == text
-    for section, values in tomllib.loads(path.read_text()).items():  # and every key was read
-        if isinstance(values, dict):
-            for key, value in values.items():
-                own = getattr(getattr(scenario, section), key)
-                assert own == (tuple(value) if isinstance(value, list) else value)
+    check_read(tomllib.loads(path.read_text()), scenario)
+
+
+def check_read(table, config):
+    """Hold every key of a table, and of those in it, to what was read of it."""
+    for key, value in table.items():
+        own = getattr(config, key)
+        if isinstance(value, dict) and dataclasses.is_dataclass(own):
+            check_read(value, own)
+        else:
+            assert own == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_default_scenario_goes_round():
