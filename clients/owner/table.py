@@ -186,6 +186,8 @@ _COUNTED: Final = {
     "activation": "activations",
     "lengths": "lengths",
     "targets": "lengths",
+    "ids": "identifiers",
+    "fresh": "identifiers",
     "gradient": "gradients",
     "head_gradient": "head",
     "head_weight": "head",

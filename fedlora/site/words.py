@@ -10,7 +10,7 @@ from fedlora.link.reasons import KINDS, Reason
 from fedlora.printable import printable
 
 LEFT: Final = (
-    *("activations", "lengths", "gradients", "head", "metrics", "statistics"),
+    *("activations", "identifiers", "lengths", "gradients", "head", "metrics", "statistics"),
     "other",
 )
 """Kinds of what leaves, in the order in which they are told."""

@@ -16,6 +16,8 @@ from simulations.bench.settings import QUICK, Settings
 from simulations.bench.tables import print_figures
 
 UNITS = {
+    "bit",
+    "points",
     "tokens/s",
     "ratio",
     "relative",
@@ -30,6 +32,11 @@ UNITS = {
 CONTEST = {"split", "unsplit", "split_to_unsplit", "loss_difference"}
 TEXT = {"split", "padded", "sorted", "split_to_padded", "split_to_sorted", "loss_difference"}
 IN_TURN = {"in_turn", "split_to_in_turn", "in_turn_to_unsplit"}
+BITS = {
+    *("best_to_raw", "best_to_raw_16_bit", "with_head_to_raw", "fp32_to_raw", "codec_to_run"),
+    *("bits_a_sample", "to_fedavg_lora", "to_fedavg_lora_delivered_each_round", "accuracy"),
+    *("accuracy_of_fedavg_lora", "accuracy_lost"),
+}
 OTHERS = {
     f"edge.gpt2.{task}.{measured}"
     for task in ("classification", "causal_lm")
@@ -64,7 +71,7 @@ def expected_names() -> set[str]:
         prefix = f"speed.gpt2.tls.{malloc}.rows_{QUICK.speed_rows}."
         speed |= {prefix + name for name in CONTEST}
         speed |= {f"text.sst2-minilm.in_process.{malloc}.{name}" for name in TEXT}
-    return speed | OTHERS
+    return speed | OTHERS | {f"bits.quickstart.{name}" for name in BITS}
 
 
 @pytest.mark.e2e

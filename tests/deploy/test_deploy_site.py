@@ -47,7 +47,7 @@ give_up_s = 3
 [evaluate]
 baseline = false
 """
-TENSORS = ("activations", "lengths", "gradients", "head")
+TENSORS = ("activations", "identifiers", "lengths", "gradients", "head")
 LIMITS = {0: 5.0, 1: 8.0, 2: 0.5}
 
 
