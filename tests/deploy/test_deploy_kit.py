@@ -180,6 +180,7 @@ def started(program: str | Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_two_sites_of_one_machine_start_from_their_kits_and_a_killed_one_comes_back(kits, tmp_path):
     server, sites = kits.home / "fedlora-server", []

@@ -124,6 +124,7 @@ def test_a_device_has_its_own_data_and_package_and_a_broken_one_is_reported(depl
     assert [sorted(r["clients"]) for r in rounds] == [["0", "1"], ["0", "1"]]
 
 
+@pytest.mark.slow
 def test_devices_that_die_in_a_step_rejoin_while_the_others_go_on(deployment):
     """One loses its ClientApp, one its power; Flower holds both for connected for a while."""
     for node in range(3):

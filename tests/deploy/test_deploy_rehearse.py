@@ -58,6 +58,7 @@ def words(out: Path, *more: str) -> list[str | Path]:
     return [TOOLS / "fedlora", "rehearse", "quickstart", "--out", out, *sets, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_killed_device_comes_back_and_nothing_is_left_running(tmp_path):
     out = tmp_path / "run"

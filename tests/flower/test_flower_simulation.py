@@ -131,6 +131,7 @@ def begun(folder: Path, out: Path) -> Iterator[Begun]:
                     left.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_an_interrupted_run_keeps_its_rounds_and_leaves_no_process(tmp_path):
     out = tmp_path / "run"
