@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -23,6 +22,7 @@ from fedlora.launch.app_folder import write_app
 from fedlora.launch.flower_commands import FlowerCommands
 from fedlora.launch.guarded import (
     Place,
+    StartedTogether,
     Watch,
     end_users_of,
     family,
@@ -69,7 +69,7 @@ class Node:
     gone: float | None = None
 
 
-class Deployment:
+class Deployment(StartedTogether):
     """A SuperLink with TLS and node authentication, and its SuperNodes, as a context manager.
 
     Parameters
@@ -97,22 +97,6 @@ class Deployment:
         self._further = {**_PROMPT, **(further or {})}
         self._superlink: subprocess.Popen[bytes] | None = None
         self._watch = Watch(_SERVER_APP)
-
-    def __enter__(self) -> Deployment:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def log(self, node: int) -> Path:
         """Return the file with what a node's terminal would show."""

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psutil
 
@@ -23,6 +26,34 @@ from fedlora.link.stream.address import check_listens
 from fedlora.machine import stretch
 
 _GONE_S = 3.0
+
+
+class StartedTogether(ABC):
+    """Processes that a ``with`` statement starts, and ends however its block ends."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End all of them."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start them; what has been started when it fails is ended."""
 
 
 @dataclass(frozen=True)

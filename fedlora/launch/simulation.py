@@ -9,12 +9,18 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from fedlora.errors import FedloraError
 from fedlora.launch.app_folder import write_app
 from fedlora.launch.flower_commands import FlowerCommands
-from fedlora.launch.guarded import Place, Watch, end_users_of, let_go, start_superlink
+from fedlora.launch.guarded import (
+    Place,
+    StartedTogether,
+    Watch,
+    end_users_of,
+    let_go,
+    start_superlink,
+)
 from fedlora.launch.temporary import run_folder
 from fedlora.machine import stretch
 
@@ -44,7 +50,7 @@ class SimulationRequest:
     clients: int
 
 
-class FlowerSimulation:
+class FlowerSimulation(StartedTogether):
     """A SuperLink in simulation mode with one run, as a context manager.
 
     Parameters
@@ -66,22 +72,6 @@ class FlowerSimulation:
         self._watch = Watch(SIMULATES)
         self._run_id, self._starts = "", 0
         self.log = request.out / "flower.txt"
-
-    def __enter__(self) -> FlowerSimulation:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     @property
     def running(self) -> bool:
