@@ -63,8 +63,9 @@ class CutLayer:
             self._rest = _rest_of_a_head(self.r_cut + 1)
         self._seed, self._privacy = scenario.seed, scenario.privacy
         self._tells_targets = model.geometry.targets_only(scenario)
+        link, front = scenario.link, model.front.embedding
         self.codecs = {
-            payload: create_codec(**scenario.link.codec(payload)) for payload in PAYLOADS
+            payload: create_codec(**link.codec(payload), vocabulary=front) for payload in PAYLOADS
         }
 
     def activation(

@@ -118,6 +118,33 @@ class Geometry:
             return
         raise FedloraError(f"link.r_cut is {r_cut}, and {why}")
 
+    def check_tokens(self, scenario: Scenario) -> None:
+        """Refuse to send tokens (``link.activation``) where an activation stands for none.
+
+        Raises
+        ------
+        FedloraError
+            When there is another front than the token embedding, or blocks after it, when it
+            trains, or when activations are noised.
+        """
+        if not scenario.link.sends_tokens:
+            return
+        other = "choose another codec, such as distinct"
+        if not task_class(scenario.task.kind).tokens:
+            why = f"inputs of task.kind {scenario.task.kind} are no tokens; {other}"
+        elif self.cut.start:
+            why = "the client's blocks make other vectors of tokens; set model.client_front to 0, "
+            why += f"or {other}"
+        elif scenario.train.embedding:
+            why = "the embedding trains, so that the server's is another; set train.embedding to "
+            why += f"false, or {other}"
+        elif scenario.privacy.activation_sigma is not None:
+            why = f"privacy.activation_sigma is {scenario.privacy.activation_sigma}, which hides "
+            why += f"tokens; {other}"
+        else:
+            return
+        raise FedloraError(f"link.activation is tokens, and {why}")
+
     def check_front(self, scenario: Scenario, checkpoint: Checkpoint) -> None:
         """Refuse to share token embeddings that no frame holds.
 

@@ -60,7 +60,7 @@ class RemoteRow:
         geometry: Geometry,
     ) -> None:
         self._ask, self._client, self._door, self._identity = ask, client, door, identity
-        self._up = create_codec(**link.codec("activation"))
+        self._up = create_codec(**link.codec("activation", tokens=False))
         self._down = create_codec(**link.codec("representation"))
         self._width = geometry.representation_width
         self._session = ""

@@ -46,6 +46,7 @@ def local_scenario(scenario: Scenario, node: NodeKeys | Mapping[str, Any]) -> Sc
         scenario = _with_model(scenario, keys)
     with about("terms"):
         _check_scores(scenario, keys)
+        _check_tokens(scenario, keys)
     if not keys.data:
         with about("data"):
             _check_trial(keys)
@@ -100,6 +101,14 @@ def _check_scores(scenario: Scenario, keys: NodeKeys) -> None:
             "evaluate.scores asks for histograms of held-out records' scores, which tell more of "
             'them than counts, and the node configuration does not allow it; set privacy-scores="'
             'true", or take part in a run without'
+        )
+
+
+def _check_tokens(scenario: Scenario, keys: NodeKeys) -> None:
+    if scenario.link.sends_tokens and not keys.tokens:
+        raise FedloraError(
+            "link.activation is tokens, which says texts plainly, and the node configuration does "
+            'not allow it; set tokens="true", or take part in a run with another codec'
         )
 
 

@@ -51,7 +51,7 @@ _TARGETS = Part(
 _SESSION = Part("the server's own names of session and adapter", ("public",))
 _WRITTEN = Part("tokens of prompt and text, and how many drafts were wrong", ("public",))
 _ACTIVATION = Part(
-    "text or values, as the client's front or its blocks have them",
+    "text or values, as the client's front or its blocks have them, or which tokens they are",
     ("allowed", "released"),
     ("text", "scenario-data"),
     "one Gaussian release a record and run at privacy.activation_sigma, repeated afterwards",

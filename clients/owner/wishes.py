@@ -35,6 +35,8 @@ def wishes(scenario: Scenario) -> Mapping[str, Any]:
         "scores": scenario.evaluate.scores,
         "statistics": scenario.ranks.statistics,
     }
+    if scenario.link.sends_tokens:
+        wanted |= {"tokens": True}
     if scenario.front.share != "personal":
         wanted |= {"front": scenario.front.share}
     if policy.enabled:

@@ -85,6 +85,10 @@ class NodeKeys:
     retention
         ``"false"``: nothing that this device sends is for the server to keep over a step, so that
         activations are sent in every epoch again (``"true"``). An honest server then keeps none.
+    tokens
+        ``"false"``: a run that sends tokens as such (``link.activation = "tokens"``) is refused
+        (``"true"``). As a server can mostly tell them from exact activations, set noise on these,
+        too, where texts are to be hidden.
     privacy_epsilon
         The most that any record may ever spend, over all runs, replace-one; a run that plans more
         is refused, and so is one without noise.
@@ -148,6 +152,7 @@ class NodeKeys:
     server: tuple[str, ...] = ()
     idle_limit_s: float = _IDLE_S
     retention: bool = True
+    tokens: bool = True
     privacy_epsilon: float | None = None
     privacy_delta: float = 1e-5
     privacy_min_sigma: float = 0.0
@@ -371,7 +376,7 @@ def _chat(key: str, value: Any) -> str:
 
 _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     **dict.fromkeys(("columns", "classes", "server", "values", "axes"), _list),
-    **dict.fromkeys(("scenario_data", "retention", "generate_allowed"), _truth),
+    **dict.fromkeys(("scenario_data", "retention", "tokens", "generate_allowed"), _truth),
     **dict.fromkeys(("privacy_tight", "privacy_personal_head"), _truth),
     **dict.fromkeys(("privacy_statistics", "privacy_scores"), _truth),
     "privacy_mechanisms": _list,

@@ -16,6 +16,7 @@ PAYLOADS: tuple[Payload, ...] = ("activation", "representation", "gradient")
 """What crosses the cut, each by a codec of its own."""
 
 _MOST_CLIENTS = 100_000
+_TOKENS = "tokens"
 _LONGEST_S = 1e7  # some four months; threads and sockets cannot wait for centuries
 _SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B", re.IGNORECASE)  # as accelerate reads it
 
@@ -71,6 +72,8 @@ class LinkConfig:
     activation, representation, gradient
         Codec of each payload: ``fp32``, ``distinct`` (fp32, equal rows once), ``bf16``, ``int8`` (a
         scale per token), ``rotated`` (few bits a number, after a random rotation), or a plug-in.
+        Activations also as ``tokens``: which token it is, in place of its row of a frozen token
+        embedding, which tells a server plainly what it could find out by the nearest row.
     activation_bits, representation_bits, gradient_bits
         Bits of a number under ``rotated``, or a plug-in that takes them. Gradients are rounded at
         random, so that they are not biased.
@@ -140,11 +143,32 @@ class LinkConfig:
             self.group.bit_count() == 1,
             f"link.group is {self.group}; choose one of 16, 32, 64, 128, 256",
         )
+        for payload in PAYLOADS[1:]:
+            require(
+                getattr(self, payload) != _TOKENS,
+                f"link.{payload} is {_TOKENS}, and only activations stand for tokens; choose "
+                "another codec",
+            )
 
-    def codec(self, payload: Payload) -> dict[str, Any]:
-        """Return what ``create_codec`` makes the codec of a payload from."""
+    @property
+    def sends_tokens(self) -> bool:
+        """Whether activations go as the tokens that they stand for."""
+        return self.activation == _TOKENS
+
+    def codec(self, payload: Payload, *, tokens: bool = True) -> dict[str, Any]:
+        """Return what ``create_codec`` makes the codec of a payload from.
+
+        Parameters
+        ----------
+        payload
+            What it carries.
+        tokens
+            Whether it may be tokens; else their embeddings are sent, exactly.
+        """
         bits: int = getattr(self, f"{payload}_bits")
-        found = {"name": getattr(self, payload), "key": f"link.{payload}"}
+        name: str = getattr(self, payload)
+        found = {"name": name if tokens or name != _TOKENS else "distinct"}
+        found["key"] = f"link.{payload}"
         chosen = {"bits": bits} if bits else {}
         return {**found, **chosen, "group": self.group, "seed": self.rotation_seed}
 

@@ -77,7 +77,7 @@ class GenerationServer:
         self._identity = identity
         self._ranks = {c: engine.checked_ranks(own) for c, own in (ranks or {}).items()}
         self._default = None if default is None else engine.checked_ranks(default)
-        self._up = create_codec(**scenario.link.codec("activation"))
+        self._up = create_codec(**scenario.link.codec("activation", tokens=False))
         self._down = create_codec(**scenario.link.codec("representation"))
 
     def handle(self, request: Frame) -> Frame:

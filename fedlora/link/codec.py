@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,9 +20,12 @@ class Codec(ABC):
     ----------
     merges_repeats
         Whether ``encode`` writes rows once that are equal, as ``fedlora.link.distinct`` does.
+    names_tokens
+        Whether it writes which token a row stands for, as ``fedlora.link.tokens`` does.
     """
 
     merges_repeats: ClassVar[bool] = False
+    names_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -85,7 +88,7 @@ class Int8Codec(Codec):
         return levels.to(torch.float32) * scale
 
 
-def create_codec(name: str, key: str = "codec", **options: int) -> Codec:
+def create_codec(name: str, key: str = "codec", **options: Any) -> Codec:
     """Return the codec of a payload; ``LinkConfig.codec`` has the arguments.
 
     Parameters
@@ -95,8 +98,8 @@ def create_codec(name: str, key: str = "codec", **options: int) -> Codec:
     key
         The scenario's key that names it, such as ``link.gradient``.
     options
-        ``bits`` of a number, where they are chosen, and ``group`` and ``seed``, which are given to
-        codecs that take them.
+        ``bits`` of a number, where they are chosen, and ``group``, ``seed`` and ``vocabulary`` (the
+        token embedding, where it is at hand), which are given to codecs that take them.
 
     Raises
     ------

@@ -9,6 +9,7 @@ import torch
 from fedlora.config import PAYLOADS, LinkConfig, Payload
 from fedlora.link import create_codec, pack
 from fedlora.link.distinct import places_bits
+from fedlora.link.tokens import token_bytes
 
 _STEP = 1.3  # between the numbers of rows that are encoded; others lie on the line between two
 _EXACT = 8  # so few rows are encoded each
@@ -24,14 +25,19 @@ class PayloadBits:
     ----------
     link
         Names the codecs.
+    vocabulary
+        Tokens of the model.
     """
 
-    def __init__(self, link: LinkConfig) -> None:
+    def __init__(self, link: LinkConfig, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
         self._codecs = {payload: create_codec(**link.codec(payload)) for payload in PAYLOADS}
         self._known: dict[tuple[Payload, int, int], int] = {}
 
     def of_tokens(self, payload: Payload, tokens: int, distinct: int, width: int) -> int:
         """Return the bits of tokens' rows, of which so many differ."""
+        if self._codecs[payload].names_tokens:
+            return 8 * token_bytes(tokens, self._vocabulary)
         if not self._codecs[payload].merges_repeats or distinct >= tokens:
             return self(payload, tokens, width)
         return self(payload, distinct, width) + places_bits(tokens, distinct)

@@ -97,7 +97,7 @@ class _Walk:
         if task_class(scenario.task.kind).tokens and scenario.front.share != "personal":
             front = geometry.embedding_width * checkpoint.size("vocab_size")
         front *= scenario.front.share != "personal"
-        sizes = PayloadBits(scenario.link)
+        sizes = PayloadBits(scenario.link, checkpoint.size("vocab_size"))
         terms = Terms(scenario, geometry, sizes, classes, head * shared, front)
         self.scenario, self.terms, self.air = scenario, terms, Air(scenario)
         self.ranking = Ranking(scenario, rank_space(scenario, checkpoint, targets))

@@ -11,6 +11,7 @@ import torch
 from fedlora.config import Payload, Scenario
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
+from fedlora.link.tokens import token_bytes
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import DTYPES, Checkpoint
 from fedlora.split.slice import edge_tensors
@@ -99,7 +100,12 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     language = kind.language()
     head, front = end_sizes(scenario, checkpoint, geometry, classes)
     back_rows = rows if geometry.server_pools else tokens
-    once = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
+    vocabulary = 0  # numbers of the token embedding that the server holds
+    if scenario.link.sends_tokens:
+        vocabulary = geometry.embedding_width * checkpoint.size("vocab_size")
+        once = token_bytes(tokens, checkpoint.size("vocab_size")) + 4 * rows
+    else:
+        once = _encoded(scenario, "activation", tokens, geometry.activation_width) + 4 * rows
     if geometry.targets_only(scenario):
         back_rows = math.ceil(rows * load.learnt)
         once += math.ceil(tokens / 8)  # a bit tells whether a token is learnt
@@ -128,7 +134,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         up + once,
         down,
         up if reused else up + once,
-        _numbers(checkpoint, checkpoint.entries.keys() - set(away)) * width,
+        (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width,
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens),
         min(kept, scenario.link.reuse_mib << 20),

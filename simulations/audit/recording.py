@@ -259,7 +259,8 @@ def sample_order(scenario: Scenario, rows: int, client: int, exchanges: int) -> 
 def _tapped(client: EdgeClient, uploads: list[Upload]) -> Callable[[Frame], Frame]:
     """Return a handler that notes what passes."""
     scenario, samples = client.scenario, client.door.truth(client.train)
-    codecs = {payload: create_codec(**scenario.link.codec(payload)) for payload in PAYLOADS}
+    link, own = scenario.link, client.model.front.embedding
+    codecs = {p: create_codec(**link.codec(p), vocabulary=own) for p in PAYLOADS}
     order = BatchStream(samples, scenario.train.batch_size, scenario.seed, int(client.name))
     classes = len(client.model.task.labels)
     width, rest = client.model.width, None

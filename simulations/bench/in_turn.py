@@ -34,7 +34,7 @@ class InTurn:
         self._server = server
         self._scenario = server.scenario
         link = self._scenario.link
-        self._up = create_codec(**link.codec("activation"))
+        self._up = create_codec(**link.codec("activation", tokens=False))
         self._down = create_codec(**link.codec("representation"))
         self._back = create_codec(**link.codec("gradient"))
         cohort = server.cohort

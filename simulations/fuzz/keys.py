@@ -163,7 +163,9 @@ def draw_federation(d: Drawing) -> None:
     d.some(0.1, "federation.min_clients", 1, max(1, min(2, clients)), wild=[0, 99])
     d.some(0.05, "federation.connect_timeout_s", 1.0, 60.0, wild=[0.0, -1.0, 1e308])
     for kind in ("activation", "representation", "gradient"):
-        d.some(0.2, f"link.{kind}", "fp32", "bf16", "int8", "rotated", "distinct", wild=["fp16"])
+        tokens = ["tokens"] * (kind == "activation")
+        codecs = ["fp32", "bf16", "int8", "rotated", "distinct", *tokens]
+        d.some(0.2, f"link.{kind}", *codecs, wild=["fp16", "tokens"])
         if d.wild or d[f"link.{kind}"] == "rotated":
             d.some(0.5, f"link.{kind}_bits", 2, 3, 5, 8, wild=[1, 9, 4.5])
     if d.wild or (not language and d.chance(0.15)):

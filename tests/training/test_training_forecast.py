@@ -64,11 +64,12 @@ def held_to_a_run(config: Scenario, *, rel: float) -> None:
         ["head.share=round", "link.activation=int8", "federation.clients_per_round=2"],
         ["head.share=step", "link.r_cut=2", "train.accumulate=2", "train.steps=2"],
         [*LANGUAGE, "link.gradient=bf16", "train.rounds=3", "link.activation=distinct"],
+        [*LANGUAGE, "link.activation=tokens"],
         [*LANGUAGE, "train.embedding=true", "evaluate.every=2"],
         ["head.share=step", "privacy.epsilon=8", "privacy.release=logits", "link.reuse=false"],
         ["head.share=personal", "ranks.statistics=true", "partition.kind=dirichlet"],
     ],
-    ids=["fading", "round", "narrow", "language", "embedding", "private", "personal"],
+    ids=["fading", "round", "narrow", "language", "tokens", "embedding", "private", "personal"],
 )
 def test_what_shapes_decide_is_foreseen_to_the_bit(tiny, records, more):
     held_to_a_run(scenario(tiny["gpt2"], records, *more), rel=0.0)

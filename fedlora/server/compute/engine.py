@@ -21,7 +21,7 @@ from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
-from fedlora.split import DTYPES, Blocks, Checkpoint, pool_packed
+from fedlora.split import DTYPES, Blocks, Checkpoint, TokenEmbedding, pool_packed
 from fedlora.tasks import task_class
 
 log = logging.getLogger("fedlora.server")
@@ -69,12 +69,15 @@ class SplitEngine:
     ----------
     geometry
         Which blocks are here, and how wide what crosses is.
+    vocabulary
+        The token embedding, where clients send tokens (``link.activation``).
     update
         Makes the next adapter of the gradients that ``backward`` adds up.
     """
 
     def __init__(self, checkpoint: Checkpoint, scenario: Scenario) -> None:
         self.geometry = geometry = Geometry.of(scenario, checkpoint)
+        geometry.check_tokens(scenario)
         self.scenario = scenario
         self.pool = scenario.task.pool if geometry.server_pools else None
         check_device(scenario.compute.device)
@@ -93,6 +96,9 @@ class SplitEngine:
                 "hand the rows' lengths on",
                 checkpoint.model_type,
             )
+        # the server's own copy of what devices hold, where they send tokens in its place
+        sends_tokens = scenario.link.sends_tokens
+        self.vocabulary = TokenEmbedding(checkpoint, self.dtype) if sends_tokens else None
         self.placement = Placement(self.blocks, scenario.compute)
         self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from fedlora.server.exchange.kept_rows import KeptRows
 from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
 
+log = logging.getLogger("fedlora.server")
+
 
 class Batches:
     """Reads activations; asks once more for rows that are named and not there.
@@ -31,7 +34,13 @@ class Batches:
 
     def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, air: Air) -> None:
         self._scenario, self._engine, self._cohort, self._air = scenario, engine, cohort, air
-        self._codec = create_codec(**scenario.link.codec("activation"))
+        codec = scenario.link.codec("activation")
+        self._codec = create_codec(**codec, vocabulary=engine.vocabulary)
+        if scenario.link.sends_tokens:
+            log.warning(
+                "link.activation is tokens: devices send the vocabulary's numbers of their texts, "
+                "which whoever runs the server can read"
+            )
         self._targets_only = engine.geometry.targets_only(scenario)
         self.kept: KeptRows | None = None
         # A sample's activation stays the same where the embedding does not train.

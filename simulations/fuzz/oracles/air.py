@@ -76,6 +76,7 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
     scenario, engine = trial.scenario, trial.federation.server.engine
     train, link = scenario.train, scenario.link
     up = engine.geometry.activation_width
+    vocabulary = 0 if engine.vocabulary is None else len(engine.vocabulary.weight)
     samples = trial.samples(trial.federation.clients[number])
     stream = BatchStream(samples, train.batch_size, scenario.seed, number)
     found: Counter[tuple[str, str]] = Counter()
@@ -92,7 +93,11 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
             found["up", "control"] += 8 * math.ceil(sum(sent) / 8)
         down = link.r_cut or engine.geometry.representation_width
         shared = head * (scenario.head.share == "step" and not link.r_cut)
-        found["up", "activation"] += _size(link, "activation", sum(sent), up)
+        if link.sends_tokens:
+            bits = math.ceil(math.log2(vocabulary))
+            found["up", "activation"] += 8 * math.ceil(sum(sent) * bits / 8)
+        else:
+            found["up", "activation"] += _size(link, "activation", sum(sent), up)
         found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
         found["up", "gradient"] += _size(link, "gradient", rows, down)
         found["up", "head"] += shared
