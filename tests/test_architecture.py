@@ -58,6 +58,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "base",
         "rotated",
         "distinct",
+        "tokens",
         "codec frame handshake messages reasons",
     ),
     "clients": (

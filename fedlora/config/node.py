@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self
 
 from fedlora.checks import require
 from fedlora.config.data import check_columns
+from fedlora.config.node_values import Report, read_value
 from fedlora.config.privacy import ClientLimit
 from fedlora.errors import FedloraError
-
-Report: TypeAlias = Literal["false", "true", "unprotected"]
 
 _DATA_KEYS: Final = (
     *("test", "text", "label", "columns", "record_separator", "pattern", "prompt_separator"),
@@ -269,8 +268,7 @@ class NodeKeys:
                 mend = f"did you mean {near[0]}?" if near else "fedlora keys --node lists all"
                 raise FedloraError(f"node config has {key!r}, which is no key; {mend}")
             name = known[key]
-            read: Callable[[str, Any], Any] = _READ.get(name, _text)
-            values[name] = read(key, value)
+            values[name] = read_value(name, key, value)
         loose = [name for name in _LIMIT_KEYS if name in values]
         require(
             "privacy_epsilon" in values or not loose,
@@ -292,109 +290,6 @@ def states_folder(config: Mapping[str, Any]) -> Path:
 def dashed(name: str) -> str:
     """Return a key as it is typed."""
     return name.replace("_", "-")
-
-
-def _refused(key: str, value: Any, mend: str) -> FedloraError:
-    return FedloraError(f"node config {key} is {value!r}; {mend}")
-
-
-def _text(key: str, value: Any) -> str:
-    if isinstance(value, (bool, float)) or not str(value):
-        raise _refused(key, value, "set a text in quotes")
-    return str(value)
-
-
-def _any_text(key: str, value: Any) -> str:
-    if isinstance(value, (bool, int, float)):
-        raise _refused(key, value, "set a text in quotes")
-    return str(value)
-
-
-def _number(key: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise _refused(key, value, "set a number")
-    return number
-
-
-def _seconds(key: str, value: Any) -> float:
-    try:
-        return _number(key, value)
-    except FedloraError:
-        raise _refused(key, value, "set seconds above 0") from None
-
-
-def _whole(key: str, value: Any) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
-        raise _refused(key, value, "set a whole number from 0")
-    return int(text)
-
-
-def _own_number(key: str, value: Any) -> int:
-    try:
-        return _whole(key, value)
-    except FedloraError:
-        raise _refused(key, value, "set the device's number, from 0, each its own") from None
-
-
-def _truth(key: str, value: Any) -> bool:
-    """Read a Boolean, also where the configuration only carries text."""
-    word = str(value).lower()
-    if word not in ("true", "false"):
-        raise _refused(key, value, "set true or false")
-    return word == "true"
-
-
-def _report(key: str, value: Any) -> Report:
-    match str(value).lower():
-        case "true":
-            return "true"
-        case "false":
-            return "false"
-        case "unprotected":
-            return "unprotected"
-    raise _refused(key, value, "set true, false or unprotected")
-
-
-def _list(key: str, value: Any) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in str(value).split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise _refused(key, value, "set names separated by commas, each once")
-    return names
-
-
-def _chat(key: str, value: Any) -> str:
-    word = str(value).lower()
-    if word not in ("auto", "yes", "no"):
-        raise _refused(key, value, "set auto, yes or no")
-    return word
-
-
-_READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    **dict.fromkeys(("columns", "classes", "server", "values", "axes"), _list),
-    **dict.fromkeys(("scenario_data", "retention", "tokens", "generate_allowed"), _truth),
-    **dict.fromkeys(("privacy_tight", "privacy_personal_head"), _truth),
-    **dict.fromkeys(("privacy_statistics", "privacy_scores"), _truth),
-    "privacy_mechanisms": _list,
-    "partition_id": _own_number,
-    "num_partitions": _whole,
-    "record_separator": _any_text,
-    "pattern": _any_text,
-    "prompt_separator": _any_text,
-    "chat": _chat,
-    "holdout": _number,
-    "segment": _whole,
-    "idle_limit_s": _seconds,
-    "privacy_epsilon": _number,
-    "privacy_delta": _number,
-    "privacy_min_sigma": _number,
-    "privacy_report": _report,
-    "privacy_report_limit": _whole,
-}
 
 
 def shown_default(name: str) -> str:
