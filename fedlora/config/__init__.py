@@ -16,7 +16,8 @@ from fedlora.config.learning import (
     TaskConfig,
     TrainConfig,
 )
-from fedlora.config.node import NodeKeys, Report, dashed, shown_default, states_folder
+from fedlora.config.node import NodeKeys, dashed, shown_default, states_folder
+from fedlora.config.node_values import Report
 from fedlora.config.observe import ObserveConfig
 from fedlora.config.placement import is_away, parse_blocks, place_blocks
 from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Unit

@@ -131,4 +131,5 @@ def read_value(name: str, key: str, value: Any) -> Any:
     FedloraError
         When it is of the wrong kind.
     """
-    return _READ.get(name, _text)(key, value)
+    read: Callable[[str, Any], Any] = _READ.get(name, _text)
+    return read(key, value)
