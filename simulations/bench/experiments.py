@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from simulations.bench import edge, robust, scale, text
+from simulations.bench import edge, generation, robust, scale, text
 from simulations.bench.bits import measure as bits
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
@@ -28,7 +28,7 @@ class Experiment:
     Attributes
     ----------
     kind
-        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``robust`` or ``stream``.
+        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``robust``, ``generate`` or ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -80,6 +80,13 @@ def experiments(settings: Settings) -> list[Experiment]:
         found.append(Experiment("scale", model, scale.many_clients, scale.ticks))
     for model in settings.robust_models:
         found.append(Experiment("robust", model, robust.robust_averages, robust.ticks))
+    for model in settings.generate_models:
+        found.append(
+            Experiment(
+                *("generate", model, generation.generate_in_process, generation.ticks),
+                setting="in_process.default_malloc",
+            )
+        )
     found.append(Experiment("stream", "exchange", exchange, lambda _: 2))
     found.append(Experiment("stream", "idle", idle_streams, lambda _: 1))
     return found

@@ -1,4 +1,4 @@
-"""The models to measure on: the GPT-2 shape with random weights, MiniLM, small decoders."""
+"""The models to measure on: shapes with random weights (GPT-2, SmolLM2), MiniLM, decoders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model_path(name: str, folder: Path, *, tiny: bool) -> str:
     Parameters
     ----------
     name
-        ``gpt2``, ``minilm``, ``decoder`` or ``tinystories``.
+        ``gpt2``, ``smollm2``, ``minilm``, ``decoder`` or ``tinystories``.
     folder
         Where a model of random weights is written, unless it is there already.
     tiny
@@ -51,6 +51,8 @@ def model_path(name: str, folder: Path, *, tiny: bool) -> str:
     if not place.exists():
         if name == "minilm":
             _tiny_bert(place)
+        elif name == "smollm2":
+            _smollm2(place, tiny=tiny)
         else:
             _gpt2(place, tiny=tiny)
     return str(place)
@@ -67,6 +69,21 @@ def _gpt2(place: Path, *, tiny: bool) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape))
     model.save_pretrained(place)
     _tokenizer(vocabulary).save(str(place / "tokenizer.json"))
+
+
+def _smollm2(place: Path, *, tiny: bool) -> None:
+    """Write SmolLM2-135M's shape with random weights, or a tiny one; it needs no tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536}
+    shape |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    if tiny:
+        shape |= {"vocab_size": 300, "hidden_size": 36, "intermediate_size": 48}
+        shape |= {"num_hidden_layers": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=8192)
+    LlamaForCausalLM(config).save_pretrained(place)
 
 
 def _tiny_bert(place: Path) -> None:

@@ -34,6 +34,10 @@ class Settings:
         Size of a step with many clients, and processes that host them.
     robust_models, robust_clients
         Which models are measured with robust averages, with how many clients.
+    generate_models
+        Which models write: shapes of GPT-2 and SmolLM2-135M with random weights, TinyStories.
+    generate_clients, generate_prompt, generate_tokens
+        Clients that write, tokens of a prompt, and tokens that each writes.
     exchange_bytes, exchanges, idle_streams
         Size and number of the timed exchanges, and number of the idle streams.
     """
@@ -60,6 +64,10 @@ class Settings:
     scale_hosts: int = 2
     robust_models: tuple[str, ...] = ("minilm", "decoder")
     robust_clients: int = 8
+    generate_models: tuple[str, ...] = ("gpt2", "smollm2", "tinystories")
+    generate_clients: int = 8
+    generate_prompt: int = 48
+    generate_tokens: int = 24
     exchange_bytes: int = 1_000_000
     exchanges: int = 60
     idle_streams: int = 256
@@ -88,6 +96,10 @@ QUICK = Settings(
     scale_hosts=1,
     robust_models=("decoder",),
     robust_clients=3,
+    generate_models=("gpt2",),
+    generate_clients=2,
+    generate_prompt=4,
+    generate_tokens=4,
     exchanges=5,
     idle_streams=8,
 )

@@ -37,29 +37,40 @@ BITS = {
     *("bits_a_sample", "to_fedavg_lora", "to_fedavg_lora_delivered_each_round", "accuracy"),
     *("accuracy_of_fedavg_lora", "accuracy_lost"),
 }
-OTHERS = {
-    f"edge.gpt2.{task}.{measured}"
-    for task in ("classification", "causal_lm")
-    for measured in ("peak_resident", "import", "import_cpu", "heavy_packages")
-} | {
-    "scale.minilm.stream",
-    "scale.minilm.in_process",
-    "scale.minilm.stream_to_in_process",
-    "scale.minilm.split_to_unsplit",
-    "scale.minilm.peak_resident",
-    "robust.decoder.mean",
-    "robust.decoder.median_to_mean",
-    "robust.decoder.trimmed_mean_to_mean",
-    "robust.decoder.norm_filter_to_mean",
-    "robust.decoder.median_with_momentum_to_mean",
-    "stream.exchange.tls",
-    "stream.exchange.in_process",
-    "stream.exchange.tls_each",
-    "stream.exchange.in_process_each",
-    "stream.idle.streams",
-    "stream.idle.server",
-    "stream.idle.server_per_stream",
-}
+OTHERS = (
+    {
+        f"edge.gpt2.{task}.{measured}"
+        for task in ("classification", "causal_lm")
+        for measured in ("peak_resident", "import", "import_cpu", "heavy_packages")
+    }
+    | {
+        "scale.minilm.stream",
+        "scale.minilm.in_process",
+        "scale.minilm.stream_to_in_process",
+        "scale.minilm.split_to_unsplit",
+        "scale.minilm.peak_resident",
+        "robust.decoder.mean",
+        "robust.decoder.median_to_mean",
+        "robust.decoder.trimmed_mean_to_mean",
+        "robust.decoder.norm_filter_to_mean",
+        "robust.decoder.median_with_momentum_to_mean",
+        "stream.exchange.tls",
+        "stream.exchange.in_process",
+        "stream.exchange.tls_each",
+        "stream.exchange.in_process_each",
+        "stream.idle.streams",
+        "stream.idle.server",
+        "stream.idle.server_per_stream",
+    }
+    | {
+        f"generate.gpt2.in_process.default_malloc.{measured}"
+        for measured in (
+            *("server_batched_to_in_turn", "mixed_to_equal_ranks", "batched_to_in_turn"),
+            *("single_to_hf", "single_tokens_as_hf", "batched", "single", "hf"),
+            *("ttft_ms", "ttft_p95_ms", "between_tokens_ms", "between_tokens_p95_ms"),
+        )
+    }
+)
 
 
 def expected_names() -> set[str]:

@@ -1,0 +1,84 @@
+"""Tokens that an exchange brings with drafts, where texts are written as people wrote them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from clients.generation.drafts import DraftHistory, Drafts
+from fedlora.errors import FedloraError
+from fedlora.split import resolve_path
+from fedlora.tasks import load_tokenizer
+from simulations.bench.figures import Figure
+
+_DATA = "$FEDLORA_SHARED/data/e2e/train.txt"
+TOKENIZERS = {
+    "tinystories": ("$FEDLORA_SHARED/models/tinystories-656k", 2.0),
+    "gpt2": ("$FEDLORA_SHARED/data/gpt2-tokenizer", 1.6),
+}
+"""Folder of each tokenizer, and the tokens an exchange that are to be reached."""
+_SEPARATOR = "||"
+_EARLIER, _WRITTEN, _LONGEST = 200, 300, 8
+
+
+def texts_are_here(model: str) -> bool:
+    """Tell whether tokenizer and texts are on this machine."""
+    try:
+        for path in (TOKENIZERS[model][0], _DATA):
+            resolve_path(path, "folder or file", "bench")
+    except (FedloraError, KeyError):
+        return False
+    return True
+
+
+def tokens_an_exchange(model: str) -> list[Figure]:
+    """Draft descriptions of restaurants, with and without 200 earlier ones of the same client.
+
+    Parameters
+    ----------
+    model
+        Whose tokenizer is used, one of ``TOKENIZERS``.
+    """
+    folder, target = TOKENIZERS[model]
+    texts = _texts(resolve_path(folder, "tokenizer", "bench"), _EARLIER + _WRITTEN)
+    history = DraftHistory()
+    alone = _tokens_an_exchange(texts[_EARLIER:], None)
+    for _, written in texts[:_EARLIER]:
+        history.add(written)
+    known = _tokens_an_exchange(texts[_EARLIER:], history)
+    return [
+        Figure("tokens_an_exchange_prompt_only", alone, "tokens"),
+        Figure("tokens_an_exchange", known, "tokens", target),
+    ]
+
+
+def _texts(folder: Path, count: int) -> list[tuple[list[int], list[int]]]:
+    """Return so many prompts with what follows each, drawn with a fixed seed."""
+    tokenizer = load_tokenizer(folder)
+    lines = resolve_path(_DATA, "data", "bench").read_text(encoding="utf-8").splitlines()
+    pairs = []
+    for line in random.Random(0).sample(lines, count):
+        prompt = line[: line.index(_SEPARATOR) + len(_SEPARATOR)]
+        ids, places = tokenizer.pieces(line)
+        begin = next(n for n, (_, end) in enumerate(places) if end > len(prompt))
+        pairs.append((ids[:begin], ids[begin:]))
+    return pairs
+
+
+def _tokens_an_exchange(
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]], history: DraftHistory | None
+) -> float:
+    exchanges = tokens = 0
+    for prompt, written in texts:
+        drafts, place = Drafts(prompt, history), 0
+        while place < len(written):
+            guess = drafts.propose(min(_LONGEST, len(written) - place - 1))
+            pairs = enumerate(zip(guess, written[place:], strict=False))
+            right = next((n for n, (a, b) in pairs if a != b), len(guess))
+            for token in written[place : place + right + 1]:
+                drafts.add(token)
+            place += right + 1
+            exchanges += 1
+        tokens += len(written)
+    return tokens / exchanges

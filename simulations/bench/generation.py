@@ -1,0 +1,283 @@
+"""Tokens a second of generation: a batch of clients beside one after the other, and beside PEFT."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.edge_model import EdgeModel
+from clients.generation.ends import TextEnds
+from clients.generation.pace import DraftPace
+from clients.generation.remote_row import RemoteRow
+from clients.generation.sampling import Sampler, Sampling
+from clients.generation.writer import Writer
+from clients.owner import Door, OwnerTerms
+from fedlora.config import LoraConfig, ModelConfig, Scenario, TaskConfig
+from fedlora.generation.engine import GenerationEngine, NewTokens
+from fedlora.generation.pages import RowPages
+from fedlora.generation.server import GenerationServer
+from fedlora.link import PROTOCOL, Identity
+from fedlora.lora.export import Adapter
+from fedlora.split import Back, Checkpoint, Front, LanguageHead, model_folder
+from fedlora.split.whole import load_whole
+from fedlora.tasks import task_class
+from simulations.bench.context import Context, Tick
+from simulations.bench.drafts import texts_are_here, tokens_an_exchange
+from simulations.bench.figures import Figure
+from simulations.bench.settings import Settings
+
+_R_MAX = 8
+_GREEDY = Sampling()
+END_TO_END = {"gpt2": 0.8 * 2.5, "smollm2": 0.8 * 3.2}
+"""What is to be reached with all heads on the same cores, of what the arithmetic allows."""
+
+
+@dataclass
+class _Timed:
+    """Seconds of each way, and the gaps between one client's tokens, over all pairs."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    first_s: list[float] = field(default_factory=list)
+    between_s: list[float] = field(default_factory=list)
+
+    def run(self, name: str, work: Callable[[], None]) -> None:
+        """Time a piece of work."""
+        begun = time.perf_counter()
+        work()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - begun)
+
+    def ratio(self, name: str, over: str) -> list[float]:
+        """Return by what ``over`` takes longer, pair by pair."""
+        pairs = zip(self.seconds[over], self.seconds[name], strict=True)
+        return [slow / fast for slow, fast in pairs]
+
+
+class _Bed:
+    """A server with a random adapter, prompts, and clients of ranks 1 to 8."""
+
+    def __init__(self, path: str, settings: Settings) -> None:
+        folder = model_folder(path)
+        self.scenario = Scenario(
+            model=ModelConfig(path=str(folder)),
+            task=TaskConfig(kind="causal_lm", max_length=8),
+            lora=LoraConfig(r_max=_R_MAX, alpha=16.0),
+        )
+        self.settings = settings
+        self.checkpoint = checkpoint = Checkpoint(folder)
+        self.engine = GenerationEngine(checkpoint, self.scenario)
+        self.whole: Any = load_whole(folder, pooled=False).eval()
+        self.adapter = _adapter(self.engine, self.whole, str(folder))
+        self.engine.load(self.adapter)
+        geometry = self.engine.geometry
+        self._model = EdgeModel(
+            Front(checkpoint, geometry.cut, torch.float32),
+            Back(checkpoint, geometry.cut, torch.float32, final=not geometry.server_final),
+            task_class("causal_lm")(self.scenario.task, ()),
+            geometry,
+        )
+        self._head = LanguageHead.of(checkpoint, torch.float32)
+        self._identity = Identity(PROTOCOL, "", "", "", "fp32")
+        width, clients = len(self.engine.projections), settings.generate_clients
+        self.ranks = {str(n): [1 + n % _R_MAX] * width for n in range(clients)}
+        self.server = GenerationServer(
+            self.engine, self.scenario, self._identity, ranks=self.ranks, default=[_R_MAX] * width
+        )
+        vocabulary = checkpoint.size("vocab_size")
+        generator = torch.Generator().manual_seed(1)
+        shape = (clients, settings.generate_prompt)
+        self.prompts: list[list[int]] = torch.randint(
+            3, vocabulary, shape, generator=generator
+        ).tolist()
+
+    def writer(self, client: str) -> Writer:
+        """Return a client that writes without drafts."""
+        row = RemoteRow(
+            self.server.carry,
+            client,
+            Door(OwnerTerms()),
+            self._identity,
+            self.scenario.link,
+            self.engine.geometry,
+        )
+        return Writer(TextEnds(self._model, self._head), row, (), DraftPace(0))
+
+    def embedded(self, ids: Sequence[int]) -> torch.Tensor:
+        """Return embeddings of tokens."""
+        return self._model.front.tokens(torch.tensor(list(ids)))
+
+
+def generate_in_process(context: Context, model: str, tick: Tick) -> list[Figure]:
+    """Measure the server alone, all clients end to end, and one client beside PEFT."""
+    bed = _Bed(context.model(model), context.settings)
+    timed = _Timed()
+    try:
+        with torch.no_grad():
+            _server_alone(bed, timed, tick)
+            _end_to_end(bed, timed, tick)
+            agree = _beside_peft(bed, timed, context.folder, tick)
+    finally:
+        bed.server.end()
+    figures = [*_figures(bed, timed, model), Figure("single_tokens_as_hf", agree, "ratio")]
+    if not context.settings.tiny and texts_are_here(model):
+        figures += tokens_an_exchange(model)
+    return figures
+
+
+def ticks(settings: Settings) -> int:
+    """Return how often progress is reported."""
+    return 3 * (settings.warm_up + settings.pairs)
+
+
+def _pairs(bed: _Bed, timed: _Timed, tick: Tick) -> Iterator[None]:
+    """Go on for all pairs; what the first ones took is forgotten."""
+    before = {name: len(found) for name, found in timed.seconds.items()}
+    marks = len(timed.first_s), len(timed.between_s)
+    for number in range(bed.settings.warm_up + bed.settings.pairs):
+        yield
+        if number < bed.settings.warm_up:
+            for name, found in timed.seconds.items():
+                del found[before.get(name, 0) :]
+            del timed.first_s[marks[0] :], timed.between_s[marks[1] :]
+        tick()
+
+
+def _server_alone(bed: _Bed, timed: _Timed, tick: Tick) -> None:
+    """Feed embeddings in, and compute no head."""
+    engine, steps = bed.engine, bed.settings.generate_tokens
+    mixed, full = list(bed.ranks.values()), [[_R_MAX] * len(engine.projections)] * len(bed.ranks)
+    pages = [RowPages() for _ in mixed]
+    for row, prompt, ranks in zip(pages, bed.prompts, mixed, strict=True):
+        engine.forward([NewTokens(row, bed.embedded(prompt), ranks)])
+    one = [bed.embedded(prompt[:1]) for prompt in bed.prompts]
+
+    def together(ranks: Sequence[Sequence[int]]) -> None:
+        for _ in range(steps):
+            engine.forward([NewTokens(*row) for row in zip(pages, one, ranks, strict=True)])
+        _back()
+
+    def in_turn() -> None:
+        for row in zip(pages, one, mixed, strict=True):
+            for _ in range(steps):
+                engine.forward([NewTokens(*row)])
+        _back()
+
+    def _back() -> None:
+        for row, prompt in zip(pages, bed.prompts, strict=True):
+            row.crop(len(prompt))
+
+    for _ in _pairs(bed, timed, tick):
+        timed.run("server_batched", lambda: together(mixed))
+        timed.run("server_in_turn", in_turn)
+        timed.run("server_equal", lambda: together(full))
+
+
+def _end_to_end(bed: _Bed, timed: _Timed, tick: Tick) -> None:
+    """Let all clients write, with frames, heads and sampling, on the same cores."""
+
+    def write(client: str, note: bool) -> None:
+        writer, marks = bed.writer(client), [time.perf_counter()]
+        prompt = bed.prompts[int(client)]
+        for _ in writer.tokens(prompt, Sampler(_GREEDY), bed.settings.generate_tokens):
+            marks.append(time.perf_counter())
+        writer.close()
+        if note:
+            gaps = [after - before for before, after in pairwise(marks)]
+            timed.first_s.append(gaps[0])
+            timed.between_s.extend(gaps[1:])
+
+    def together() -> None:
+        threads = [threading.Thread(target=write, args=(client, True)) for client in bed.ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def in_turn() -> None:
+        for client in bed.ranks:
+            write(client, False)
+
+    for _ in _pairs(bed, timed, tick):
+        timed.run("batched", together)
+        timed.run("in_turn", in_turn)
+
+
+def _beside_peft(bed: _Bed, timed: _Timed, folder: Path, tick: Tick) -> float:
+    """Let one client and PEFT's model write alike; return the share of equal tokens."""
+    from peft import PeftModel
+
+    bed.adapter.save(folder / "adapter")
+    unsplit = PeftModel.from_pretrained(bed.whole, str(folder / "adapter")).eval()
+    prompt, most, found = bed.prompts[0], bed.settings.generate_tokens, [list[int]()] * 2
+
+    def ours() -> None:
+        writer = bed.writer("as it is")
+        found[0] = list(writer.tokens(prompt, Sampler(_GREEDY), most))
+        writer.close()
+
+    def theirs() -> None:
+        ids = torch.tensor([prompt])
+        out = unsplit.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=most,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        found[1] = out[0, len(prompt) :].tolist()
+
+    for _ in _pairs(bed, timed, tick):
+        timed.run("single", ours)
+        timed.run("hf", theirs)
+    return sum(a == b for a, b in zip(*found, strict=True)) / most
+
+
+def _figures(bed: _Bed, timed: _Timed, model: str) -> list[Figure]:
+    ratios = (
+        (
+            *("server_batched_to_in_turn", "server_batched", "server_in_turn"),
+            4.0 if model in END_TO_END else None,
+        ),
+        ("mixed_to_equal_ranks", "server_batched", "server_equal", 0.9),
+        ("batched_to_in_turn", "batched", "in_turn", END_TO_END.get(model)),
+        ("single_to_hf", "single", "hf", 0.95 if model in END_TO_END else None),
+    )
+    figures = []
+    for name, fast, slow, target in ratios:
+        pairs = timed.ratio(fast, slow)
+        low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
+        figures.append(Figure(name, middle, "ratio", target, None, low, high))
+    tokens = bed.settings.generate_tokens
+    for name, clients in (("batched", len(bed.ranks)), ("single", 1), ("hf", 1)):
+        speed = clients * tokens / statistics.median(timed.seconds[name])
+        figures.append(Figure(name, speed, "tokens/s"))
+    for name, found in (("ttft", timed.first_s), ("between_tokens", timed.between_s)):
+        late = statistics.quantiles(found, n=20, method="inclusive")[-1]
+        figures.append(Figure(f"{name}_ms", 1e3 * statistics.median(found), "ms"))
+        figures.append(Figure(f"{name}_p95_ms", 1e3 * late, "ms"))
+    return figures
+
+
+def _adapter(engine: GenerationEngine, whole: Any, folder: str) -> Adapter:
+    """Return a random adapter, named as the whole model has its modules."""
+    from transformers.pytorch_utils import Conv1D
+
+    generator = torch.Generator().manual_seed(2)
+    prefix = whole.base_model_prefix + "."
+    factors = {
+        prefix + p.name: (
+            torch.randn(p.A.shape, generator=generator) / p.d_in**0.5,
+            torch.randn(p.B.shape, generator=generator) / 100,
+        )
+        for p in engine.projections
+    }
+    transposed = any(isinstance(module, Conv1D) for module in whole.modules())
+    return Adapter(factors, 16.0, folder, "CAUSAL_LM", fan_in_fan_out=transposed)
