@@ -63,13 +63,13 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "clients": (
         "app",
-        "device",
+        "device gateway",
         "edge_host generation own_records",
         "build state_store",
         "edge_client",
         "evaluation",
         "cut_layer",
-        "head release",
+        "head held_out_texts release",
         "edge_model owner process reports sent_rows text_statistics",
     ),
     "simulations": (

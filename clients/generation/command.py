@@ -19,7 +19,7 @@ from fedlora.commands.options import ClientOption, RankOption
 from fedlora.errors import FedloraError
 
 DraftsFrom = Literal["none", "prompt", "history"]
-_LONGEST_DRAFT = 8
+LONGEST_DRAFT = 8
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 ModelOption = Annotated[
@@ -138,13 +138,10 @@ def chat(
 def _opened(
     folder: Path, client: str | None, rank: int | None, model: str, drafts: str
 ) -> Iterator[tuple[LocalModel, DraftHistory | None]]:
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
-    disable_progress_bar()
-    set_verbosity_error()
+    quiet_transformers()
     if not folder.is_dir():
         raise FedloraError(f"{folder} is no folder; give that of a finished run")
-    local = LocalModel.open(folder, client, rank, model, 0 if drafts == "none" else _LONGEST_DRAFT)
+    local = LocalModel.open(folder, client, rank, model, 0 if drafts == "none" else LONGEST_DRAFT)
     try:
         history = None
         if drafts == "history":
@@ -154,6 +151,14 @@ def _opened(
         yield local, history
     finally:
         local.end()
+
+
+def quiet_transformers() -> None:
+    """Keep the library's progress and warnings away from the text."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
 
 
 def _line() -> str:

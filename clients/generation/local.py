@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from clients.build import EdgeParts, load_parts
-from clients.generation.drafts import DraftHistory, Drafts
-from clients.generation.end_tokens import end_tokens
+from clients.generation.completion import Completion
+from clients.generation.drafts import DraftHistory
 from clients.generation.ends import TextEnds
 from clients.generation.pace import DraftPace
 from clients.generation.remote_row import RemoteRow
 from clients.generation.sampling import Sampler
-from clients.generation.text_stream import TextStream
 from clients.generation.writer import Writer
 from clients.owner import Door, OwnerTerms
 from fedlora.commands.run_model import (
@@ -28,12 +27,13 @@ from fedlora.commands.run_model import (
 )
 from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
+from fedlora.generation.bounds import CacheBounds
 from fedlora.generation.engine import GenerationEngine, check_generates
 from fedlora.generation.server import GenerationServer
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.split import DTYPES, Checkpoint, LanguageHead, model_folder
-from fedlora.tasks import Tokenizer, lacking_token
+from fedlora.tasks import Tokenizer, end_tokens, lacking_token
 from fedlora.unicode import require_unicode
 
 _CLIENT = "0"
@@ -51,21 +51,32 @@ class LocalModel:
         The device's.
     tokenizer
         The model's.
-    writer
-        Writes texts.
     server
         The blocks.
+    new_writer
+        Makes one that writes texts in a session of its own.
+    writer
+        The one of ``write``.
     """
 
     facts: TaskFacts
     parts: EdgeParts
     tokenizer: Tokenizer
-    writer: Writer
     server: GenerationServer
+    new_writer: Callable[[], Writer]
+
+    def __post_init__(self) -> None:
+        self.writer = self.new_writer()
 
     @classmethod
     def open(
-        cls, folder: Path, client: str | None, rank: int | None, model: str, longest_draft: int
+        cls,
+        folder: Path,
+        client: str | None,
+        rank: int | None,
+        model: str,
+        longest_draft: int,
+        bounds: CacheBounds | None = None,
     ) -> LocalModel:
         """Open a run.
 
@@ -79,6 +90,8 @@ class LocalModel:
             The backbone on this machine, where it is not at the run's ``model.path``.
         longest_draft
             Most tokens that are guessed at once; 0 for none.
+        bounds
+            How much sessions may hold.
 
         Raises
         ------
@@ -100,25 +113,26 @@ class LocalModel:
         torch.set_num_threads(scenario.compute.threads or torch.get_num_threads())
         engine = GenerationEngine(parts.checkpoint, scenario)
         engine.load(adapter)
-        server = GenerationServer(engine, scenario, parts.identity, ranks={_CLIENT: ranks})
+        server = GenerationServer(
+            engine, scenario, parts.identity, ranks={_CLIENT: ranks}, bounds=bounds
+        )
         head = LanguageHead.of(parts.checkpoint, DTYPES[scenario.model.dtype])
         if (trained := chosen_head(run, client)) is not None:
             head.weight = nn.Parameter(trained.weight.to(head.weight.dtype), requires_grad=False)
-        row = RemoteRow(
-            server.carry,
-            _CLIENT,
-            Door(OwnerTerms()),
-            parts.identity,
-            link,
-            parts.model.geometry,
-        )
-        writer = Writer(
-            TextEnds(parts.model, head),
-            row,
-            end_tokens(tokenizer, parts.checkpoint),
-            DraftPace(longest_draft),
-        )
-        return cls(TaskFacts.of(scenario), parts, tokenizer, writer, server)
+        ends = end_tokens(tokenizer, parts.checkpoint)
+
+        def new_writer() -> Writer:
+            row = RemoteRow(
+                server.carry,
+                _CLIENT,
+                Door(OwnerTerms()),
+                parts.identity,
+                link,
+                parts.model.geometry,
+            )
+            return Writer(TextEnds(parts.model, head), row, ends, DraftPace(longest_draft))
+
+        return cls(TaskFacts.of(scenario), parts, tokenizer, server, new_writer)
 
     def prompt(self, text: str) -> list[int]:
         """Return a prompt's tokens, as the run rendered its records.
@@ -150,37 +164,16 @@ class LocalModel:
         most: int,
         stops: Sequence[str] = (),
         history: DraftHistory | None = None,
-    ) -> Iterator[str]:
-        """Yield the text that follows a prompt, piece by piece.
+    ) -> Completion:
+        """Return the text that follows a prompt, which is written as it is iterated.
 
         Parameters
         ----------
-        ids
-            The prompt.
-        sampler
-            Chooses tokens.
-        most
-            Tokens at most.
-        stops
-            Texts at which it ends.
-        history
-            What was written before, for drafts; the text is added to it.
-
-        Raises
-        ------
-        FedloraError
-            See ``Writer.tokens``.
+        ids, sampler, most, stops, history
+            See ``Completion``.
         """
-        stream = TextStream(self.tokenizer.decode, stops)
-        written: list[int] = []
-        for token in self.writer.tokens(ids, sampler, most, Drafts(ids, history)):
-            written.append(token)
-            yield stream.push(token)
-            if stream.stopped:
-                break
-        yield stream.rest()
-        if history is not None:
-            history.add(written)
+        decode = self.tokenizer.decode
+        return Completion(self.writer, decode, ids, sampler, most, stops, history)
 
     def end(self) -> None:
         """Close the session and end the server's thread."""

@@ -101,6 +101,14 @@ class Writer:
             room = min(end - len(ids) - 1, self.row.most_tokens - len(ids))
             guess = drafts.propose(min(self.pace.length(), room)) if drafts else []
 
+    def ends_with(self, token: int) -> bool:
+        """Tell whether a token ends a text."""
+        return token in self._end_ids
+
+    def holds(self, ids: Sequence[int]) -> int:
+        """Return how many tokens of a prompt, from its beginning, the session has already."""
+        return _common(self._held, ids) if self.row.is_open else 0
+
     def close(self) -> None:
         """Give back what the server holds."""
         self.row.close()

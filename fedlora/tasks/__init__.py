@@ -33,6 +33,7 @@ from fedlora.tasks.encoding import (
     require_texts,
     tokenizer_digest,
 )
+from fedlora.tasks.end_tokens import end_tokens
 from fedlora.tasks.errors import ErrorCounts
 from fedlora.tasks.language_records import renders_chat
 from fedlora.tasks.partition import Rows, holdout_split
@@ -58,6 +59,7 @@ __all__ = [
     "check_single",
     "class_names",
     "encode_records",
+    "end_tokens",
     "fitting_tokenizer",
     "head_trains",
     "holdout_split",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedlora.split import Checkpoint
-from fedlora.tasks import Tokenizer
 from fedlora.tasks.auto_tokenizer.settings import read_table
+from fedlora.tasks.tokenizer import Tokenizer
 
 
 def end_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> frozenset[int]:

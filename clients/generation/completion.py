@@ -1,0 +1,78 @@
+"""One text as it is written: pieces that can be shown, and why it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from clients.generation.drafts import DraftHistory, Drafts
+from clients.generation.sampling import Sampler
+from clients.generation.text_stream import TextStream
+from clients.generation.writer import Writer
+
+Finish = Literal["stop", "length"]
+
+
+class Completion:
+    """The text that follows a prompt; iterate once, closing the iterator ends it early.
+
+    Parameters
+    ----------
+    writer
+        Whose session goes on with it.
+    decode
+        Text of token ids.
+    ids
+        The prompt.
+    sampler
+        Chooses tokens.
+    most
+        Tokens at most.
+    stops
+        Texts at which it ends.
+    history
+        What was written before, for drafts; the text is added to it.
+
+    Attributes
+    ----------
+    written
+        Tokens so far, the one that ends the text included.
+    finish
+        ``stop`` at an end token or one of ``stops``, ``length`` at the most tokens or the model's
+        last position.
+
+    Raises
+    ------
+    FedloraError
+        Where it is iterated, see ``Writer.tokens``.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        decode: Callable[[Sequence[int]], str],
+        ids: Sequence[int],
+        sampler: Sampler,
+        most: int,
+        stops: Sequence[str] = (),
+        history: DraftHistory | None = None,
+    ) -> None:
+        self._writer, self._ids, self._sampler, self._most = writer, ids, sampler, most
+        self._stream = TextStream(decode, stops)
+        self._history = history
+        self.written: list[int] = []
+        self.finish: Finish = "length"
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the text piece by piece; some are empty, where a character is not whole yet."""
+        drafts = Drafts(self._ids, self._history)
+        for token in self._writer.tokens(self._ids, self._sampler, self._most, drafts):
+            self.written.append(token)
+            yield self._stream.push(token)
+            if self._stream.stopped:
+                break
+        yield self._stream.rest()
+        if self._stream.stopped or (self.written and self._writer.ends_with(self.written[-1])):
+            self.finish = "stop"
+        if self._history is not None:
+            self._history.add(self.written)
