@@ -126,6 +126,23 @@ def new(
     new_app(folder, channel=channel, mechanism=mechanism)
 
 
+@app.command("from-gguf")
+def from_gguf(
+    file: Annotated[
+        str,
+        typer.Argument(help="The GGUF file, or `package:NAME/FILE` inside an installed package."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Write the model of a GGUF file as a folder that fedlora, transformers and PEFT read.
+
+    Its weights become fp32; tokenizer and chat template come along. Needs `pip install gguf`.
+    """
+    from fedlora.commands.from_gguf import write_model
+
+    write_model(file, out)
+
+
 @app.command()
 def scenarios() -> None:
     """List the shipped scenarios."""
