@@ -11,6 +11,7 @@ from typing import Any
 from clients.edge_client import EdgeClient
 from clients.edge_model import EdgeModel
 from clients.head import ClientHead
+from clients.held_out_texts import HeldOutTexts, Speech
 from clients.owner import Origins, OwnerTerms, Private, PrivateSamples
 from clients.owner.origins import origins
 from clients.release.build import build_release
@@ -35,6 +36,7 @@ from fedlora.tasks import (
     check_single,
     class_names,
     encode_records,
+    end_tokens,
     fitting_tokenizer,
     holdout_split,
     label_column,
@@ -42,6 +44,7 @@ from fedlora.tasks import (
     task_class,
 )
 from fedlora.tasks.partition import partition
+from fedlora.tasks.text_scores import check_text_scores
 
 log = logging.getLogger("fedlora.edge")
 
@@ -145,6 +148,7 @@ def build_client(
         When it has no training sample, or its owner does not allow the run.
     """
     scenario, model, terms = parts.scenario, parts.model, terms or OwnerTerms()
+    check_text_scores(scenario)
     samples, held = PrivateSamples(train), PrivateSamples(held_out)
     if not samples:
         raise FedloraError(
@@ -198,6 +202,19 @@ def build_client(
         release,
         simulated_report(scenario, number),
         _statistics(parts, number, trained, terms),
+        _texts(parts, held),
+    )
+
+
+def _texts(parts: EdgeParts, held_out: PrivateSamples) -> HeldOutTexts | None:
+    """Return what writes on after held-out prompts, where the run asks for it."""
+    scenario, tokenizer = parts.scenario, parts.tokenizer
+    if not scenario.evaluate.generate or tokenizer is None:
+        return None
+    speech = Speech(tokenizer.decode, end_tokens(tokenizer, parts.checkpoint))
+    config = scenario.evaluate
+    return HeldOutTexts(
+        held_out, speech, config.generate, config.generate_tokens, scenario.task.max_length
     )
 
 

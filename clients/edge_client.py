@@ -18,6 +18,7 @@ from clients.cut_layer import CutLayer, Parts, integer
 from clients.edge_model import EdgeModel
 from clients.evaluation import Evaluation
 from clients.head import ClientHead
+from clients.held_out_texts import HeldOutTexts
 from clients.owner import (
     STATISTICS,
     Door,
@@ -66,6 +67,8 @@ class EdgeClient:
     statistics
         What a report tells of its text; None where the run does not ask or the owner does not
         allow it.
+    texts
+        Writes on after held-out prompts; None where the run does not ask for it.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class EdgeClient:
         release: GradientRelease,
         report: Report,
         statistics: Private[DataStatistics] | None = None,
+        texts: HeldOutTexts | None = None,
     ) -> None:
         self.name = name
         self.scenario = scenario
@@ -97,6 +101,7 @@ class EdgeClient:
             held_out,
             len(train),
             scores=scenario.evaluate.scores and isinstance(model.task, Classification),
+            texts=texts,
         )
         self._batch: list[int] = []
         self._pending: Private[torch.Tensor] | None = None

@@ -56,6 +56,7 @@ from fedlora.tasks import (
     vectors_of,
 )
 from fedlora.tasks.partition import partition
+from fedlora.tasks.text_scores import check_text_scores
 
 _log = logging.getLogger(__name__)
 Check: TypeAlias = Callable[[], object]
@@ -98,6 +99,7 @@ def plugin_checks(scenario: Scenario) -> list[Check]:
         mechanism,
         partial(check_best, scenario),
         partial(check_extras, scenario.observe),
+        partial(check_text_scores, scenario),
     ]
 
 

@@ -67,6 +67,11 @@ class PrivateSamples:
         self.lengths = tuple(sample.length for sample in samples)
         self.all: Private[Sequence[Sample]] = Private(samples)
 
+    @classmethod
+    def of(cls, samples: Private[Sequence[Sample]]) -> PrivateSamples:
+        """Return samples that were made on the way; how long they are is public as well."""
+        return cls(open_private(samples))
+
     def __len__(self) -> int:
         return len(self.lengths)
 

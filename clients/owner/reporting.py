@@ -114,6 +114,13 @@ class Reporting:
         scores = together(parts).map(lambda batches: list(chain.from_iterable(batches)))
         return self.door.allowed(scores.map(_added), SCORES)
 
+    def tell_texts(self, parts: Sequence[Private[list[Any]]]) -> Leaving[Any]:
+        """Return the scores of written texts as they may leave: exactly, or not at all."""
+        if self.sigma is not None:
+            return self.door.public(None)
+        counts = together(parts).map(lambda steps: list(chain.from_iterable(steps)))
+        return self.door.allowed(counts.map(lambda own: _added(own) if own else None), self.key)
+
     def _noised(self, records: Sequence[Any], classes: int) -> Told:
         assert self.sigma is not None and self.noise is not None
         largest = 2 * math.log(max(2, classes))

@@ -115,6 +115,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "lengths": _LENGTHS,
         "targets": _TARGETS,
         **dict.fromkeys(("ids", "fresh"), _NAMES),
+        "written": Part("whether the rows are texts that are being written", ("public",)),
     },
     m.GRADIENT: {
         "weight": Part(
@@ -144,6 +145,11 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
             ("released", "allowed"),
             ("privacy-report", "data", "scenario-data"),
             "a Gaussian release of all held-out records an evaluation",
+        ),
+        "texts": Part(
+            "held-out records, and what the server sent: how like them what is written on is",
+            ("allowed",),
+            ("data", "scenario-data"),
         ),
         "scores": Part(
             "labels of held-out records, and how sure the model is of them, as histograms",
@@ -195,6 +201,7 @@ _COUNTED: Final = {
     "front_weight": "head",
     "counts": "metrics",
     "scores": "metrics",
+    "texts": "metrics",
     "loss": "metrics",
     "weight": "metrics",
     "statistics": "statistics",

@@ -33,6 +33,7 @@ def wishes(scenario: Scenario) -> Mapping[str, Any]:
         "head": scenario.head.share,
         "report": _counts(scenario),
         "scores": scenario.evaluate.scores,
+        "texts": scenario.evaluate.generate,
         "statistics": scenario.ranks.statistics,
     }
     if scenario.link.sends_tokens:

@@ -86,10 +86,33 @@ class Scenario:
             f"front.share is {self.front.share}, and train.embedding is false, so that no front "
             "trains; set it to true, or front.share to personal",
         )
+        self._check_generate()
         taking_part = self.federation.clients_per_round or self.federation.clients
         require(
             not self.robust.enabled or taking_part > 2 * self.robust.hostile,
             f"robust.hostile is {self.robust.hostile} with {taking_part} clients a round; a robust "
             f"average needs at least {2 * self.robust.hostile + 1}, so add clients, or set "
             "robust.average to mean",
+        )
+
+    def _check_generate(self) -> None:
+        """Refuse to have prompts completed where there are none, or where that would tell of them.
+
+        Raises
+        ------
+        FedloraError
+            See above.
+        """
+        prompts, data = self.evaluate.generate, self.data
+        if not prompts:
+            return
+        require(
+            not self.privacy.enabled,
+            f"evaluate.generate is {prompts} and privacy is on, and no noise covers held-out texts "
+            "or their scores; set evaluate.generate to 0",
+        )
+        require(
+            data.form != "text" or bool(data.prompt_separator),
+            f"evaluate.generate is {prompts}, and records are texts without prompts; set "
+            "data.prompt_separator, data.prompt with data.completion, or data.messages",
         )

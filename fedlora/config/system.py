@@ -219,6 +219,12 @@ class EvaluateConfig:
         Whether clients also tell histograms of their held-out rows' scores by class, from which
         areas under ROC curves follow. On a device only if its owner says so (``privacy-scores``),
         else it refuses the run; noised reports have none.
+    generate
+        Held-out prompts that each client has completed greedily at an evaluation; what is written
+        is held against the record by ROUGE-L, BLEU and exact match. For language modelling with
+        prompts, without privacy.
+    generate_tokens
+        Tokens of such a text at most; ``task.max_length`` bounds prompt and text together.
     patience
         End training after so many evaluations in a row none of which was better than the best.
     """
@@ -229,6 +235,8 @@ class EvaluateConfig:
     baseline: bool = True
     report: bool = False
     scores: bool = False
+    generate: int = within(0, 1, 10**6, zero="none")
+    generate_tokens: int = within(64, 1, 10**6)
     keep: Literal["last", "best"] = "last"
     patience: int = within(0, 1, 10**6, zero="all rounds")
 

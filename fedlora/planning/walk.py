@@ -235,6 +235,8 @@ class _Walk:
             notes.append(told + "losses, which changes what adapters take")
         if scenario.evaluate.baseline:
             notes.append("the frozen-backbone baseline (evaluate.baseline) is not counted")
+        if scenario.evaluate.generate:
+            notes.append("texts written at evaluations (evaluate.generate) are not counted")
         if scenario.evaluate.patience:
             notes.append("evaluate.patience may end the run before its last round")
         if "rotated" in {scenario.link.codec(payload)["name"] for payload in PAYLOADS}:

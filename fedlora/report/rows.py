@@ -32,7 +32,10 @@ _STATISTICS = (
 
 _REMARKS = {
     "auc": "one class against the rest, mean over classes",
+    "bleu": "0 to 100, of texts written after held-out prompts",
+    "exact_match": "texts equal to their records",
     "macro_f1": "mean over classes, held out",
+    "rouge_l": "F1, mean over texts written after held-out prompts",
     "token_accuracy": "of target tokens, held out",
 }
 _NAMED = 5

@@ -20,6 +20,7 @@ from fedlora.server.steps import Ranks
 from fedlora.tasks import Counts, Task
 from fedlora.tasks.metrics import ClassificationCounts
 from fedlora.tasks.scores import ScoreCounts
+from fedlora.tasks.text_scores import TextCounts
 
 _TELL_EVERY_S = 1.0
 
@@ -36,11 +37,14 @@ class Evaluation:
         All of them added up (sums, so exact whatever the clients' sizes); None for none.
     scores
         Histograms of scores, of the clients that tell them.
+    texts
+        Sums over texts that were written on after held-out prompts, where that is asked for.
     """
 
     counts: Mapping[str, Counts]
     total: Counts | None
     scores: Mapping[str, ScoreCounts] = field(default_factory=dict)
+    texts: Mapping[str, TextCounts] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -80,7 +84,12 @@ class Evaluator:
         self._down = create_codec(**scenario.link.codec("representation"))
 
     def run(
-        self, clients: Iterable[str], ranks: Ranks, adapters: Mapping[str, AdapterState]
+        self,
+        clients: Iterable[str],
+        ranks: Ranks,
+        adapters: Mapping[str, AdapterState],
+        *,
+        writes: bool = True,
     ) -> Evaluation:
         """Run all held-out rows of some clients.
 
@@ -92,15 +101,23 @@ class Evaluator:
             For each, the ranks at which its adapter is used.
         adapters
             For each client, the factors it was last delivered; missing: the present ones.
+        writes
+            Whether held-out prompts are completed, where the scenario asks for it.
         """
         rows = self.scenario.evaluate.batch_size
         counts: dict[str, Counts] = {}
         scores: dict[str, ScoreCounts] = {}
         total: Counts | None = None
+        texts: dict[str, TextCounts] = {}
         seen: dict[str, int] = {}
+        written: dict[str, int] = {}
+        asks = {"texts": True} if writes and self.scenario.evaluate.generate else {}
         tell_at = time.monotonic() + _TELL_EVERY_S
         replies = self.cohort.exchange(
-            {c: Request(m.EVAL_BEGIN, {"rows": rows, **self._batches.fields(c)}) for c in clients}
+            {
+                c: Request(m.EVAL_BEGIN, {"rows": rows, **asks, **self._batches.fields(c)})
+                for c in clients
+            }
         )
         asked = list(replies)
         present = self.engine.adapter() if adapters else {}
@@ -112,7 +129,8 @@ class Evaluator:
                     total = self._add(client, reply, seen.get(client, 0), counts, total)
                     if client in counts:
                         self._add_scores(client, reply, counts, scores)
-                batch = self._batch(open_, seen)
+                        self._add_texts(client, reply, counts, texts)
+                batch = self._batch(open_, seen, written if asks else None)
                 done = [client for client in asked if client not in batch]
                 replies = self._exchange(batch, ranks, adapters, present, done, since_s)
                 if replies and time.monotonic() > tell_at:
@@ -122,7 +140,7 @@ class Evaluator:
         finally:
             if adapters:
                 self.engine.load_adapter(present)
-        return Evaluation(counts, total, scores)
+        return Evaluation(counts, total, scores, texts)
 
     def _exchange(
         self,
@@ -154,10 +172,26 @@ class Evaluator:
                 requests[client] = Request(m.EVAL, self._batches.fields(client), tensors)
         return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 
-    def _batch(self, replies: Mapping[str, Frame], seen: dict[str, int]) -> dict[str, Activation]:
-        """Read the next rows of every client; drop one that has more than it said."""
+    def _batch(
+        self,
+        replies: Mapping[str, Frame],
+        seen: dict[str, int],
+        written: dict[str, int] | None,
+    ) -> dict[str, Activation]:
+        """Read the next rows of every client; drop one that has more than it said.
+
+        Rows of texts that are being written are counted in ``written``; with None there are none.
+        """
         batch = self._batches.read(replies, self.scenario.evaluate.batch_size)
+        config = self.scenario.evaluate
         for client, activation in list(batch.items()):
+            if written is not None and replies[client].fields.get("written") is True:
+                written[client] = written.get(client, 0) + len(activation.lengths)
+                most = min(config.generate, seen.get(client, 0)) * config.generate_tokens
+                if written[client] > most:
+                    self.cohort.drop(client, f"its texts take over {most} tokens")
+                    del batch[client]
+                continue
             seen[client] = seen.get(client, 0) + len(activation.lengths)
             held_out = self.cohort[client].held_out_rows
             if seen[client] > held_out:
@@ -200,6 +234,22 @@ class Evaluator:
         try:
             classes = len(own.confusion) if isinstance(own, ClassificationCounts) else 0
             scores[client] = ScoreCounts.from_dict(told, classes, own.samples)
+        except FedloraError as error:
+            self.cohort.drop(client, str(error))
+
+    def _add_texts(
+        self,
+        client: str,
+        reply: Frame,
+        counts: Mapping[str, Counts],
+        texts: dict[str, TextCounts],
+    ) -> None:
+        """Note the scores of a client's texts, where they are asked for; drop one that errs."""
+        told, most = reply.fields.get("texts"), self.scenario.evaluate.generate
+        if told is None or not most:
+            return
+        try:
+            texts[client] = TextCounts.from_dict(told, min(most, counts[client].samples))
         except FedloraError as error:
             self.cohort.drop(client, str(error))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fedlora.checks import finite
 from fedlora.report.records import mean
@@ -12,17 +12,21 @@ from fedlora.server.evaluation import Evaluation
 from fedlora.tasks import Counts, Task
 from fedlora.tasks.metrics import ClassificationCounts
 from fedlora.tasks.scores import ScoreCounts
+from fedlora.tasks.text_scores import TextCounts
 
 
 def counts_of(round_: int, evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as a checkpoint holds it."""
     counts = {client: own.to_dict() for client, own in evaluation.counts.items()}
     scores = {client: own.to_dict() for client, own in evaluation.scores.items()}
-    return {"round": round_, "counts": counts, "scores": scores}
+    texts = {client: own.to_dict() for client, own in evaluation.texts.items()}
+    return {"round": round_, "counts": counts, "scores": scores, "texts": texts}
 
 
 def metrics_of(
-    counts: Counts | None, scores: Iterable[ScoreCounts] = ()
+    counts: Counts | None,
+    scores: Iterable[ScoreCounts] = (),
+    texts: Iterable[TextCounts] = (),
 ) -> dict[str, float | None]:
     """Return the metrics of counts by name; None for what is no finite number.
 
@@ -32,6 +36,8 @@ def metrics_of(
         Counts of held-out rows.
     scores
         Histograms of their scores, which are added up; with them ``auc`` is the mean over classes.
+    texts
+        Sums over texts that were written on after held-out prompts, which are added up.
     """
     if counts is None:
         return {}
@@ -39,12 +45,18 @@ def metrics_of(
     added = _sum(scores)
     if added is not None:
         found["auc"] = mean([a.value for k in range(len(added.own)) if (a := added.area(k))])
+    written = _sum(texts)
+    for metric in () if written is None else written.metrics():
+        found[metric.name] = finite(metric.value)
     return found
 
 
-def _sum(scores: Iterable[ScoreCounts]) -> ScoreCounts | None:
-    total: ScoreCounts | None = None
-    for own in scores:
+Summed = TypeVar("Summed", ScoreCounts, TextCounts)
+
+
+def _sum(parts: Iterable[Summed]) -> Summed | None:
+    total: Summed | None = None
+    for own in parts:
         total = own if total is None else total + own
     return total
 
@@ -73,20 +85,32 @@ def full_evaluation(
         client: ScoreCounts.from_dict(value, len(value["own"]), own[client].samples)
         for client, value in (evaluated.get("scores") or {}).items()
     }
+    texts = {
+        client: TextCounts.from_dict(value, own[client].samples)
+        for client, value in (evaluated.get("texts") or {}).items()
+    }
+    by_client = {c: _told(counts, scores.get(c), texts.get(c), labels) for c, counts in own.items()}
     return {
         "round": evaluated["round"],
         "labels": list(labels),
-        "all": _told(total, _sum(scores.values()), labels),
-        "clients": {c: _told(counts, scores.get(c), labels) for c, counts in own.items()},
+        "all": _told(total, _sum(scores.values()), _sum(texts.values()), labels),
+        "clients": by_client,
     }
 
 
 def _told(
-    counts: Counts | None, scores: ScoreCounts | None, labels: Sequence[str]
+    counts: Counts | None,
+    scores: ScoreCounts | None,
+    texts: TextCounts | None,
+    labels: Sequence[str],
 ) -> dict[str, Any]:
     assert counts is not None
     own = () if scores is None else (scores,)
-    told: dict[str, Any] = {"rows": counts.samples, "metrics": metrics_of(counts, own)}
+    written = () if texts is None else (texts,)
+    metrics = metrics_of(counts, own, written)
+    told: dict[str, Any] = {"rows": counts.samples, "metrics": metrics}
+    if texts is not None:
+        told["texts"] = texts.texts
     if isinstance(counts, ClassificationCounts):
         told["confusion"] = [list(row) for row in counts.confusion]
     if scores is not None:

@@ -84,7 +84,11 @@ def round_record(
         The run's.
     """
     metric, loss = outcome.of(evaluation.total) if evaluation else (None, None)
-    more = metrics_of(evaluation.total, evaluation.scores.values()) if evaluation else {}
+    more = (
+        metrics_of(evaluation.total, evaluation.scores.values(), evaluation.texts.values())
+        if evaluation
+        else {}
+    )
     clients: dict[str, ClientRecord] = {}
     for client, decision in decisions.items():
         own_metric, own_loss = outcome.of(evaluation.counts.get(client) if evaluation else None)

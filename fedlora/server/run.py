@@ -24,6 +24,7 @@ from fedlora.server.training import Recorder, Training
 from fedlora.split import Checkpoint, model_folder
 from fedlora.split.conformity import check_conformity
 from fedlora.tasks import check_labels, check_length, check_pool, task_class, tokenizer_digest
+from fedlora.tasks.text_scores import check_text_scores
 
 _MAX_ROWS = 1 << 40
 
@@ -50,6 +51,7 @@ class ServerRun:
         self.checkpoint = Checkpoint(model_folder(scenario.model.path))
         check_length(scenario.task, self.checkpoint)
         check_pool(scenario.task, self.checkpoint)
+        check_text_scores(scenario)
         task = task_class(scenario.task.kind)
         if task.labelled:
             check_labels(scenario.task.labels)

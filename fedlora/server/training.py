@@ -179,7 +179,7 @@ class Training:
                     train=False,
                 )
                 self.sharing.end_round(tally.asked, tally.rows)
-        evaluation = self._evaluator.run(self.cohort.clients, zero, {})
+        evaluation = self._evaluator.run(self.cohort.clients, zero, {}, writes=False)
         self.outcome.before, _ = self.outcome.of(evaluation.total)
         self.recorder.append_event(
             "round", phase="baseline", metric=self.outcome.before, metric_name=self.outcome.name

@@ -42,6 +42,8 @@ LEFT_OUT = {
     "link.max_frame_mib": "frames are not encoded in one process",
     "evaluate.keep": "oracles look at what the last round left; tests/training holds it",
     "evaluate.patience": "oracles count the rounds of the scenario; tests/training holds it",
+    "evaluate.generate": "needs an extra; tests/training holds it to transformers",
+    "evaluate.generate_tokens": "follows evaluate.generate",
     "compute.device": "the machine's own",
     "compute.edge_hosts": "a matter of Flower's simulation",
     "observe.json_log": "a matter of Flower's run",
