@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulations.bench.drafts import TOKENIZERS, tokens_an_exchange
+from simulations.bench.generation.drafts import TOKENIZERS, tokens_an_exchange
 
 
 @pytest.mark.parametrize("model", TOKENIZERS)

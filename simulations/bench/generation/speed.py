@@ -30,8 +30,8 @@ from fedlora.split import Back, Checkpoint, Front, LanguageHead, model_folder
 from fedlora.split.whole import load_whole
 from fedlora.tasks import task_class
 from simulations.bench.context import Context, Tick
-from simulations.bench.drafts import texts_are_here, tokens_an_exchange
 from simulations.bench.figures import Figure
+from simulations.bench.generation.drafts import texts_are_here, tokens_an_exchange
 from simulations.bench.settings import Settings
 
 _R_MAX = 8
