@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -177,6 +179,7 @@ def build_client(
         classes=len(model.task.labels),
         origins=records,
         run=run,
+        model=_model_name(parts),
     )
     try:
         trained = release.training(samples)
@@ -216,6 +219,12 @@ def _texts(parts: EdgeParts, held_out: PrivateSamples) -> HeldOutTexts | None:
     return HeldOutTexts(
         held_out, speech, config.generate, config.generate_tokens, scenario.task.max_length
     )
+
+
+def _model_name(parts: EdgeParts) -> str:
+    """Return a name for what makes activations of records: model, tokenizer and seed."""
+    text = json.dumps([parts.identity.to_dict(), parts.scenario.seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _statistics(

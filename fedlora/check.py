@@ -260,14 +260,13 @@ def _check_data(
         check_classes(scenario, len(labels))
     task = kind(scenario.task, labels)
     encode = _Encoder(scenario, task, tokenizer, geometry, checkpoint)
-    if "test" in files:
-        encode(files["test"], range(len(files["test"])), data.test)
+    clients = scenario.federation.clients
+    for client in range(clients) if "test" in files else ():
+        encode(files["test"], range(client, len(files["test"]), clients), data.test, client)
     if "train" not in files:
         encode.tell()
         return
-    parts = partition(
-        files["train"], scenario.partition, scenario.federation.clients, label, scenario.seed
-    )
+    parts = partition(files["train"], scenario.partition, clients, label, scenario.seed)
     shares: list[tuple[Rows, ...]] = [
         (part,) if data.test else holdout_split(part, data.holdout, scenario.seed, client)
         for client, part in enumerate(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from clients.owner.origins import Origins
 from clients.owner.terms import OwnerTerms
@@ -28,6 +28,11 @@ class Charges:
         Each sample's identifier in it.
     plan
         Name under which the ledger counts the run's uploads; empty where it has none.
+
+    Attributes
+    ----------
+    repeated
+        Samples whose noised activation was paid before a restart, and is repeated.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Charges:
         self.ledger, self.plan = ledger, plan
         self._ids = ids
         self._rho: dict[int, float] = {}
+        self.repeated: Collection[int] = ()
 
     @classmethod
     def open(
@@ -71,6 +77,10 @@ class Charges:
         """Return the identifiers of samples' records, in order."""
         return [self.record(sample) for sample in samples]
 
+    def all_records(self) -> Sequence[int]:
+        """Return the identifier of each sample's record, held-out last; none without a ledger."""
+        return self._ids
+
     @property
     def held_out(self) -> Sequence[int]:
         """Identifiers of the held-out records; none where there is no ledger."""
@@ -82,9 +92,7 @@ class Charges:
             return {}
         return {s: self.ledger.done(self.plan, i) for s, i in enumerate(self._ids)}
 
-    def charge(
-        self, samples: Sequence[int], charge: Charge, *, planned: bool = False
-    ) -> list[Receipt]:
+    def charge(self, samples: Sequence[int], charge: Charge, plan: str = "") -> list[Receipt]:
         """Book one release of each sample, on disk first.
 
         Parameters
@@ -93,8 +101,8 @@ class Charges:
             Their numbers; one that occurs twice pays twice.
         charge
             What it costs each of them.
-        planned
-            Whether the run's plan counts it.
+        plan
+            Name of the plan that counts it; empty where none does.
 
         Raises
         ------
@@ -103,17 +111,20 @@ class Charges:
         """
         receipts = list[Receipt]()
         if self.ledger is not None:
-            plan = self.plan if planned else ""
             receipts.append(self.ledger.charge(self.records(samples), charge, plan))
         for sample in samples:
             self._rho[sample] = add_up(self._rho.get(sample, 0.0), charge.rho)
         return receipts
 
-    def paid(self, samples: Iterable[int]) -> list[Receipt]:
-        """Return the receipts of samples that the plan counted before a restart."""
+    def paid(self, samples: Iterable[int], plan: str) -> list[Receipt]:
+        """Return the receipts of samples that a plan counted before a restart."""
         if self.ledger is None:
             return []
-        return [self.ledger.paid(self.plan, self.records(samples))]
+        return [self.ledger.paid(plan, self.records(samples))]
+
+    def counted(self, sample: int, plan: str) -> int:
+        """Return how many releases of a sample's record a plan has counted."""
+        return 0 if self.ledger is None else self.ledger.done(plan, self.record(sample))[0]
 
     def evaluations(self) -> int:
         """Return how many evaluations of the held-out records the run has had already."""
@@ -131,10 +142,10 @@ class Charges:
         """
         if self.ledger is None:
             return
-        cost = evaluations * upload_cost(sigma)
-        if policy.activation_sigma is not None:
-            cost += upload_cost(policy.activation_sigma)
-        self.ledger.check_plan(dict.fromkeys(self.held_out, cost * (1 + 2.0**-50)), sigma=sigma)
+        cost, needed = evaluations * upload_cost(sigma), dict[int, float]()
+        for sample, name in enumerate(self.held_out, self.training):
+            needed[name] = (cost + self._activation(policy, sample)) * (1 + 2.0**-50)
+        self.ledger.check_plan(needed, sigma=sigma)
 
     def evaluate(self, sigma: float | None) -> list[Receipt]:
         """Book an evaluation of the held-out records: its noise, or that there was one without.
@@ -174,18 +185,22 @@ class Charges:
         Parameters
         ----------
         policy
-            The run's; noised activations are drawn and paid anew by each process.
+            The run's.
         gradients
             Returns the rho of the gradients that a training sample is still to upload.
         """
-        activation = 0.0
-        if policy.activation_sigma is not None:
-            activation = upload_cost(policy.activation_sigma)
         found: dict[int, float] = {}
         for sample, name in enumerate(self._ids or range(max(1, self.training))):
-            cost = activation + (gradients(sample) if sample < self.training else 0.0)
+            cost = self._activation(policy, sample)
+            cost += gradients(sample) if sample < self.training else 0.0
             found[name] = (found.get(name, 0.0) + cost) * (1 + 2.0**-50)
         return found
+
+    def _activation(self, policy: PrivacyPolicy, sample: int) -> float:
+        """Return the rho of a sample's activation, where it is noised and still to be paid."""
+        if policy.activation_sigma is None or sample in self.repeated:
+            return 0.0
+        return upload_cost(policy.activation_sigma)
 
     def planned(self, needed: Mapping[int, float]) -> float:
         """Return the largest rho of any sample once all that is ``needed`` is spent."""

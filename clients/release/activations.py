@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
@@ -11,7 +12,7 @@ from clients.owner import TEXT, Charges, Door, Leaving, Private, together
 from fedlora.config import PrivacyPolicy
 from fedlora.privacy.accounting import Charge
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import NoiseSource, release
+from fedlora.privacy.mechanisms import KeyedNoise, KeyStreamNoise, NoiseKeys, release
 
 
 class NoisyActivations:
@@ -26,20 +27,29 @@ class NoisyActivations:
     noise
         Source of the noise.
     charges
-        Where an upload is booked before it leaves.
+        Where an upload is booked before it leaves. It is told which samples were paid before.
+    keys
+        What was drawn before a restart.
+    plan
+        Name under which the ledger counts them.
     """
 
     def __init__(
         self,
         door: Door,
         policy: PrivacyPolicy,
-        noise: NoiseSource,
+        noise: KeyStreamNoise,
         charges: Charges,
+        keys: NoiseKeys | None = None,
+        plan: str = "",
     ) -> None:
         self._door, self._policy, self._noise = door, policy, noise
-        self._charges = charges
+        self._charges, self._plan = charges, plan
+        self._keys = keys or NoiseKeys()
+        self._names = _names(charges)
         self._noised: dict[int, Private[torch.Tensor]] = {}
         self._receipts: dict[int, Sequence[Receipt]] = {}
+        charges.repeated = self._repeated()
 
     def __call__(
         self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
@@ -51,11 +61,10 @@ class NoisyActivations:
         places = {sample: place for place, sample in enumerate(samples)}
         fresh = [sample for sample in places if sample not in self._noised]
         if fresh:
-            self._receipts |= dict.fromkeys(
-                fresh, self._charges.charge(fresh, Charge.gaussian(sigma))
-            )
+            self._pay(fresh, Charge.gaussian(sigma))
             chosen = [places[sample] for sample in fresh]
-            noised = packed.map(lambda e: self._release(e, lengths, chosen, sigma))
+            noises = [KeyedNoise(self._key(sample)) for sample in fresh]
+            noised = packed.map(lambda e: self._release(e, lengths, chosen, sigma, noises))
             for place, sample in enumerate(fresh):
                 self._noised[sample] = noised.map(itemgetter(place))
         rows = together([self._noised[sample] for sample in samples]).map(torch.cat)
@@ -64,18 +73,66 @@ class NoisyActivations:
         records = self._charges.records(samples)
         return self._door.released(values, records, dict.fromkeys(receipts))
 
+    def _pay(self, fresh: Sequence[int], charge: Charge) -> None:
+        """Draw a key for each sample that has none, on disk, and pay for those that are not."""
+        new = [sample for sample in fresh if self._keys.get(self._name(sample)) is None]
+        self._keys.keep({self._name(sample): self._noise.draw_key() for sample in new})
+        before = [sample for sample in fresh if sample in self._charges.repeated]
+        due = [sample for sample in fresh if sample not in self._charges.repeated]
+        self._receipts |= dict.fromkeys(due, self._charges.charge(due, charge, self._plan))
+        self._receipts |= dict.fromkeys(before, self._charges.paid(before, self._plan))
+
+    def _repeated(self) -> set[int]:
+        """Return the samples whose activation was paid before a restart.
+
+        The ledger counts by record, of which there may be several samples: where it has counted
+        fewer than have keys, as after a crash between the two, all of them are paid once more.
+        """
+        drawn = {name: number for number, name in enumerate(self._names)}
+        known = [drawn[name] for name in self._keys.names() if name in drawn]
+        kept = Counter(self._charges.record(sample) for sample in known)
+        return {
+            sample
+            for sample in known
+            if self._charges.counted(sample, self._plan) >= kept[self._charges.record(sample)]
+        }
+
+    def _name(self, sample: int) -> str:
+        return self._names[sample] if sample < len(self._names) else str(sample)
+
+    def _key(self, sample: int) -> bytes:
+        key = self._keys.get(self._name(sample))
+        assert key is not None
+        return key
+
     def _release(
-        self, packed: torch.Tensor, lengths: Sequence[int], chosen: Sequence[int], sigma: float
-    ) -> tuple[torch.Tensor, ...]:
+        self,
+        packed: torch.Tensor,
+        lengths: Sequence[int],
+        chosen: Sequence[int],
+        sigma: float,
+        noises: Sequence[KeyStreamNoise],
+    ) -> list[torch.Tensor]:
         """Clip and noise the rows of some samples; return those of each."""
         parts = torch.split(packed.detach(), list(lengths))
-        sizes = [lengths[place] for place in chosen]
-        noised = release(
-            torch.cat([parts[place] for place in chosen]),
-            sizes,
-            clip_norm=self._policy.activation_clip_norm,
-            sigma=sigma,
-            noise=self._noise,
-            unit=self._policy.unit,
-        ).values
-        return torch.split(noised, sizes)
+        return [
+            release(
+                parts[place],
+                [lengths[place]],
+                clip_norm=self._policy.activation_clip_norm,
+                sigma=sigma,
+                noise=noise,
+                unit=self._policy.unit,
+            ).values
+            for place, noise in zip(chosen, noises, strict=True)
+        ]
+
+
+def _names(charges: Charges) -> list[str]:
+    """Return a name for each sample that a restart finds again: its record, and which of it."""
+    seen = Counter[int]()
+    names = []
+    for record in charges.all_records():
+        names.append(f"{record}/{seen[record]}")
+        seen[record] += 1
+    return names

@@ -12,6 +12,7 @@ import random
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +26,7 @@ from clients.owner import (
     about,
     plan_reporting,
 )
+from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, PlainRelease
 from clients.release.messages import MessageRelease
 from clients.release.private import UploadRelease
@@ -35,11 +37,12 @@ from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import (
     InsecureNoise,
+    KeyStreamNoise,
     Labels,
     Logits,
     Mechanism,
     NoisedLabels,
-    NoiseSource,
+    NoiseKeys,
     RandomisedLabels,
     ReleasePlan,
     SystemNoise,
@@ -61,6 +64,7 @@ def build_release(
     classes: int,
     origins: Origins | None = None,
     run: str = "",
+    model: str = "",
 ) -> GradientRelease:
     """Return a client's release, after the owner's limit has agreed to the plan.
 
@@ -82,6 +86,8 @@ def build_release(
         The records of training and held-out samples; needed where the owner keeps a ledger.
     run
         Name of the run, by which its plan goes on after a restart; empty where it has none.
+    model
+        What the activations follow from beside the records, as a name.
 
     Raises
     ------
@@ -107,25 +113,21 @@ def build_release(
     charges = Charges.open(terms, str(number), origins, len(samples), name)
     try:
         door = Door(terms, charges.ledger)
+        activations = _activations(mechanism, door, sources[0], charges, terms, model)
         reporting = plan_reporting(scenario, terms, door, charges, held_out, sources[0])
-        if isinstance(mechanism, Labels):
-            return RandomisedRelease(
-                mechanism,
-                _labels(scenario, number, terms, mechanism),
-                door=door,
-                reporting=reporting,
-                noise=sources[0],
-                charges=charges,
-            )
-        given = {
+        common: dict[str, Any] = {
             "door": door,
             "reporting": reporting,
-            "noise": sources[0],
-            "upload_noise": _upload_noise(
-                scenario, terms, mechanism, plan, charges, str(number), sources
-            ),
+            "activations": activations,
             "charges": charges,
         }
+        if isinstance(mechanism, Labels):
+            labels = _labels(scenario, number, terms, mechanism)
+            return RandomisedRelease(mechanism, labels, **common)
+        upload_noise = _upload_noise(
+            scenario, terms, mechanism, plan, charges, str(number), sources
+        )
+        given = {**common, "upload_noise": upload_noise}
         if isinstance(mechanism, Logits):
             noised = _noised(scenario, terms, name)
             return MessageRelease(
@@ -137,6 +139,22 @@ def build_release(
         raise
 
 
+def _activations(
+    mechanism: Mechanism,
+    door: Door,
+    noise: KeyStreamNoise,
+    charges: Charges,
+    terms: OwnerTerms,
+    model: str,
+) -> NoisyActivations:
+    """Return what leaves of the activations, which goes on with what was drawn before a restart."""
+    plan = f"{charges.plan}/activations/{model}" if charges.plan else ""
+    keys = NoiseKeys()
+    if terms.ledger is not None and plan and mechanism.policy.activation_sigma is not None:
+        keys = NoiseKeys(terms.ledger.with_name(terms.ledger.name + ".activations"), plan)
+    return NoisyActivations(door, mechanism.policy, noise, charges, keys, plan)
+
+
 def _upload_noise(
     scenario: Scenario,
     terms: OwnerTerms,
@@ -144,7 +162,7 @@ def _upload_noise(
     plan: ReleasePlan,
     charges: Charges,
     client: str,
-    sources: tuple[NoiseSource, NoiseSource],
+    sources: tuple[KeyStreamNoise, KeyStreamNoise],
 ) -> UploadNoise:
     """Return the noise of a plan that the owner's limit has agreed to."""
     upload_noise = UploadNoise(
@@ -224,7 +242,7 @@ def _labels(
 
 def _sources(
     policy: PrivacyPolicy, number: int, *, deployed: bool
-) -> tuple[NoiseSource, NoiseSource]:
+) -> tuple[KeyStreamNoise, KeyStreamNoise]:
     """Return the sources of the client's noise and, in a simulation, of the receiver's.
 
     Raises

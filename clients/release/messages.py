@@ -73,7 +73,7 @@ class MessageRelease(PrivateRelease):
             paid = self._pay(due, noises)
             self._receipts |= dict.fromkeys(due, paid)
             others = [s for s in fresh if s not in self._receipts]  # paid before a restart
-            self._receipts |= dict.fromkeys(others, self._charges.paid(others))
+            self._receipts |= dict.fromkeys(others, self._charges.paid(others, self._charges.plan))
             self._sigmas |= {s: noise.applied for s, noise in taken}
             self._sigmas |= {s: sigma for s, (_, sigma) in kept.items()}
             self._labels |= {s: row for (s, _), row in zip(taken, drawn, strict=True)}

@@ -23,7 +23,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import Mechanism, NoiseSource, ReleasePlan, asked
+from fedlora.privacy.mechanisms import Mechanism, ReleasePlan, asked
 
 
 class PrivateRelease(GradientRelease):
@@ -37,8 +37,8 @@ class PrivateRelease(GradientRelease):
         Uploads of a sample that the run is calibrated for, and the noise on each.
     door, reporting
         Where it leaves, and how held-out counts do.
-    noise
-        Source of the noise on activations.
+    activations
+        What leaves of the activations.
     upload_noise
         Chooses the noise on what is uploaded for gradients.
     charges
@@ -54,7 +54,7 @@ class PrivateRelease(GradientRelease):
         *,
         door: Door,
         reporting: Reporting,
-        noise: NoiseSource,
+        activations: NoisyActivations,
         upload_noise: UploadNoise,
         charges: Charges,
     ) -> None:
@@ -63,7 +63,7 @@ class PrivateRelease(GradientRelease):
         self._upload_noise = upload_noise
         self._charges = charges
         self._sigma_now = plan.sigma
-        self._activations = NoisyActivations(door, mechanism.policy, noise, charges)
+        self._activations = activations
 
     def activation(
         self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
@@ -118,7 +118,8 @@ class PrivateRelease(GradientRelease):
             zip(samples, noises, strict=True), key=lambda pair: pair[1].charged
         ):
             paid = [sample for sample, _ in pairs]
-            receipts += self._charges.charge(paid, self._upload_noise.charge(sigma), planned=True)
+            charge = self._upload_noise.charge(sigma)
+            receipts += self._charges.charge(paid, charge, self._charges.plan)
         return receipts
 
     def _add_noise(

@@ -16,7 +16,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import ExactGradient, T
 from fedlora.errors import FedloraError
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import Labels, NoiseSource, RandomisedLabels
+from fedlora.privacy.mechanisms import Labels, RandomisedLabels
 from fedlora.tasks import Sample
 
 
@@ -31,8 +31,8 @@ class RandomisedRelease(ExactGradient):
         The client's randomised labels.
     door, reporting
         Where it leaves, and how held-out counts, which see the labels as they are, do.
-    noise
-        Source of the noise on activations.
+    activations
+        What leaves of the activations.
     charges
         Where labels and activations are booked.
     """
@@ -44,7 +44,7 @@ class RandomisedRelease(ExactGradient):
         *,
         door: Door,
         reporting: Reporting,
-        noise: NoiseSource,
+        activations: NoisyActivations,
         charges: Charges,
     ) -> None:
         self.door, self.reporting = door, reporting
@@ -52,7 +52,7 @@ class RandomisedRelease(ExactGradient):
         self._cost = mechanism.charge()
         self._labels = labels
         self._charges = charges
-        self._activations = NoisyActivations(door, mechanism.policy, noise, charges)
+        self._activations = activations
         self._records: list[int] = []
         self._receipts: list[Receipt] = []
 

@@ -94,8 +94,8 @@ def test_rows_that_are_lost_a_hundred_times_are_the_same_bytes_and_paid_for_once
     monkeypatch.setattr(
         NoisyActivations,
         "_release",
-        lambda self, e, lengths, chosen, sigma: (
-            charged.extend(chosen) or real(self, e, lengths, chosen, sigma)
+        lambda self, e, lengths, chosen, sigma, noises: (
+            charged.extend(chosen) or real(self, e, lengths, chosen, sigma, noises)
         ),
     )
     federation = Federation(config, wrap=watched)

@@ -124,10 +124,15 @@ def test_records_whose_prompts_are_as_long_as_max_length_are_counted_and_told(
 def test_a_test_file_is_counted_apart(tiny, tmp_path, caplog):
     train = texts(tmp_path / "train.csv", *SHORT)
     test = texts(tmp_path / "test.csv", *LONG[:3], *SHORT[:2])
+    with_test = (*PROMPTS, f"data.test={test}")
     with caplog.at_level(logging.WARNING):
-        check_scenario(scenario(tiny["llama"], train, *PROMPTS, f"data.test={test}"))
+        check_scenario(scenario(tiny["llama"], train, *with_test, "federation.clients=2"))
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{test}: 3 of 5 records {TOLD}")
+    config = scenario(tiny["llama"], train, *with_test, "federation.clients=3")
+    for refused in (check_scenario, build_all):  # the third client has the third record alone
+        with pytest.raises(FedloraError, match="no record has a token to predict"):
+            refused(config)
 
 
 def test_a_device_tells_its_own_log_what_it_leaves_out(tiny, tmp_path, caplog):

@@ -8,7 +8,14 @@ from fedlora.privacy.mechanisms.gaussian import clip_rows, release, release_sum,
 from fedlora.privacy.mechanisms.head_releases import row_space, zero_sum_basis
 from fedlora.privacy.mechanisms.labels import Labels, label_epsilon
 from fedlora.privacy.mechanisms.logits import Logits, label_corners, label_reach
-from fedlora.privacy.mechanisms.noise import InsecureNoise, NoiseSource, SystemNoise
+from fedlora.privacy.mechanisms.noise import (
+    InsecureNoise,
+    KeyedNoise,
+    KeyStreamNoise,
+    NoiseSource,
+    SystemNoise,
+)
+from fedlora.privacy.mechanisms.noise_keys import NoiseKeys
 from fedlora.privacy.mechanisms.noised_labels import NoisedLabels
 from fedlora.privacy.mechanisms.plugin import (
     SHIPPED,
@@ -32,9 +39,12 @@ __all__ = [
     "Full",
     "Gradients",
     "InsecureNoise",
+    "KeyStreamNoise",
+    "KeyedNoise",
     "Labels",
     "Logits",
     "Mechanism",
+    "NoiseKeys",
     "NoiseSource",
     "NoisedLabels",
     "RandomisedLabels",

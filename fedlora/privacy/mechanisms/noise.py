@@ -53,6 +53,10 @@ class KeyStreamNoise(NoiseSource):
     def _key(self) -> bytes:
         """Return 32 bytes that no other call returns."""
 
+    def draw_key(self) -> bytes:
+        """Return a key that makes noise again whenever it is needed; see ``KeyedNoise``."""
+        return self._key()
+
     def standard_normal(self, shape: Sequence[int]) -> torch.Tensor:
         """See ``NoiseSource``."""
         count = math.prod(shape)
@@ -93,6 +97,24 @@ class InsecureNoise(KeyStreamNoise):
         self._uploads += 1
         name = f"{self._seed}/{self._uploads}/{self._client}"
         return hashlib.sha256(name.encode()).digest()
+
+
+class KeyedNoise(KeyStreamNoise):
+    """Noise that was drawn before, made once more: each call returns the same numbers.
+
+    Parameters
+    ----------
+    key
+        From ``draw_key`` of the source that it is of.
+    """
+
+    secret = True
+
+    def __init__(self, key: bytes) -> None:
+        self._kept = key
+
+    def _key(self) -> bytes:
+        return self._kept
 
 
 def _box_muller(key_stream: bytes, out: torch.Tensor) -> None:
