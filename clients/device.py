@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from clients.build import EdgeParts, SimulatedData, hello, load_parts
+from clients.build import EdgeParts, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.own_records import OwnRecords
 from clients.owner import (
@@ -27,6 +27,7 @@ from clients.owner import (
     warn_of_other_ledgers,
 )
 from clients.reports import device_report
+from clients.simulated_data import SimulatedData
 from clients.state_store import ClientStateStore, binding, forget_ended
 from fedlora.config import NodeKeys, Scenario, scenario_from_toml, states_folder
 from fedlora.errors import ClientLost, FedloraError

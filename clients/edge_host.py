@@ -50,7 +50,8 @@ class EdgeHost:
         go_where_started()
         import torch
 
-        from clients.build import SimulatedData, load_parts
+        from clients.build import load_parts
+        from clients.simulated_data import SimulatedData
         from fedlora.config import scenario_from_toml
         from fedlora.link.stream.client.client import StreamClient
         from fedlora.registry import use_python_path

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.build import EdgeParts, SimulatedData
+from clients.build import EdgeParts
 from clients.owner import content, holdout
+from clients.simulated_data import SimulatedData
 from fedlora.config import NodeKeys, Scenario
 from fedlora.errors import FedloraError
 from fedlora.tasks import IGNORED, Record, Sample, Tally, label_of

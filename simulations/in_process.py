@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clients.build import SimulatedData, hello, load_parts
+from clients.build import hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
+from clients.simulated_data import SimulatedData
 from fedlora.api import Overrides, assignments
 from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig, get_peft_model
 from torch import nn
 
-from clients.build import EdgeParts, SimulatedData, load_parts
+from clients.build import EdgeParts, load_parts
 from clients.edge_client import EdgeClient
+from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import AdapterState
 from fedlora.split.whole import load_whole

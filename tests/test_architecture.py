@@ -65,6 +65,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "app",
         "device gateway",
         "edge_host generation own_records",
+        "simulated_data",
         "build state_store",
         "edge_client",
         "evaluation",

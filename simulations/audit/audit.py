@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from clients.build import EdgeParts, SimulatedData
+from clients.build import EdgeParts
+from clients.simulated_data import SimulatedData
 from fedlora.config import PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import exact_epsilon, upload_cost

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clients.build import SimulatedData
+from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
 from fedlora.tasks import Sample
 from simulations.audit.attacks.auc import auc

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from clients.build import EdgeParts, SimulatedData, load_parts
+from clients.build import EdgeParts, load_parts
+from clients.simulated_data import SimulatedData
 from fedlora.config import FederationConfig, PartitionConfig, PrivacyPolicy, RanksConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter

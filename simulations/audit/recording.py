@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from clients.build import EdgeParts, SimulatedData, hello, load_parts
+from clients.build import EdgeParts, hello, load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
 from clients.release.base import PlainRelease
+from clients.simulated_data import SimulatedData
 from fedlora.batch_order import BatchStream
 from fedlora.config import PAYLOADS, PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from clients.build import SimulatedData
+from clients.simulated_data import SimulatedData
 from fedlora.batch_order import BatchStream
 from fedlora.config import (
     DataConfig,

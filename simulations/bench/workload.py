@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clients.build import SimulatedData
+from clients.simulated_data import SimulatedData
 from fedlora.batch_order import BatchStream
 from fedlora.config import (
     DataConfig,

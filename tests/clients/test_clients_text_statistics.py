@@ -13,7 +13,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from clients.build import SimulatedData, load_parts
+from clients.build import load_parts
+from clients.simulated_data import SimulatedData
 from clients.text_statistics import text_statistics, token_surprisals
 from fedlora.config import with_overrides
 from fedlora.ranks import DataStatistics

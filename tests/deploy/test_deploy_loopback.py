@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.deployment import Deployment
 
-from clients.build import SimulatedData
+from clients.simulated_data import SimulatedData
 from fedlora.commands.doctor_server import examine_server
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.launch.guarded import free_port

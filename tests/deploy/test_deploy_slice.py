@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clients.build import SimulatedData, hello, load_parts
+from clients.build import hello, load_parts
+from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario, scenario_from_toml
 from fedlora.errors import FedloraError
 from fedlora.link import LocalLink, edge_executor

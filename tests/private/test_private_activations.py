@@ -12,9 +12,10 @@ from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
 from dp_accounting.rdp import RdpAccountant
 from support.private_federation import scenario
 
-from clients.build import SimulatedData, load_parts
+from clients.build import load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
+from clients.simulated_data import SimulatedData
 from fedlora.config import ClientLimit, Scenario
 from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import rdp_epsilon

@@ -8,9 +8,10 @@ import pytest
 import torch
 from support.private_federation import Federation, scenario
 
-from clients.build import SimulatedData, load_parts
+from clients.build import load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private
+from clients.simulated_data import SimulatedData
 from fedlora.config import ClientLimit, Scenario
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m

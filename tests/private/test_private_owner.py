@@ -9,10 +9,11 @@ import pytest
 import torch
 from support.private_federation import scenario
 
-from clients.build import SimulatedData, load_parts
+from clients.build import load_parts
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private, local_scenario, own_number
 from clients.owner.origins import origins
+from clients.simulated_data import SimulatedData
 from fedlora.config import ClientLimit, Scenario, with_overrides
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError

@@ -9,10 +9,11 @@ import pytest
 import torch
 from support.private_federation import scenario
 
-from clients.build import SimulatedData, load_parts
+from clients.build import load_parts
 from clients.device import take_part
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private, content
+from clients.simulated_data import SimulatedData
 from fedlora.config import ClientLimit, PrivacyPolicy, Scenario, scenario_to_toml
 from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from clients.build import SimulatedData, hello, load_parts
+from clients.build import hello, load_parts
+from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.server.listener import StreamServer

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from clients.build import SimulatedData
 from clients.owner.origins import content
+from clients.simulated_data import SimulatedData
 from fedlora.config import DataConfig, Scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.tasks import class_names, label_column, load_records, require_column

@@ -66,7 +66,8 @@ def test_common_test_file_is_evaluated_once(tiny, records, tmp_path):
         sample.ids for client in federation.clients for sample in client.door.truth(client.held_out)
     )
     whole = federation.clients[0]
-    from clients.build import SimulatedData, load_parts
+    from clients.build import load_parts
+    from clients.simulated_data import SimulatedData
 
     config = federation.server.scenario
     single = SimulatedData(config, 1)

@@ -12,8 +12,9 @@ import torch
 from support.federation import Federation, Handler, Recorder, relative, same, scenario
 from support.patience import patient
 
-from clients.build import SimulatedData, hello, load_parts
+from clients.build import hello, load_parts
 from clients.edge_client import EdgeClient
+from clients.simulated_data import SimulatedData
 from fedlora.errors import ClientLost, ProtocolError
 from fedlora.link import Frame, messages as m
 from fedlora.server.run import ServerRun

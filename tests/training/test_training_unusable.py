@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from support.federation import scenario
 
-from clients.build import SimulatedData, load_parts
+from clients.build import load_parts
 from clients.own_records import OwnRecords
+from clients.simulated_data import SimulatedData
 from fedlora.check import check_scenario
 from fedlora.config import Scenario
 from fedlora.config.node import NodeKeys

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from clients.build import SimulatedData
 from clients.owner import OwnerTerms
+from clients.simulated_data import SimulatedData
 from fedlora.batch_order import BatchStream
 from fedlora.checks import EPSILON_MAX
 from fedlora.config import ClientLimit, PrivacyPolicy

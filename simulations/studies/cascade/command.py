@@ -39,7 +39,7 @@ def cascade(
     """
     from rich.progress import track
 
-    from clients.build import SimulatedData
+    from clients.simulated_data import SimulatedData
     from fedlora.check import check_scenario
     from simulations.studies.cascade.plot import draw
     from simulations.studies.cascade.trend import run_curve
