@@ -58,7 +58,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "base",
         "rotated",
         "distinct",
-        "tokens",
+        "tokens entropy",
+        "rotation",
         "codec frame handshake messages reasons",
     ),
     "clients": (

@@ -71,12 +71,13 @@ class LinkConfig:
     ----------
     activation, representation, gradient
         Codec of each payload: ``fp32``, ``distinct`` (fp32, equal rows once), ``bf16``, ``int8`` (a
-        scale per token), ``rotated`` (few bits a number, after a random rotation), or a plug-in.
+        scale per token), ``rotated`` (few bits a number, after a random rotation), ``entropy`` (the
+        same step for all of a payload, not for activations), or a plug-in.
         Activations also as ``tokens``: which token it is, in place of its row of a frozen token
         embedding, which tells a server plainly what it could find out by the nearest row.
     activation_bits, representation_bits, gradient_bits
-        Bits of a number under ``rotated``, or a plug-in that takes them. Gradients are rounded at
-        random, so that they are not biased.
+        Bits of a number under ``rotated`` (whole), ``entropy``, or a plug-in that takes them.
+        Gradients are rounded at random, so that they are not biased.
     group, rotation_seed
         Under ``rotated``: numbers that share a scale, a power of two, and the seed of the signs
         with which they are rotated.
@@ -115,9 +116,9 @@ class LinkConfig:
     activation: str = "fp32"
     representation: str = "fp32"
     gradient: str = "fp32"
-    activation_bits: int = within(0, 2, 8, zero="the codec's own")
-    representation_bits: int = within(0, 2, 8, zero="the codec's own")
-    gradient_bits: int = within(0, 2, 8, zero="the codec's own")
+    activation_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
+    representation_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
+    gradient_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
     group: int = within(128, 16, 256)
     rotation_seed: int = within(0, 0, 2**31 - 1)
     r_cut: int = within(0, 1, 4095, zero="all")
@@ -165,11 +166,11 @@ class LinkConfig:
         tokens
             Whether it may be tokens; else their embeddings are sent, exactly.
         """
-        bits: int = getattr(self, f"{payload}_bits")
+        bits: float = getattr(self, f"{payload}_bits")
         name: str = getattr(self, payload)
         found = {"name": name if tokens or name != _TOKENS else "distinct"}
         found["key"] = f"link.{payload}"
-        chosen = {"bits": bits} if bits else {}
+        chosen = {"bits": int(bits) if bits == int(bits) else bits} if bits else {}
         return {**found, **chosen, "group": self.group, "seed": self.rotation_seed}
 
 

@@ -22,10 +22,14 @@ class Codec(ABC):
         Whether ``encode`` writes rows once that are equal, as ``fedlora.link.distinct`` does.
     names_tokens
         Whether it writes which token a row stands for, as ``fedlora.link.tokens`` does.
+    joins_rows
+        Whether what it writes of a row depends on the others in its payload, so that activations,
+        which may be asked for again, cannot use it.
     """
 
     merges_repeats: ClassVar[bool] = False
     names_tokens: ClassVar[bool] = False
+    joins_rows: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -112,6 +116,11 @@ def create_codec(name: str, key: str = "codec", **options: Any) -> Codec:
         raise FedloraError(
             f"{key}_bits is {options['bits']}, and {key} is {name}, which has bits of its own; set "
             f"{key} to rotated, or leave {key}_bits at 0"
+        )
+    if kind.joins_rows and key == "link.activation":
+        raise FedloraError(
+            f"{key} is {name}, which writes a row otherwise in another batch, and activations may "
+            "be asked for again; choose another codec, such as rotated"
         )
     given = {option: value for option, value in options.items() if option in taken}
     codec: Codec = make(kind, key, given)

@@ -28,28 +28,23 @@ of the signs, with ``-h`` for Huffman's code.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import zlib
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.codec import Codec
 from fedlora.link.distinct import PLACES, merged, sent_rows, spread
+from fedlora.link.rotation import GROUPS, LEAST_SCALE, Rotation, hadamard_matrix, round_up, uniform
 
 VERSION = 1
 BITS = range(2, 9)
-GROUPS = (16, 32, 64, 128, 256)
 _PROFILE = re.compile(r"\.rot(\d{1,3})-b(\d)-g(\d{1,4})-s(\d{1,10})(-h)?")
-_NARROW = 64  # narrower rows are cut into groups together, where they do not fit
-_LEAST_SCALE = 2.0**-100  # below it, floats lose digits
 
 Levels = npt.NDArray[np.uint8]
 
@@ -102,10 +97,8 @@ class RotatedCodec(Codec):
 
     def _decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         suffix, seed, coded = self._profile(parts)
-        numbers = shape[0] * shape[1]
-        flat = self._flat(shape[1])
-        group, padded = self._layout(numbers if flat else shape[1])
-        count = padded if flat else shape[0] * padded
+        rotation = Rotation(*shape, self.group)
+        group, count = rotation.group, rotation.numbers
         scale = _part(parts, ".scale", torch.bfloat16, count // group).to(torch.float32)
         if scale.numel() and float(scale.min()) < 0:
             raise ProtocolError("payload has a scale below 0; no codec writes one")
@@ -115,42 +108,26 @@ class RotatedCodec(Codec):
         levels = self._read(stream.numpy(), count, coded=coded)
         # Whole numbers below 2^17, so that no order of the sums matters. The levels' common offset
         # is a vector of equal numbers, all of which the matrix takes to the first column.
-        x = torch.from_numpy(levels.astype(np.float32)).view(-1, group) @ _doubled_matrix(group)
+        matrix = 2 * hadamard_matrix(group)
+        x = torch.from_numpy(levels.astype(np.float32)).view(-1, group) @ matrix
         x[:, 0] -= self._most * group
         x.mul_((scale / group)[:, None])
-        x = x.view(count // padded if padded else 0, padded).mul_(_signs(seed, padded))
-        return x.flatten()[:numbers].view(shape) if flat else x[:, : shape[1]].contiguous()
+        return rotation.back(x, seed)
 
     def _encode(self, x: torch.Tensor, key: bytes | None) -> dict[str, torch.Tensor]:
-        x = x.to("cpu", torch.float32)
-        if self._flat(x.shape[1]):
-            x = x.reshape(1, -1)
-        group, padded = self._layout(x.shape[1])
-        if padded > x.shape[1]:
-            x = torch.nn.functional.pad(x, (0, padded - x.shape[1]))
-        y = _hadamard((x * _signs(self.seed, padded)).view(-1, group))
-        scale = _round_up(torch.linalg.vector_norm(y, torch.inf, dim=1).div_(self._most))
-        y.div_((2 * scale).clamp_min(_LEAST_SCALE)[:, None])
+        y = Rotation(len(x), x.shape[1], self.group).forward(x, self.seed)
+        scale = round_up(torch.linalg.vector_norm(y, torch.inf, dim=1).div_(self._most))
+        y.div_((2 * scale).clamp_min(LEAST_SCALE)[:, None])
         if key is None:
             y.add_((self._most + 1) / 2)  # what is left after the point is cut off
         else:
-            y.add_(_uniform(key, y.numel()).view_as(y)).add_(self._most / 2)
+            y.add_(uniform(key, y.numel()).view_as(y)).add_(self._most / 2)
         if not torch.isfinite(scale).all():
             y.zero_()  # the scale tells whoever reads it
         levels = y.clamp_(0, self._most).to(torch.uint8).flatten().numpy()
         stream, coded = self._write(levels)
         name = f".rot{VERSION}-b{self.bits}-g{self.group}-s{self.seed}{'-h' if coded else ''}"
         return {name: torch.from_numpy(stream), ".scale": scale.to(torch.bfloat16)}
-
-    def _flat(self, width: int) -> bool:
-        """Tell whether rows are too narrow for groups of their own."""
-        return width < _NARROW and width % GROUPS[0] != 0
-
-    def _layout(self, width: int) -> tuple[int, int]:
-        """Return the group of a width, and the width with what is added to fill the last one."""
-        fitting = [g for g in GROUPS if g <= self.group and width % g == 0]
-        group = fitting[-1] if fitting else min(self.group, max(GROUPS[0], _power_above(width)))
-        return group, math.ceil(width / group) * group
 
     def _profile(self, parts: Mapping[str, torch.Tensor]) -> tuple[str, int, bool]:
         """Return which part holds the levels, with the seed of its signs and how it is written."""
@@ -206,48 +183,3 @@ def _part(
         told = "none" if part is None else f"{tuple(part.shape)} of {part.dtype}"
         raise ProtocolError(f"payload part {suffix} is {told}, expected {(length,)} of {dtype}")
     return part
-
-
-def _power_above(width: int) -> int:
-    return 1 << max(0, width - 1).bit_length()
-
-
-def _hadamard(x: torch.Tensor) -> torch.Tensor:
-    """Return rows times Hadamard's matrix, by additions alone, each in a fixed order.
-
-    A matrix product may add in another order in another batch or on another machine.
-    """
-    half, other = x.shape[1] // 2, torch.empty_like(x)
-    while half:
-        old, new = x.view(-1, 2, half), other.view(-1, 2, half)
-        torch.add(old[:, 0], old[:, 1], out=new[:, 0])
-        torch.sub(old[:, 0], old[:, 1], out=new[:, 1])
-        x, other = other, x
-        half //= 2
-    return x
-
-
-@cache
-def _doubled_matrix(group: int) -> torch.Tensor:
-    return 2 * _hadamard(torch.eye(group))
-
-
-@cache
-def _signs(seed: int, width: int) -> torch.Tensor:
-    """Return +1 or -1 for each number of a row."""
-    digest = hashlib.shake_256(f"fedlora rotated {seed}".encode()).digest(math.ceil(width / 8))
-    bits = np.unpackbits(np.frombuffer(digest, np.uint8), count=width)
-    return torch.from_numpy(1 - 2 * bits.astype(np.float32))
-
-
-def _round_up(scale: torch.Tensor) -> torch.Tensor:
-    """Return the next bfloat16 that is not below a scale, in fp32; 0 stays 0."""
-    scale = torch.where(scale > 0, scale.clamp_min(_LEAST_SCALE), scale)
-    return scale.view(torch.int32).add(0xFFFF).bitwise_and(~0xFFFF).view(torch.float32)
-
-
-def _uniform(key: bytes, count: int) -> torch.Tensor:
-    """Return numbers from 0 up to 1, of 24 bits, from a ChaCha20 key stream."""
-    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
-    words = np.frombuffer(stream.update(bytes(4 * count)), "<u4") >> np.uint32(8)
-    return torch.from_numpy(words.astype(np.float32)).mul_(2.0**-24)

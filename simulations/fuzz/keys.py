@@ -165,10 +165,12 @@ def draw_federation(d: Drawing) -> None:
     d.some(0.1, "federation.min_clients", 1, max(1, min(2, clients)), wild=[0, 99])
     d.some(0.05, "federation.connect_timeout_s", 1.0, 60.0, wild=[0.0, -1.0, 1e308])
     for kind in ("activation", "representation", "gradient"):
-        tokens = ["tokens"] * (kind == "activation")
-        codecs = ["fp32", "bf16", "int8", "rotated", "distinct", *tokens]
-        d.some(0.2, f"link.{kind}", *codecs, wild=["fp16", "tokens"])
-        if d.wild or d[f"link.{kind}"] == "rotated":
+        last = "tokens" if kind == "activation" else "entropy"
+        codecs = ["fp32", "bf16", "int8", "rotated", "distinct", last]
+        d.some(0.2, f"link.{kind}", *codecs, wild=["fp16", "tokens", "entropy"])
+        if d[f"link.{kind}"] == "entropy" and not d.wild:
+            d.some(0.5, f"link.{kind}_bits", 2, 3.25, 5, 6.0)
+        elif d.wild or d[f"link.{kind}"] == "rotated":
             d.some(0.5, f"link.{kind}_bits", 2, 3, 5, 8, wild=[1, 9, 4.5])
     if d.wild or (not language and d.chance(0.15)):
         d.set("link.r_cut", 0, 3, 3, wild=[1, 2, 5, 4096])

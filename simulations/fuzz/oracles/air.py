@@ -30,7 +30,7 @@ def bits(trial: Trial) -> str | None:
 def _coded(scenario: Scenario) -> set[str]:
     """Return the kinds of payload whose size depends on what is in them."""
     names = {payload: scenario.link.codec(payload)["name"] for payload in PAYLOADS}
-    kinds: set[str] = {p for p, name in names.items() if name in ("rotated", "distinct")}
+    kinds: set[str] = {p for p, name in names.items() if name in ("rotated", "distinct", "entropy")}
     # the gradient's codec carries dL/de, which is booked with the representation
     return kinds | ({"representation"} if "gradient" in kinds else set())
 
@@ -42,6 +42,8 @@ def _size(link: LinkConfig, payload: Payload, rows: int, width: int) -> int:
         # Rows are filled up to whole groups of 16 numbers at least, with a scale each.
         numbers = rows * max(width, 1 << (width - 1).bit_length()) + 256
         return int(numbers * chosen.get("bits", 6) + 16 * (numbers // 16 + rows) + 8 + 32 * rows)
+    if chosen["name"] == "entropy":  # no code of deflate's is longer than 15 bits
+        return 15 * rows * max(width, 1 << (width - 1).bit_length()) + 15 * 256 + 4096
     bits = {
         "fp32": 32 * width,
         "bf16": 16 * width,
