@@ -16,6 +16,7 @@ import click
 import typer
 
 from fedlora import __version__
+from fedlora.commands.channel.command import channel
 from fedlora.commands.data import data
 from fedlora.commands.deploy.kit import kit
 from fedlora.commands.deploy.rehearse import rehearse
@@ -227,6 +228,7 @@ def infer(
     infer_texts(folder, lines, client, rank, max_new_tokens, model)
 
 
+app.command()(channel)
 app.command()(data)
 app.command()(doctor)
 app.command()(kit)

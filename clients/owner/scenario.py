@@ -74,12 +74,14 @@ def _check_plugins(scenario: Scenario) -> None:
                 f"{key} is {value!r}, and no server may choose code on this device; install the "
                 "plug-in here and name what it is registered as"
             )
-    path = scenario.channel.options.get("path")
-    if path is not None and not str(path).startswith(_INSTALLED):
-        raise FedloraError(
-            f"channel.options.path is {path!r}, and no server may choose what is read on this "
-            "device; use another channel.model"
-        )
+    for key in ("path", "up_path"):
+        path = scenario.channel.options.get(key, _INSTALLED)
+        for one in path if isinstance(path, (list, tuple)) else [path]:
+            if not str(one).startswith(_INSTALLED):
+                raise FedloraError(
+                    f"channel.options.{key} is {path!r}, and no server may choose what is read on "
+                    "this device; use another channel.model"
+                )
 
 
 def _with_model(scenario: Scenario, keys: NodeKeys) -> Scenario:

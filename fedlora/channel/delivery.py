@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 from fedlora.channel.channel import Channel
+from fedlora.config import MOST_WALKED_BLOCKS
 
-_MOST_BLOCKS = 1_000
 _LATEST_BLOCK = 10_000
 
 
@@ -91,7 +91,7 @@ def deliver(
     left, elapsed_s = float(bits), 0.0
     first = math.floor(start_s / block_s)
     for block in itertools.count(first):
-        if walk.blocks < _MOST_BLOCKS or not walk.seconds:
+        if walk.blocks < MOST_WALKED_BLOCKS or not walk.seconds:
             # Rounding may put the start on the wrong side of a block's end.
             lasts_s = max(0.0, (block + 1) * block_s - start_s - elapsed_s)
             middle_s = 0.0 if math.isinf(block_s) else (block + 0.5) * block_s

@@ -6,7 +6,14 @@ value is checked when it is read; an error quotes the value and the mend.
 """
 
 from fedlora.checks import require
-from fedlora.config.channel import SNR_LIMIT_DB, ChannelConfig, ReportConfig, ScheduleConfig
+from fedlora.config.channel import (
+    LONGEST_S,
+    MOST_WALKED_BLOCKS,
+    SNR_LIMIT_DB,
+    ChannelConfig,
+    ReportConfig,
+    ScheduleConfig,
+)
 from fedlora.config.data import DataConfig, PartitionConfig
 from fedlora.config.learning import (
     FrontConfig,
@@ -41,6 +48,8 @@ from fedlora.config.toml import (
 )
 
 __all__ = [
+    "LONGEST_S",
+    "MOST_WALKED_BLOCKS",
     "PAYLOADS",
     "SNR_LIMIT_DB",
     "ChannelConfig",

@@ -14,6 +14,8 @@ SNR_LIMIT_DB = 200.0
 SHORTEST_S, LONGEST_S = 1e-6, 1e9
 BLOCKS_MAX = 1_000_000
 """Fading blocks of a round: more are no more exact, and take the time that they model."""
+MOST_WALKED_BLOCKS = 1_000
+"""Of them, those that payloads of a client, round and direction meet one by one."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class ChannelConfig:
         ``trace``, ``tdl``, ``cdl``, ``umi``, ``uma``, ``measured``) or ``module:Class``.
     options
         Keyword arguments of the model, such as ``k_factor_db`` of ``rician``.
+    trace_format
+        What a ``trace`` is written in; empty finds it in the file, where only one fits.
     snr_db
         Mean downlink SNR over ``bandwidth_hz``, in dB; models with a link budget of their own
         (``log_distance``, ``umi``, ``uma``) compute it instead, ``trace`` and ``measured`` read it.
@@ -108,6 +112,9 @@ class ChannelConfig:
 
     model: str = "awgn"
     options: Mapping[str, Any] = field(default_factory=dict)
+    trace_format: Literal[
+        "", "fedlora", "irish", "hsdpa", "ghent", "mahimahi", "oboe", "fcc", "pensieve"
+    ] = ""
     snr_db: tuple[float, ...] = within((10.0,), -SNR_LIMIT_DB, SNR_LIMIT_DB)
     up_snr_offset_db: float = within(0.0, -SNR_LIMIT_DB, SNR_LIMIT_DB)
     bandwidth_hz: tuple[float, ...] = within((1e6,), BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ)
@@ -129,6 +136,11 @@ class ChannelConfig:
             if not getattr(self, name):
                 raise FedloraError(f"channel.{name} is empty; list at least one value")
         check_ranges(self, "channel.")
+        if self.trace_format and self.model != "trace":
+            raise FedloraError(
+                f"channel.trace_format is {self.trace_format!r}, and channel.model "
+                f"{self.model!r} replays no trace; leave it out, or set channel.model to trace"
+            )
         blocks = self.round_s / self.coherence_s if self.coherence_s else 1.0
         if blocks > BLOCKS_MAX:
             raise FedloraError(

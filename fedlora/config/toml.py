@@ -12,7 +12,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -41,7 +41,7 @@ def load_scenario(path: Path) -> Scenario:
     """Read a scenario file; what lies beside it is made absolute.
 
     A relative ``python_path`` starts from the file's folder. ``data.train``, ``data.test``,
-    ``model.path``, ``lora.start`` and the path of a channel's trace do so where something of that
+    ``model.path``, ``lora.start`` and the paths of a channel's trace do so where something of that
     name lies there; else they stay as they are, and start from the working directory.
 
     Raises
@@ -184,8 +184,10 @@ def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
     """Make paths absolute: other processes, and a later resume, stand elsewhere."""
     place = functools.partial(_beside, folder)
     channel, options = scenario.channel, scenario.channel.options
-    if channel.model == "trace" and isinstance(options.get("path"), str):
-        channel = replace(channel, options={**options, "path": place(options["path"])})
+    if channel.model == "trace":
+        traces = {key: options[key] for key in ("path", "up_path") if key in options}
+        found = {key: _each(place, path) for key, path in traces.items()}
+        channel = replace(channel, options={**options, **found})
     python_path = scenario.python_path
     if python_path:
         require("\0" not in python_path, f"python_path is {python_path!r}; name a folder")
@@ -200,6 +202,13 @@ def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
         lora=replace(scenario.lora, start=place(scenario.lora.start)),
         channel=channel,
     )
+
+
+def _each(place: Callable[[str], str], path: Any) -> Any:
+    """Return a path or each of a list of them in its place; what is neither stays as it is."""
+    if isinstance(path, (list, tuple)):
+        return [_each(place, one) for one in path]
+    return place(path) if isinstance(path, str) else path
 
 
 def _beside(folder: Path, path: str) -> str:

@@ -56,6 +56,8 @@ def draw_air(d: Drawing) -> None:
         _draw_fading(d)
     if model == "log_distance":
         _draw_cell(d)
+    if model == "trace":
+        d.some(0.3, "channel.trace_format", "", "fedlora", wild=["csv", "oboe"])
     d.some(0.4, "channel.snr_db", [10.0], [-5.0, 20.0], [100.0], [-30.0], wild=[[], [201.0]])
     d.some(0.1, "channel.up_snr_offset_db", -6.0, 3.0, wild=[500.0])
     widths = ([1e6], [1e3, 1e7], [1.0])

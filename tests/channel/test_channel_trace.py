@@ -86,7 +86,6 @@ def test_directions_bandwidth_and_clients_are_read(tmp_path: Path) -> None:
         ("time_s,snr_db,bandwidth_hz\n0,1,0\n", "is 0.0; set a finite number from 1"),
         ("time_s,snr_db\n-1e308,1\n1e308,1\n", "time_s in line 2 of .* from -1e[+]12 to 1e[+]12"),
         (f"time_s,snr_db\n0,1\n1,{'7' * 2000}\n", "line 3 cannot be read .field larger"),
-        (f"time_s,{'s' * 2000}\n0,1\n", "line 1 cannot be read .field larger"),
         (f"time_s,snr_db\n0,1\n1,{'x' * 900}\n", "line 3 has 'x+ for snr_db; write"),
         (f"time_s,{'s' * 900}\n0,1\n", "the unknown column 's+; known"),
     ],
@@ -105,9 +104,9 @@ def test_a_bad_trace_is_explained_in_one_sentence(tmp_path: Path, text: str, mes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FedloraError, match=r"cannot read trace .*absent\.csv: No such file"):
         TraceChannel(ChannelConfig(), 0, path=str(tmp_path / "absent.csv"))
-    with pytest.raises(FedloraError, match="path is empty; name the CSV"):
+    with pytest.raises(FedloraError, match="path is empty; name the file"):
         TraceChannel(ChannelConfig(), 0)
-    with pytest.raises(FedloraError, match=r"path is 'a\\x00b'; name the CSV"):
+    with pytest.raises(FedloraError, match=r"path is 'a\\x00b'; name the file"):
         TraceChannel(ChannelConfig(), 0, path="a\0b")
     with pytest.raises(FedloraError, match=r"cannot read trace .*: Is a directory"):
         TraceChannel(ChannelConfig(), 0, path=str(tmp_path))

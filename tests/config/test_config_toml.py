@@ -284,7 +284,8 @@ def test_learning_rate_warms_up_and_decays(schedule):
         both.step()
 
 
-PATHS = ("data.train", "data.test", "model.path", "lora.start", "channel.options.path")
+TRACES = ("channel.options.path", "channel.options.up_path")
+PATHS = ("data.train", "data.test", "model.path", "lora.start", *TRACES)
 
 
 def _paths(scenario):
@@ -293,7 +294,7 @@ def _paths(scenario):
         "data.test": scenario.data.test,
         "model.path": scenario.model.path,
         "lora.start": scenario.lora.start,
-        "channel.options.path": scenario.channel.options["path"],
+        **{key: scenario.channel.options[key.rpartition(".")[2]] for key in TRACES},
     }
 
 

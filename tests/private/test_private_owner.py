@@ -159,9 +159,14 @@ def test_a_server_cannot_choose_a_file_of_the_device(records: Path) -> None:
     model = with_overrides(asked, ["model.path=/etc"])
     with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
         local_scenario(model, NodeKeys.read({"data": str(records)}))
-    trace = with_overrides(asked, ["channel.model=trace", "channel.options={path='/etc/passwd'}"])
-    with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
-        local_scenario(trace, own)
+    for path in (
+        "path='/etc/passwd'",
+        "path=['package:simulations/traces/hsdpa.log', '/etc/passwd']",
+        "path='package:simulations/traces/hsdpa.log', up_path='/etc/passwd'",
+    ):
+        trace = with_overrides(asked, ["channel.model=trace", f"channel.options={{{path}}}"])
+        with pytest.raises(FedloraError, match="no server may choose what is read on this device"):
+            local_scenario(trace, own)
 
 
 @pytest.mark.parametrize("key", ["task.kind", "link.gradient", "channel.model"])

@@ -1,0 +1,1 @@
+"""Recordings in each format that ``channel.model = "trace"`` reads; none was measured."""
