@@ -10,8 +10,9 @@ import click
 import typer
 
 from clients.gateway.keys import drawn_key, read_key
-from clients.generation.command import LONGEST_DRAFT, ModelOption, RunArgument, quiet_transformers
+from clients.generation.command import LONGEST_DRAFT, quiet_transformers
 from clients.generation.local import LocalModel
+from clients.generation.options import ModelOption, RunArgument
 from fedlora.commands.options import ClientOption, RankOption
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import CacheBounds

@@ -3,58 +3,44 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from clients.generation.drafts import DraftHistory
-from clients.generation.local import LocalModel
+from clients.generation.options import (
+    DraftsOption,
+    GiveUpOption,
+    InsecureOption,
+    KeyOption,
+    ModelOption,
+    MostOption,
+    NodeConfigOption,
+    PenaltyOption,
+    ResumeOption,
+    RootOption,
+    RunArgument,
+    SeedOption,
+    ServerOption,
+    StatsOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from clients.generation.sampling import Sampler, Sampling
+from clients.generation.show import Asking, kept_text, write_text
 from fedlora.commands.options import ClientOption, RankOption
 from fedlora.errors import FedloraError
 
-DraftsFrom = Literal["none", "prompt", "history"]
-LONGEST_DRAFT = 8
+if TYPE_CHECKING:
+    from clients.generation.remote import Reach
+    from clients.generation.text_model import TextModel
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
-ModelOption = Annotated[
-    str, typer.Option(help="The backbone on this machine (default: the run's `model.path`).")
-]
-MostOption = Annotated[int, typer.Option(min=1, help="Tokens to write at most.")]
-TemperatureOption = Annotated[
-    float, typer.Option(help="0 takes the likeliest token; above it tokens are drawn.")
-]
-TopKOption = Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: all.")]
-TopPOption = Annotated[
-    float, typer.Option(help="Draw among the likeliest tokens that have this probability together.")
-]
-PenaltyOption = Annotated[
-    float, typer.Option(help="Above 1, tokens that were there already become less likely.")
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Of the draws: one seed writes one text (default: any).")
-]
-StopOption = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End before this text; may be given repeatedly."),
-]
-DraftsOption = Annotated[
-    str,
-    typer.Option(
-        click_type=click.Choice(["none", "prompt", "history"]),
-        help="Where to look for what may come next, so that one exchange brings several tokens: "
-        "nowhere, in prompt and output, or also in what was written before, which is then kept in "
-        "`~/.fedlora/drafts`. No choice changes the text.",
-    ),
-]
-StatsOption = Annotated[
-    bool, typer.Option("--stats", help="Say on stderr how fast it was, and what crossed the cut.")
-]
+LONGEST_DRAFT = 8
 
 
 def generate(
@@ -72,24 +58,34 @@ def generate(
     stop: StopOption = None,
     drafts: DraftsOption = "prompt",
     stats: StatsOption = False,
+    server: ServerOption = None,
+    root_certificates: RootOption = None,
+    node_key: KeyOption = None,
+    insecure: InsecureOption = False,
+    node_config: NodeConfigOption = "",
+    give_up_s: GiveUpOption = 60.0,
+    resume: ResumeOption = False,
 ) -> None:
     """Write on after a prompt with a run's split model, and show it as it comes.
 
     Embedding, head and the choice of tokens are the device's; blocks and adapter the server's, here
-    both in this process. The prompt is rendered as the run's records were: by the chat template, or
-    with `data.prompt_separator`. It is the text that transformers' `generate` makes.
+    both in this process, or with `--server` those of `fedlora serve`. The prompt is rendered as the
+    run's records were: by the chat template, or with `data.prompt_separator`. It is the text that
+    transformers' `generate` makes.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    if prompt is None:
+    reach = _reach(server, root_certificates, node_key, insecure, node_config, give_up_s)
+    _check_resume(resume, reach, prompt is not None)
+    if prompt is None and not resume:
         prompt = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n")
-    with _opened(run_folder, client, rank, model, drafts) as (local, history):
-        ids = local.prompt(prompt)
-        meter = _Meter(local, len(ids))
-        for piece in local.write(ids, Sampler(sampling), max_new_tokens, stop or (), history):
-            meter.show(piece)
-        typer.echo()
-        if stats:
-            meter.tell()
+    with _opened(run_folder, client, rank, model, drafts, reach) as (local, history):
+        kept = kept_text(local, run_folder, "generate") if resume else None
+        if kept is None:
+            ids = local.prompt(prompt or "")
+            asked = Asking(ids, Sampler(sampling), max_new_tokens, tuple(stop or ()))
+        else:
+            asked = Asking.again(kept, local)
+        write_text(local, asked, history, run_folder, stats=stats, kept=kept)
 
 
 def chat(
@@ -107,6 +103,13 @@ def chat(
     stop: StopOption = None,
     drafts: DraftsOption = "prompt",
     stats: StatsOption = False,
+    server: ServerOption = None,
+    root_certificates: RootOption = None,
+    node_key: KeyOption = None,
+    insecure: InsecureOption = False,
+    node_config: NodeConfigOption = "",
+    give_up_s: GiveUpOption = 60.0,
+    resume: ResumeOption = False,
 ) -> None:
     """Talk with a run's split model, a line a turn; an empty line or Ctrl-D ends it.
 
@@ -114,34 +117,93 @@ def chat(
     server, so that only what is new is sent. `/new` begins another conversation.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    reach = _reach(server, root_certificates, node_key, insecure, node_config, give_up_s)
+    _check_resume(resume, reach, asked=False)
     opening = [{"role": "system", "content": system}] if system else []
-    with _opened(run_folder, client, rank, model, drafts) as (local, history):
+    with _opened(run_folder, client, rank, model, drafts, reach) as (local, history):
         local.tokenizer.chat.check()
         sampler, messages = Sampler(sampling), list(opening)
+        most, stops = max_new_tokens, tuple(stop or ())
+        if resume:
+            kept = kept_text(local, run_folder, "chat")
+            asked = Asking.again(kept, local)
+            messages, sampler = [dict(said) for said in kept.asked.messages], asked.sampler
+            most, stops = asked.most, asked.stops
+            answer = write_text(local, asked, history, run_folder, stats=stats, kept=kept)
+            messages.append({"role": "assistant", "content": answer})
         while (said := _line()).strip():
             if said.strip() == "/new":
                 messages = list(opening)
                 continue
             messages.append({"role": "user", "content": said})
-            ids, answer = local.conversation(messages), ""
-            meter = _Meter(local, len(ids))
-            for piece in local.write(ids, sampler, max_new_tokens, stop or (), history):
-                meter.show(piece)
-                answer += piece
-            typer.echo()
+            asked = Asking(local.conversation(messages), sampler, most, stops, tuple(messages))
+            answer = write_text(local, asked, history, run_folder, stats=stats)
             messages.append({"role": "assistant", "content": answer})
-            if stats:
-                meter.tell()
+
+
+def _reach(
+    servers: Sequence[str] | None,
+    root_certificates: Path | None,
+    node_key: Path | None,
+    insecure: bool,
+    node_config: str,
+    give_up_s: float,
+) -> Reach | None:
+    """Return which servers are meant; None for this process."""
+    if servers:
+        from clients.generation.remote import Reach
+
+        config = {}
+        if node_config:
+            from fedlora.commands.deploy.doctor_site import read_node_config
+
+            config = read_node_config(node_config)
+        return Reach(servers, root_certificates, node_key, insecure, config, give_up_s)
+    given = {
+        "--root-certificates": root_certificates,
+        "--node-key": node_key,
+        "--insecure": insecure,
+        "--node-config": node_config,
+    }
+    odd = [name for name, value in given.items() if value]
+    if odd:
+        raise FedloraError(f"{odd[0]} means nothing without --server; name HOST:PORT of one")
+    return None
+
+
+def _check_resume(resume: bool, reach: Reach | None, asked: bool) -> None:
+    if resume and reach is None:
+        raise FedloraError("--resume means nothing without --server; name HOST:PORT of one")
+    if resume and asked:
+        raise FedloraError("--resume goes on with a prompt that is kept; leave PROMPT out")
 
 
 @contextmanager
 def _opened(
-    folder: Path, client: str | None, rank: int | None, model: str, drafts: str
-) -> Iterator[tuple[LocalModel, DraftHistory | None]]:
-    quiet_transformers()
+    folder: Path,
+    client: str | None,
+    rank: int | None,
+    model: str,
+    drafts: str,
+    reach: Reach | None,
+) -> Iterator[tuple[TextModel, DraftHistory | None]]:
     if not folder.is_dir():
         raise FedloraError(f"{folder} is no folder; give that of a finished run")
-    local = LocalModel.open(folder, client, rank, model, 0 if drafts == "none" else LONGEST_DRAFT)
+    longest = 0 if drafts == "none" else LONGEST_DRAFT
+    local: TextModel
+    if reach is None:
+        from clients.generation.local import LocalModel
+
+        quiet_transformers()
+        local = LocalModel.open(folder, client, rank, model, longest)
+    else:
+        from clients.generation.remote import RemoteModel
+
+        if rank is not None:
+            raise FedloraError(
+                f"--rank is {rank}, and with --server the server has each client's; leave it out"
+            )
+        local = RemoteModel.open(folder, client, model, longest, reach)
     try:
         history = None
         if drafts == "history":
@@ -167,41 +229,3 @@ def _line() -> str:
         typer.echo("> ", nl=False, err=True)
     raw = sys.stdin.buffer.readline()
     return raw.decode(errors="surrogateescape").rstrip("\r\n")
-
-
-class _Meter:
-    """Shows a text as it comes, and how fast it was."""
-
-    def __init__(self, local: LocalModel, prompt: int) -> None:
-        self._local, self._prompt = local, prompt
-        self._pace, self._row = local.writer.pace, local.writer.row
-        self._began = time.perf_counter()
-        self._first: float | None = None
-        self._before = (
-            *(self._pace.exchanges, self._pace.tokens),
-            *(self._row.bits_up, self._row.bits_down),
-        )
-
-    def show(self, piece: str) -> None:
-        """Print a piece at once."""
-        if self._first is None:
-            self._first = time.perf_counter()
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
-    def tell(self) -> None:
-        """Say on stderr what it came to."""
-        ended = time.perf_counter()
-        now = (
-            *(self._pace.exchanges, self._pace.tokens),
-            *(self._row.bits_up, self._row.bits_down),
-        )
-        exchanges, tokens, up, down = (a - b for a, b in zip(now, self._before, strict=True))
-        first = (self._first or ended) - self._began
-        rest = max(ended - self._began - first, 1e-9)
-        typer.echo(
-            f"prompt {self._prompt} tokens, first token after {first:.2f} s, then {tokens} tokens "
-            f"at {tokens / rest:.1f} a second, {tokens / max(1, exchanges):.2f} an exchange; "
-            f"{up / 8000:.0f} kB up, {down / 8000:.0f} kB down",
-            err=True,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from clients.owner import Door, Leaving, Private
 from fedlora.config import LinkConfig
-from fedlora.errors import ProtocolError
+from fedlora.errors import ClientLost, ProtocolError
 from fedlora.generation.bounds import REFUSALS, GenerationRefused, Refusal
 from fedlora.geometry import Geometry
 from fedlora.link import Frame, Identity, create_codec, messages as m, pack, unpack
@@ -45,7 +46,7 @@ class RemoteRow:
     most_tokens
         How long the row may get.
     adapter
-        Version of the adapter that it is computed with.
+        Version of the adapter that it is computed with; one that is set before asks for that.
     bits_up, bits_down
         Bits of activations and representations so far.
     """
@@ -132,9 +133,10 @@ class RemoteRow:
         return unpack(answer.tensors, "representation", self._down, (last, self._width))
 
     def close(self) -> None:
-        """Close the session, if one is open."""
+        """Close the session, if one is open; one that is gone is closed already."""
         if self._session:
-            self._exchange(m.GEN_CLOSE, {"session": self._session}, {}, m.GEN_CLOSED)
+            with contextlib.suppress(GenerationRefused, ClientLost):
+                self._exchange(m.GEN_CLOSE, {"session": self._session}, {}, m.GEN_CLOSED)
             self._session = ""
 
     def _exchange(

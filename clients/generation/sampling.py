@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,14 +71,37 @@ class Sampler:
     ----------
     sampling
         How.
+
+    Attributes
+    ----------
+    sampling
+        The same, with the seed of the draws where there are any.
+    drawn
+        Tokens that were chosen so far.
     """
 
     def __init__(self, sampling: Sampling) -> None:
         self._draws = sampling.temperature > 0
+        if self._draws and sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        self.sampling, self.drawn = sampling, 0
         self._processors = _processors(sampling)
         self._generator = torch.Generator()
-        seed = sampling.seed
-        self._generator.manual_seed(secrets.randbits(63) if seed is None else seed)
+        self._generator.manual_seed(sampling.seed or 0)
+
+    def skip(self, tokens: int, vocabulary: int) -> None:
+        """Go on as if so many tokens had been drawn: a draw takes as much chance whatever it gives.
+
+        Parameters
+        ----------
+        tokens
+            How many.
+        vocabulary
+            Logits of a token.
+        """
+        self.drawn += tokens
+        for _ in range(tokens if self._draws else 0):
+            torch.multinomial(torch.ones(1, vocabulary), 1, generator=self._generator)
 
     def pick(self, ids: Sequence[int], logits: torch.Tensor) -> int:
         """Return the next token.
@@ -90,6 +113,7 @@ class Sampler:
         logits
             Of the next token, shape (vocabulary,).
         """
+        self.drawn += 1
         scores = logits[None]
         if self._processors:
             scores = self._processors(torch.tensor([ids]), scores.clone())

@@ -16,6 +16,9 @@ from clients.owner import Private
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import GenerationRefused
 
+_REPLAYS = 16
+"""How often a text is sent again from its beginning before its servers are given up."""
+
 
 class Writer:
     """Generates texts in one session, which keeps what two of them begin with alike.
@@ -122,17 +125,24 @@ class Writer:
     def _exchange(self, ids: Sequence[int], position: int, last: int) -> torch.Tensor:
         """Send tokens from a place on; return the logits of the last ones.
 
-        A session that the server no longer has is opened anew, and told from its beginning.
+        A session that is gone, with its server or from it, is opened anew, and told from its
+        beginning.
         """
         try:
             return self._send(ids, position, last)
         except GenerationRefused as error:
             if error.refusal != "gone":
                 raise
-        ids = [*self._held, *ids]
-        self.row.open()
-        self._held = []
-        return self._send(ids, 0, last)
+        ids = [*self._held[:position], *ids]
+        for left in range(_REPLAYS, 0, -1):
+            try:
+                self.row.open()
+                self._held = []
+                return self._send(ids, 0, last)
+            except GenerationRefused as error:
+                if error.refusal != "gone" or left == 1:
+                    raise
+        raise AssertionError("the last time returns or raises")
 
     def _send(self, ids: Sequence[int], position: int, last: int) -> torch.Tensor:
         del self._held[position:]  # which the server forgets first, whatever comes then

@@ -158,6 +158,16 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         ),
     },
     m.RESULT: {"samples": _ROWS, **_SPENT_FIELDS},
+    m.GEN_HELLO: {
+        **dict.fromkeys(
+            ("key", "proof"), Part("this device's node key, which names its client", ("public",))
+        ),
+        "host": Part("the server's name, as the owner dialled it", ("public",)),
+        **dict.fromkeys(
+            ("cut", "activation", "representation"),
+            Part("the run's scenario: where the model is cut, and its codecs", ("public",)),
+        ),
+    },
     m.GEN_OPEN: {
         **dict.fromkeys(
             ("protocol", "config_digest", "weights_digest", "tokenizer_digest", "dtype"), _MODEL

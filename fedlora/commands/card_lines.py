@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlora.commands.run_model import TaskFacts
+from fedlora.commands.prompts import TaskFacts
 from fedlora.lora.classifier import Head
 
 PACKAGE = "package:"

@@ -16,7 +16,8 @@ from safetensors.torch import save
 
 from fedlora.commands.card_lines import Export
 from fedlora.commands.model_card import model_card
-from fedlora.commands.run_model import TaskFacts, chosen_adapter, chosen_head
+from fedlora.commands.prompts import TaskFacts
+from fedlora.commands.run_model import chosen_adapter, chosen_head
 from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import (

@@ -16,13 +16,8 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from fedlora.commands.export import DEVICE_FILE
-from fedlora.commands.run_model import (
-    TaskFacts,
-    chosen_adapter,
-    chosen_head,
-    prompt_ids,
-    read_head,
-)
+from fedlora.commands.prompts import TaskFacts, prompt_ids
+from fedlora.commands.run_model import chosen_adapter, chosen_head, read_head
 from fedlora.config import load_scenario
 from fedlora.config.toml import read_section
 from fedlora.errors import FedloraError

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.commands.card_lines import PACKAGE, Export, loading_lines
-from fedlora.commands.run_model import TaskFacts
+from fedlora.commands.prompts import TaskFacts
 from fedlora.config import Scenario
 from fedlora.printable import printable
 

@@ -1,97 +1,22 @@
-"""What a run's folder holds of the model that was trained: adapter, ranks, head, and its task."""
+"""What a run's folder holds of the model that was trained: adapter, ranks and head."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedlora.checks import shown
-from fedlora.config import Scenario, TaskConfig, load_scenario
+from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import Head
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
 from fedlora.storage.state import RoundStates
-from fedlora.tasks import Tokenizer, renders_chat
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What a device must know of a task to use an adapter.
-
-    Attributes
-    ----------
-    model
-        ``model.path`` of the run.
-    task
-        Its task.
-    prompt_separator
-        Its ``data.prompt_separator``.
-    chat
-        Whether the chat template renders its records, as ``DataConfig.renders`` says it.
-    """
-
-    model: str
-    task: TaskConfig
-    prompt_separator: str
-    chat: Literal["auto", "yes", "no"] = "no"
-
-    @classmethod
-    def of(cls, scenario: Scenario) -> TaskFacts:
-        """Return the facts of a scenario."""
-        data = scenario.data
-        return cls(scenario.model.path, scenario.task, data.prompt_separator, data.renders)
-
-
-def prompt_ids(facts: TaskFacts, tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the tokens after which a model is to go on, as it was trained to.
-
-    Parameters
-    ----------
-    facts
-        Of the task.
-    tokenizer
-        The backbone's.
-    text
-        What a user says, where the chat template renders records; else the prompt.
-
-    Raises
-    ------
-    FedloraError
-        When the chat template cannot render a user's turn.
-    """
-    if renders_chat(facts.chat, tokenizer):
-        return chat_ids(tokenizer, [{"role": "user", "content": text}])
-    prompt = text + facts.prompt_separator
-    return [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
-
-
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Return a conversation's tokens up to where the assistant's turn begins.
-
-    Raises
-    ------
-    FedloraError
-        When the chat template cannot render it.
-    """
-    try:
-        rendered, _ = tokenizer.chat.render(messages, opens=True)
-    except Exception as error:  # whatever a template may come to
-        if isinstance(error, FedloraError):
-            raise
-        reason = str(error).strip().partition("\n")[0].rstrip(":.")
-        raise FedloraError(
-            f"the chat template fails at {shown(messages[-1]['content'])} ({reason}); mend it"
-        ) from None
-    return tokenizer.pieces(rendered)[0]
 
 
 def chosen_adapter(
@@ -144,6 +69,24 @@ def _last_ranks(folder: RunFolder, client: str, kept: int | None) -> list[int]:
     raise FedloraError(
         f"the run has no client {client!r} with ranks; its clients are {', '.join(sorted(known))}"
     )
+
+
+def last_ranks(folder: RunFolder) -> dict[str, list[int]]:
+    """Return the last ranks of every client of a run that had any; of the kept round, if one is.
+
+    Raises
+    ------
+    FedloraError
+        When a record is damaged.
+    """
+    kept = (folder.read_summary() or {}).get("kept_round")
+    known = {
+        client
+        for record in folder.read_metrics()
+        for client, own in (record.get("clients") or {}).items()
+        if own.get("ranks") and (kept is None or record.get("round", 0) <= kept)
+    }
+    return {client: _last_ranks(folder, client, kept) for client in sorted(known)}
 
 
 def _delivered(folder: RunFolder, adapter: Adapter, client: str) -> tuple[Adapter, list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,7 +111,6 @@ class GenerationEngine:
                 f"the adapter's scale is {adapter.alpha:g} / {adapter.r_max}, and the scenario's "
                 f"lora.alpha / lora.r_max {self._alpha:g} / {self.r_max}; give both of one run"
             )
-        digest = hashlib.sha256()
         for projection, (A, B) in zip(self.projections, fitting, strict=True):
             if A.shape != projection.A.shape or B.shape != projection.B.shape:
                 raise FedloraError(
@@ -122,9 +120,7 @@ class GenerationEngine:
                 )
             projection.A.copy_(A)
             projection.B.copy_(B)
-            for factor in (A, B):
-                digest.update(factor.detach().float().contiguous().numpy().tobytes())
-        self.version = digest.hexdigest()
+        self.version = adapter.version
         return self.version
 
     def checked_ranks(self, ranks: Sequence[int]) -> tuple[int, ...]:

@@ -100,6 +100,9 @@ class GenerationServer:
             refusal, sentence = error.refusal, str(error)
         except FedloraError as error:
             refusal, sentence = "wrong", str(error)
+        except Exception:  # whatever it is, it is this request's alone
+            log.exception("a request of client %s failed", shown(request.client))
+            refusal, sentence = "failed", "the server failed on the request; its log says why"
         log.info("client %s is refused (%s): %s", shown(request.client), refusal, sentence)
         fields = {"refusal": refusal, "reason": sentence}
         return Frame(m.GEN_REFUSED, request.client, request.seq, fields)

@@ -165,6 +165,11 @@ class Sessions:
             if session is not None and session.client == client:
                 del self._open[name]
 
+    def evict(self) -> None:
+        """Forget the sessions that nobody has used for too long."""
+        with self._lock:
+            self._evict()
+
     def _grant(self, session: Session, tokens: int) -> None:
         bounds = self.bounds
         own = sum(s.granted for s in self._open.values() if s.client == session.client)

@@ -1,7 +1,7 @@
 """How a client and the server talk: frames, messages, codecs, and links that carry them."""
 
 from fedlora.link.base import ClientLink
-from fedlora.link.codec import Codec, create_codec, pack, unpack
+from fedlora.link.codec import Codec, codec_profile, create_codec, pack, unpack
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.link.local import LocalLink, edge_executor
@@ -20,6 +20,7 @@ __all__ = [
     "Words",
     "check_identity",
     "closed_words",
+    "codec_profile",
     "create_codec",
     "decode_frame",
     "edge_executor",

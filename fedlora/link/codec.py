@@ -127,6 +127,19 @@ def create_codec(name: str, key: str = "codec", **options: Any) -> Codec:
     return codec
 
 
+def codec_profile(name: str, key: str = "codec", **options: int) -> str:
+    """Return what two sides must have alike to read each other, in a few words.
+
+    Parameters
+    ----------
+    name, key, options
+        As for ``create_codec``. The seed of signs is told by what is written.
+    """
+    taken = inspect.signature(resolve("codecs", name, Codec, key=key)).parameters
+    told = [f"{o} {v}" for o, v in options.items() if o in taken and o != "seed"]
+    return ", ".join([name, *told])
+
+
 def pack(
     name: str, x: torch.Tensor, codec: Codec, key: bytes | None = None
 ) -> dict[str, torch.Tensor]:

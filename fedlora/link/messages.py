@@ -49,6 +49,10 @@ request          holds                                           reply
 ``gen_close``    session                                         ``gen_closed``
 ===============  ==============================================  ================
 
+A device that asks over TLS shows first who it is: the server begins with ``gen_challenge``, and
+``gen_hello`` answers it with a proof of the node key, the cut and the codecs. ``gen_welcome`` says
+which client that key is of, and the adapter.
+
 ``gen_opened`` holds session, adapter and the most tokens of a row, ``gen_states`` the
 representations of the ``last`` tokens. Each may be ``gen_refused``, with a kind and a sentence.
 """
@@ -80,6 +84,9 @@ RESTORE: Final = "restore"
 END: Final = "end"
 RESULT: Final = "result"
 LEAVE: Final = "leave"
+GEN_CHALLENGE: Final = "gen_challenge"
+GEN_HELLO: Final = "gen_hello"
+GEN_WELCOME: Final = "gen_welcome"
 GEN_OPEN: Final = "gen_open"
 GEN_OPENED: Final = "gen_opened"
 GEN_EXTEND: Final = "gen_extend"

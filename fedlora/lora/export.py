@@ -5,6 +5,8 @@ Of each file the same adapter gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +68,14 @@ class Adapter:
     def r_max(self) -> int:
         """Number of components of every projection."""
         return int(next(iter(self.factors.values()))[0].shape[0])
+
+    @property
+    def version(self) -> str:
+        """Digest of all factors, in their order and in fp32."""
+        digest = hashlib.sha256()
+        for factor in itertools.chain.from_iterable(self.factors.values()):
+            digest.update(factor.detach().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def truncated(self, ranks: Sequence[int]) -> Adapter:
         """Return the adapter with components beyond each projection's rank set to zero."""

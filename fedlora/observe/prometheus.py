@@ -14,10 +14,6 @@ from fedlora.observe.observer import Observer
 from fedlora.observe.status import RunState
 from fedlora.report import RoundRecord
 
-_MISSING = (
-    "observe.prometheus_port is set and prometheus_client is not installed; install "
-    "fedlora[prometheus], or set it to 0"
-)
 STATES = ("connected", "awaited", "late", "lost")
 
 Sample = tuple[Mapping[str, str], float | None]
@@ -54,7 +50,7 @@ class PrometheusObserver(Observer):
 
     def _run(self, state: RunState) -> Iterator[Any]:
         info = {"name": self._name, "version": __version__}
-        yield _gauge("run_info", "The run, and the release that runs it.", [(info, 1.0)])
+        yield gauge("run_info", "The run, and the release that runs it.", [(info, 1.0)])
         phase, last = state.phase, state.last
         if phase is not None:
             of = {"phase": phase.name}
@@ -67,8 +63,8 @@ class PrometheusObserver(Observer):
                 ("steps_per_second", "Optimiser steps a second.", phase.steps_per_second),
                 ("tokens_per_second", "Tokens trained on a second.", phase.tokens_per_second),
             ):
-                yield _gauge(name, meaning, [(of, value)])
-            yield _counter(
+                yield gauge(name, meaning, [(of, value)])
+            yield counter(
                 "payload_bits",
                 "Payload of the phase so far, seen from the client.",
                 [
@@ -77,32 +73,32 @@ class PrometheusObserver(Observer):
                 ],
             )
         metric = {"name": str(last.get("metric_name") or "")}
-        yield _gauge(
+        yield gauge(
             "held_out_metric", "Metric of the last evaluation.", [(metric, last.get("metric"))]
         )
-        yield _gauge("held_out_loss", "Loss of the last evaluation.", [({}, last.get("loss"))])
-        yield _gauge("mean_rank", "Mean rank of the last round.", [({}, last.get("mean_rank"))])
-        yield _gauge("epsilon", "Largest epsilon that a client has spent.", [({}, state.epsilon)])
-        yield _counter("rounds_finished", "Rounds of training that are done.", [({}, state.rounds)])
+        yield gauge("held_out_loss", "Loss of the last evaluation.", [({}, last.get("loss"))])
+        yield gauge("mean_rank", "Mean rank of the last round.", [({}, last.get("mean_rank"))])
+        yield gauge("epsilon", "Largest epsilon that a client has spent.", [({}, state.epsilon)])
+        yield counter("rounds_finished", "Rounds of training that are done.", [({}, state.rounds)])
         for name, meaning in (
             ("air_seconds", "Modelled time on the air."),
             ("late_deliveries", "Adapters that came too late."),
         ):
-            yield _counter(name, meaning, [({}, state.totals[name])])
+            yield counter(name, meaning, [({}, state.totals[name])])
 
     def _clients(self, state: RunState) -> Iterator[Any]:
         found = [status.get("state") for status in state.clients.values()]
         counts: list[Sample] = [({"state": s}, float(found.count(s))) for s in STATES]
-        yield _gauge("clients", "Clients by state.", counts)
+        yield gauge("clients", "Clients by state.", counts)
         by_status = (
-            (_gauge, "client_last_seen_timestamp_seconds", "Time of its last frame.", "last_seen"),
+            (gauge, "client_last_seen_timestamp_seconds", "Time of its last frame.", "last_seen"),
             (
-                _gauge,
+                gauge,
                 "client_answer_seconds",
                 "From the last request to its answer.",
                 "answer_seconds",
             ),
-            (_gauge, "client_misses", "Deadlines missed in this round, and times lost.", "misses"),
+            (gauge, "client_misses", "Deadlines missed in this round, and times lost.", "misses"),
         )
         for family, name, meaning, key in by_status:
             yield family(
@@ -113,7 +109,7 @@ class PrometheusObserver(Observer):
             for c, s in state.clients.items()
             for way in ("up", "down")
         ]
-        yield _counter("client_wire_bytes", "Bytes on the wire since the run began.", wire)
+        yield counter("client_wire_bytes", "Bytes on the wire since the run began.", wire)
         by_record = (
             ("client_link_rate_bps", "Rate of its downlink, as it reported.", "rate_bps"),
             ("client_rank", "Mean rank that it was given.", "mean_rank"),
@@ -122,16 +118,18 @@ class PrometheusObserver(Observer):
         )
         for name, meaning, key in by_record:
             records = state.last.get("clients") or {}
-            yield _gauge(name, meaning, [({"client": c}, r.get(key)) for c, r in records.items()])
+            yield gauge(name, meaning, [({"client": c}, r.get(key)) for c, r in records.items()])
 
 
-def _gauge(name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], object]]) -> Any:
+def gauge(name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], object]]) -> Any:
+    """Return a metric family of values that go up and down."""
     from prometheus_client.core import GaugeMetricFamily
 
     return _family(GaugeMetricFamily, name, meaning, samples)
 
 
-def _counter(name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], object]]) -> Any:
+def counter(name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], object]]) -> Any:
+    """Return a metric family of sums."""
     from prometheus_client.core import CounterMetricFamily
 
     return _family(CounterMetricFamily, name, meaning, samples)
@@ -158,6 +156,30 @@ def prometheus(scenario: Scenario) -> Iterator[PrometheusObserver]:
     FedloraError
         When ``prometheus_client`` is not installed or the address cannot be bound.
     """
+    observer = PrometheusObserver(scenario)
+    host, port = scenario.observe.prometheus_host, scenario.observe.prometheus_port
+    with metrics_server(observer, host, port, "observe.prometheus_port"):
+        yield observer
+
+
+@contextmanager
+def metrics_server(collector: Any, host: str, port: int, key: str) -> Iterator[None]:
+    """Serve what a collector has, and figures of this process, until the context ends.
+
+    Parameters
+    ----------
+    collector
+        Whose ``collect`` returns metric families.
+    host, port
+        Where to listen.
+    key
+        By which the port was set.
+
+    Raises
+    ------
+    FedloraError
+        When ``prometheus_client`` is not installed or the address cannot be bound.
+    """
     try:
         from prometheus_client import (
             CollectorRegistry,
@@ -166,21 +188,23 @@ def prometheus(scenario: Scenario) -> Iterator[PrometheusObserver]:
             start_http_server,
         )
     except ImportError:
-        raise FedloraError(_MISSING) from None
-    registry, observer = CollectorRegistry(), PrometheusObserver(scenario)
+        raise FedloraError(
+            f"{key} is set and prometheus_client is not installed; install fedlora[prometheus], or "
+            "set it to 0"
+        ) from None
+    registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    registry.register(observer)
-    host, port = scenario.observe.prometheus_host, scenario.observe.prometheus_port
+    registry.register(collector)
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise FedloraError(
             f"cannot serve metrics on {host}:{port} ({error.strerror or error}); set "
-            "observe.prometheus_port to a free port, or to 0 for none"
+            f"{key} to a free port, or to 0 for none"
         ) from None
     try:
-        yield observer
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.checks import finite
+from fedlora.observe.serving import serving_lines
 from fedlora.observe.status import ClientStatus, RunState
 from fedlora.report import ABSENT, RunFolder, bits_text, count_text, number_text, seconds_text
 
@@ -44,6 +45,11 @@ class RunView:
     def done(self) -> bool:
         """Whether the run has ended, in whatever way."""
         return bool(self.outcome)
+
+    @property
+    def served(self) -> bool:
+        """Whether a server lives that generates with the run."""
+        return bool(serving_lines(self.folder))
 
     def poll(self) -> None:
         """Read what is new."""
@@ -140,6 +146,7 @@ class RunView:
                     f"air {seconds_text(state.totals['air_seconds'])}, "
                     f"{state.totals['late_deliveries']:.0f} late deliveries"
                 )
+        lines += serving_lines(self.folder)
         counts = Counter(str(status.get("state")) for status in self._clients().values())
         lines.append(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
         return Text("\n".join(lines))

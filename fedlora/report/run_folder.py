@@ -37,7 +37,7 @@ RUN = FolderKind(
     (
         *("scenario.toml", "metrics.jsonl", "summary.json", "adapter", "head.safetensors"),
         *("checkpoint", "plots", "audit.json", "report.html", "log.txt", "log.jsonl"),
-        *("flower.txt", "status.json", "tensorboard", "evaluation.json"),
+        *("flower.txt", "status.json", "serving-*.json", "tensorboard", "evaluation.json"),
         *("result.md", "result.tex", "mlflow", "wandb", "rehearsal"),
     ),
 )
@@ -123,6 +123,10 @@ class RunFolder:
     def status(self) -> Path:
         """What the server knew of each client at the last look."""
         return self.path / "status.json"
+
+    def serving(self, port: int | str) -> Path:
+        """Return where it is told how ``fedlora serve`` goes on a port, or went."""
+        return self.path / f"serving-{port}.json"
 
     @classmethod
     def create(

@@ -23,8 +23,17 @@ from fedlora.split.manifest import FILE, Manifest
 from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from fedlora.storage.outputs import FolderKind
 
+SETTINGS = "generation_config.json"
+RUN_FILE, RUN_SCENARIO, RUN_HEAD = "run.json", "scenario.toml", "head.safetensors"
+"""What a package of a run has beside its ends of the model."""
+
 _PACKAGE = FolderKind(
-    "edge package", (FILE,), (FILE, "config.json", "model.safetensors", *TOKENIZER_FILES)
+    "edge package",
+    (FILE,),
+    (
+        *(FILE, "config.json", "model.safetensors", *TOKENIZER_FILES, SETTINGS),
+        *(RUN_FILE, RUN_SCENARIO, RUN_HEAD),
+    ),
 )
 
 
@@ -93,6 +102,8 @@ def slice_checkpoint(
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     if tokens:
         copy_tokenizer(source, out)
+        if (source / SETTINGS).is_file():  # which say what ends a text
+            shutil.copyfile(source / SETTINGS, out / SETTINGS)
     manifest = Manifest(
         checkpoint.weights_digest,
         checkpoint.digest_of(wanted),

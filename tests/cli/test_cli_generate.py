@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from support.served import served_run
+
+from clients.generation.command import generate
+from fedlora.commands.serve import ServeOptions, opened
+from fedlora.commands.slice import slice_model
+from fedlora.errors import FedloraError
+from fedlora.launch.keys import write_keys
+from fedlora.link.stream.node_proof import read_known_devices
+from fedlora.link.stream.tls import read_identity
+from fedlora.split import Checkpoint
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
@@ -35,3 +45,94 @@ def test_a_folder_that_is_no_run_is_named(fedlora, tmp_path):
         status, said = fedlora("generate", folder, "w1")
         assert (status, said.count("\n")) == (2, 1)
         assert str(folder) in said
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory):
+    """Return a run that writes texts, and a package of it for devices."""
+    root = tmp_path_factory.mktemp("chatting")
+    run, package = served_run(root), root / "package"
+    slice_model(str(run), package, 0, 0, task="", overwrite=False)
+    write_keys(root / "certs", ["localhost"], 2)
+    return run, package, root / "certs"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), "--certs is missing, the folder with server.pem, server.key"),
+        (("--certs", "{certs}", "--insecure"), "--insecure and --certs"),
+        (("--certs", "{certs}/away"), "is no folder; make it with fedlora certs"),
+        (("--insecure", "--host", "0.0.0.0"), "host '0.0.0.0' is not loopback"),
+        (("--certs", "{certs}", "--rank", "9"), "--rank 9 exceeds the run's r_max 4"),
+        (("--certs", "{certs}", "--idle-s", "nan"), "idle_s is nan"),
+        (("--certs", "{certs}", "--stats", "{certs}"), "which is a folder; name a file"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_sentence(fedlora, chatting, options, expected):
+    run, _, certs = chatting
+    status, said = fedlora("serve", run, *(o.format(certs=certs) for o in options))
+    assert (status, said.count("\n")) == (2, 1)
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), "give --root-certificates ca.crt and --node-key nodeK"),
+        (("--rank", "1", "--insecure"), "--rank is 1, and with --server the server has"),
+        (("--server", "host", "--insecure"), "--server is 'host'; write HOST:PORT"),
+        (("--server", "http://host:1", "--insecure"), "write HOST:PORT, without a scheme"),
+        (("--insecure", "--server", "10.0.0.1:1"), "host '10.0.0.1' is not loopback"),
+        (("--insecure", "--node-key", "k"), "--insecure and k exclude each other"),
+        (("--root-certificates", "/away", "--node-key", "k"), "/away cannot be read"),
+        (("--insecure",), "no connection to 127.0.0.1:1"),
+        (("--insecure", "--node-config", "server='other'"), "server in the node configuration is"),
+        (
+            ("--insecure", "--node-config", "privacy-epsilon=8 model='m'"),
+            "privacy-epsilon is 8 in the node configuration, and prompt and text would leave",
+        ),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_refused_in_one_sentence(
+    fedlora, chatting, options, expected
+):
+    if "--server" not in options:
+        options = (*options, "--server", "127.0.0.1:1")
+    status, said = fedlora("generate", chatting[1], "dog 1?", *options)
+    assert (status, said.count("\n")) == (2, 1), said
+    assert expected in said
+
+
+def test_options_of_a_server_mean_nothing_without_one(fedlora, chatting):
+    for option in (("--node-key", "k"), ("--insecure",), ("--resume",)):
+        status, said = fedlora("generate", chatting[0], "dog 1?", *option)
+        assert (status, said.count("\n")) == (2, 1)
+        assert f"{option[0]} means nothing without --server" in said
+
+
+def test_a_device_writes_over_tls_what_both_sides_write_in_one_process(
+    chatting, tmp_path, monkeypatch, capsys
+):
+    """The package holds no block; text, ranks and end tokens are those of the whole run."""
+    run, package, certs = chatting
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not any(".layers." in name for name in Checkpoint(package).entries)
+    options = ServeOptions(certs=certs)
+    identity = read_identity(certs / "server.pem", certs / "server.key")
+    keys = {"root_certificates": certs / "ca.crt"}
+    with opened(run, options, identity, read_known_devices(certs)) as (listener, usage, _):
+        for client in "01":
+            capsys.readouterr()
+            drawn = {"temperature": 0.8, "seed": 3, "max_new_tokens": 16, "stop": ["zz"]}
+            generate(run, "dog 1?", client=client, **drawn)
+            expected = capsys.readouterr().out
+            for place in (package, run):
+                keys |= {"node_key": certs / f"node{client}"}
+                address = [f"localhost:{listener.port}"]
+                generate(place, "dog 1?", server=address, **keys, **drawn)
+                assert capsys.readouterr().out == expected
+        assert set(usage.told()["clients"]) == {"0", "1"}
+        with pytest.raises(FedloraError, match="--resume finds no text of fedlora generate"):
+            generate(package, None, server=address, resume=True, **keys)
+    assert not list((tmp_path / ".fedlora" / "states" / "texts").iterdir())

@@ -68,7 +68,7 @@ def examine_key(path: Path) -> Iterator[Finding]:
 def examine_node(text: str) -> Iterator[Finding]:
     """Look at a node configuration, and at the data, the model and the folders that it names."""
     try:
-        config = _read(text)
+        config = read_node_config(text)
         keys = NodeKeys.read(config)
     except FedloraError as error:
         yield refused("node configuration", error)
@@ -84,8 +84,14 @@ def examine_node(text: str) -> Iterator[Finding]:
     yield _writable("privacy ledger", keys.ledger())
 
 
-def _read(text: str) -> dict[str, Any]:
-    """Return a node configuration as Flower reads it."""
+def read_node_config(text: str) -> dict[str, Any]:
+    """Return a node configuration as Flower reads it.
+
+    Raises
+    ------
+    FedloraError
+        When it cannot be read, or Flower drops a pair of it.
+    """
     import click
     from flwr.common.config import parse_config_args
 

@@ -23,11 +23,13 @@ def dialled(host: str, public_host: str = "") -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host)
 
 
-def cannot_listen(host: str, port: int) -> FedloraError:
+def cannot_listen(
+    host: str, port: int, port_key: str = "link.port", host_key: str = "link.host"
+) -> FedloraError:
     """Return the error for an address that is not this machine's, or is taken."""
     return FedloraError(
-        f"cannot listen on {address_of(host, port)}; set link.port to a free port (0 takes any) "
-        "and link.host to an address of this machine"
+        f"cannot listen on {address_of(host, port)}; set {port_key} to a free port (0 takes any) "
+        f"and {host_key} to an address of this machine"
     )
 
 

@@ -9,6 +9,8 @@ from fedlora.printable import printable
 
 SERVICE: Final = "fedlora.Link"
 METHOD: Final = "Stream"
+GENERATION_SERVICE: Final = "fedlora.Generation"
+GENERATION_METHOD: Final = "Ask"
 TOKEN_KEY: Final = "fedlora-token"
 """Metadata that opens a stream: an unused token, so that strangers are refused unread."""
 RESUME_KEY: Final = "fedlora-resume"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -100,6 +101,53 @@ def open_channel(address: str, certificate_pem: bytes | None, options: list[Any]
     credentials = grpc.ssl_channel_credentials(root_certificates=certificate_pem)
     name = ("grpc.ssl_target_name_override", SERVER_NAME)
     return grpc.secure_channel(address, credentials, [*options, name])
+
+
+def open_verified(address: str, authority_pem: bytes, options: list[Any]) -> Any:
+    """Return a gRPC channel to a server whose certificate is of an authority, for its own name.
+
+    Parameters
+    ----------
+    address
+        ``host:port``.
+    authority_pem
+        The authority's certificate, as ``fedlora certs`` writes ``ca.crt``.
+    options
+        gRPC channel options.
+    """
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority_pem), options)
+
+
+def read_identity(certificate: Path, key: Path) -> TlsIdentity:
+    """Return a server's certificate and key from their files.
+
+    Raises
+    ------
+    FedloraError
+        When one cannot be read, they do not belong together, or the certificate has ended.
+    """
+    again = "make a new pair with fedlora certs"
+    try:
+        pems = certificate.read_bytes(), key.read_bytes()
+        own, private = (
+            x509.load_pem_x509_certificate(pems[0]),
+            serialization.load_pem_private_key(pems[1], None),
+        )
+    except OSError as error:
+        raise FedloraError(f"cannot read {error.filename}: {error.strerror}; {again}") from None
+    except (ValueError, TypeError) as error:
+        reason = str(error).partition(".")[0]
+        raise FedloraError(
+            f"{certificate} and {key} hold no certificate and key ({reason}); {again}"
+        ) from None
+    if own.public_key() != private.public_key():
+        raise FedloraError(f"{key} is not the key of {certificate}; {again}")
+    if own.not_valid_after_utc <= datetime.datetime.now(datetime.UTC):
+        raise FedloraError(
+            f"{certificate} ended on {own.not_valid_after_utc:%Y-%m-%d}; remove it and {key}, and "
+            f"{again}"
+        )
+    return TlsIdentity(*pems)
 
 
 def require_loopback(host: str) -> None:

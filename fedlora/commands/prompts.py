@@ -1,0 +1,83 @@
+"""What a device must know of a task, and the tokens after which its model is to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedlora.checks import shown
+from fedlora.config import Scenario, TaskConfig
+from fedlora.errors import FedloraError
+from fedlora.tasks import Tokenizer, renders_chat
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a device must know of a task to use an adapter.
+
+    Attributes
+    ----------
+    model
+        ``model.path`` of the run.
+    task
+        Its task.
+    prompt_separator
+        Its ``data.prompt_separator``.
+    chat
+        Whether the chat template renders its records, as ``DataConfig.renders`` says it.
+    """
+
+    model: str
+    task: TaskConfig
+    prompt_separator: str
+    chat: Literal["auto", "yes", "no"] = "no"
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> TaskFacts:
+        """Return the facts of a scenario."""
+        data = scenario.data
+        return cls(scenario.model.path, scenario.task, data.prompt_separator, data.renders)
+
+
+def prompt_ids(facts: TaskFacts, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the tokens after which a model is to go on, as it was trained to.
+
+    Parameters
+    ----------
+    facts
+        Of the task.
+    tokenizer
+        The backbone's.
+    text
+        What a user says, where the chat template renders records; else the prompt.
+
+    Raises
+    ------
+    FedloraError
+        When the chat template cannot render a user's turn.
+    """
+    if renders_chat(facts.chat, tokenizer):
+        return chat_ids(tokenizer, [{"role": "user", "content": text}])
+    prompt = text + facts.prompt_separator
+    return [*tokenizer.opening, *tokenizer.encode(prompt, 1 << 20, special=False)]
+
+
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return a conversation's tokens up to where the assistant's turn begins.
+
+    Raises
+    ------
+    FedloraError
+        When the chat template cannot render it.
+    """
+    try:
+        rendered, _ = tokenizer.chat.render(messages, opens=True)
+    except Exception as error:  # whatever a template may come to
+        if isinstance(error, FedloraError):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(":.")
+        raise FedloraError(
+            f"the chat template fails at {shown(messages[-1]['content'])} ({reason}); mend it"
+        ) from None
+    return tokenizer.pieces(rendered)[0]

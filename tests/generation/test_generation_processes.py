@@ -1,0 +1,177 @@
+"""Servers and devices as real processes over TLS, and what a kill in mid-sentence leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.patience import patient
+from support.relay import Relay
+from support.served import RANKS, served_run
+
+from fedlora.commands.slice import slice_model
+from fedlora.launch.keys import write_keys
+
+LENGTH = 90
+DELAY_S = 0.01  # each way, so that there is a middle of a sentence
+DRAWN = ("--temperature", "0.9", "--seed", "5", "--max-new-tokens", str(LENGTH))
+
+
+def start(home: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own, whose home is a folder of the test."""
+    home.mkdir(exist_ok=True)
+    environment = {**os.environ, "HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "fedlora", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=(home / "err.txt").open("w"),
+        text=True,
+        env=environment,
+    )
+
+
+class World:
+    """A run, its package on devices, and its servers, each behind a relay."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.run = root, served_run(root)
+        self.certs, self.package = root / "certs", root / "package"
+        write_keys(self.certs, ["localhost"], len(RANKS))
+        slice_model(str(self.run), self.package, 0, 0, task="", overwrite=False)
+        self.relays = [Relay(0, delay_s=DELAY_S) for _ in range(2)]
+        self.servers: dict[int, subprocess.Popen[str]] = {}
+        self.count = 0
+
+    def serve(self, number: int) -> None:
+        """Start a server, in place of an earlier one."""
+        stats = self.root / f"stats-{number}.json"
+        server = start(
+            self.root / f"server-{number}",
+            *("serve", self.run, "--certs", self.certs, "--port", 0),
+            *("--stats", stats, "--overwrite"),
+        )
+        assert server.stdout is not None
+        told = server.stdout.readline()
+        port = re.search(r"port (\d+)", told)
+        assert port, told + (self.root / f"server-{number}" / "err.txt").read_text()
+        self.relays[number].target, self.relays[number].refusing = int(port[1]), False
+        self.servers[number] = server
+
+    def kill(self, number: int) -> None:
+        """Kill a server, whose port is closed then."""
+        self.relays[number].refusing = True
+        self.servers[number].kill()
+        self.servers.pop(number).wait()
+
+    def write(self, client: str, *arguments: object, home: Path | None = None) -> Any:
+        """Start a device that writes."""
+        self.count += 1
+        addresses = [x for r in self.relays for x in ("--server", f"localhost:{r.port}")]
+        keys = ("--root-certificates", self.certs / "ca.crt")
+        keys += ("--node-key", self.certs / f"node{client}")
+        home = home or self.root / f"device-{self.count}"
+        return start(home, "generate", self.package, *arguments, *addresses, *keys)
+
+    def whole(self, client: str, *arguments: object, home: Path | None = None) -> str:
+        """Return what a device writes whom nothing happens to."""
+        device = self.write(client, *arguments, home=home)
+        text, _ = device.communicate(timeout=patient(60))
+        return text
+
+
+@contextlib.contextmanager
+def world(root: Path) -> Iterator[World]:
+    found = World(root)
+    with found.relays[0], found.relays[1]:
+        try:
+            for number in range(2):
+                found.serve(number)
+            yield found
+        finally:
+            for server in found.servers.values():
+                server.kill()
+                server.wait()
+
+
+def begun(device: Any, characters: int) -> str:
+    """Return the first characters of what a device writes."""
+    text = ""
+    while len(text) < characters:
+        piece = device.stdout.read(1)
+        assert piece, f"it ended after {text!r}"
+        text += piece
+    return text
+
+
+@pytest.mark.e2e
+def test_a_server_a_link_and_a_device_that_are_killed_in_mid_sentence_change_no_text(tmp_path):
+    with world(tmp_path) as all_:
+        prompts = dict.fromkeys(RANKS, ("dog 1?", *DRAWN))
+        expected = {client: all_.whole(client, *prompts[client]) for client in RANKS}
+        assert len(set(expected.values())) == 3
+        homes = {client: tmp_path / f"home-{client}" for client in RANKS}
+        devices = {
+            client: all_.write(client, *prompts[client], home=homes[client]) for client in RANKS
+        }
+        found = {client: begun(device, 20) for client, device in devices.items()}
+        devices["2"].kill()  # the device; its text is on its disk
+        devices["2"].wait()
+        (kept,) = (homes["2"] / ".fedlora" / "states" / "texts").iterdir()
+        assert kept.stat().st_mode & 0o777 == 0o600
+        all_.relays[0].reset()  # the link
+        found["0"] += begun(devices["0"], 10)
+        all_.kill(0)  # the server
+        for client in "01":
+            rest, _ = devices[client].communicate(timeout=patient(60))
+            assert found[client] + rest == expected[client]
+        assert all_.whole("2", "--resume", home=homes["2"]) == expected["2"]
+        assert not list((homes["2"] / ".fedlora" / "states" / "texts").iterdir())
+        all_.servers[1].send_signal(signal.SIGINT)
+        told, _ = all_.servers[1].communicate(timeout=patient(30))
+        assert re.search(
+            r"\d+ tokens in \d+ exchanges; a token .* up, .* down, .* on the air", told
+        )
+        stats = json.loads((tmp_path / "stats-1.json").read_text())
+        assert stats["clients"]["2"]["tokens"] > 0
+        assert stats["a_token"]["energy_joules"] > 0
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_leave_twenty_identical_texts(tmp_path):
+    rng = random.Random(19)
+    with world(tmp_path) as all_:
+        expected = all_.whole("1", "dog 1?", *DRAWN)
+        for trial in range(20):
+            victim = rng.choice(["server", "device", "link"])
+            home = tmp_path / f"trial-{trial}"
+            device = all_.write("1", "dog 1?", *DRAWN, home=home)
+            found = begun(device, rng.randint(1, 3 * len(expected) // 4))
+            time.sleep(rng.uniform(0, 2 * DELAY_S))
+            if victim == "link":
+                for relay in all_.relays:
+                    relay.reset()
+            elif victim == "server":
+                used = max(all_.servers, key=lambda n: all_.relays[n].bytes["up"])
+                all_.kill(used)
+            else:
+                device.kill()
+            rest, _ = device.communicate(timeout=patient(90))
+            text = found + rest
+            if victim == "device":
+                text = all_.whole("1", "--resume", home=home)
+            assert text == expected, (trial, victim)
+            for number in range(2):
+                all_.relays[number].bytes.update(up=0, down=0)
+                if number not in all_.servers:
+                    all_.serve(number)
