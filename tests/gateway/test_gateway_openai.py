@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from clients.gateway.command import listening, server_of
 from clients.generation.writer import Writer
-from fedlora.commands.run_model import chat_ids
+from fedlora.commands.prompts import chat_ids
 from fedlora.errors import FedloraError
 from fedlora.tasks import load_tokenizer
 
