@@ -22,20 +22,18 @@ from fedlora.commands.deploy.kit import kit
 from fedlora.commands.deploy.rehearse import rehearse
 from fedlora.commands.doctor import doctor
 from fedlora.commands.options import (
-    BackOption,
     ClientOption,
-    FrontOption,
     OutOption,
     OverwriteOption,
     RankOption,
     ScenarioArgument,
     SetOption,
-    TaskOption,
 )
 from fedlora.commands.plan import plan
 from fedlora.commands.report import report
-from fedlora.commands.serve import serve
+from fedlora.commands.serving.serve import serve
 from fedlora.commands.site import site
+from fedlora.commands.slice import slice_
 from fedlora.errors import FedloraError
 from fedlora.import_path import (
     blamed_on_path,
@@ -238,6 +236,7 @@ app.command()(site)
 app.command()(plan)
 app.command()(report)
 app.command()(serve)
+app.command(name="slice")(slice_)
 
 
 @app.command()
@@ -262,33 +261,6 @@ def certs(
     from fedlora.commands.certs import print_certificates
 
     print_certificates(out, host, nodes, days, port)
-
-
-@app.command(name="slice")
-def slice_(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A whole model: folder, `hub:NAME`, or `package:NAME/FOLDER`; or the folder of a "
-            "run that writes texts."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    front: FrontOption = 0,
-    back: BackOption = 0,
-    task: TaskOption = "",
-    client: Annotated[
-        str | None, typer.Option(help="Of a run with personal heads: whose head goes along.")
-    ] = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Make the edge package of a model: all that a client needs, without the server's blocks.
-
-    Of a run, it is all that `fedlora generate` and `chat` need on a device with `--server`.
-    """
-    from fedlora.commands.slice import slice_model
-
-    slice_model(model, out, front, back, task=task, overwrite=overwrite, client=client)
 
 
 def _print_version(wanted: bool) -> None:

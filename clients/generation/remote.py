@@ -16,7 +16,7 @@ from clients.generation.text_model import TextModel, language_head_of, writer_of
 from clients.generation.writer import Writer
 from clients.owner import Door, OwnerTerms
 from fedlora.commands.prompts import TaskFacts
-from fedlora.commands.run_package import read_package
+from fedlora.commands.serving.run_package import read_package
 from fedlora.config import NodeKeys, states_folder
 from fedlora.errors import FedloraError
 from fedlora.link.stream.address import address_of

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.commands.options import BackOption, FrontOption, OverwriteOption, TaskOption
 from fedlora.errors import FedloraError
-from fedlora.split import model_folder
-from fedlora.split.slice import Package, slice_checkpoint
-from fedlora.tasks import load_tokenizer, task_class
+
+if TYPE_CHECKING:
+    from fedlora.split.slice import Package
+
+
+def slice_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A whole model: folder, `hub:NAME`, or `package:NAME/FOLDER`; or the folder of a "
+            "run that writes texts."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    front: FrontOption = 0,
+    back: BackOption = 0,
+    task: TaskOption = "",
+    client: Annotated[
+        str | None, typer.Option(help="Of a run with personal heads: whose head goes along.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make the edge package of a model: all that a client needs, without the server's blocks.
+
+    Of a run, it is all that `fedlora generate` and `chat` need on a device with `--server`.
+    """
+    slice_model(model, out, front, back, task=task, overwrite=overwrite, client=client)
 
 
 def slice_model(
@@ -45,6 +71,10 @@ def slice_model(
         When the model cannot be read or cut so, there is no such task, the run cannot generate, or
         the folder is in use.
     """
+    from fedlora.split import model_folder
+    from fedlora.split.slice import slice_checkpoint
+    from fedlora.tasks import load_tokenizer, task_class
+
     if (Path(model) / "events.jsonl").is_file():
         if client_front or client_back or task:
             raise FedloraError(
@@ -71,11 +101,13 @@ def slice_model(
 
 def _slice_run(folder: Path, out: Path, client: str | None, *, overwrite: bool) -> Package:
     """Write what a device needs of a run to write texts with it."""
-    from fedlora.commands.run_package import read_package
+    from fedlora.commands.serving.run_package import read_package
     from fedlora.generation.engine import check_generates
     from fedlora.lora.export import Adapter
     from fedlora.report import RunFolder
-    from fedlora.split import Checkpoint
+    from fedlora.split import Checkpoint, model_folder
+    from fedlora.split.slice import slice_checkpoint
+    from fedlora.tasks import load_tokenizer
 
     run = read_package(folder, client)
     model = run.scenario.model

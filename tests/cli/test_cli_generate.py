@@ -6,7 +6,7 @@ import pytest
 from support.served import served_run
 
 from clients.generation.command import generate
-from fedlora.commands.serve import ServeOptions, opened
+from fedlora.commands.serving.serve import ServeOptions, opened
 from fedlora.commands.slice import slice_model
 from fedlora.errors import FedloraError
 from fedlora.launch.keys import write_keys

@@ -147,7 +147,7 @@ def opened(
     identity, known
         Certificate and devices; None for plain text.
     """
-    from fedlora.commands.served_run import open_served
+    from fedlora.commands.serving.served_run import open_served
     from fedlora.generation.admission import Admission
     from fedlora.generation.bounds import CacheBounds
     from fedlora.generation.listener import GenerationListener

@@ -1,0 +1,1 @@
+"""``fedlora serve``, and what a device gets of a run that is served."""
