@@ -30,6 +30,7 @@ SPACE = RankSpace((Projection("q_proj", 0, 8, 8), Projection("v_proj", 0, 8, 8))
 NEEDED = {  # that the option is looked at, or that the plug-in can be made
     "lyapunov": {"mean_delay_s": 1.0},
     "random_k": {"clients": 1},
+    "trace": {"path": "package:simulations/traces/hsdpa.log"},
     "ar1_coefficient": {"correlation": "ar1"},
     "doppler_hz": {"correlation": "jakes"},
     "k_factor_db": {"small_scale": "rician"},

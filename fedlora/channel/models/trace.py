@@ -12,7 +12,7 @@ from fedlora.channel.rate import Shannon
 from fedlora.channel.state import RATE_MAX_BPS, RATE_MIN_BPS
 from fedlora.channel.traces import Packets, Recording, Track, read_recording, replay as series
 from fedlora.channel.traces.track import Link as Recorded
-from fedlora.checks import choice, number
+from fedlora.checks import choice, number, truth
 from fedlora.config import LONGEST_S, MOST_WALKED_BLOCKS, ChannelConfig
 from fedlora.errors import FedloraError
 
@@ -98,7 +98,7 @@ class TraceChannel(ChannelModel):
             "idle": choice(option + "idle", idle, ("refuse", "hold", "outage")),
         }
         self._factor = number(option + "up_rate_factor", up_rate_factor, 1e-9, 1e9)
-        self._equivalent_snr = equivalent_snr
+        self._equivalent_snr = truth(option + "equivalent_snr", equivalent_snr)
         step_s = number(option + "step_s", step_s, 0.0, LONGEST_S)
 
         def read(name: str, key: str) -> Recording:
