@@ -1,23 +1,27 @@
-"""What the commands of benchmarks and studies have in common: the scenario, and ``--set``."""
+"""What the commands of benchmarks and studies have in common: the scenario, and their options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora.commands.options import OverwriteOption
+from fedlora.errors import FedloraError
 
 if TYPE_CHECKING:
     from fedlora.config import Scenario
 
-__all__ = ["OverwriteOption", "SetOption", "open_scenario"]
+__all__ = ["OverwriteOption", "SetOption", "WorkersOption", "open_scenario", "read_numbers"]
 
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key."),
 ]
+
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
 
 
 def open_scenario(
@@ -52,3 +56,38 @@ def open_scenario(
     if check:
         check_scenario(scenario)
     return scenario
+
+
+def read_numbers(
+    option: str,
+    text: str,
+    what: str = "positive numbers",
+    example: str = "1,2,4",
+    fits: Callable[[float], bool] = lambda value: 0 < value < 1e9,
+) -> list[float]:
+    """Read a list of numbers, each once.
+
+    Parameters
+    ----------
+    option, text
+        By which it was given, and what was given.
+    what, example
+        Which numbers may be listed, and such a list.
+    fits
+        Tells whether a number may be listed; it is never asked about nan.
+
+    Raises
+    ------
+    FedloraError
+        When one is no number, does not fit, or is listed twice.
+    """
+    found: list[float] = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value) or not fits(value) or value in found:
+            raise FedloraError(f"{option} is {text!r}; list different {what}, such as {example}")
+        found.append(value)
+    return found

@@ -162,14 +162,31 @@ def held_folder(path: Path, what: str) -> Iterator[None]:
     FedloraError
         When another process holds it, or nothing can be written there.
     """
-    name = path / ".lock"
-    with explained(name):
-        lock = lock_file(name)
-    if lock is None:
-        raise FedloraError(
-            f"{what} is still going on in {path}; wait for it, or give another --out"
-        )
-    with lock:
+    with held_file(path / ".lock", f"{what} is still going on in {path}"):
+        yield
+
+
+@contextlib.contextmanager
+def held_file(lock: Path, what: str) -> Iterator[None]:
+    """Keep other processes out by a file that is held.
+
+    Parameters
+    ----------
+    lock
+        The file; it is made if need be and stays.
+    what
+        The beginning of the refusal: what goes on, and where.
+
+    Raises
+    ------
+    FedloraError
+        When another process holds it, or it cannot be written.
+    """
+    with explained(lock):
+        held = lock_file(lock)
+    if held is None:
+        raise FedloraError(f"{what}; wait for it, or give another --out")
+    with held:
         yield
 
 

@@ -14,8 +14,8 @@ from fedlora.config import Scenario
 from fedlora.ranks import RankSpace
 from simulations.in_process import Record, connect
 from simulations.studies.compare.reward import Losses
-from simulations.studies.compare.store import write_table
 from simulations.studies.compare.trial import run_reference
+from simulations.studies.kit.folder import write_table
 from simulations.train_policy.checkpoint import read_checkpoint, restore, save_checkpoint
 from simulations.train_policy.curves import draw_curves
 from simulations.train_policy.environment import FederationEnv

@@ -305,7 +305,7 @@ def test_a_file_in_place_of_a_folder_is_named(fedlora, scenario, tmp_path):
     ("arguments", "message"),
     [
         (["--price", "nan"], "--price is nan; set a finite number"),
-        (["--snr", "5;10"], "SNR '5;10' in --snr '5;10' is no number of dB"),
+        (["--snr", "5;10"], "--snr is '5;10'; list different numbers of dB from -200 to 200"),
         (["--set", "channel.model=log_distance"], "has SNRs of its own, so that --snr changes"),
         (["--strategies", "uniform(r=9)"], "rank 9"),
         (["--strategies", "uniform(r=1..100000)"], "names 100000 ranks; name at most 1000"),

@@ -27,6 +27,7 @@ FOLDERS = {
     "export": (["RUN"], "adapter_config.json"),
     "slice": (["MODEL"], "edge.json"),
     "cascade": (["quickstart-private"], "cascade.json"),
+    "parity": (["quickstart"], "trials.jsonl"),
     "participation": (["quickstart", "--participants", "2"], "participation.csv"),
     "compare": (["SCENARIO", "--strategies", "greedy", *AIR], "trials.jsonl"),
     "train-policy": (["quickstart"], "settings.toml"),

@@ -14,7 +14,7 @@ from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario
 from simulations.studies.compare.plots import _step
 from simulations.studies.compare.report import write_results
-from simulations.studies.compare.runner import run_missing
+from simulations.studies.compare.runner import run_all
 from simulations.studies.compare.store import COLUMNS, CompareFolder
 from simulations.studies.compare.strategies import parse_strategies
 from simulations.studies.compare.trial import (
@@ -128,12 +128,12 @@ def test_a_comparison_goes_on_where_it_stopped(scenario, tmp_path):
     with (tmp_path / "trials.jsonl").open("a") as stream:
         stream.write('{"row": {"strat')  # killed while writing
     again = CompareFolder(tmp_path, scenario, 0.2)
-    assert again.finished == {("greedy", 0.0, 1), ("random", 0.0, 1)}
+    assert set(again.results.records) == {("greedy", 0.0, 1), ("random", 0.0, 1)}
     again.add(result("greedy", 0.0, 2, 0.1))
-    assert len(CompareFolder(tmp_path, scenario, 0.2).results) == 3
+    assert len(CompareFolder(tmp_path, scenario, 0.2).found) == 3
     (greedy,) = parse_strategies("greedy")
-    run_missing(again, scenario, [Trial(greedy, 0.0, seed) for seed in (1, 2)], 0.2, workers=1)
-    assert len(again.results) == 3
+    run_all(again, scenario, [Trial(greedy, 0.0, seed) for seed in (1, 2)], 0.2, workers=1)
+    assert len(again.found) == 3
 
 
 def test_a_folder_of_another_comparison_is_refused(scenario, tmp_path):
@@ -181,7 +181,7 @@ def test_two_comparisons_do_not_run_the_same_trials_in_one_folder(scenario, tmp_
         with pytest.raises(FedloraError, match="a comparison is still going on in"), second.held():
             pass
     with second.held():
-        assert second.finished == {("greedy", 5.0, 1)}
+        assert set(second.results.records) == {("greedy", 5.0, 1)}
 
 
 def test_names_are_printed_whole_and_plotted_however_long(scenario, tmp_path):

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from fedlora.config import with_overrides
-from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from simulations.studies.participation.command import _numbers
 from simulations.studies.participation.study import Setting, run_setting, scenario_of
 from simulations.studies.participation.trend import Trend, draw_variance, explained, fit_trend
 
@@ -37,16 +35,10 @@ def test_the_fit_finds_the_trend_that_made_the_curves():
 def test_a_run_has_the_participants_that_were_asked_for():
     small = ["federation.clients=4", "data.max_rows=120", "train.rounds=2", "train.steps=1"]
     base = with_overrides(find_scenario("quickstart"), small)
-    rows = run_setting(base, Setting(3, 0.0, 1.0, 5))
+    rows = run_setting(Setting(3, 0.0, 1.0, 5), base)["rows"]
     assert [row["chosen"] for row in rows] == [3, 3]
     assert rows[1]["air_seconds"] == pytest.approx(sum(row["round_seconds"] for row in rows))
     assert all(row["loss"] > 0 and row["energy_joules"] > 0 for row in rows)
     online = scenario_of(base, Setting(0, 2.5, 1.0, 5))
     assert online.channel.schedule.options == {"trade_off": 2.5, "mean_delay_s": 1.0}
     assert online.channel.schedule.total_bandwidth_hz == 4 * 4e5
-
-
-@pytest.mark.parametrize("text", ["", "1,", "0", "-1", "x", "1,1", "2.5", "nan"])
-def test_numbers_that_cannot_be_are_quoted(text):
-    with pytest.raises(FedloraError, match=r"--participants is .*; write different positive"):
-        _numbers("--participants", text, whole=True)

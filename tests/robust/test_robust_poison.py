@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from support.poisoned import SHORT
 
+from simulations.studies.kit import run as kit
 from simulations.studies.poison import trial
 from simulations.studies.poison.command import poison
 
@@ -20,9 +22,10 @@ def test_a_file_whose_last_line_a_crash_tore_is_gone_on_with(tmp_path, monkeypat
         return {"trial": dataclasses.asdict(asked), **result}
 
     def study(*attacks: str) -> None:
-        poison("quickstart", ["mean"], list(attacks), 1, out, list(SHORT))
+        poison("quickstart", ["mean"], list(attacks), 1, out, 1, list(SHORT))
 
     monkeypatch.setattr(trial, "run_trial", run_trial)
+    monkeypatch.setattr(kit, "worker_pool", lambda *_: ThreadPoolExecutor(1))
     monkeypatch.setattr("fedlora.check.check_scenario", lambda scenario: None)
     study("none", "huge")
     out.write_bytes(out.read_bytes()[:-20])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,11 +13,19 @@ from rich.table import Table
 
 from fedlora.errors import FedloraError
 from fedlora.storage.files import json_line, replace_file
-from fedlora.storage.outputs import FolderKind, dated_folder
-from simulations.options import OverwriteOption, SetOption, open_scenario
-from simulations.studies.cascade.energy import Energy, compare
+from fedlora.storage.outputs import dated_folder
+from simulations.options import (
+    OverwriteOption,
+    SetOption,
+    WorkersOption,
+    open_scenario,
+    read_numbers,
+)
 
-_STUDY = FolderKind("study of noise", ("cascade.json",), ("cascade.json", "cascade.png"))
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simulations.studies.cascade.energy import Energy
 
 
 def cascade(
@@ -27,8 +34,12 @@ def cascade(
     draws: Annotated[int, typer.Option(min=2, help="Backward passes of each kind.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds before energies are taken.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the study (default: `cascade-TIME`).")
+        Path | None,
+        typer.Option(
+            help="Folder; a study that is there is gone on with (default: `cascade-TIME`)."
+        ),
     ] = None,
+    workers: WorkersOption = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -37,12 +48,14 @@ def cascade(
     Writes `cascade.json` and `cascade.png`. An empty `--sigma` leaves the loss
     out.
     """
-    from rich.progress import track
-
     from clients.simulated_data import SimulatedData
     from fedlora.check import check_scenario
+    from simulations.studies.cascade.energy import Energy
     from simulations.studies.cascade.plot import draw
-    from simulations.studies.cascade.trend import run_curve
+    from simulations.studies.cascade.trend import Curve
+    from simulations.studies.cascade.trial import Trial, run_trial
+    from simulations.studies.kit.folder import StudyFolder
+    from simulations.studies.kit.run import run_missing
 
     base = open_scenario(scenario, set_, check=False, texts="fedlora cascade")
     if not base.privacy.enabled:
@@ -50,40 +63,43 @@ def cascade(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
     check_scenario(base)
-    sigmas = _numbers(sigma)
-    out = out or dated_folder(Path("cascade"))
-    _STUDY.check_free(out, overwrite=overwrite, option="--out")
-    out.mkdir(parents=True, exist_ok=True)
-    short = replace(
+    sigmas = read_numbers("--sigma", sigma, example="0.5,1,2") if sigma else []
+    trials = [Trial(None), *map(Trial, [0.0, *sigmas] if sigmas else [])]
+    folder = StudyFolder(
+        out or dated_folder(Path("cascade")),
+        "a study of noise",
+        ("cascade.json", "cascade.png"),
         base,
-        train=replace(base.train, rounds=rounds),
-        head=replace(base.head, share="personal"),
-        privacy=replace(base.privacy, release="full"),
-        evaluate=replace(base.evaluate, report=False, baseline=False),
+        lambda line: line["sigma"],
+        settings={"rounds": rounds, "draws": draws},
+        overwrite=overwrite,
+        marks=("cascade.json",),
     )
-    energies = compare(short, draws)
+    with folder.held():
+        run_missing(
+            folder.results,
+            trials,
+            run_trial,
+            lambda _: (base, rounds, draws),
+            python_path=base.python_path,
+            workers=workers,
+            title="runs",
+        )
+    records = [folder.results.records[trial.key] for trial in trials]
+    energies = [Energy(**energy) for energy in records[0]["energies"]]
     console = Console()
     _print(console, base.name, energies)
-    result = {"energies": [asdict(energy) for energy in energies]}
-    _STUDY.clear(out)
+    result = {"energies": records[0]["energies"]}
     if sigmas:
-        noises = [0.0, *sigmas]
-        curves = [run_curve(base, s) for s in track(noises, "runs", console=Console(stderr=True))]
+        curves = [Curve(**record["curve"]) for record in records[1:]]
         classes = SimulatedData(base, base.federation.clients).labels
         start = math.log(len(classes))  # the head starts near 0, so that all classes are alike
-        draw(curves, start, out / "cascade.png", base.name)
+        draw(curves, start, folder.path / "cascade.png", base.name)
         result["curves"] = [
             asdict(curve) | {"predicted": curve.predicted(curves[0], start)} for curve in curves
         ]
-    replace_file(out / "cascade.json", json_line(result, indent=2))
-    console.print(f"figures: {out}", highlight=False, soft_wrap=True)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError:
-        raise FedloraError(f"--sigma is {text!r}; list numbers such as 0.5,1,2") from None
+    replace_file(folder.path / "cascade.json", json_line(result, indent=2))
+    console.print(f"figures: {folder.path}", highlight=False, soft_wrap=True)
 
 
 def _print(console: Console, name: str, energies: Sequence[Energy]) -> None:

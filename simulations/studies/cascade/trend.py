@@ -40,7 +40,8 @@ class Curve:
         """Return the losses that the noiseless run and this one's speed lead to."""
         time = np.cumsum(self.speed)
         places = np.arange(len(clean.losses) + 1)
-        return np.interp(time, places, [start, *clean.losses]).tolist()
+        losses: list[float] = np.interp(time, places, [start, *clean.losses]).tolist()
+        return losses
 
 
 def run_curve(scenario: Scenario, sigma: float) -> Curve:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import OverwriteOption, SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
 from simulations.studies.compare.reward import DEFAULT_PRICE
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def compare(
     figures: Annotated[
         str, typer.Option(help="Plots as `png`, and as `pdf` or `svg` too, separated by commas.")
     ] = "png",
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    workers: WorkersOption = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -78,7 +78,7 @@ def compare(
     from rich.console import Console
 
     from simulations.studies.compare.report import write_results
-    from simulations.studies.compare.runner import run_missing
+    from simulations.studies.compare.runner import run_all
     from simulations.studies.compare.store import CompareFolder
     from simulations.studies.compare.trial import Trial
 
@@ -91,7 +91,7 @@ def compare(
     _check(base, trials)
     folder = CompareFolder(out, base, price, margin=margin, overwrite=overwrite)
     with folder.held():
-        run_missing(folder, base, trials, price, workers)
+        run_all(folder, base, trials, price, workers)
         write_results(folder, base, Console(), formats)
 
 

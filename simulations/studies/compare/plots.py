@@ -29,6 +29,7 @@ from simulations.studies.compare.statistics import (
     ANY,
     FIXED,
     LIMITS,
+    Interval,
     Row,
     by_strategy,
     interval,
@@ -237,7 +238,9 @@ def _seeds(rows: Sequence[Row]) -> str:
     return f" over {many} seed{'' if high == 1 else 's'}"
 
 
-def _errors(ax: Axes, index: int, name: str, x: Sequence[float], points: Sequence) -> None:
+def _errors(
+    ax: Axes, index: int, name: str, x: Sequence[float], points: Sequence[Interval]
+) -> None:
     means = [point.mean for point in points]
     known = [point.known for point in points]
     below = [p.mean - p.low if k else 0.0 for p, k in zip(points, known, strict=True)]

@@ -31,8 +31,9 @@ from simulations.studies.compare.statistics import (
     winners,
     with_best_fixed,
 )
-from simulations.studies.compare.store import CompareFolder, write_table
+from simulations.studies.compare.store import CompareFolder
 from simulations.studies.compare.trial import Result
+from simulations.studies.kit.folder import write_table
 
 _NAME_WIDTH, _FIGURES_WIDTH = 14, 66
 _MEANS = "Mean over seeds, with half of the 95% confidence interval"
@@ -61,19 +62,19 @@ def write_results(
         Of the figures, beside PNG.
     """
     folder.write_csv()
-    rows = with_best_fixed([result.row for result in folder.results])
+    rows = with_best_fixed([result.row for result in folder.found])
     best = winners(rows)
     write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
     kind = task_class(scenario.task.kind)
     name = "perplexity" if kind.language() else "accuracy" if kind.labelled else "metric"
     drawn = draw_all(
         folder.path / "plots",
-        folder.results,
+        folder.found,
         name,
         log_metric=name == "perplexity",
         formats=formats,
     )
-    every = [result.row for result in folder.results]
+    every = [result.row for result in folder.found]
     write_table(folder.path / "frontier.csv", FRONTIER_COLUMNS, frontier(every))
     console.print(_means(rows, name, max(_NAME_WIDTH, console.width - _FIGURES_WIDTH)))
     if best:
@@ -89,7 +90,7 @@ def write_results(
         )
         write_table(folder.path / "equivalence.csv", EQUIVALENCE_COLUMNS, equal)
         console.print(_equivalence(equal, folder.margin))
-    remarks = [*_uneven(every), *_faults(folder.results)]
+    remarks = [*_uneven(every), *_faults(folder.found)]
     for text in remarks:
         console.print(text, style="yellow", markup=False, highlight=False)
     write_page(folder.path, scenario, sections, drawn, remarks)

@@ -110,7 +110,7 @@ def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Where they were run with different seeds, the two are judged by those that both have.
     The p-values of the SNRs are one family for Holm's correction.
     """
-    table = []
+    table: list[dict[str, Any]] = []
     for snr_db in snrs_db(rows):
         here = by_strategy([row for row in rows if row["snr_db"] == snr_db])
         order = sorted(here, key=lambda name: -mean_of(here[name], "reward"))

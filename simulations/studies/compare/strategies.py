@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.errors import FedloraError
+from simulations.options import read_numbers
 
 _CONTENDER = re.compile(r"(?P<name>[^()]+)(?:\((?P<options>.*)\))?")
 _COMMA_OUTSIDE = re.compile(r",(?![^()]*\))")
@@ -75,21 +76,8 @@ def parse_snrs_db(text: str) -> list[float]:
     FedloraError
         When an entry is no finite number or occurs twice.
     """
-    snrs: list[float] = []
-    for part in text.split(","):
-        try:
-            value = float(part)
-        except ValueError:
-            value = float("nan")
-        if not abs(value) <= 200:
-            raise FedloraError(
-                f"SNR {part.strip()!r} in --snr {text!r} is no number of dB from -200 to 200; "
-                "write a list such as -5,0,5,10,15"
-            )
-        if value in snrs:
-            raise FedloraError(f"SNR {value:g} dB is listed twice in --snr {text!r}; list it once")
-        snrs.append(value)
-    return snrs
+    numbers = "numbers of dB from -200 to 200"
+    return read_numbers("--snr", text, numbers, "-5,0,5,10,15", lambda value: abs(value) <= 200)
 
 
 def _contender(text: str) -> Contender:

@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from fedlora.errors import FedloraError
 from fedlora.storage.files import json_line, replace_file
-from fedlora.storage.outputs import check_new_file
-from simulations.in_process import Record, connect
-from simulations.options import OverwriteOption, SetOption, open_scenario
-from simulations.unsplit import Unsplit
+from fedlora.storage.outputs import check_new_file, dated_folder
+from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
 
-_FIRST_STEPS = 20
-
-
-class _Losses(Record):
-    """Keeps the training loss of every step too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.losses: list[float] = []
-
-    def append_event(self, event: str, /, **fields: Any) -> None:
-        """See ``Recorder``."""
-        if event == "step" and fields.get("phase") == "train":
-            self.losses.append(fields["loss"])
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 def parity(
     scenario: Annotated[str, typer.Argument(help="Scenario with all clients in every round.")],
     seeds: Annotated[int, typer.Option(min=1, help="Runs, with seeds from 0.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder; a study that is there is gone on with (default: `parity-TIME`)."
+        ),
+    ] = None,
+    workers: WorkersOption = 0,
     set_: SetOption = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
+    from fedlora.check import check_scenario
+    from simulations.studies.kit.folder import StudyFolder
+    from simulations.studies.kit.run import run_missing
+    from simulations.studies.parity.trial import Trial, run_trial
+
     base = open_scenario(scenario, set_, check=False, texts="fedlora parity")
     trains_head = base.task.kind == "classification" and base.head.share != "step"
     if trains_head or base.federation.clients_per_round or base.train.accumulate > 1:
@@ -52,37 +47,34 @@ def parity(
             f"{base.federation.clients_per_round or 'all'} clients and accumulates "
             f"{base.train.accumulate}; parity needs head.share=step, all clients, accumulate 1"
         )
+    check_scenario(base)
     check_new_file(json_, "--json", overwrite=overwrite)
-    rows = [
-        _compare(dataclasses.replace(base, seed=seed))
-        for seed in track(range(seeds), "runs, split and unsplit", console=Console(stderr=True))
-    ]
+    trials = [Trial(seed) for seed in range(seeds)]
+    folder = StudyFolder(
+        out or dated_folder(Path("parity")),
+        "a study of parity",
+        (),
+        base,
+        lambda line: line["seed"],
+        overwrite=overwrite,
+    )
+    with folder.held():
+        run_missing(
+            folder.results,
+            trials,
+            run_trial,
+            lambda _: (base,),
+            python_path=base.python_path,
+            workers=workers,
+            title="runs, split and unsplit",
+        )
+    rows = [folder.results.records[trial.seed] for trial in trials]
     _print(base.name, rows)
     if json_ is not None:
         replace_file(json_, json_line(rows, indent=2))
 
 
-def _compare(scenario: Any) -> dict[str, Any]:
-    record = _Losses()
-    server = connect(scenario, record)
-    unsplit = Unsplit(scenario, server.engine.adapter())
-    server.training.run()
-    server.end()
-    result = unsplit.train()
-    last = record.rounds[-1]
-    first = zip(record.losses[:_FIRST_STEPS], result.losses, strict=False)
-    return {
-        "seed": scenario.seed,
-        "metric_before": server.training.outcome.before,
-        "split": last["metric"],
-        "unsplit": result.accuracy if result.accuracy is not None else math.exp(result.loss),
-        "split_loss": last["loss"],
-        "unsplit_loss": result.loss,
-        "largest_loss_difference_first_20_steps": max(abs(a - b) for a, b in first),
-    }
-
-
-def _print(name: str, rows: list[dict[str, Any]]) -> None:
+def _print(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=f"{name}: split and unsplit on the same batches")
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="right", min_width=7)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fedlora.errors import FedloraError
-from fedlora.storage.outputs import FolderKind
-from simulations.options import OverwriteOption, SetOption, open_scenario
-
-if TYPE_CHECKING:
-    from fedlora.config import Scenario
-    from simulations.studies.participation.study import Setting
+from simulations.options import (
+    OverwriteOption,
+    SetOption,
+    WorkersOption,
+    open_scenario,
+    read_numbers,
+)
 
 _FILES = ("participation.csv", "participants.png", "trade-off.png")
-_STUDY = FolderKind("study of participation", ("participation.csv",), _FILES)
 
 
 def participation(
     scenario: Annotated[
         str, typer.Argument(help="A shipped scenario, or the path of a TOML file.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the table and the plots.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; finished runs are kept.")],
     participants: Annotated[
         str, typer.Option(help="Numbers of clients a round, drawn at random.")
     ] = "1,2,4,8",
@@ -39,7 +37,7 @@ def participation(
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, help="Seeds, counted up from the scenario's.")
     ] = 3,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    workers: WorkersOption = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -50,67 +48,53 @@ def participation(
     """
     from rich.console import Console
 
-    from simulations.studies.participation.study import Setting
+    from simulations.studies.kit.folder import StudyFolder, write_table
+    from simulations.studies.kit.run import run_missing
+    from simulations.studies.participation.study import Setting, run_setting
 
     base = open_scenario(scenario, set_)
-    counts = [int(n) for n in _numbers("--participants", participants, whole=True)]
+    counts = [
+        int(n)
+        for n in read_numbers(
+            *("--participants", participants, "positive whole numbers"),
+            fits=lambda value: 0 < value < 1e9 and value == int(value),
+        )
+    ]
     too_many = [n for n in counts if n > base.federation.clients]
     if too_many:
         raise FedloraError(
             f"--participants {too_many[0]} exceeds federation.clients {base.federation.clients}; "
             "lower it or add clients"
         )
-    weights = _numbers("--trade-offs", trade_offs)
+    weights = read_numbers("--trade-offs", trade_offs)
     each = [(n, 0.0) for n in counts] + [(0, weight) for weight in weights]
     settings = [
         Setting(n, weight, mean_delay, base.seed + offset)
         for n, weight in each
         for offset in range(seeds)
     ]
-    _STUDY.check_free(out, overwrite=overwrite, option="--out")
-    out.mkdir(parents=True, exist_ok=True)
-    rows = _run(base, settings, workers)
-    _STUDY.clear(out)
-    _write(out / "participation.csv", rows)
+    folder = StudyFolder(
+        out,
+        "a study of participation",
+        _FILES,
+        base,
+        lambda line: Setting(**line["setting"]),
+        overwrite=overwrite,
+        marks=("participation.csv",),
+    )
+    with folder.held():
+        run_missing(
+            folder.results,
+            settings,
+            run_setting,
+            lambda _: (base,),
+            python_path=base.python_path,
+            workers=workers,
+            title="runs",
+        )
+        rows = [row for one in settings for row in folder.results.records[one]["rows"]]
+        write_table(out / "participation.csv", list(rows[0]), rows)
     _draw(out, rows, base.federation.clients, Console())
-
-
-def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
-    """Read a list of positive numbers, each once."""
-    found: list[float] = []
-    for part in text.split(","):
-        try:
-            value = float(part)
-        except ValueError:
-            value = float("nan")
-        if not 0 < value < 1e9 or (whole and value != int(value)) or value in found:
-            kind = "whole numbers" if whole else "numbers"
-            raise FedloraError(
-                f"{option} is {text!r}; write different positive {kind}, such as 1,2,4"
-            )
-        found.append(value)
-    return found
-
-
-def _run(base: Scenario, settings: Sequence[Setting], workers: int) -> list[dict[str, Any]]:
-    from rich.progress import track
-
-    from simulations.studies.participation.study import run_setting
-    from simulations.studies.workers import worker_pool
-
-    done: dict[Setting, list[dict[str, Any]]] = {}
-    with worker_pool(workers) as pool:
-        futures = {pool.submit(run_setting, base, setting): setting for setting in settings}
-        for future in track(as_completed(futures), "runs", total=len(futures)):
-            done[futures[future]] = future.result()
-    return [row for setting in settings for row in done[setting]]
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _draw(out: Path, rows: Sequence[Mapping[str, Any]], clients: int, console: Any) -> None:

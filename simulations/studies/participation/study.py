@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from fedlora.config import Scenario
 from simulations.in_process import Record, connect
 
@@ -31,6 +29,11 @@ class Setting:
     trade_off: float
     mean_delay_s: float
     seed: int
+
+    @property
+    def key(self) -> Setting:
+        """What tells runs apart."""
+        return self
 
 
 def scenario_of(base: Scenario, setting: Setting) -> Scenario:
@@ -57,9 +60,8 @@ def scenario_of(base: Scenario, setting: Setting) -> Scenario:
     )
 
 
-def run_setting(base: Scenario, setting: Setting) -> list[dict[str, Any]]:
-    """Run one setting and return a row for each round."""
-    torch.set_num_threads(1)
+def run_setting(setting: Setting, base: Scenario) -> dict[str, Any]:
+    """Run one setting and return a row for each round, and which setting it was."""
     record = Record()
     connect(scenario_of(base, setting), record, workers=1).training.run()
     rows, air_seconds = [], 0.0
@@ -77,4 +79,4 @@ def run_setting(base: Scenario, setting: Setting) -> list[dict[str, Any]]:
                 "energy_joules": item["energy_joules"],
             }
         )
-    return rows
+    return {"setting": asdict(setting), "rows": rows}

@@ -68,7 +68,8 @@ def fit_trend(curves: Mapping[int, np.ndarray], clients: int) -> Trend:
     first = max(float(curve[0]) for curve in curves.values())
 
     def trend(values: np.ndarray) -> Trend:
-        return Trend(*(float(value) for value in values), clients=clients)
+        floor, gap, contraction, spread = map(float, values)
+        return Trend(floor, gap, contraction, spread, clients)
 
     def misfit(values: np.ndarray) -> np.ndarray:
         model = trend(values)

@@ -38,7 +38,8 @@ def quiet(gradient: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def noise(gradient: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return noise ten times as long as the gradient."""
     drawn = torch.randn(gradient.shape, generator=generator)
-    return drawn * (_LARGE * gradient.norm() / drawn.norm())
+    scale: torch.Tensor = _LARGE * gradient.norm() / drawn.norm()
+    return drawn * scale
 
 
 POISONS: Mapping[str, Poison] = {

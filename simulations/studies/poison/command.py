@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, open_scenario
+from simulations.options import SetOption, WorkersOption, open_scenario
 
 if TYPE_CHECKING:
-    from simulations.studies.poison.trial import Trial
+    from collections.abc import Mapping, Sequence
 
 
 def poison(
@@ -31,6 +31,7 @@ def poison(
     out: Annotated[
         Path, typer.Option(help="File of results, one JSON object a line; it is added to.")
     ] = Path("poison.jsonl"),
+    workers: WorkersOption = 0,
     set_: SetOption = None,
 ) -> None:
     """Train with hostile clients, under each attack and with each average.
@@ -39,16 +40,15 @@ def poison(
     10,000 times (huge), 10 times (flipped) or once (quiet) as long, or with
     noise ten times as long (random). Runs that the file holds are not repeated.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from fedlora.check import check_scenario
     from fedlora.config import scenario_to_toml
-    from fedlora.storage.files import append_line
+    from fedlora.storage.files import explained, held_file
+    from simulations.studies.kit.results import Results
+    from simulations.studies.kit.run import run_missing
     from simulations.studies.poison.attackers import POISONS
     from simulations.studies.poison.trial import AVERAGES, Trial, run_trial
 
-    known = _known(out)
+    results = Results(out, lambda line: Trial(**line["trial"]), "fedlora poison")
     overrides = ["evaluate.baseline=false", *(set_ or [])]
     base = open_scenario(scenario, overrides, check=False, texts="fedlora poison")
     attacks = attack or ["none", *POISONS]
@@ -63,36 +63,23 @@ def poison(
     ]
     for trial in trials:
         check_scenario(trial.scenario())
-    missing = [trial for trial in trials if trial not in known]
-    for trial in track(missing, "runs", console=Console(stderr=True)):
-        known[trial] = run_trial(trial)
-        append_line(out, known[trial], sync=False)
-    _show(base.name, [known[trial] for trial in trials], attacks)
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with held_file(out.with_name(f".{out.name}.lock"), f"a run of trials is still adding to {out}"):
+        results.read()
+        run_missing(
+            results,
+            trials,
+            run_trial,
+            lambda _: (),
+            python_path=base.python_path,
+            workers=workers,
+            title="runs",
+        )
+    _show(base.name, [results.records[trial] for trial in trials], attacks)
 
 
-def _known(out: Path) -> dict[Trial, dict[str, Any]]:
-    """Return the results that a file of results holds.
-
-    Raises
-    ------
-    FedloraError
-        When it holds anything else, to which nothing is added.
-    """
-    from fedlora.storage.files import read_lines
-    from simulations.studies.poison.trial import Trial
-
-    try:
-        lines, _ = read_lines(out)
-        if not lines and out.is_file() and out.stat().st_size:
-            raise ValueError("no line of JSON")
-        return {Trial(**line["trial"]): line for line in lines}
-    except (LookupError, TypeError, ValueError):
-        raise FedloraError(
-            f"--out {out} holds something else than results of fedlora poison; name another file"
-        ) from None
-
-
-def _show(name: str, results: list[dict[str, Any]], attacks: list[str]) -> None:
+def _show(name: str, results: Sequence[Mapping[str, Any]], attacks: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -33,6 +33,11 @@ class Trial:
     hostile: int
     base: str
 
+    @property
+    def key(self) -> Trial:
+        """What tells trials apart."""
+        return self
+
     def scenario(self) -> Scenario:
         """Return the scenario with this average; raises ``FedloraError`` when they do not fit."""
         base = scenario_from_toml(self.base)

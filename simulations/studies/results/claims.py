@@ -81,10 +81,11 @@ def read_claims() -> list[Claim]:
     """Return the claims of ``claims.toml``."""
     table = tomllib.loads((FOLDER / "claims.toml").read_text(encoding="utf-8"))
     lists = ("reward", "loss", "bits")
-    return [
-        Claim(**{k: tuple(v) if k in lists else v for k, v in claim.items()})
-        for claim in table["claim"]
-    ]
+
+    def fields(claim: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(v) if key in lists else v for key, v in claim.items()}
+
+    return [Claim(**fields(claim)) for claim in table["claim"]]
 
 
 def claims_table() -> list[str]:

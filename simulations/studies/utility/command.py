@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
@@ -12,14 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
-from simulations.options import OverwriteOption, SetOption, open_scenario
+from simulations.options import (
+    OverwriteOption,
+    SetOption,
+    WorkersOption,
+    open_scenario,
+    read_numbers,
+)
 from simulations.studies.utility.trial import (
     NO_NOISE,
     Mechanism,
     Row,
-    UtilityFolder,
     plan,
     run_trial,
+    utility_folder,
 )
 
 
@@ -37,6 +44,7 @@ def utility(
         "utility"
     ),
     limit: Annotated[int, typer.Option(min=0, help="Run so many trials, then stop; 0: all.")] = 0,
+    workers: WorkersOption = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -46,9 +54,9 @@ def utility(
     deviations. The noise is drawn from the operating system, so a repetition
     differs within these.
     """
-    from rich.progress import track
-
     from fedlora.check import check_scenario
+    from simulations.studies.kit.folder import write_table
+    from simulations.studies.kit.run import run_missing
     from simulations.studies.utility.plot import draw
 
     base = open_scenario(scenario, set_, check=False, texts="fedlora utility")
@@ -57,26 +65,29 @@ def utility(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
     mechanisms = [Mechanism.parse(text) for text in mechanism or ["logits"]]
-    trials = plan(mechanisms, _numbers(epsilon), range(base.seed, base.seed + seeds))
+    epsilons = read_numbers("--epsilon", epsilon, example="1,4,8")
+    trials = plan(mechanisms, epsilons, range(base.seed, base.seed + seeds))
     for trial in trials:
         trial.scenario(base)
     check_scenario(base)
-    folder = UtilityFolder(out, base, overwrite=overwrite)
-    missing = folder.missing(trials)[: limit or None]
-    for trial in track(missing, "trials", console=Console(stderr=True)):
-        folder.add(run_trial(base, trial))
+    folder = utility_folder(out, base, overwrite=overwrite)
+    with folder.held():
+        run_missing(
+            folder.results,
+            folder.results.missing(trials)[: limit or None],
+            run_trial,
+            lambda _: (base,),
+            python_path=base.python_path,
+            workers=workers,
+        )
+        every = sorted(map(Row.of, folder.results.records.values()), key=lambda row: row.key)
+        columns = [field.name for field in fields(Row)]
+        write_table(out / "utility.csv", columns, map(asdict, every))
     wanted = {trial.key for trial in trials}
-    rows = [row for row in folder.rows if row.key in wanted]
+    rows = [row for row in every if row.key in wanted]
     if rows:
         draw(rows, out / "utility.png", base.name)
         _print(base.name, rows)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise FedloraError(f"--epsilon is {text!r}; list numbers such as 1,4,8") from None
 
 
 def _print(name: str, rows: Sequence[Row]) -> None:

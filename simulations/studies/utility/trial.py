@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from fedlora.config import PrivacyPolicy, Scenario, load_scenario, scenario_to_toml, with_overrides
+from fedlora.config import PrivacyPolicy, Scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.storage.files import replace_file
-from fedlora.storage.outputs import FolderKind
 from simulations.in_process import Record, connect
-from simulations.studies.compare.store import write_table
+from simulations.studies.kit.folder import StudyFolder
 
 NO_NOISE = "none"
-_STUDY = FolderKind(
-    "study of utility", ("utility.csv",), ("scenario.toml", "utility.csv", "utility.png")
-)
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,16 @@ class Row:
     sigma: float
     seconds: float
 
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Row:
+        """Read a line; JSON has null for what is infinite."""
+        numbers = {
+            name: math.inf if value is None else float(value)
+            for name, value in line.items()
+            if name not in ("mechanism", "seed")
+        }
+        return cls(mechanism=line["mechanism"], seed=int(line["seed"]), **numbers)
+
     @property
     def key(self) -> tuple[str, float, int]:
         """What tells trials apart."""
@@ -122,8 +129,8 @@ class Trial:
         return replace(base, seed=self.seed, privacy=privacy, evaluate=evaluate, compute=compute)
 
 
-def run_trial(base: Scenario, trial: Trial) -> Row:
-    """Run a trial in this process.
+def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
+    """Run a trial in this process; return its row.
 
     Raises
     ------
@@ -138,7 +145,7 @@ def run_trial(base: Scenario, trial: Trial) -> Row:
     last, spending = record.rounds[-1], server.training.spending
     spent = [spending.epsilon(client) for client in server.cohort.clients]
     server.end()
-    return Row(
+    row = Row(
         trial.mechanism.name,
         trial.epsilon,
         trial.seed,
@@ -148,10 +155,11 @@ def run_trial(base: Scenario, trial: Trial) -> Row:
         round(last.get("sigma", 0.0), 6),
         round(time.perf_counter() - started, 1),
     )
+    return asdict(row)
 
 
-class UtilityFolder:
-    """The folder of a study: each finished trial is a line that survives an interruption.
+def utility_folder(path: Path, scenario: Scenario, *, overwrite: bool = False) -> StudyFolder:
+    """Return the folder of a study, with the rows of an ``utility.csv`` that is all there is.
 
     Parameters
     ----------
@@ -167,50 +175,26 @@ class UtilityFolder:
     FedloraError
         When the folder holds a study of another scenario, or something else.
     """
-
-    def __init__(self, path: Path, scenario: Scenario, *, overwrite: bool = False) -> None:
-        kept = path / "scenario.toml"
-        if overwrite or not kept.exists():
-            _STUDY.check_free(path, overwrite=overwrite, option="--out")
-            _STUDY.clear(path)
-        elif load_scenario(kept) != scenario:
-            raise FedloraError(
-                f"{path} holds a study with other settings; give another --out, or replace it with "
-                "--overwrite"
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        replace_file(kept, scenario_to_toml(scenario).encode())
-        self.csv = path / "utility.csv"
-        self.rows = read_rows(self.csv) if self.csv.exists() else []
-        self._write()  # marks the folder before the first trial has ended
-
-    def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Return the trials that are not there yet."""
-        finished = {row.key for row in self.rows}
-        return [trial for trial in trials if trial.key not in finished]
-
-    def add(self, row: Row) -> None:
-        """Keep a finished trial."""
-        self.rows.append(row)
-        self._write()
-
-    def _write(self) -> None:
-        columns = [field.name for field in fields(Row)]
-        write_table(self.csv, columns, [asdict(r) for r in sorted(self.rows, key=lambda r: r.key)])
+    folder = StudyFolder(
+        path,
+        "a study of utility",
+        ("utility.csv", "utility.png"),
+        scenario,
+        lambda line: Row.of(line).key,
+        overwrite=overwrite,
+        marks=("utility.csv",),
+    )
+    if not folder.results.records and (path / "utility.csv").exists():
+        with folder.held():
+            for row in read_rows(path / "utility.csv"):
+                folder.results.add(asdict(row))
+    return folder
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read a ``utility.csv``."""
     with path.open(encoding="utf-8", newline="") as stream:
-        return [
-            Row(
-                table["mechanism"],
-                float(table["epsilon"]),
-                int(table["seed"]),
-                *(float(table[field.name]) for field in fields(Row)[3:]),
-            )
-            for table in csv.DictReader(stream)
-        ]
+        return [Row.of(line) for line in csv.DictReader(stream)]
 
 
 def plan(mechanisms: Sequence[Mechanism], epsilons: Sequence[float], seeds: range) -> list[Trial]:

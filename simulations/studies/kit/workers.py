@@ -1,12 +1,14 @@
-"""Processes that share out the runs of a study."""
+"""Processes that share out the trials of a study."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 
@@ -15,6 +17,8 @@ def worker_pool(
     workers: int, begin: Callable[..., None] | None = None, *arguments: Any
 ) -> Iterator[ProcessPoolExecutor]:
     """Open a pool of processes, which are ended at once when the block is left by an error.
+
+    They end as soon as this process has, however it ends.
 
     Parameters
     ----------
@@ -25,7 +29,8 @@ def worker_pool(
     """
     # A forked process would inherit threads that no longer run.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers or os.cpu_count() or 1, context, begin, arguments)
+    size = workers or os.cpu_count() or 1
+    pool = ProcessPoolExecutor(size, context, _begin, (begin, arguments))
     try:
         yield pool
     except BaseException:
@@ -34,3 +39,17 @@ def worker_pool(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    if begin is not None:
+        begin(*arguments)
+
+
+def _end_with_the_study() -> None:
+    """End this process when the one that started it is gone: idle, it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from support.patience import patient
 
-from simulations.studies.workers import worker_pool
+from simulations.studies.kit.workers import worker_pool
 
 
 def test_workers_answer_and_are_gone_afterwards():
@@ -48,3 +48,21 @@ def test_a_terminated_command_ends_as_an_interrupted_one():
     _, errors = process.communicate(timeout=patient(30))
     assert process.returncode == 130
     assert "interrupted; what was finished is kept" in errors
+
+
+def test_workers_are_gone_when_their_study_was_killed():
+    script = (
+        "import os, time\n"
+        "from simulations.studies.kit.workers import worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    with worker_pool(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 600)\n"
+        "        time.sleep(600)\n"
+    )
+    study = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert study.stdout is not None
+    worker = psutil.Process(int(study.stdout.readline()))
+    study.kill()
+    study.wait()
+    assert not psutil.wait_procs([worker], timeout=patient(30))[1]

@@ -1,0 +1,90 @@
+"""Running the trials of a study that are not there yet, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedlora.errors import FedloraError
+from fedlora.registry import use_python_path
+from simulations.studies.kit.results import Record, Results, T, Trial
+from simulations.studies.kit.workers import worker_pool
+
+
+def run_missing(
+    results: Results,
+    trials: Sequence[T],
+    run: Callable[..., Record],
+    shared: Callable[[T], tuple[Any, ...]],
+    *,
+    python_path: str = "",
+    workers: int = 0,
+    title: str = "trials",
+) -> None:
+    """Run the trials that are missing, and keep each as soon as it ends.
+
+    Parameters
+    ----------
+    results
+        Takes them.
+    trials
+        All trials of the study.
+    run
+        A function of a module, called as ``run(trial, *shared(trial))`` in a process of its own.
+    shared
+        Returns what it needs beside a trial; all of it is pickled.
+    python_path
+        Folder of the scenario's plug-ins.
+    workers
+        Processes; 0 means one for each core.
+    title
+        What the trials are called while they run.
+
+    Raises
+    ------
+    FedloraError
+        When a trial cannot be run or a process was killed; what has ended is kept.
+    """
+    missing = results.missing(trials)
+    if not missing:
+        return
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}", markup=False),
+    )
+    with (
+        worker_pool(workers, use_python_path, python_path) as pool,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task(title, total=len(missing), last="")
+        futures = {pool.submit(run, trial, *shared(trial)): trial for trial in missing}
+        for future in as_completed(futures):
+            try:
+                results.add(future.result())
+            except BrokenProcessPool:
+                raise FedloraError(
+                    "a process of the study was ended from outside, as for want of memory; what "
+                    "was finished is kept: give fewer --workers and start it again"
+                ) from None
+            progress.update(task, advance=1, last=_label(futures[future]))
+
+
+def _label(trial: Trial) -> str:
+    key = trial.key
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
