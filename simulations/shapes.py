@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import shutil
@@ -177,8 +178,8 @@ def write_shape(name: str, folder: Path, dtype: str = "bf16", *, hollow: bool = 
     shipped = files("simulations") / "quickstart"
     for part in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(str(shipped / "decoder" / part), model / part)
-    with (shipped / "requests.csv").open(encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file)]
+    requests = (shipped / "requests.csv").read_bytes().decode()
+    texts = [row["text"] for row in csv.DictReader(io.StringIO(requests, newline=""))]
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["text"])

@@ -94,7 +94,7 @@ class Unsplit:
             total, weight = self._loss(samples)
             loss = total / weight
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if config.clip_norm > 0:
                 nn.utils.clip_grad_norm_([*lora, *head], config.clip_norm)
             for group in optimizer.param_groups:

@@ -63,7 +63,7 @@ class Front(nn.Module):
         super().__init__()
         self.embedding = TokenEmbedding(checkpoint, dtype) if embedding is None else embedding
         self.dtype = dtype
-        self.blocks: nn.Module | None = None
+        self.blocks: Blocks | None = None
         if cut.start > 0:
             self.blocks = Blocks(checkpoint, 0, cut.start, final=False, dtype=dtype)
 

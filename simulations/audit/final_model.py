@@ -188,10 +188,10 @@ def _with_own_head(engine: SplitEngine, parts: EdgeParts, own: Sequence[Sample])
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(z @ weight.T, labels) + 1e-4 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     return Model(engine, parts, _linear(weight.detach()))
 
 

@@ -57,7 +57,7 @@ class Labelled:
 def labelled(uploads: Sequence[Upload], policy: PrivacyPolicy) -> Labelled:
     """Read the uploads as a server does that may know the head."""
     key = [(u.client, number) for u in uploads for number in u.samples]
-    label = torch.tensor([int(s.target) for u in uploads for s in u.truth])  # type: ignore[arg-type]
+    label = torch.tensor([int(s.target) for u in uploads for s in u.truth])
     gradient = torch.cat([u.sums() for u in uploads])
     known = all(u.weight is not None and len(u.z) == len(u.samples) for u in uploads)
     distances = torch.cat([_distances(u, policy) for u in uploads]) if known else None
@@ -118,7 +118,7 @@ def label_auc_over_sigma(
         assert upload.weight is not None
         candidates = label_candidates(upload.z, upload.weight, mechanism)
         for i, number in enumerate(upload.samples):
-            first.setdefault((upload.client, number), (candidates[i], int(upload.truth[i].target)))  # type: ignore[arg-type]
+            first.setdefault((upload.client, number), (candidates[i], int(upload.truth[i].target)))
     draws = math.ceil(_DRAWS / len(first))  # of the noise, for each sample
     candidates = torch.stack([c for c, _ in first.values()]).repeat(draws, 1, 1)
     label = torch.tensor([y for _, y in first.values()]).repeat(draws)

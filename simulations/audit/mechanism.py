@@ -15,15 +15,13 @@ from clients.release.base import GradientRelease
 from clients.release.build import build_release
 from clients.release.private import PrivateRelease
 from fedlora.config import Scenario
-from fedlora.privacy.accounting import calibrate_sigma
+from fedlora.privacy.accounting import Bools, Floats, calibrate_sigma
 from fedlora.privacy.mechanisms import Logits, label_corners, mechanism_of, zero_sum_basis
 from fedlora.tasks import Sample
 from simulations.audit.attacks.mechanism_audit import (
     PROBE_WIDTH,
     RELEASES_MIN,
     Audit,
-    Bools,
-    Floats,
     Mechanism,
     Uploads,
     audit_mechanism,

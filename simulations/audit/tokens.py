@@ -147,7 +147,7 @@ def learn(
     table = single_tokens(parts)
 
     def watch(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        activations = front(ids, lengths).float()
+        activations: torch.Tensor = front(ids, lengths).float()
         if noise is None:
             return activations
         return noise.undo_clip(noise(activations, lengths), lengths, _typical(table))
@@ -167,7 +167,7 @@ def single_tokens(parts: EdgeParts) -> torch.Tensor:
     """Return the activation of each token of the vocabulary on its own."""
     front = parts.model.front
     vocabulary = front.tokens.weight.shape[0]
-    rows = [front(ids, [1] * len(ids)) for ids in torch.arange(vocabulary).split(2048)]
+    rows = [front(ids, [1] * len(ids)) for ids in torch.split(torch.arange(vocabulary), 2048)]
     return torch.cat(rows).float()
 
 
@@ -183,7 +183,7 @@ def recover_next_tokens(observed: Observed) -> dict[str, float]:
     assert isinstance(head, LanguageHead)
     z, gradients, truth = list[torch.Tensor](), list[torch.Tensor](), list[int]()
     for upload in reversed(observed.uploads):
-        targets = [t for sample in upload.truth for t in sample.target]  # type: ignore[union-attr]
+        targets = [t for sample in upload.truth for t in sample.target]
         for place, target in enumerate(targets):
             if target != IGNORED and len(truth) < _NEXT_TOKENS:
                 z.append(upload.z[place])

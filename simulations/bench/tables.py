@@ -38,8 +38,8 @@ def _speed_table(figures: Sequence[Figure]) -> Table:
     table.add_column("contest")
     for name in ("split", "unsplit", "split / unsplit", "split / in turn", "in turn / unsplit"):
         table.add_column(name, justify="right")
-    for contest, measured in contests.items():
-        cells = [_cell(measured.get(column)) for column in _COLUMNS]
+    for contest, figure_by in contests.items():
+        cells = [_cell(figure_by.get(column)) for column in _COLUMNS]
         table.add_row(contest.replace("_", " ").replace(".", ", "), *cells)
     return table
 

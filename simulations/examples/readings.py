@@ -60,7 +60,7 @@ class Readings(Task):
         """Return the loss and its gradient; a sample has one term."""
         z = z.detach().requires_grad_()
         loss = (head(z) - torch.stack([s.target for s in samples])).square().sum() / 2
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert z.grad is not None
         return TaskLoss(loss.item(), float(len(samples)), z.grad)
 

@@ -24,7 +24,8 @@ def directions(width: int, numbers: int) -> torch.Tensor:
     """Return orthonormal columns that everybody knows, shape (width, numbers), float64."""
     generator = torch.Generator().manual_seed(width)  # public: a choice of coordinates, no noise
     drawn = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q[:, :numbers]
+    basis: torch.Tensor = torch.linalg.qr(drawn).Q
+    return basis[:, :numbers]
 
 
 class Sketch(Mechanism):

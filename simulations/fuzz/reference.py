@@ -155,14 +155,16 @@ class Reference:
         self.model.zero_grad()
         out = self.whole.forward(self.model, samples)
         loss, weight = self.whole.loss(out, samples, head if self.whole.pooled else None)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, factor in self.factors.items():
             kept = mask[:, None] if name.endswith(".A") else mask
             self._sums[name] += factor.grad * kept
         for name in self._weights:
             self._weights[name] += weight * mask
         if self.trains:
-            self._head_sums[own] += head.grad if self.output is None else self.output.grad
+            gradient = head.grad if self.output is None else self.output.grad
+            assert gradient is not None
+            self._head_sums[own] += gradient
         if self.tables:
             self._table_sums[client] += self.table.grad
         return loss.item(), weight

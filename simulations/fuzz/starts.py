@@ -42,12 +42,12 @@ def make_start(model: str, task: str, rank: object, assets: Path) -> Path:
         config = LoraConfig(
             r=r, lora_alpha=5, target_modules="all-linear", init_lora_weights=False, **more
         )
-        model = get_peft_model(base, config)
+        adapted = get_peft_model(base, config)
         with torch.no_grad():  # a start that overturns the model would make training chaotic
-            for name, factor in model.named_parameters():
+            for name, factor in adapted.named_parameters():
                 if "lora_B" in name:
                     factor.mul_(0.1)
-        model.save_pretrained(str(place))
+        adapted.save_pretrained(str(place))
     return place
 
 

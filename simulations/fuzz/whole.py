@@ -67,7 +67,7 @@ class Whole:
         out = model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask)
         if not self.pooled:
             return torch.cat([out.logits[row, :n] for row, n in enumerate(lengths)])
-        states = out.last_hidden_state
+        states: torch.Tensor = out.last_hidden_state
         match self.scenario.task.pool:
             case "cls":
                 return states[:, 0]
@@ -93,6 +93,6 @@ class Whole:
             targets = torch.tensor([sample.target for sample in samples])
             out = out @ head.T
         else:
-            targets = torch.tensor([t for s in samples for t in s.target])  # type: ignore[union-attr]
+            targets = torch.tensor([t for s in samples for t in s.target])
         total = F.cross_entropy(out, targets, reduction="sum", ignore_index=IGNORED)
         return total, int((targets != IGNORED).sum())

@@ -22,7 +22,7 @@ LIMIT = 3.0
 """Latents before their tanh stay within this."""
 
 
-class FederationEnv(VecEnv):
+class FederationEnv(VecEnv):  # type: ignore[misc]  # what is not typed
     """Clients that share a policy and a server; an episode is a run, a step is a round.
 
     Actions are latents before their tanh. What was done is put into the replay of the diffusion.

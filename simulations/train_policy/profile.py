@@ -43,7 +43,8 @@ class Profile:
         by_rank = [float(np.interp(progress, rounds, row)) for row in self.losses]
         # The loss is nearly linear in the logarithm of the rank.
         ranks = np.asarray(rank, dtype=float)
-        return np.interp(np.log2(1 + ranks), np.log2(1 + self.ranks), by_rank)
+        losses: Array = np.interp(np.log2(1 + ranks), np.log2(1 + self.ranks), by_rank)
+        return losses
 
 
 def profile_ranks(r_max: int) -> list[int]:

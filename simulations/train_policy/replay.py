@@ -100,7 +100,7 @@ class Refiner:
             )
             loss = (weights * each).mean()
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), _MAX_NORM)
             self.optimizer.step()
             losses.append(loss.item())

@@ -152,11 +152,13 @@ class Planner:
 
     def choose(self, round_: int, budget: ArrayLike, held_loss: ArrayLike) -> Array:
         """Return the best part of each budget to use, 0 for none."""
-        return FRACTIONS[self.options(round_, budget, held_loss).argmax(axis=0)]
+        chosen: Array = FRACTIONS[self.options(round_, budget, held_loss).argmax(axis=0)]
+        return chosen
 
     def value(self, round_: int, held_loss: ArrayLike) -> Array:
         """Return the expected reward to go before a round's budget is known."""
-        return np.interp(held_loss, self.grid, self.values[round_])
+        value: Array = np.interp(np.asarray(held_loss), self.grid, self.values[round_])
+        return value
 
     def new_loss(
         self, round_: int, budget: ArrayLike, fraction: ArrayLike, held_loss: ArrayLike
@@ -168,7 +170,8 @@ class Planner:
 
     def cost(self, budget: ArrayLike, fraction: ArrayLike) -> Array:
         """Return the share of the deadline that a delivery takes."""
-        return np.asarray(fraction) * np.minimum(budget, self.r_max) / np.asarray(budget)
+        share: Array = np.asarray(fraction) * np.minimum(budget, self.r_max) / np.asarray(budget)
+        return share
 
     def options(self, round_: int, budget: ArrayLike, held_loss: ArrayLike) -> Array:
         """Return the reward to go of each fraction, shape (fractions, ...)."""

@@ -137,7 +137,7 @@ def fit(
     for _ in range(steps):
         loss = loss_of(torch.randint(count, (_BATCH,), generator=generator))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
@@ -163,7 +163,7 @@ def teach_plans(
         plans = plans + _PLAN_SPREAD * torch.randn(plans.shape, generator=generator)
         loss = noise_loss(denoiser, plans.clamp(-1, 1), features, latents, generator).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
@@ -187,7 +187,8 @@ def noise_loss(
     noise = torch.randn(plans.shape, generator=generator)
     known = (torch.rand(count, generator=generator) >= CONDITION_DROPOUT).float()
     predicted = denoiser(add_noise(plans, noise, timesteps), timesteps, features, latents, known)
-    return ((predicted - noise) ** 2).reshape(count, -1).mean(dim=1)
+    squared: torch.Tensor = (predicted - noise) ** 2
+    return squared.reshape(count, -1).mean(dim=1)
 
 
 def random_space(rng: np.random.Generator) -> RankSpace:

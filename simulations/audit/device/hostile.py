@@ -156,7 +156,7 @@ class HostileServer:
 
     def _fields(self, kind: str) -> dict[str, Any]:
         pick = self._rng.choice
-        fields: dict[str, Any] = {
+        known: dict[str, dict[str, Any]] = {
             m.ROUND: {"round": pick((1, 2))},
             m.STEP: {
                 "step": pick((0, 1)),
@@ -170,7 +170,8 @@ class HostileServer:
             m.EVAL_BEGIN: {"rows": pick((1, 3, 32, 10**9))},
             m.KEEP: {"round": pick((1, 2))},
             m.RESTORE: {"round": pick((1, 2))},
-        }.get(kind, {})
+        }
+        fields = known.get(kind, {})
         if self._rng.random() < 0.1 and fields:
             fields[pick(list(fields))] = pick(_ODD_VALUES)
         if self._rng.random() < 0.1:

@@ -76,7 +76,7 @@ class FederatedLora(Unsplit):
     ) -> None:
         total, weight = self._loss(samples)
         optimizer.zero_grad()
-        (total / weight).backward()
+        (total / weight).backward()  # type: ignore[no-untyped-call]
         config = self.scenario.train
         if config.clip_norm > 0:
             nn.utils.clip_grad_norm_([*self._lora, *self._head], config.clip_norm)

@@ -107,8 +107,9 @@ def inferred(trial: Trial) -> str | None:
         return f"fedlora infer wrote {len(lines)} lines for {len(_TEXTS)} texts"
     if not pooled or scenario.train.embedding or scenario.model.dtype != "fp32":
         return ""
-    client, parts = trial.federation.clients[0], trial.federation.parts
-    rows = [tuple(parts.tokenizer.encode(t, scenario.task.max_length)) for t in _TEXTS]
+    client, tokenizer = trial.federation.clients[0], trial.federation.parts.tokenizer
+    assert tokenizer is not None  # a task of texts
+    rows = [tuple(tokenizer.encode(t, scenario.task.max_length)) for t in _TEXTS]
     logits = _whole_logits(trial, client, place, [Sample(ids, 0) for ids in rows])
     for other, line in zip(logits.softmax(-1).amax(-1).tolist(), lines, strict=True):
         own = float(re.findall(r"\t([01]\.\d{3})\t", line)[0])
@@ -185,7 +186,10 @@ def _whole_logits(
         return torch.cat([model(input_ids=torch.tensor([s.ids])).logits for s in samples])
     whole, model = _model(trial, client, adapter)
     out = whole.forward(model, samples)
-    return out @ client.head.module.weight.T if whole.pooled else out
+    if not whole.pooled:
+        return out
+    weight = client.head.module.get_parameter("weight")
+    return out @ weight.T
 
 
 @torch.no_grad()
