@@ -116,6 +116,16 @@ def new(
     mechanism: Annotated[
         bool, typer.Option("--mechanism", help="Write a privacy mechanism of your own, too.")
     ] = False,
+    codec: Annotated[bool, typer.Option("--codec", help="Write a codec of your own, too.")] = False,
+    task: Annotated[
+        bool, typer.Option("--task", help="Write a task without texts of your own, too.")
+    ] = False,
+    average: Annotated[
+        bool, typer.Option("--average", help="Write a robust average of your own, too.")
+    ] = False,
+    family: Annotated[
+        bool, typer.Option("--family", help="Write a model family of your own, too.")
+    ] = False,
 ) -> None:
     """Begin a rank strategy of your own: a Flower app folder that runs as it is.
 
@@ -123,7 +133,15 @@ def new(
     """
     from fedlora.commands.new import new_app
 
-    new_app(folder, channel=channel, mechanism=mechanism)
+    wanted = {
+        "channel": channel,
+        "mechanism": mechanism,
+        "codec": codec,
+        "task": task,
+        "average": average,
+        "family": family,
+    }
+    new_app(folder, [name for name, asked in wanted.items() if asked])
 
 
 @app.command("from-gguf")

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import tomllib
 import traceback
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -32,10 +33,39 @@ from fedlora.printable import described, printable
 _SHOWN = 80  # characters of a name or of options that a sentence quotes
 
 
-@cache
 def _registered(kind: str) -> Mapping[str, EntryPoint]:
-    """Return the entry points of one kind; every scan reads the metadata of all packages."""
+    """Return the entry points of one kind by name; what is installed comes first."""
+    found: dict[str, EntryPoint] = {}
+    for folder in plugin_folders():
+        found = {**_in_folder(kind, folder), **found}
+    return {**found, **_installed(kind)}
+
+
+@cache
+def _installed(kind: str) -> Mapping[str, EntryPoint]:
+    """Return those of installed packages; every scan reads the metadata of all of them."""
     return {entry.name: entry for entry in entry_points(group=f"fedlora.{kind}")}
+
+
+@cache
+def _in_folder(kind: str, folder: str) -> Mapping[str, EntryPoint]:
+    """Return those that a folder of plug-ins would have if it were installed.
+
+    Raises
+    ------
+    FedloraError
+        When its ``pyproject.toml`` cannot be read.
+    """
+    group, file = f"fedlora.{kind}", Path(folder) / "pyproject.toml"
+    try:
+        table: Any = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise FedloraError(f"cannot read {file} ({error}); mend it") from None
+    for key in ("project", "entry-points", group):
+        table = table.get(key, {}) if isinstance(table, Mapping) else {}
+    return {name: EntryPoint(name, value, group) for name, value in dict(table).items()}
 
 
 def names(kind: str) -> list[str]:
@@ -80,7 +110,7 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = (), key
     if ":" in name:
         found = _load_path(kind, name)
     elif name in _registered(kind):
-        found = _load_entry(_registered(kind)[name])
+        found = _load_entry(kind, _registered(kind)[name])
     else:
         known = sorted({*besides, *names(kind)})
         near = difflib.get_close_matches(name, known, n=1)
@@ -218,7 +248,9 @@ def _make_findable(kind: str, name: str, module: str) -> None:
         return
 
 
-def _load_entry(entry: EntryPoint) -> Any:
+def _load_entry(kind: str, entry: EntryPoint) -> Any:
+    if entry.name not in _installed(kind):
+        return _load_path(kind, str(entry.value))
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -9,17 +10,15 @@ import typer
 from fedlora.scaffold.write import AppNames, write_app
 
 
-def new_app(folder: Path, *, channel: bool, mechanism: bool) -> None:
+def new_app(folder: Path, parts: Sequence[str] = ()) -> None:
     """Write a new app and say how to go on.
 
     Parameters
     ----------
     folder
         Where to write; its last part names the app.
-    channel
-        Whether it gets a channel model of its own, too.
-    mechanism
-        Whether it gets a privacy mechanism of its own, too.
+    parts
+        Which of ``fedlora.scaffold.write.PARTS`` it gets beside its strategy.
 
     Raises
     ------
@@ -28,11 +27,12 @@ def new_app(folder: Path, *, channel: bool, mechanism: bool) -> None:
     """
     path = folder.expanduser().resolve()
     names = AppNames.of(path.name)
-    for file in write_app(path, names, channel=channel, mechanism=mechanism):
+    for file in write_app(path, names, parts):
         typer.echo(file.relative_to(path.parent))
     typer.echo(
-        f"\nChange {names.module}/{'mechanism' if mechanism else 'strategy'}.py, then:\n"
+        f"\nChange {names.module}/{[*parts, 'strategy'][0]}.py, then:\n"
         f"  cd {folder}\n"
-        "  python check.py\n"
+        + ("  python model.py\n" if "family" in parts else "")
+        + "  python check.py\n"
         "  fedlora run scenario.toml --set train.rounds=2"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +57,50 @@ class AppNames:
         return cls(app, module, "".join(part.capitalize() for part in module.split("_")))
 
 
-def write_app(
-    folder: Path, names: AppNames, *, channel: bool, mechanism: bool = False
-) -> list[Path]:
+@dataclass(frozen=True)
+class Part:
+    """A plug-in that an app may have beside its strategy.
+
+    Attributes
+    ----------
+    what
+        What it is, as in a description.
+    change
+        What is changed in its file.
+    tried
+        Whether ``check.py`` tries it.
+    more
+        Further files, template and place.
+    """
+
+    what: str
+    change: str
+    tried: bool = True
+    more: tuple[tuple[str, str], ...] = ()
+
+
+PARTS = {
+    "channel": Part("a channel model", "the link of each client in each fading block", tried=False),
+    "mechanism": Part(
+        "a privacy mechanism",
+        "what leaves a client of its gradients, with what noise, and what that costs",
+    ),
+    "codec": Part("a codec", "how rows that cross the cut are written and read"),
+    "task": Part(
+        "a task", "what a record is, what makes vectors of it, what is learnt", tried=False
+    ),
+    "average": Part("a robust average", "one gradient out of the clients', some of them hostile"),
+    "family": Part(
+        "a model family",
+        "where the parts of a `gpt_neox` model are",
+        tried=False,
+        more=(("model.py.jinja", "model.py"),),
+    ),
+}
+"""The kinds, by the option of ``fedlora new`` that asks for one."""
+
+
+def write_app(folder: Path, names: AppNames, parts: Collection[str] = ()) -> list[Path]:
     """Write the folder of a new app.
 
     Parameters
@@ -68,10 +109,8 @@ def write_app(
         Where to write. It may exist, but must be empty.
     names
         What to call things.
-    channel
-        Whether to write a channel model, too, and to use it in the scenario.
-    mechanism
-        Whether to write a privacy mechanism, too, and to use it in the scenario.
+    parts
+        Which of ``PARTS`` to write beside the strategy, and to use in the scenario.
 
     Returns
     -------
@@ -93,10 +132,20 @@ def write_app(
         lstrip_blocks=True,
         autoescape=False,  # nothing here is HTML
     )
+    chosen = {name: part for name, part in PARTS.items() if name in parts}
+    tried = [name for name, part in chosen.items() if part.tried]
+    whats = ["A rank strategy", *(part.what for part in chosen.values())]
+    given = {
+        "names": names,
+        "parts": chosen,
+        "tried": tried,
+        "trying": _listed(["strategy", *(f"the {name}" for name in tried)]),
+        "what": _listed(whats),
+        "used": _listed(["the ranks", *(p.what.replace("a ", "the ", 1) for p in chosen.values())]),
+        "model": (folder / "model").as_posix(),
+    }
     written = []
-    given = {"names": names, "channel": channel, "mechanism": mechanism}
-    given["what"] = _what(channel=channel, mechanism=mechanism)
-    for template, place in _files(names, channel=channel, mechanism=mechanism):
+    for template, place in _files(names, chosen):
         path = folder / place
         text = environment.get_template(template).render(given)
         try:
@@ -110,21 +159,18 @@ def write_app(
     return written
 
 
-def _what(*, channel: bool, mechanism: bool) -> str:
-    """Return what is in the app, for its descriptions."""
-    parts = ["A rank strategy"]
-    parts += ["a channel model"] * channel + ["a privacy mechanism"] * mechanism
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+def _listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _files(names: AppNames, *, channel: bool, mechanism: bool) -> Iterator[tuple[str, str]]:
+def _files(names: AppNames, parts: Mapping[str, Part]) -> Iterator[tuple[str, str]]:
     """Yield the templates and what they become."""
     yield "README.md.jinja", "README.md"
     yield "strategy.py.jinja", f"{names.module}/strategy.py"
-    if channel:
-        yield "channel.py.jinja", f"{names.module}/channel.py"
-    if mechanism:
-        yield "mechanism.py.jinja", f"{names.module}/mechanism.py"
+    for name, part in parts.items():
+        yield f"{name}.py.jinja", f"{names.module}/{name}.py"
+        yield from part.more
     yield "init.py.jinja", f"{names.module}/__init__.py"
     yield "check.py.jinja", "check.py"
     yield "scenario.toml.jinja", "scenario.toml"

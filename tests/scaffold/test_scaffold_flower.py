@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from fedlora.config import load_scenario
 from fedlora.registry import use_python_path
+from fedlora.scaffold.write import PARTS
 from simulations.in_process import Record, run
 
 pytestmark = [pytest.mark.flower, pytest.mark.e2e]
@@ -28,6 +29,16 @@ SMALL = "train.rounds=1 train.steps=1 data.max_rows=120 evaluate.baseline=false"
 def app(tmp_path: Path) -> Path:
     folder = tmp_path / "away-ranks"
     subprocess.run([FEDLORA, "new", folder, "--channel"], check=True, cwd=tmp_path)
+    return folder
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """Return an app with a plug-in of each kind."""
+    folder = tmp_path / "away-all"
+    options = [f"--{name}" for name in PARTS]
+    subprocess.run([FEDLORA, "new", folder, *options], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "model.py"], check=True, cwd=folder)
     return folder
 
 
@@ -117,3 +128,30 @@ def test_flwr_run_takes_the_app_with_its_scenario_and_its_plug_ins(app, tmp_path
     check_run(out)
     # The bundle's copy ran, as on any machine that Flower sends it to.
     assert str(home / "apps") in (out / "scenario.toml").read_text()
+
+
+@pytest.mark.slow
+def test_a_plug_in_of_each_kind_is_taken_by_run_compare_and_flower(whole, tmp_path):
+    """From a folder outside the repository; a family, found by the app's pyproject.toml, too."""
+    few = SMALL.replace("data.max_rows=120", "federation.clients=3")
+    overrides = [word for setting in few.split() for word in ("--set", setting)]
+    compared = ("--strategies", "away_all.strategy:AwayAll,greedy", "--snr", "5", "--seeds", "1")
+    compared += ("--set", "privacy.epsilon=none")  # held-out losses are what is compared
+    for words in (
+        ("run", whole / "scenario.toml", "--out", tmp_path / "run"),
+        ("compare", whole / "scenario.toml", "--out", tmp_path / "compared", *compared),
+    ):
+        done = subprocess.run(
+            [FEDLORA, *words, *overrides],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=patient(PATIENCE_S),
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "compared" / "compare.csv").read_text().splitlines()) == 3
+    flwr_run(whole, tmp_path / "flwr", 2, f'set="{few}"', tmp_path / "flower")
+    for folder in (tmp_path / "run", tmp_path / "flower"):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["clients"] == 3 and summary["bits"]["down"]["adapter"] > 0
