@@ -111,7 +111,8 @@ class _Bed:
 
     def embedded(self, ids: Sequence[int]) -> torch.Tensor:
         """Return embeddings of tokens."""
-        return self._model.front.tokens(torch.tensor(list(ids)))
+        embedded: torch.Tensor = self._model.front.tokens(torch.tensor(list(ids)))
+        return embedded
 
 
 def generate_in_process(context: Context, model: str, tick: Tick) -> list[Figure]:
@@ -237,7 +238,7 @@ def _beside_peft(bed: _Bed, timed: _Timed, folder: Path, tick: Tick) -> float:
     for _ in _pairs(bed, timed, tick):
         timed.run("single", ours)
         timed.run("hf", theirs)
-    return sum(a == b for a, b in zip(*found, strict=True)) / most
+    return float(sum(a == b for a, b in zip(*found, strict=True)) / most)
 
 
 def _figures(bed: _Bed, timed: _Timed, model: str) -> list[Figure]:
