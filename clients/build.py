@@ -149,7 +149,7 @@ def build_client(
         model = replace(model, front=copy.deepcopy(model.front))
         check_front(scenario, model.front.embedding.requires_grad_())
     model.geometry.check_r_cut(scenario, len(model.task.labels))
-    model.geometry.check_tokens(scenario)
+    model.geometry.check_link(scenario)
     module = model.task.head(
         parts.checkpoint,
         DTYPES[scenario.model.dtype],

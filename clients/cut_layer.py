@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clients.edge_model import EdgeModel
+from clients.kept_tokens import keep_tokens
 from clients.owner import DATA, Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.sent_rows import SentRows
@@ -19,7 +20,7 @@ from fedlora.config import PAYLOADS, Payload, Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
 from fedlora.privacy.mechanisms import zero_sum_basis
-from fedlora.tasks import IGNORED, Sample
+from fedlora.tasks import IGNORED, Sample, TaskLoss
 
 Parts = dict[str, Leaving[Any]]
 
@@ -62,6 +63,7 @@ class CutLayer:
         if self.r_cut:
             self._rest = _rest_of_a_head(self.r_cut + 1)
         self._seed, self._privacy = scenario.seed, scenario.privacy
+        self._keep = scenario.link.keep
         self._tells_targets = model.geometry.targets_only(scenario)
         link, front = scenario.link, model.front.embedding
         self.codecs = {
@@ -155,6 +157,28 @@ class CutLayer:
         """Return the part of a gradient that comes up: elsewhere it is 0."""
         return gradient[_targets(samples)] if self.targets else gradient
 
+    def gradient(
+        self, released: Leaving[torch.Tensor], loss: Private[TaskLoss], position: int
+    ) -> Parts:
+        """Return the tensors that carry a gradient up: of all tokens, or of some (``link.keep``).
+
+        Parameters
+        ----------
+        released
+            What may leave of it.
+        loss
+            What it is of.
+        position
+            See ``rounding_key``.
+        """
+        key = self.rounding_key(position)
+        if self._keep == 1.0:
+            return self.encoded("gradient", released, key)
+        drawn = loss.map(lambda own: keep_tokens(own.gradient, self._keep, self._draw_key(key)))
+        kept = self.release.door.allowed(drawn.map(lambda own: own.gradient), DATA)
+        mask = self.release.door.allowed(drawn.map(lambda own: own.mask), DATA)
+        return self.encoded("gradient", kept, key) | {"kept": mask}
+
     def encoded(
         self, name: Payload, value: Leaving[torch.Tensor], key: bytes | None = None
     ) -> Parts:
@@ -177,6 +201,11 @@ class CutLayer:
                 return os.urandom(32)
             seed = policy.insecure_noise_seed
         return hashlib.sha256(f"rounding/{seed}/{position}/{self.client}".encode()).digest()
+
+    @staticmethod
+    def _draw_key(key: bytes) -> bytes:
+        """Return what tokens are drawn by, apart from what their gradients are rounded by."""
+        return hashlib.sha256(b"keep/" + key).digest()
 
     def reply(
         self,

@@ -234,8 +234,7 @@ class EdgeClient:
         if frame.fields.get("gradient", True):
             rows = self.model.rows_of(lengths)
             released = self.release(loss.map(lambda own: own.gradient), rows, batch)
-            key = self._cut.rounding_key(self.batches.position)
-            tensors |= self._cut.encoded("gradient", released, key)
+            tensors |= self._cut.gradient(released, loss, self.batches.position)
         weight = self._weight(loss, len(batch))
         update = bool(frame.fields.get("update", True))
         gradient = self.release.exact(self.head.update(weight.value, step, last=update))

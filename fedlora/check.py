@@ -194,7 +194,7 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
         partial(find_family, checkpoint),
         partial(Geometry.of, scenario, checkpoint),
         lambda: Geometry.of(scenario, checkpoint).check_front(scenario, checkpoint),
-        lambda: Geometry.of(scenario, checkpoint).check_tokens(scenario),
+        lambda: Geometry.of(scenario, checkpoint).check_link(scenario),
         lambda: Geometry.of(scenario, checkpoint).check_r_cut(scenario, len(scenario.task.labels)),
         partial(check_form, scenario.data, labelled=task.labelled),
         partial(check_length, scenario.task, checkpoint),

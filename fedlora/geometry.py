@@ -118,15 +118,29 @@ class Geometry:
             return
         raise FedloraError(f"link.r_cut is {r_cut}, and {why}")
 
-    def check_tokens(self, scenario: Scenario) -> None:
-        """Refuse to send tokens (``link.activation``) where an activation stands for none.
+    def check_link(self, scenario: Scenario) -> None:
+        """Refuse what ``link`` asks for and a run's ends cannot do.
 
         Raises
         ------
         FedloraError
-            When there is another front than the token embedding, or blocks after it, when it
-            trains, or when activations are noised.
+            When activations stand for no tokens (``link.activation``), or tokens cannot be left out
+            (``link.keep``).
         """
+        self._check_tokens(scenario)
+        if scenario.link.keep == 1:
+            return
+        if not task_class(scenario.task.kind).language():
+            why = f"task.kind {scenario.task.kind} has no tokens that are learnt; set it to 1"
+        elif scenario.privacy.enabled:
+            why = "which tokens are kept tells of what is learnt, which privacy would have to pay "
+            why += "for; set it to 1"
+        else:
+            return
+        raise FedloraError(f"link.keep is {scenario.link.keep:g}, and {why}")
+
+    def _check_tokens(self, scenario: Scenario) -> None:
+        """Refuse to send tokens (``link.activation``) where an activation stands for none."""
         if not scenario.link.sends_tokens:
             return
         other = "choose another codec, such as distinct"

@@ -72,7 +72,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "cut_layer",
         "head held_out_texts release",
-        "edge_model owner process reports sent_rows text_statistics",
+        "edge_model kept_tokens owner process reports sent_rows text_statistics",
     ),
     "simulations": (
         "train_policy",

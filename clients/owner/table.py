@@ -64,6 +64,11 @@ _GRADIENT = Part(
     "labels: the label's epsilon, once for all runs; a plug-in that privacy-mechanisms allows: "
     "what it charges",
 )
+_KEPT = Part(
+    "which tokens' gradients are sent, by chance and by how wrong the model is of them",
+    ("allowed",),
+    ("data", "scenario-data"),
+)
 _HEAD_WEIGHT = Part(
     "the server's own weights, or labels where the head trains here",
     ("public", "released", "allowed"),
@@ -127,6 +132,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "loss": _OF_LABELS,
         **_SPENT_FIELDS,
         "gradient": _GRADIENT,
+        "kept": _KEPT,
         "head_gradient": _OF_LABELS,
         "activation": _ACTIVATION,
         "lengths": _LENGTHS,
@@ -205,6 +211,7 @@ _COUNTED: Final = {
     "ids": "identifiers",
     "fresh": "identifiers",
     "gradient": "gradients",
+    "kept": "gradients",
     "head_gradient": "head",
     "head_weight": "head",
     "front_gradient": "head",

@@ -93,6 +93,10 @@ class LinkConfig:
         Whether a language model's representations and gradients travel at the positions alone that
         are learnt: exact, and the rest never leaves the server. Clients tell which they are, so not
         under ``privacy``, and not where blocks follow on the client.
+    keep
+        Share of a language model's tokens whose gradients are sent: drawn by chance, those with a
+        large gradient more often, and weighted so that the mean stays what it is. Which they are
+        tells of what is learnt, so not under ``privacy``.
     host, port, public_host
         Address the tensor stream binds (port 0: any free one) and the name clients dial; empty: the
         address itself, or this machine's loopback where that is every address.
@@ -125,6 +129,7 @@ class LinkConfig:
     reuse: bool = True
     reuse_mib: int = within(1024, 1, 1 << 20)
     targets_only: bool = True
+    keep: float = within(1.0, 0.01, 1.0)
     host: str = "127.0.0.1"
     port: int = within(0, 1, 65535, zero="any free port")
     public_host: str = ""

@@ -13,6 +13,9 @@ Where ``link.targets_only`` saves what is not learnt, those requests hold ``targ
 the activation: a bit for each token that stands in it, packed into uint8, the first one highest.
 The next representation and gradient then hold those tokens' rows alone.
 
+With ``link.keep`` the gradient holds some tokens' rows alone, and ``kept`` a bit for each token
+that came down, packed as ``targets``.
+
 With ``link.r_cut`` representation and gradient are of that width, and ``step`` holds no weights;
 see ``fedlora.server.exchange.head_space``.
 

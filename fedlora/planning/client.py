@@ -121,7 +121,11 @@ class PlannedClient:
             width = mechanism.width(self._terms.classes, width)
         elif scenario.link.r_cut:
             width = scenario.link.r_cut
-        bits = {"gradient": self._size("gradient", self._rows(), width)}
+        rows, keep = self._rows(), scenario.link.keep
+        bits: Bits = {}
+        if keep < 1:
+            bits["control"] = 8 * math.ceil(rows / 8)
+        bits["gradient"] = self._size("gradient", round(keep * rows), width)
         shared = self._terms.head and scenario.head.share == "step" and not scenario.link.r_cut
         if shared and not noised:
             bits["head"] = _NUMBER * self._terms.head

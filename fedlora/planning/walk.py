@@ -181,7 +181,7 @@ class _Walk:
                     self._book(client, "up", front)
                     self._book(client, "down", front if more else {})
                     up = {}
-                self._book(client, "up", up | (own.next_activation() if more else {}))
+                self._book(client, "up", _both(up, own.next_activation()) if more else up)
             self.raw_bits += self.terms.geometry.raw_bits(own.lengths)
             self.samples += len(own.lengths)
 
@@ -246,3 +246,8 @@ class _Walk:
 
 def _stay(client: str, reason: str) -> None:
     raise FedloraError(f"client {client} would be left out at once: {reason}")
+
+
+def _both(first: Bits, second: Bits) -> Bits:
+    """Return what one frame takes that carries two things."""
+    return {kind: first.get(kind, 0) + second.get(kind, 0) for kind in first.keys() | second.keys()}

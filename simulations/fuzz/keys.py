@@ -180,6 +180,8 @@ def draw_federation(d: Drawing) -> None:
     d.some(0.05, "link.rotation_seed", 1, 2**31 - 1, wild=[-1, 2**31])
     d.some(0.2, "link.reuse", False, wild=[1])
     d.some(0.2, "link.targets_only", False, wild=["yes"])
+    if d.wild or (language and d.chance(0.2)):
+        d.set("link.keep", 0.3, 0.8, wild=[0, -1, 1.5, 0.001])
     d.some(0.1, "link.reuse_mib", 64, 4096, wild=[0, 1.5])
     d.some(0.05, "link.step_timeout_s", 120.0, 600.0, wild=[0.0, 1e30])
     d.some(0.05, "link.round_timeout_s", 0.0, 600.0, wild=[-1.0, 1e30])

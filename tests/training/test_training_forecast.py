@@ -90,6 +90,14 @@ def test_what_a_codec_makes_shorter_is_foreseen_within_two_percent(tiny, records
     held_to_a_run(scenario(tiny["gpt2"], records, *LANGUAGE, *coded, *more, *FADING), rel=0.02)
 
 
+def test_of_tokens_that_are_drawn_the_mean_is_foreseen(tiny, records):
+    config = scenario(tiny["gpt2"], records, *LANGUAGE, "link.keep=0.5", "train.rounds=8")
+    plan = planned(config).totals["bits"]["up"]
+    booked = Federation(config).run().server.air.ledger.totals()["bits"]["up"]
+    assert plan["control"] == booked["control"] and plan["activation"] == booked["activation"]
+    assert plan["gradient"] == pytest.approx(booked["gradient"], rel=0.15)
+
+
 def test_the_rounds_of_a_long_run_are_taken_to_be_like_the_last_that_is_walked(
     tiny, records, monkeypatch
 ):

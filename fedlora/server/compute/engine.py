@@ -77,7 +77,7 @@ class SplitEngine:
 
     def __init__(self, checkpoint: Checkpoint, scenario: Scenario) -> None:
         self.geometry = geometry = Geometry.of(scenario, checkpoint)
-        geometry.check_tokens(scenario)
+        geometry.check_link(scenario)
         self.scenario = scenario
         self.pool = scenario.task.pool if geometry.server_pools else None
         check_device(scenario.compute.device)

@@ -156,7 +156,8 @@ class Answers:
             cut, weight = head_space.gradients(answered, z, head.linear_weight())
             return (cut if train else None), {"weight": weight}
         shape = (z.shape[0], z.shape[1])
-        gradient = read_gradient(reply, self._back, shape) if train else None
+        some = self.scenario.link.keep < 1
+        gradient = read_gradient(reply, self._back, shape, some=some) if train else None
         own = read_named(reply, m.HEAD_GRADIENT, head.shapes) if head is not None else {}
         return gradient, own
 

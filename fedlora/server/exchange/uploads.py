@@ -179,9 +179,32 @@ def _read_identifiers(frame: Frame, sent: int) -> tuple[list[int] | None, list[b
     return ids.tolist(), [bool(one) for one in new]
 
 
-def read_gradient(frame: Frame, codec: Codec, shape: tuple[int, int]) -> torch.Tensor:
-    """Read the gradient at the cut, in the shape of the representation that was sent."""
-    return unpack(frame.tensors, "gradient", codec, shape)
+def read_gradient(
+    frame: Frame, codec: Codec, shape: tuple[int, int], *, some: bool = False
+) -> torch.Tensor:
+    """Read the gradient at the cut, in the shape of the representation that was sent.
+
+    Parameters
+    ----------
+    frame, codec, shape
+        A reply, how it is written, and the shape.
+    some
+        Whether tokens are left out (``link.keep``), whose gradient is then 0.
+
+    Raises
+    ------
+    ProtocolError
+        When it is not of that shape, or does not say which tokens are left out.
+    """
+    if not some:
+        return unpack(frame.tensors, "gradient", codec, shape)
+    packed = frame.tensors.get("kept")
+    if packed is None or packed.dtype != torch.uint8 or packed.shape != (math.ceil(shape[0] / 8),):
+        raise ProtocolError(f"which of {shape[0]} gradients are sent is told by a bit for each")
+    kept = torch.from_numpy(np.unpackbits(packed.numpy(), count=shape[0])).bool()
+    whole = torch.zeros(shape)
+    whole[kept] = unpack(frame.tensors, "gradient", codec, (int(kept.sum()), shape[1]))
+    return whole
 
 
 def limit_rows(gradient: torch.Tensor, lengths: Sequence[int] | None, limit: float) -> torch.Tensor:

@@ -32,7 +32,8 @@ def _coded(scenario: Scenario) -> set[str]:
     names = {payload: scenario.link.codec(payload)["name"] for payload in PAYLOADS}
     kinds: set[str] = {p for p, name in names.items() if name in ("rotated", "distinct", "entropy")}
     # the gradient's codec carries dL/de, which is booked with the representation
-    return kinds | ({"representation"} if "gradient" in kinds else set())
+    kinds |= {"representation"} if "gradient" in kinds else set()
+    return kinds | ({"gradient"} if scenario.link.keep < 1 else set())
 
 
 def _size(link: LinkConfig, payload: Payload, rows: int, width: int) -> int:
@@ -101,6 +102,7 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         else:
             found["up", "activation"] += _size(link, "activation", sum(sent), up)
         found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
+        found["up", "control"] += 8 * math.ceil(rows / 8) * (link.keep < 1)
         found["up", "gradient"] += _size(link, "gradient", rows, down)
         found["up", "head"] += shared
         found["down", "representation"] += _size(link, "representation", rows, down)

@@ -40,7 +40,7 @@ def exact(trial: Trial) -> bool:
     codecs = {scenario.link.activation, scenario.link.representation}
     return (
         scenario.model.dtype == "fp32"
-        and codecs <= {"fp32", "distinct"}
+        and codecs <= {"fp32", "distinct", "tokens"}
         and scenario.privacy.activation_sigma is None
     )
 

@@ -35,7 +35,8 @@ def _applies(trial: Trial) -> bool:
         and not scenario.lora.dropout
         and not (robust.enabled or robust.row_clip or robust.head_clip)
         and not scenario.privacy.enabled
-        and codecs <= {"fp32", "distinct"}
+        and scenario.link.keep == 1
+        and codecs <= {"fp32", "distinct", "tokens"}
         and trial.everybody
         and scenario.ranks.strategy in ("uniform", BY_CLIENT)
         and scenario.ranks.options.get("train") not in ("held", "shared")  # the channel decides
