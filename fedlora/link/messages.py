@@ -33,7 +33,7 @@ request        holds                                      reply
 ``head``       common weights of head and front to adopt  ``ready``
 ``round_end``                                             ``round_report``: losses, weights
 ``eval_begin``                                            ``activation`` or ``metrics``
-``eval``       representation z of held-out rows          ``activation`` or ``metrics``
+``eval``       z of held-out rows, or of texts so far     ``activation`` or ``metrics``
 ``keep``       round that has ended: store your state     ``ready``: whether it is stored
 ``restore``    round to go back to                        ``ready``: whether its state was there
 ``end``                                                   ``result``

@@ -41,6 +41,7 @@ _LOTS: Final = {"rounds": "rounds", "steps": "steps", "batch_size": "samples"}
 _MORE: Final = {
     "report": "counts over held-out records",
     "scores": "histograms of held-out scores",
+    "texts": "scores of what is written after held-out prompts",
     "statistics": "statistics of the text",
     "embedding": "to train the front (token embedding)",
     "front": "the trained front itself, which is shared",

@@ -13,6 +13,7 @@ from support.chat_folders import SMOLLM2, plain_answers, write_chat_model, write
 from support.federation import Federation, scenario
 
 from clients.owner.scenario import local_scenario
+from clients.owner.wishes import wishes
 from fedlora.check import check_plugins
 from fedlora.commands.export import export_run
 from fedlora.config import scenario_to_toml
@@ -20,6 +21,7 @@ from fedlora.errors import FedloraError
 from fedlora.report import RunFolder
 from fedlora.report.rows import result_rows
 from fedlora.server.results import write_results
+from fedlora.site.words import wants_text
 from fedlora.tasks import load_tokenizer
 
 CHAT = ["task.kind=causal_lm", "data.messages=messages", "task.max_length=200"]
@@ -107,9 +109,11 @@ def test_texts_that_would_tell_too_much_or_mean_nothing_are_refused(model, data,
 
 
 def test_a_device_whose_records_have_no_prompts_refuses_the_run(model, data):
-    keys = {"data": str(data), "model": str(model), "text": "text"}
+    keys = {"data": str(data), "model": str(model)}
     with pytest.raises(FedloraError, match="records are texts without prompts"):
-        local_scenario(asked(model, data), keys)
+        local_scenario(asked(model, data), {**keys, "text": "text"})
+    own = local_scenario(asked(model, data), {**keys, "messages": "messages"})
+    assert "what is written after held-out prompts" in wants_text(wishes(own))
 
 
 def test_a_library_that_is_not_installed_is_named(model, data, monkeypatch):
