@@ -15,6 +15,8 @@ from fedlora.errors import FedloraError
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.tasks import Tokenizer
 
+_GOES_ON = 0.5
+
 
 class TextModel(Protocol):
     """A split model as a device has it, its blocks in this process or on a server."""
@@ -85,17 +87,18 @@ class Writers:
             self._free = free + self._free
 
     def _take(self, ids: Sequence[int]) -> Writer:
-        """Return the free writer that has most of a prompt, among equals the one used longest ago.
+        """Return the free writer whose text goes on with a prompt; else another, as its may go on.
 
-        One that has nothing of it is left alone while another can be made: its conversation may go
-        on.
+        All conversations begin with a template's first words, so that little in common means
+        nothing. Where no more writers can be made, the one is taken that was used longest ago.
         """
         with self._lock:
-            best = max(self._free, key=lambda writer: writer.holds(ids), default=None)
-            if self._made < self._most and (best is None or not best.holds(ids)):
-                self._made += 1
-                return self._model.new_writer()
-            assert best is not None, "as many texts are begun as there are writers"
+            best = max(self._free, key=lambda writer: writer.share(ids), default=None)
+            if best is None or best.share(ids) < _GOES_ON:
+                if self._made < self._most:
+                    self._made += 1
+                    return self._model.new_writer()
+                best = self._free[0]  # there is one: no more texts are begun than are written
             self._free.remove(best)
             return best
 

@@ -108,9 +108,11 @@ class Writer:
         """Tell whether a token ends a text."""
         return token in self._end_ids
 
-    def holds(self, ids: Sequence[int]) -> int:
-        """Return how many tokens of a prompt, from its beginning, the session has already."""
-        return _common(self._held, ids) if self.row.is_open else 0
+    def share(self, ids: Sequence[int]) -> float:
+        """Return the share of what the session holds with which a prompt begins; 0 of nothing."""
+        if not (self._held and self.row.is_open):
+            return 0.0
+        return _common(self._held, ids) / len(self._held)
 
     def close(self) -> None:
         """Give back what the server holds."""

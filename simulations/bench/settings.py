@@ -67,7 +67,7 @@ class Settings:
     generate_models: tuple[str, ...] = ("gpt2", "smollm2", "tinystories")
     generate_clients: int = 8
     generate_prompt: int = 48
-    generate_tokens: int = 24
+    generate_tokens: int = 12
     exchange_bytes: int = 1_000_000
     exchanges: int = 60
     idle_streams: int = 256

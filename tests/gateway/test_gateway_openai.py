@@ -138,14 +138,25 @@ def test_many_at_once_share_forwards_and_get_each_its_own_text(model, client):
     assert len(model.generation.server.sessions) <= AT_ONCE
 
 
-def test_a_turn_that_goes_on_keeps_what_the_session_holds(model, client):
-    first = unsplit(model, turn(SAID[1]), 8)
-    messages = [*turn(SAID[1]), {"role": "assistant", "content": first}, *turn("go on")]
-    for said in (turn(SAID[1]), messages):
+def test_a_turn_that_goes_on_sends_what_is_new_alone(model, client, monkeypatch):
+    scheduler, sent = model.generation.server.scheduler, []
+    submit = scheduler.submit
+
+    def counting(session, activation, last):
+        sent.append(len(activation))
+        return submit(session, activation, last)
+
+    monkeypatch.setattr(scheduler, "submit", counting)
+    first = unsplit(model, turn("where is the fox?"), 8)
+    messages = [*turn("where is the fox?"), {"role": "assistant", "content": first}]
+    for said in (turn("where is the fox?"), turn(SAID[2]), [*messages, *turn("go on")]):
+        sent.clear()
         made = client.chat.completions.create(
             model=NAME, messages=said, temperature=0, max_tokens=8
         )
         assert made.choices[0].message.content == unsplit(model, said, 8)
+    ids, before = (model.conversation(said) for said in ([*messages, *turn("go on")], messages[:1]))
+    assert sent[0] <= len(ids) - len(before)  # another conversation came between
 
 
 def test_a_seed_a_stop_and_a_completion_do_what_they_say(model, client):
