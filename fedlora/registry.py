@@ -2,7 +2,7 @@
 
 Built-in and third-party plug-ins are found alike, through the entry-point groups
 ``fedlora.strategies``, ``.channels``, ``.codecs``, ``.families``, ``.tasks``, ``.schedulers``,
-``.averages``, ``.mechanisms`` and ``.commands``.
+``.averages``, ``.mechanisms``, ``.predictors`` and ``.commands``.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def _check_plugins(scenario: Scenario) -> None:
     named = {
         "task.kind": scenario.task.kind,
         "channel.model": scenario.channel.model,
+        "channel.predict": scenario.channel.predict,
         "privacy.release": scenario.privacy.release,
         **{
             f"link.{name}": getattr(scenario.link, name)

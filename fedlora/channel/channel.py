@@ -10,17 +10,21 @@ import dataclasses
 import math
 from functools import lru_cache
 
+import numpy as np
+
 from fedlora import registry
 from fedlora.channel.estimate import estimate
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.measured import MeasuredChannel
+from fedlora.channel.predict import ChannelPredictor, create_predictor, predicted
 from fedlora.channel.rate import RateRule, Shannon, rate_rule
-from fedlora.channel.state import ChannelState
+from fedlora.channel.state import RATE_MAX_BPS, RATE_MIN_BPS, SNR_LIMIT_DB, ChannelState
 from fedlora.channel.streams import Stream, stream
 from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
 
 _REMEMBERED_LINKS = 4096
+_NO_DRAWS = np.random.default_rng(0)  # where nothing is drawn
 
 
 class Channel:
@@ -44,6 +48,7 @@ class Channel:
         # A round sends hundreds of payloads within the same few blocks.
         self._link = lru_cache(maxsize=_REMEMBERED_LINKS)(model.sample)
         self.measured = isinstance(model, MeasuredChannel)
+        self._predictor = create_predictor(config.predict) if config.predict else None
         self.fades_within_round = config.coherence_s > 0 and not self.measured
 
     def truth(
@@ -70,17 +75,65 @@ class Channel:
         return state if bandwidth_hz is None else self.at_bandwidth(state, bandwidth_hz)
 
     def report(self, client: int, round: int) -> ChannelState:
-        """Return what a client reports when a round starts: late and with an estimation error."""
+        """Return what a client reports when a round starts: late and with an estimation error.
+
+        With ``channel.predict`` it is what the client predicts from what it has measured by then.
+        """
         setting = self.config.report
         if self.measured:
             return self._state(client, 0)
-        now_s = round * self.config.round_s
+        block_s = self.config.block_s
+        now_s = self.config.start_s + round * self.config.round_s
         then_s = max(0.0, now_s - setting.delay_rounds * self.config.round_s - setting.delay_s)
         # The tolerance keeps a delay of whole blocks from slipping into the block before.
-        block = math.floor(then_s / self.config.block_s + 1e-9)
+        block = math.floor(then_s / block_s + 1e-9)
         seen = dataclasses.replace(self._state(client, block), age_s=now_s - then_s)
-        rng = stream(self._seed, Stream.REPORT, client, round)
-        return estimate(seen, setting.error_db, self.rule, rng)
+        if self._predictor is None:
+            rng = stream(self._seed, Stream.REPORT, client, round)
+            return estimate(seen, setting.error_db, self.rule, rng)
+        meant = math.floor((now_s + setting.lead_s) / block_s + 1e-9)
+        return self._predicted(self._predictor, client, seen, block, meant - block)
+
+    def _predicted(
+        self,
+        predictor: ChannelPredictor,
+        client: int,
+        seen: ChannelState,
+        block: int,
+        ahead: int,
+    ) -> ChannelState:
+        """Return the newest state as it is predicted to be some blocks later."""
+        first = max(0, block - self.config.report.history + 1)
+        states = [self._measured(client, at) for at in range(first, block + 1)]
+        by_rate = seen.derived or seen.up_snr_db is None or seen.down_snr_db is None
+        history = np.array([_levels_db(state, by_rate=by_rate) for state in states])
+        up_db, down_db = map(float, history[-1])
+        if ahead > 0:
+            up_db, down_db = predicted(predictor, self.config.predict, history, ahead)
+        if by_rate:
+            up_bps, down_bps = (_rate_of(level) for level in (up_db, down_db))
+            rule, hz = Shannon(self.config.gap_db), seen.bandwidth_hz
+            return dataclasses.replace(
+                seen,
+                up_snr_db=None if seen.up_snr_db is None else rule.snr_db(up_bps, hz),
+                down_snr_db=None if seen.down_snr_db is None else rule.snr_db(down_bps, hz),
+                up_rate_bps=up_bps,
+                down_rate_bps=down_bps,
+            )
+        up_db, down_db = (min(max(x, -SNR_LIMIT_DB), SNR_LIMIT_DB) for x in (up_db, down_db))
+        return dataclasses.replace(
+            seen,
+            up_snr_db=up_db,
+            down_snr_db=down_db,
+            up_rate_bps=self.rule.rate_bps(up_db, seen.bandwidth_hz),
+            down_rate_bps=self.rule.rate_bps(down_db, seen.bandwidth_hz),
+        )
+
+    def _measured(self, client: int, block: int) -> ChannelState:
+        """Return what a client measures of a fading block."""
+        error_db = self.config.report.error_db
+        rng = stream(self._seed, Stream.MEASUREMENT, client, block) if error_db else _NO_DRAWS
+        return estimate(self._state(client, block), error_db, self.rule, rng)
 
     def knows(self, client: int) -> bool:
         """Return whether there is anything to say of a client's channel: not before it measured."""
@@ -94,7 +147,7 @@ class Channel:
 
     def block(self, round: int, offset_s: float = 0.0) -> int:
         """Return the index of the fading block at a time within a round."""
-        start = round * self.config.blocks_per_round
+        start = self.config.start_block + round * self.config.blocks_per_round
         if not self.fades_within_round:
             return start
         return start + math.floor(offset_s / self.config.block_s)
@@ -155,6 +208,17 @@ class Channel:
                 "its sample must return one of the two"
             )
         return self.rule.rate_bps(snr_db, bandwidth_hz)
+
+
+def _levels_db(state: ChannelState, *, by_rate: bool) -> tuple[float, float]:
+    """Return uplink and downlink in dB: SNRs, or rates over 1 bit/s."""
+    if by_rate or state.up_snr_db is None or state.down_snr_db is None:
+        return 10 * math.log10(state.up_rate_bps), 10 * math.log10(state.down_rate_bps)
+    return state.up_snr_db, state.down_snr_db
+
+
+def _rate_of(level_db: float) -> float:
+    return min(max(10 ** min(level_db / 10, 15.0), RATE_MIN_BPS), RATE_MAX_BPS)
 
 
 def build_channel(config: ChannelConfig, seed: int) -> Channel:

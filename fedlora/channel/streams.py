@@ -25,6 +25,7 @@ class Stream(IntEnum):
     SHADOWING = 7
     SCENE = 8
     SCHEDULE = 9
+    MEASUREMENT = 10
 
 
 def stream(seed: int, purpose: Stream, *indices: int) -> np.random.Generator:

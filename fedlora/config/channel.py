@@ -29,11 +29,18 @@ class ReportConfig:
     delay_rounds, delay_s
         How old the reported channel is when a round starts; the two add up. Before the run is that
         old, the report describes the channel at its start.
+    lead_s
+        How long after the round's start a prediction is for, such as when the adapter is sent, in
+        seconds; see ``ChannelConfig.predict``.
+    history
+        How many fading blocks a prediction is made from, at most.
     """
 
     error_db: float = within(0.0, 0.0, SNR_LIMIT_DB)
     delay_rounds: int = within(0, 0, 10**6)
     delay_s: float = within(0.0, 0.0, LONGEST_S)
+    lead_s: float = within(0.0, 0.0, LONGEST_S)
+    history: int = within(256, 1, 4096)
 
     def __post_init__(self) -> None:
         check_ranges(self, "channel.report.")
@@ -91,6 +98,9 @@ class ChannelConfig:
     round_s
         Time of the channel from the start of one round to the start of the next, in seconds. It is
         a setting, not the air time that a round took, so that every strategy meets the same fading.
+    start_s
+        Time of the channel at which the run starts, in whole fading blocks, in seconds: what was
+        before is what a late report or a prediction knows of.
     coherence_s
         How long a fading block lasts, in seconds; 0 means as long as the round, however long that
         is. It divides ``round_s``.
@@ -106,6 +116,10 @@ class ChannelConfig:
         Deliver adapters every so many rounds; 0 means never.
     bits_per_parameter
         Bits of one adapter parameter on the air.
+    predict
+        Predictor (``last``, ``ar``, or ``module:Class``) of what a client reports: from the
+        measurements that it has by then, the channel at ``report.lead_s`` after the round's start.
+        Empty: the newest measurement, however old.
     report, schedule
         See ``ReportConfig`` and ``ScheduleConfig``.
     """
@@ -120,6 +134,7 @@ class ChannelConfig:
     bandwidth_hz: tuple[float, ...] = within((1e6,), BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ)
     draw: Literal["round", "client"] = "round"
     round_s: float = within(10.0, SHORTEST_S, LONGEST_S)
+    start_s: float = within(0.0, 0.0, LONGEST_S)
     coherence_s: float = within(0.0, 0.0, LONGEST_S)
     rate: Literal["shannon", "nr_64qam", "nr_256qam"] = "shannon"
     gap_db: float = within(0.0, 0.0, SNR_LIMIT_DB)
@@ -128,6 +143,7 @@ class ChannelConfig:
     deadline_s: float = within(1.0, 1e-9, LONGEST_S)
     deliver_every: int = within(0, 1, 10**6, zero="never")
     bits_per_parameter: int = within(32, 1, 64)
+    predict: str = ""
     report: ReportConfig = field(default_factory=ReportConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
@@ -153,6 +169,42 @@ class ChannelConfig:
                 f"channel.coherence_s is {self.coherence_s} and does not divide channel.round_s "
                 f"{self.round_s}; set an integer fraction of it, or 0 for one fading block a round"
             )
+
+        starts = self.start_s / self.block_s
+        if abs(starts - round(starts)) > 1e-6 * max(starts, 1.0):
+            raise FedloraError(
+                f"channel.start_s is {self.start_s:g}, which is no whole number of fading blocks "
+                f"of {self.block_s:g} s; set a multiple of them"
+            )
+        self._check_prediction()
+
+    def _check_prediction(self) -> None:
+        """Refuse a prediction of what is known, and keys that only a prediction reads."""
+        report, default = self.report, ReportConfig()
+        if not self.predict:
+            for key in ("lead_s", "history"):
+                if getattr(report, key) != getattr(default, key):
+                    raise FedloraError(
+                        f"channel.report.{key} is {getattr(report, key):g}, and nothing is "
+                        "predicted; set channel.predict, such as to ar, or leave it out"
+                    )
+            return
+        if self.model == "measured":
+            raise FedloraError(
+                f"channel.predict is {self.predict!r:.80}, and channel.model measured knows no "
+                "link's past; choose a modelled channel, or leave it out"
+            )
+        if not (report.delay_rounds or report.delay_s or report.lead_s):
+            raise FedloraError(
+                f"channel.predict is {self.predict!r:.80}, and a report without delay of the "
+                "channel at the round's start leaves nothing to predict; set "
+                "channel.report.delay_rounds, delay_s or lead_s"
+            )
+
+    @property
+    def start_block(self) -> int:
+        """Number of fading blocks before the run."""
+        return round(self.start_s / self.block_s)
 
     @property
     def blocks_per_round(self) -> int:

@@ -194,10 +194,12 @@ def _check_analog(scenario: Scenario) -> None:
             f"link.gradient is {scenario.link.gradient}, but privacy.uplink analog sends gradients "
             "uncoded; set link.gradient to fp32"
         )
-    if report.error_db or report.delay_rounds or report.delay_s or channel.coherence_s:
+    late = report.delay_rounds or report.delay_s or channel.predict
+    if report.error_db or late or channel.coherence_s:
         raise FedloraError(
             "privacy.uplink analog has to know the channel exactly to bound the receiver's SNR; "
-            "set channel.report.error_db, delay_rounds, delay_s and channel.coherence_s to 0"
+            "set channel.report.error_db, delay_rounds, delay_s and channel.coherence_s to 0, and "
+            "no channel.predict"
         )
 
 

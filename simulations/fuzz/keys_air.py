@@ -76,6 +76,11 @@ def draw_air(d: Drawing) -> None:
     d.some(0.2, "channel.report.error_db", 0.0, 3.0, wild=[-1.0])
     d.some(0.2, "channel.report.delay_rounds", 1, 5, wild=[-1])
     d.some(0.1, "channel.report.delay_s", 4.0, wild=[float("nan")])
+    d.some(0.1, "channel.start_s", 20.0, 0.0, wild=[0.3, -1.0])
+    if d["channel.report.delay_rounds"] and d.chance(0.5):
+        d.set("channel.predict", "last", "ar", wild=["markov"])
+        d.some(0.3, "channel.report.lead_s", 5.0, 0.0, wild=[-1.0])
+        d.some(0.3, "channel.report.history", 64, 1, wild=[0])
     if d.chance(0.5):
         _draw_schedule(d)
 

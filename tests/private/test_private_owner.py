@@ -169,9 +169,11 @@ def test_a_server_cannot_choose_a_file_of_the_device(records: Path) -> None:
             local_scenario(trace, own)
 
 
-@pytest.mark.parametrize("key", ["task.kind", "link.gradient", "channel.model"])
+@pytest.mark.parametrize("key", ["task.kind", "link.gradient", "channel.model", "channel.predict"])
 def test_a_server_cannot_choose_code_of_the_device(records: Path, key: str) -> None:
-    asked = with_overrides(scenario(records), [f"{key}=module:Class", "python_path=/srv/theirs"])
+    late = ["channel.report.delay_s=1"] if key == "channel.predict" else []
+    code = [*late, f"{key}=module:Class", "python_path=/srv/theirs"]
+    asked = with_overrides(scenario(records), code)
     with pytest.raises(FedloraError, match=f"{key} is 'module:Class', and no server may choose"):
         local_scenario(asked, keys(data=str(records)))
     plain = with_overrides(scenario(records, "task.labels=['a']"), ["python_path=/srv/theirs"])
