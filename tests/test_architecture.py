@@ -213,6 +213,11 @@ def test_an_edge_client_with_its_own_data_imports_no_heavy_library():
     assert heavy_after(code) == []
 
 
+def test_a_device_that_writes_texts_with_a_server_imports_no_heavy_library():
+    code = "import clients.generation.command, clients.generation.remote, clients.generation.show"
+    assert heavy_after(code) == []
+
+
 def test_a_command_that_checks_a_scenario_imports_no_heavy_library():
     """A user who mistyped a name is told within a few seconds."""
     code = "import fedlora.cli, fedlora.check, fedlora.commands.run, fedlora.commands.resume"

@@ -41,12 +41,12 @@ class RowPages:
     @property
     def held_tokens(self) -> int:
         """Tokens for which there is memory."""
-        return max((held.shape[_TOKENS] for held in self._held.values()), default=0)
+        return max((held.shape[_TOKENS] for held in list(self._held.values())), default=0)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of all layers' keys and values."""
-        return sum(held.nbytes for held in self._held.values())
+        return sum(held.nbytes for held in list(self._held.values()))
 
     def append(self, layer: int, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in a layer's keys and values of new tokens; they count once ``commit`` is called.

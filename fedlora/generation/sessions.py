@@ -71,7 +71,7 @@ class Sessions:
     @property
     def granted_tokens(self) -> int:
         """Tokens that all sessions have been granted, in whole pages."""
-        return sum(session.granted for session in self._open.values())
+        return sum(session.granted for session in list(self._open.values()))
 
     @property
     def held_bytes(self) -> int:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from types import SimpleNamespace
+
 import pytest
 from support.served import served_run
 
-from clients.generation.command import generate
+from clients.generation.command import chat, generate
 from fedlora.commands.serving.serve import ServeOptions, opened
 from fedlora.commands.slice import slice_model
 from fedlora.errors import FedloraError
 from fedlora.launch.keys import write_keys
 from fedlora.link.stream.node_proof import read_known_devices
 from fedlora.link.stream.tls import read_identity
+from fedlora.observe.serving import ServingMetrics, serving_lines
+from fedlora.report import RunFolder
 from fedlora.split import Checkpoint
+from fedlora.storage.files import json_line, replace_file
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
@@ -133,6 +140,74 @@ def test_a_device_writes_over_tls_what_both_sides_write_in_one_process(
                 generate(place, "dog 1?", server=address, **keys, **drawn)
                 assert capsys.readouterr().out == expected
         assert set(usage.told()["clients"]) == {"0", "1"}
+        _check_shown(run, listener.port, usage.told)
         with pytest.raises(FedloraError, match="--resume finds no text of fedlora generate"):
             generate(package, None, server=address, resume=True, **keys)
     assert not list((tmp_path / ".fedlora" / "states" / "texts").iterdir())
+
+
+def _check_shown(run, port, told):
+    """What ``fedlora top`` and Prometheus show are the figures of usage."""
+    replace_file(RunFolder(run).serving(port), json_line(told()))
+    (line,) = serving_lines(RunFolder(run))
+    assert f"served on port {port}: 0 devices, 0 sessions" in line
+    RunFolder(run).serving(port).unlink()
+    prometheus = pytest.importorskip("prometheus_client")
+    registry = prometheus.CollectorRegistry()
+    registry.register(ServingMetrics(told))
+    text = prometheus.generate_latest(registry).decode()
+    tokens = told()["clients"]["1"]["tokens"]
+    assert f'fedlora_generation_tokens_total{{client="1"}} {float(tokens)}' in text
+    assert 'fedlora_generation_first_token_seconds{quantile="0.95"}' in text
+
+
+def test_without_keys_a_device_of_this_machine_is_the_client_that_it_says(
+    chatting, tmp_path, monkeypatch, capsys
+):
+    run, package, _ = chatting
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with opened(run, ServeOptions(insecure=True), None, None) as (listener, _, _):
+        for client in (None, "1"):
+            capsys.readouterr()
+            generate(run, "dog 1?", client=client, max_new_tokens=6)
+            expected = capsys.readouterr().out
+            server = [f"127.0.0.1:{listener.port}"]
+            generate(
+                package, "dog 1?", client=client, max_new_tokens=6, server=server, insecure=True
+            )
+            assert capsys.readouterr().out == expected
+
+
+def test_a_conversation_goes_on_where_its_device_was_killed(
+    chatting, tmp_path, monkeypatch, capsys
+):
+    run, package, certs = chatting
+    monkeypatch.setenv("HOME", str(tmp_path))
+    identity = read_identity(certs / "server.pem", certs / "server.key")
+
+    def said(*turns, stops_after=10**9, **options):
+        text = "".join(f"{turn}\n" for turn in turns).encode()
+        stdin = SimpleNamespace(buffer=io.BytesIO(text), isatty=lambda: False)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        capsys.readouterr()
+        write, left = sys.stdout.write, [stops_after]
+
+        def dying(piece):
+            left[0] -= len(piece)
+            if left[0] < 0:
+                raise SystemExit  # as far as what is on disk goes, a kill
+            return write(piece)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.stdout, "write", dying)
+            chat(package, temperature=0.7, max_new_tokens=20, **options)
+        return capsys.readouterr().out
+
+    with opened(run, ServeOptions(certs=certs), identity, read_known_devices(certs)) as (port, *_):
+        keys = {"root_certificates": certs / "ca.crt", "node_key": certs / "node1"}
+        keys |= {"server": [f"localhost:{port.port}"]}
+        whole = said("dog 1?", "dog 2?", "", seed=3, **keys).splitlines()
+        assert len(whole) >= 2
+        with pytest.raises(SystemExit):
+            said("dog 1?", seed=3, stops_after=8, **keys)
+        assert said("dog 2?", "", seed=None, resume=True, **keys).splitlines() == whole

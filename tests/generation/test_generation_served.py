@@ -22,7 +22,7 @@ from clients.generation.connection import Credentials, ServerConnection
 from clients.generation.sampling import Sampler, Sampling
 from clients.owner import Door, OwnerTerms
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.generation.bounds import CacheBounds
+from fedlora.generation.bounds import CacheBounds, GenerationRefused
 from fedlora.launch.keys import write_keys
 from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.stream.client.asking import AskingStream
@@ -324,6 +324,50 @@ def test_a_thousand_hostile_frames_change_nobodys_text(split, server):
     assert min(answered.values()) > 9, answered
     for client, texts in found.items():
         assert texts and all(text == expected[client] for text in texts)
+
+
+def test_sixty_four_clients_at_once_stay_within_the_bound(split, tmp_path):
+    """Each has room for its own text and no more; nobody is refused, and no page is lost."""
+    ranks = [1 + n % 4 for n in range(64)]
+    bounds = CacheBounds(tokens_in_all=64 * 16, tokens_per_client=16, page_tokens=16)
+    crowd = Generation(split.folder, "", ranks, bounds=bounds)
+    sessions, texts, over = crowd.server.sessions, {}, threading.Event()
+    most = {"tokens": 0, "bytes": 0}
+    page = 2 * 32 * 4 * crowd.checkpoint.size("n_layer")  # bytes of a token's keys and values
+
+    def watch() -> None:
+        while not over.wait(0.001):
+            most["tokens"] = max(most["tokens"], sessions.granted_tokens)
+            most["bytes"] = max(most["bytes"], sessions.held_bytes)
+
+    with served(crowd, tmp_path / "certs") as server:
+        ways = {client: server.connection(client) for client in crowd.ranks}
+        writers = {client: server.writer(way) for client, way in ways.items()}
+        together = threading.Barrier(64)
+
+        def write(client: str) -> None:
+            together.wait(patient(60))
+            texts[client] = list(writers[client].tokens(PROMPT, Sampler(GREEDY), 6))
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        threads = [threading.Thread(target=write, args=(c,), daemon=True) for c in crowd.ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(patient(60))
+        over.set()
+        watching.join()
+        assert len(texts) == 64 and len(sessions) == 64
+        assert most["tokens"] == bounds.tokens_in_all
+        assert 0 < most["bytes"] <= page * bounds.tokens_in_all
+        with pytest.raises(GenerationRefused, match="would hold 32 tokens, of 16"):
+            list(writers["5"].tokens([*PROMPT, *PROMPT], Sampler(GREEDY), 2))
+        for way in ways.values():
+            way.close()
+    for client in ("0", "1", "2", "3"):
+        alike = {tuple(texts[c]) for c in texts if ranks[int(c)] == ranks[int(client)]}
+        assert alike == {tuple(written(crowd.unsplit(client), PROMPT, 6))}
 
 
 def test_strangers_are_refused_unread_and_nobody_waits_for_them(split, server):
