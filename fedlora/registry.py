@@ -77,6 +77,7 @@ _KEYS = {
     "averages": "robust.average",
     "channels": "channel.model",
     "mechanisms": "privacy.release",
+    "predictors": "channel.predict",
     "schedulers": "channel.schedule.scheduler",
     "strategies": "ranks.strategy",
     "tasks": "task.kind",

@@ -86,9 +86,6 @@ class Autoregression(ChannelPredictor):
         return float(np.clip(value, history.min(), history.max()))
 
 
-_BUILT_IN: Final = {"last": LastValue, "ar": Autoregression}
-
-
 def create_predictor(name: str) -> ChannelPredictor:
     """Return the predictor that ``channel.predict`` names.
 
@@ -97,9 +94,7 @@ def create_predictor(name: str) -> ChannelPredictor:
     FedloraError
         When there is none of that name, or it cannot be made.
     """
-    found = _BUILT_IN.get(name) or registry.resolve(
-        "predictors", name, ChannelPredictor, besides=_BUILT_IN, key="channel.predict"
-    )
+    found = registry.resolve("predictors", name, ChannelPredictor)
     made: ChannelPredictor = registry.make(found, "channel.predict", {})
     return made
 
