@@ -176,8 +176,8 @@ def _server_alone(bed: _Bed, timed: _Timed, tick: Tick) -> None:
 
     for _ in _pairs(bed, timed, tick):
         timed.run("server_batched", lambda: together(mixed))
-        timed.run("server_in_turn", in_turn)
         timed.run("server_equal", lambda: together(full))
+        timed.run("server_in_turn", in_turn)
 
 
 def _end_to_end(bed: _Bed, timed: _Timed, tick: Tick) -> None:
