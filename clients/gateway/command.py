@@ -10,9 +10,17 @@ import click
 import typer
 
 from clients.gateway.keys import drawn_key, read_key
-from clients.generation.command import LONGEST_DRAFT, quiet_transformers
-from clients.generation.local import LocalModel
-from clients.generation.options import ModelOption, RunArgument
+from clients.generation.command import LONGEST_DRAFT, open_model, reach_of
+from clients.generation.options import (
+    GiveUpOption,
+    InsecureOption,
+    KeyOption,
+    ModelOption,
+    NodeConfigOption,
+    RootOption,
+    RunArgument,
+    ServerOption,
+)
 from fedlora.commands.options import ClientOption, RankOption
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import CacheBounds
@@ -50,22 +58,27 @@ def gateway(
             help="Whether to guess tokens from prompt and output; no choice changes the text.",
         ),
     ] = "prompt",
+    server: ServerOption = None,
+    root_certificates: RootOption = None,
+    node_key: KeyOption = None,
+    insecure: InsecureOption = False,
+    node_config: NodeConfigOption = "",
+    give_up_s: GiveUpOption = 60.0,
 ) -> None:
     """Answer applications of this machine with a run's split model, as OpenAI's API does.
 
     `/v1/chat/completions`, `/v1/completions` and `/v1/models` on 127.0.0.1, for who has the key;
-    what web pages ask is refused. Requests that come together are computed in one batch.
+    what web pages ask is refused. Requests that come together are computed in one batch, here or
+    with `--server` by `fedlora serve`.
     """
     require_server()
     key = drawn_key() if key_file is None else read_key(key_file)
-    if not run_folder.is_dir():
-        raise FedloraError(f"{run_folder} is no folder; give that of a finished run")
+    reach = reach_of(server, root_certificates, node_key, insecure, node_config, give_up_s)
     with listening(port) as listener:
-        quiet_transformers()
         longest = 0 if drafts == "none" else LONGEST_DRAFT
         most = CacheBounds().tokens_in_all
         bounds = CacheBounds(tokens_per_client=most, sessions_per_client=at_once)
-        local = LocalModel.open(run_folder, client, rank, model, longest, bounds)
+        local = open_model(run_folder, client, rank, model, longest, reach, bounds)
         try:
             name = run_folder.resolve().name
             place = f"http://{_HOST}:{listener.getsockname()[1]}/v1"

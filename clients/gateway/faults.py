@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.generation.bounds import GenerationRefused
 
 
@@ -43,6 +43,8 @@ def as_fault(error: FedloraError) -> RequestFault:
         if error.refusal == "long":
             return RequestFault(sentence, code="context_length_exceeded")
         return RequestFault(sentence, code="refused", status=502)
+    if isinstance(error, ClientLost):
+        return RequestFault(sentence, code="server_lost", status=503)
     if isinstance(error, ProtocolError):
         return RequestFault(sentence, code="server_failed", status=502)
     return RequestFault(sentence)

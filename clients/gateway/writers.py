@@ -94,13 +94,20 @@ class Writers:
         """
         with self._lock:
             best = max(self._free, key=lambda writer: writer.share(ids), default=None)
-            if best is None or best.share(ids) < _GOES_ON:
+            if best is not None and best.share(ids) < _GOES_ON:
+                best = self._free[0]
                 if self._made < self._most:
-                    self._made += 1
-                    return self._model.new_writer()
-                best = self._free[0]  # there is one: no more texts are begun than are written
-            self._free.remove(best)
-            return best
+                    best = None
+            if best is not None:
+                self._free.remove(best)
+                return best
+            self._made += 1  # and no more than may be: no more texts are begun than are written
+        try:
+            return self._model.new_writer()
+        except BaseException:
+            with self._lock:
+                self._made -= 1
+            raise
 
 
 class Running:

@@ -39,6 +39,7 @@ from fedlora.errors import FedloraError
 if TYPE_CHECKING:
     from clients.generation.remote import Reach
     from clients.generation.text_model import TextModel
+    from fedlora.generation.bounds import CacheBounds
 
 LONGEST_DRAFT = 8
 
@@ -74,7 +75,7 @@ def generate(
     transformers' `generate` makes.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    reach = _reach(server, root_certificates, node_key, insecure, node_config, give_up_s)
+    reach = reach_of(server, root_certificates, node_key, insecure, node_config, give_up_s)
     _check_resume(resume, reach, prompt is not None)
     if prompt is None and not resume:
         prompt = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n")
@@ -117,7 +118,7 @@ def chat(
     server, so that only what is new is sent. `/new` begins another conversation.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    reach = _reach(server, root_certificates, node_key, insecure, node_config, give_up_s)
+    reach = reach_of(server, root_certificates, node_key, insecure, node_config, give_up_s)
     _check_resume(resume, reach, asked=False)
     opening = [{"role": "system", "content": system}] if system else []
     with _opened(run_folder, client, rank, model, drafts, reach) as (local, history):
@@ -141,7 +142,7 @@ def chat(
             messages.append({"role": "assistant", "content": answer})
 
 
-def _reach(
+def reach_of(
     servers: Sequence[str] | None,
     root_certificates: Path | None,
     node_key: Path | None,
@@ -149,7 +150,13 @@ def _reach(
     node_config: str,
     give_up_s: float,
 ) -> Reach | None:
-    """Return which servers are meant; None for this process."""
+    """Return which servers are meant; None for this process.
+
+    Raises
+    ------
+    FedloraError
+        When an option means nothing, or the node configuration cannot be read.
+    """
     if servers:
         from clients.generation.remote import Reach
 
@@ -187,23 +194,8 @@ def _opened(
     drafts: str,
     reach: Reach | None,
 ) -> Iterator[tuple[TextModel, DraftHistory | None]]:
-    if not folder.is_dir():
-        raise FedloraError(f"{folder} is no folder; give that of a finished run")
     longest = 0 if drafts == "none" else LONGEST_DRAFT
-    local: TextModel
-    if reach is None:
-        from clients.generation.local import LocalModel
-
-        quiet_transformers()
-        local = LocalModel.open(folder, client, rank, model, longest)
-    else:
-        from clients.generation.remote import RemoteModel
-
-        if rank is not None:
-            raise FedloraError(
-                f"--rank is {rank}, and with --server the server has each client's; leave it out"
-            )
-        local = RemoteModel.open(folder, client, model, longest, reach)
+    local = open_model(folder, client, rank, model, longest, reach)
     try:
         history = None
         if drafts == "history":
@@ -213,6 +205,49 @@ def _opened(
         yield local, history
     finally:
         local.end()
+
+
+def open_model(
+    folder: Path,
+    client: str | None,
+    rank: int | None,
+    model: str,
+    longest_draft: int,
+    reach: Reach | None,
+    bounds: CacheBounds | None = None,
+) -> TextModel:
+    """Open a run's model with the blocks of this process, or of a server.
+
+    Parameters
+    ----------
+    folder
+        Of the run, or what ``fedlora slice`` wrote of it.
+    client, rank, model, longest_draft
+        See ``LocalModel.open``.
+    reach
+        The servers; None for this process.
+    bounds
+        How much sessions may hold in this process.
+
+    Raises
+    ------
+    FedloraError
+        When it cannot be opened, or no server takes this device in.
+    """
+    if not folder.is_dir():
+        raise FedloraError(f"{folder} is no folder; give that of a finished run")
+    if reach is None:
+        from clients.generation.local import LocalModel
+
+        quiet_transformers()
+        return LocalModel.open(folder, client, rank, model, longest_draft, bounds)
+    from clients.generation.remote import RemoteModel
+
+    if rank is not None:
+        raise FedloraError(
+            f"--rank is {rank}, and with --server the server has each client's; leave it out"
+        )
+    return RemoteModel.open(folder, client, model, longest_draft, reach)
 
 
 def quiet_transformers() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import openai
@@ -14,9 +15,11 @@ import pytest
 from support.chat_folders import SMOLLM2, write_chat_model
 from support.generation import Generation, written
 from support.patience import patient
+from support.served import served
 from transformers import AutoTokenizer
 
 from clients.gateway.command import listening, server_of
+from clients.generation.connection import ServerConnection
 from clients.generation.writer import Writer
 from fedlora.commands.prompts import chat_ids
 from fedlora.errors import FedloraError
@@ -49,8 +52,9 @@ def model(tmp_path_factory):
     return Model(tmp_path_factory.mktemp("gateway") / "model")
 
 
-@pytest.fixture(scope="module")
-def port(model):
+@contextmanager
+def answering(model: Any) -> Iterator[int]:
+    """Let a gateway answer on a port until the context ends."""
     with listening(0) as listener:
         server = server_of(model, NAME, AT_ONCE, KEY)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -59,14 +63,24 @@ def port(model):
         server.should_exit = True
         thread.join(patient(10))
     assert not thread.is_alive()
+
+
+def library(port: int) -> openai.OpenAI:
+    """Return the library's client of a port."""
+    place = f"http://127.0.0.1:{port}/v1"
+    return openai.OpenAI(base_url=place, api_key=KEY, max_retries=0, timeout=patient(30))
+
+
+@pytest.fixture(scope="module")
+def port(model):
+    with answering(model) as port:
+        yield port
     model.generation.server.end()
 
 
 @pytest.fixture(scope="module")
 def client(port):
-    with openai.OpenAI(
-        base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0, timeout=patient(30)
-    ) as client:
+    with library(port) as client:
         yield client
 
 
@@ -280,6 +294,39 @@ def test_parts_of_a_content_and_a_message_of_the_library_are_one_text(model, cli
     again = client.chat.completions.create(**CHAT | {"messages": said})
     plain = [*turn("dog 1?"), {"role": "assistant", "content": made.choices[0].message.content}]
     assert again.choices[0].message.content == unsplit(model, [*plain, *turn("go on")], 2)
+
+
+def test_texts_of_a_server_over_tls_are_the_same_and_its_loss_is_told(model, tmp_path):
+    """The gateway of a device whose server is elsewhere differs in its writers alone."""
+    ways: list[ServerConnection] = []
+
+    class Remote(Model):
+        def __init__(self) -> None:
+            self.tokenizer = model.tokenizer
+
+        def new_writer(self) -> Writer:
+            ways.append(there.connection("0", give_up_s=0.2))
+            return there.writer(ways[-1], (self.tokenizer.eos_id,))
+
+    def answer(text: str) -> str:
+        made = client.chat.completions.create(
+            model=NAME, messages=turn(text), temperature=0, max_tokens=8
+        )
+        return made.choices[0].message.content
+
+    with served(model.generation, tmp_path / "certs") as there:
+        with answering(Remote()) as port, library(port) as client:
+            with ThreadPoolExecutor(3) as pool:
+                found = list(pool.map(answer, SAID[:3]))
+            assert found == [unsplit(model, turn(text), 8) for text in SAID[:3]]
+            assert len(ways) == 3
+            there.listener.stop(0.0)
+            with pytest.raises(openai.InternalServerError) as lost:
+                answer(SAID[0])
+            assert lost.value.status_code == 503
+            assert "given up after 0.2 s" in lost.value.message
+            for way in ways:
+                way.close()
 
 
 def test_a_port_that_is_taken_is_refused(port):
