@@ -12,6 +12,7 @@ import torch
 from clients.build import load_parts
 from clients.generation.connection import Credentials, ServerConnection
 from clients.generation.remote_row import ALLOWED, RemoteRow
+from clients.generation.text_diary import TextDiary
 from clients.generation.text_model import TextModel, language_head_of, writer_of
 from clients.generation.writer import Writer
 from clients.owner import Door, OwnerTerms
@@ -176,9 +177,11 @@ class RemoteModel(TextModel):
             row.adapter = package.adapter
             return writer_of(parts, head, row, longest_draft)
 
-        texts = states_folder(reach.node_config) / "texts"
-        facts = TaskFacts.of(scenario)
-        return cls(facts, parts, parts.tokenizer, new_writer, ways, texts=texts)
+        states, facts = states_folder(reach.node_config), TaskFacts.of(scenario)
+        found = cls(facts, parts, parts.tokenizer, new_writer, ways, texts=states / "texts")
+        own = found.writer.row, ways[0].client, ", ".join(addresses)
+        found.diary = TextDiary(states, *own)
+        return found
 
     def end(self) -> None:
         """Close the session and all streams."""

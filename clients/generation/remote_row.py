@@ -49,6 +49,8 @@ class RemoteRow:
         Version of the adapter that it is computed with; one that is set before asks for that.
     bits_up, bits_down
         Bits of activations and representations so far.
+    tokens_up
+        Tokens whose activations were sent so far, those that were sent again included.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class RemoteRow:
         self._seq = 0
         self.most_tokens = 0
         self.adapter = ""
-        self.bits_up = self.bits_down = 0
+        self.bits_up = self.bits_down = self.tokens_up = 0
 
     @property
     def is_open(self) -> bool:
@@ -149,8 +151,9 @@ class RemoteRow:
         own = {name: self._door.public(value) for name, value in fields.items()}
         request = self._door.message(kind, self._client, self._seq, own, tensors)
         self._seq += 1
+        self.bits_up += request.bits("activation")  # before it leaves, which may be all it does
+        self.tokens_up += request.fields.get("tokens", 0)
         answer = self._ask(request)
-        self.bits_up += request.bits("activation")
         if (answer.client, answer.seq) != (request.client, request.seq):
             raise ProtocolError(
                 f"the server answered request {answer.seq} of {answer.client!r:.40}, not "

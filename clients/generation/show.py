@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +65,11 @@ def write_text(
         )
     meter, answer = _Meter(local, len(asked.ids)), ""
     try:
-        pieces = local.write(asked.ids, asked.sampler, asked.most, asked.stops, history, kept)
-        for piece in pieces:
-            meter.show(piece)
-            answer += piece
+        with local.diary.text(len(asked.ids)) if local.diary else nullcontext():
+            text = local.write(asked.ids, asked.sampler, asked.most, asked.stops, history, kept)
+            for piece in text:
+                meter.show(piece)
+                answer += piece
     except ClientLost:
         typer.echo()
         if kept is not None:

@@ -77,6 +77,7 @@ def _show(folder: Path | None, file: Path | None, last: int, *, overwrite: bool)
             "folder": str(folder),
             "audit": {"lines": history.lines, "torn": history.torn},
             "sessions": [session.facts() for session in history.sessions],
+            "texts": dataclasses.asdict(history.texts),
             "ledgers": [dataclasses.asdict(ledger) for ledger in ledgers],
         }
         replace_file(file, json_line(facts, indent=2), private=True)

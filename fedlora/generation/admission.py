@@ -16,6 +16,7 @@ LOCAL = "local"
 
 _FIELDS = frozenset(("key", "proof", "host", "cut", "activation", "representation"))
 _LONGEST = 512
+_DIGITS = 9
 
 
 class Admission:
@@ -78,7 +79,11 @@ class Admission:
 
     def _client(self, hello: Frame, challenge: bytes) -> str:
         if self._known is None:
-            return hello.client or LOCAL
+            if hello.client and not (hello.client.isascii() and hello.client.isdecimal()):
+                raise ProtocolError(
+                    f"the client is {shown(hello.client)}; say the number of one, or nothing"
+                )
+            return hello.client[:_DIGITS] or LOCAL
         fields = hello.fields
         device = self._known.get(fields["key"])
         if device is None:

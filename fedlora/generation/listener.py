@@ -38,6 +38,8 @@ log = logging.getLogger("fedlora.generation")
 
 MOST_OF_ONE: Final = 8
 """Streams of one client at one time; an older one makes place."""
+MOST_STRANGERS: Final = 64
+"""Streams at one time on which nobody was admitted yet; the oldest makes place."""
 
 
 class GenerationListener:
@@ -97,10 +99,12 @@ class GenerationListener:
         self._max_frame_bytes, self._hello_timeout_s = max_frame_bytes, hello_timeout_s
         self._lock = threading.Lock()
         self._streams: dict[str, list[_Stream]] = {}
+        self._strangers: list[_Stream] = []
         self._refusals = Refusals(log)
         options = [
             *channel_options(max_frame_bytes, keepalive_s, keepalive_timeout_s),
             ("grpc.so_reuseport", 0),  # or a port that is taken would be shared in silence
+            ("grpc.max_connection_idle_ms", 30_000),
             ("grpc.server_handshake_timeout_ms", round(1000 * hello_timeout_s)),
             ("grpc.http2.min_ping_interval_without_data_ms", round(500 * keepalive_s)),
         ]
@@ -144,6 +148,7 @@ class GenerationListener:
     def _serve(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Run one stream from its challenge to its end."""
         stream = _Stream(self._server, self._usage, context)
+        self._note_stranger(stream)
         context.add_callback(lambda: self._forget(stream))
         late = threading.Timer(self._hello_timeout_s, context.cancel)
         late.daemon = True
@@ -188,8 +193,18 @@ class GenerationListener:
         with self._lock:
             self._refusals.write(text, *values)
 
+    def _note_stranger(self, stream: _Stream) -> None:
+        with self._lock:
+            crowd = len(self._strangers) >= MOST_STRANGERS
+            oldest = self._strangers.pop(0) if crowd else None
+            self._strangers.append(stream)
+        if oldest is not None:
+            oldest.cancel()
+
     def _take_in(self, stream: _Stream) -> None:
         with self._lock:
+            if stream in self._strangers:
+                self._strangers.remove(stream)
             own = self._streams.setdefault(stream.client, [])
             old = own[0] if len(own) >= MOST_OF_ONE else None
             own.append(stream)
@@ -200,6 +215,8 @@ class GenerationListener:
     def _forget(self, stream: _Stream) -> None:
         """Close all that a stream has opened; gRPC calls it once when the stream is over."""
         with self._lock:
+            if stream in self._strangers:
+                self._strangers.remove(stream)
             own = self._streams.get(stream.client, [])
             if stream in own:
                 own.remove(stream)

@@ -20,6 +20,10 @@ Events, each with ``event``, ``time`` (UTC), ``session``, ``client`` and ``run``
     ``left`` since the session's start by kind, ``ledger``.
 ``ended``
     ``how``: ``finished``, or a kind of ``fedlora.link.reasons``; ``left``, ``ledger``.
+``text``
+    The device begins to write a text with a server's blocks: ``server``, tokens of the ``prompt``.
+``text_over``
+    ``how`` that ended, ``tokens`` that were sent, bytes that ``left``.
 ``interrupted``
     Written by a later process for one that was killed: ``left``, and the ``round`` it was in.
 """
@@ -48,6 +52,8 @@ ACCEPTED: Final = "accepted"
 ROUND: Final = "round"
 ENDED: Final = "ended"
 INTERRUPTED: Final = "interrupted"
+TEXT: Final = "text"
+TEXT_OVER: Final = "text_over"
 
 _AFTER = "after"
 _DIGITS = 16

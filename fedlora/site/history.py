@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,35 @@ class Session:
         }
 
 
+@dataclass
+class Texts:
+    """The texts that a device wrote with servers' blocks.
+
+    Attributes
+    ----------
+    begun, over
+        How many were begun, and how many of these ended in order; the others were cut off.
+    tokens
+        That were sent for those that ended.
+    left
+        Bytes that left for them, by kind.
+    """
+
+    begun: int = 0
+    over: int = 0
+    tokens: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+
+    def take(self, event: Event) -> None:
+        """Take in an event of a text."""
+        if event["event"] == audit.TEXT:
+            self.begun += 1
+            return
+        self.over += 1
+        self.tokens += event["tokens"]
+        self.left.update(event["left"])
+
+
 @dataclass(frozen=True)
 class History:
     """All that a device's audit file knows.
@@ -107,11 +137,14 @@ class History:
         In the order in which they were asked.
     lines, torn
         Lines of the file, and those that a crash or a full disk tore.
+    texts
+        What was written with servers' blocks.
     """
 
     sessions: Sequence[Session]
     lines: int
     torn: int
+    texts: Texts
 
 
 def read_history(folder: Path) -> History:
@@ -135,8 +168,11 @@ def read_history(folder: Path) -> History:
     running = going_on(folder)  # before the file, where a session that ends meanwhile will stand
     killed = left_behind(folder)
     found = audit.read(folder / audit.NAME)
-    sessions: dict[str, Session] = {}
+    sessions, texts = dict[str, Session](), Texts()
     for event in found.events:
+        if event["event"] in (audit.TEXT, audit.TEXT_OVER):
+            texts.take(event)
+            continue
         _take(sessions.setdefault(event["session"], Session(event["session"])), event)
     for session in sessions.values():
         if session.over is not None:
@@ -147,7 +183,7 @@ def read_history(folder: Path) -> History:
             session.counted, session.state = running[session.name], GOING_ON
         else:
             session.counted = killed.get(session.name)
-    return History(list(sessions.values()), len(found.events) + found.torn, found.torn)
+    return History(list(sessions.values()), len(found.events) + found.torn, found.torn, texts)
 
 
 def _take(session: Session, event: Event) -> None:

@@ -30,9 +30,16 @@ def lines(history: History, ledgers: Sequence[Verified], last: int) -> Iterator[
     for session in shown:
         yield ""
         yield from _session(session)
+    texts = history.texts
+    if texts.begun:
+        cut = f" ({texts.begun - texts.over} cut off)" if texts.begun > texts.over else ""
+        yield ""
+        yield "Texts written with a server's blocks"
+        left = left_text(texts.left)
+        yield f"  {texts.begun}{cut}: {texts.tokens:,} tokens sent; bytes out {left}"
     yield ""
     yield "What left, in bytes by kind"
-    yield from _totals(sessions)
+    yield from _totals(sessions, texts.left)
     yield ""
     yield "Budgets, by data set and time"
     yield from _budgets(sessions)
@@ -66,8 +73,8 @@ def _session(session: Session) -> Iterator[str]:
     yield f"    ended      {session.state}{more if after else ''}"
 
 
-def _totals(sessions: Sequence[Session]) -> Iterator[str]:
-    total: Counter[str] = Counter()
+def _totals(sessions: Sequence[Session], texts: Mapping[str, int]) -> Iterator[str]:
+    total: Counter[str] = Counter(texts)
     for session in sessions:
         total.update(session.left)
     for kind in LEFT:

@@ -18,6 +18,8 @@ from fedlora.link.stream.node_proof import read_known_devices
 from fedlora.link.stream.tls import read_identity
 from fedlora.observe.serving import ServingMetrics, serving_lines
 from fedlora.report import RunFolder
+from fedlora.site.history import read_history
+from fedlora.site.show import lines
 from fedlora.split import Checkpoint
 from fedlora.storage.files import json_line, replace_file
 
@@ -132,6 +134,7 @@ def test_a_device_writes_over_tls_what_both_sides_write_in_one_process(
         for client in "01":
             capsys.readouterr()
             drawn = {"temperature": 0.8, "seed": 3, "max_new_tokens": 16, "stop": ["zz"]}
+            drawn["drafts"] = "none"
             generate(run, "dog 1?", client=client, **drawn)
             expected = capsys.readouterr().out
             for place in (package, run):
@@ -141,6 +144,10 @@ def test_a_device_writes_over_tls_what_both_sides_write_in_one_process(
                 assert capsys.readouterr().out == expected
         assert set(usage.told()["clients"]) == {"0", "1"}
         _check_shown(run, listener.port, usage.told)
+        told = list(lines(read_history(tmp_path / ".fedlora" / "states"), (), 9))
+        left = sum(own["bits_up"] for own in usage.told()["clients"].values()) // 8
+        (texts,) = (line for line in told if "tokens sent" in line)
+        assert f"  4: {4 * 75 + 4 * 15} tokens sent; bytes out activations {left:,}" == texts
         with pytest.raises(FedloraError, match="--resume finds no text of fedlora generate"):
             generate(package, None, server=address, resume=True, **keys)
     assert not list((tmp_path / ".fedlora" / "states" / "texts").iterdir())

@@ -137,10 +137,13 @@ def test_a_server_a_link_and_a_device_that_are_killed_in_mid_sentence_change_no_
             assert found[client] + rest == expected[client]
         assert all_.whole("2", "--resume", home=homes["2"]) == expected["2"]
         assert not list((homes["2"] / ".fedlora" / "states" / "texts").iterdir())
-        all_.servers[1].send_signal(signal.SIGINT)
+        top = start(tmp_path / "top", "top", all_.run, "--once").communicate(timeout=patient(30))[0]
+        assert re.search(r"served on port \d+: 0 devices, 0 sessions", top)
+        all_.servers[1].send_signal(signal.SIGTERM)
         told, _ = all_.servers[1].communicate(timeout=patient(30))
+        assert all_.servers[1].returncode == 0
         assert re.search(
-            r"\d+ tokens in \d+ exchanges; a token .* up, .* down, .* on the air", told
+            r"\d+ tokens in \d+ exchanges; a token .* up, .* down, .* ms on the air", told
         )
         stats = json.loads((tmp_path / "stats-1.json").read_text())
         assert stats["clients"]["2"]["tokens"] > 0

@@ -23,6 +23,7 @@ from clients.generation.sampling import Sampler, Sampling
 from clients.owner import Door, OwnerTerms
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
+from fedlora.generation.listener import MOST_STRANGERS
 from fedlora.launch.keys import write_keys
 from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.stream.client.asking import AskingStream
@@ -389,10 +390,16 @@ def test_strangers_are_refused_unread_and_nobody_waits_for_them(split, server):
         with pytest.raises(ClientLost):
             stream._next()
         stream.close()
+    silent = [AskingStream(server.address, credentials.authority_pem, 1 << 20) for _ in range(70)]
+    for stream in silent:
+        stream.first()
     way = server.connection("1")
     writer = server.writer(way)
     assert list(writer.tokens(PROMPT, Sampler(GREEDY), 4)) == texts_of(split, 4)["1"]
+    assert len(server.listener._strangers) <= MOST_STRANGERS
     way.close()
+    for stream in silent:
+        stream.close()
 
 
 def test_keys_that_cannot_serve_are_named(tmp_path, certs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ def serve(
     """
     from fedlora.storage.outputs import check_new_file
 
+    # Before torch is loaded: threads that wait must not spin on cores that others want.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_new_file(stats, "--stats", overwrite=overwrite)
     options = ServeOptions(
         *(model, certs, insecure, host, port, rank, cache_tokens, client_tokens, idle_s),
@@ -101,7 +104,7 @@ def serve(
 
 
 def serve_run(folder: Path, options: ServeOptions) -> None:
-    """Serve a run until the process is interrupted.
+    """Serve a run until the process is interrupted, which is its end in order.
 
     Raises
     ------
@@ -130,7 +133,7 @@ def serve_run(folder: Path, options: ServeOptions) -> None:
             typer.echo("plain text, and no device is asked for a key: for trials on one machine")
         try:
             _watch(RunFolder(folder).serving(listener.port), usage)
-        finally:
+        except KeyboardInterrupt:  # Ctrl-C and SIGTERM are how serving ends
             _close(options, usage)
 
 
@@ -171,12 +174,20 @@ def opened(
             GenerationListener(
                 *(server, admission, usage, options.host, options.port),
                 identity=identity,
-                max_frame_bytes=scenario.link.max_frame_mib << 20,
+                max_frame_bytes=_frame_bytes(scenario.link.max_frame_mib << 20, server),
             ) as listener,
         ):
             yield listener, usage, run.told
     finally:
         server.end()
+
+
+def _frame_bytes(most: int, server: Any) -> int:
+    """Return how large a request may be: that of a client's whole text, in fp32, and no more."""
+    bounds, geometry = server.sessions.bounds, server.engine.geometry
+    tokens = min(bounds.tokens_per_client, server.engine.most_tokens)
+    width = max(geometry.activation_width, geometry.representation_width)
+    return int(min(most, 4 * tokens * width * 1.25 + (1 << 20)))
 
 
 def _watch(place: Path, usage: Any) -> None:
@@ -198,7 +209,7 @@ def _watch(place: Path, usage: Any) -> None:
 
 def _close(options: ServeOptions, usage: Any) -> None:
     """Say what serving came to."""
-    from fedlora.report import bits_text, seconds_text
+    from fedlora.report import bits_text
     from fedlora.storage.files import json_line, replace_file
 
     told = usage.told()
@@ -209,7 +220,7 @@ def _close(options: ServeOptions, usage: Any) -> None:
         line += f"; a token {up} up, {down} down"
         if a_token["air_seconds"] is not None:
             line += (
-                f", {seconds_text(a_token['air_seconds'])} on the air, "
+                f", {1e3 * a_token['air_seconds']:.3g} ms on the air, "
                 f"{a_token['energy_joules']:.3g} J"
             )
     typer.echo(line)

@@ -53,6 +53,7 @@ class AskingStream:
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         method = self._channel.stream_stream(f"/{GENERATION_SERVICE}/{GENERATION_METHOD}")
         self._call = method(iter(self._outgoing.get, None))
+        self._answered = False
 
     def first(self) -> Frame:
         """Return what the server says by itself, which is the first frame of a stream.
@@ -102,6 +103,7 @@ class AskingStream:
             raise ClientLost(f"{self.address} ended the stream") from None
         except grpc.RpcError as error:
             raise self._lost(error) from None
+        self._answered = True
         return decode_frame(data, self._most)
 
     def _lost(self, error: Any) -> ClientLost | ProtocolError:
@@ -110,8 +112,14 @@ class AskingStream:
             return ProtocolError(f"{self.address} took a request for none: {details}")
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return ClientLost(f"{self.address} is no fedlora serve; name host and port of one")
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+            return ProtocolError(
+                f"a frame is too large for {self.address} or this device: {details}"
+            )
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return ClientLost(f"{self.address} serves as many devices as it can; try again later")
+        if self._answered:
+            return ClientLost(f"the stream to {self.address} broke ({details})")
         if code == grpc.StatusCode.CANCELLED:
             return ClientLost(f"{self.address} took the connection and gave no answer")
         return ClientLost(
