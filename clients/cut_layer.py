@@ -16,7 +16,7 @@ from clients.kept_tokens import keep_tokens
 from clients.owner import DATA, Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.sent_rows import SentRows
-from fedlora.config import PAYLOADS, Payload, Scenario
+from fedlora.config import ENDS, PAYLOADS, Payload, Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
 from fedlora.privacy.mechanisms import zero_sum_basis
@@ -49,6 +49,8 @@ class CutLayer:
         Numbers of a row that come down; 0 for all.
     codecs
         By what they carry: ``activation``, ``representation``, ``gradient``.
+    ends
+        Of weights and gradients of shared heads and fronts: ``end_weight``, ``end_gradient``.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class CutLayer:
         self.codecs = {
             payload: create_codec(**link.codec(payload), vocabulary=front) for payload in PAYLOADS
         }
+        self.ends = {end: create_codec(**scenario.link.codec(end)) for end in ENDS}
 
     def activation(
         self,

@@ -33,7 +33,7 @@ from clients.reports import Report
 from fedlora.batch_order import BatchStream
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame, messages as m, unpack
+from fedlora.link import Codec, Frame, messages as m, pack_ends, unpack, unpack_ends
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks import DataStatistics
 from fedlora.tasks import Sample, TaskLoss
@@ -206,7 +206,7 @@ class EdgeClient:
 
     def _first_batch(self, frame: Frame) -> Frame:
         self.head.begin_batches()
-        self.head.adopt(frame.tensors)
+        self._adopt(frame)
         return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
 
     def _again(self, frame: Frame) -> Frame:
@@ -226,7 +226,7 @@ class EdgeClient:
         batch = self._open_batch()
         lengths = self.train.lengths_of(batch)
         step = integer(frame, "step")
-        self.head.adopt(frame.tensors)
+        self._adopt(frame)
         self.release.begin_step(frame.fields.get("rank"), batch)
         loss = self.train.take(batch).map(lambda samples: self._loss(frame, samples))
         self._samples_seen += len(batch)
@@ -239,7 +239,7 @@ class EdgeClient:
         update = bool(frame.fields.get("update", True))
         gradient = self.release.exact(self.head.update(weight.value, step, last=update))
         if gradient is not None:
-            tensors |= gradient.encode(dict)
+            tensors |= self._end_gradient(gradient)
         self._batch = []
         if frame.fields.get("next", False):
             tensors |= self._next_activation(frame)
@@ -264,10 +264,10 @@ class EdgeClient:
         own = self.release.exact(self.head.step_front(integer(frame, "step"), last))
         if frame.fields.get("next", False):
             return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
-        return self._cut.reply(m.READY, frame, tensors=own.encode(dict) if own else {})
+        return self._cut.reply(m.READY, frame, tensors=self._end_gradient(own) if own else {})
 
     def _head(self, frame: Frame) -> Frame:
-        self.head.adopt(frame.tensors)
+        self._adopt(frame)
         return self._cut.reply(m.READY, frame)
 
     def _round_end(self, frame: Frame) -> Frame:
@@ -283,7 +283,9 @@ class EdgeClient:
             assert mean is not None
             fields["loss"] = _finite(mean)
         shares = ["round"] if self.head.front_share != "personal" else []  # only what is averaged
-        weights = self._shared_weights(*shares) if frame.fields.get("weights", False) else {}
+        weights: Parts = {}
+        if frame.fields.get("weights", False):
+            weights = self._shared_weights(*shares, codec=self._cut.ends["end_weight"])
         return self._cut.reply(m.ROUND_REPORT, frame, fields, weights)
 
     def _end(self, frame: Frame) -> Frame:
@@ -318,19 +320,36 @@ class EdgeClient:
         self._pending = e if train else None
         return tensors
 
-    def _shared_weights(self, *shares: str) -> Parts:
-        """Return the weights of what is shared as they may leave.
+    def _adopt(self, frame: Frame) -> None:
+        """Take the common weights of head and front that a request holds, if any."""
+        codec = self._cut.ends["end_weight"]
+        self.head.adopt(unpack_ends(frame.tensors, self.head.shapes, codec))
+
+    def _end_gradient(self, own: Leaving[dict[str, torch.Tensor]]) -> Parts:
+        """Return the gradient of a shared end as it leaves."""
+        codec, key = self._cut.ends["end_gradient"], self._cut.rounding_key(self.batches.position)
+        return dict(own.encode(lambda tensors: pack_ends(tensors, codec, key)))
+
+    def _shared_weights(self, *shares: str, codec: Codec | None = None) -> Parts:
+        """Return the weights of what is shared as they may leave, in fp32 or by a codec.
 
         Those that have never learnt here follow from the seed and from what the server sent.
         """
+
+        def written(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            if codec is None:
+                return tensors
+            # At random, as a round may move a weight by less than a level.
+            return pack_ends(tensors, codec, self._cut.rounding_key(self.batches.position))
+
         if not self.head.trained:
-            return dict(self.door.untrained(self.head, *shares).encode(dict))
+            return dict(self.door.untrained(self.head, *shares).encode(written))
         released = self.release.exact(self.head.weights(*shares))
         if released is None:
             raise FedloraError(
                 "the server asks for a head that was trained on labels as they are; nothing leaves"
             )
-        return dict(released.encode(dict))
+        return dict(released.encode(written))
 
     def _statistics(self) -> Leaving[dict[str, Any] | None]:
         if self.statistics is None:

@@ -119,7 +119,7 @@ class ClientHead:
             return Private({})
         if self.share == "step":
             own = self._parameters.items()
-            gradient = {GRADIENT + n: p.grad.float() for n, p in own if p.grad is not None}
+            gradient = {GRADIENT + n: _gradient(p) for n, p in own}
             self._zero()
             return Private(gradient)
         self._weight += weight
@@ -156,6 +156,13 @@ class ClientHead:
             if not torch.isfinite(weight).all():
                 raise ProtocolError(f"the server sent {key!r} with NaN or infinity")
             own.data.copy_(weight)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Names, as in a frame, and shapes of the weights that the server may send."""
+        front = self._front if self.front_share != "personal" else {}
+        parts = ((WEIGHT, self._parameters), (FRONT_WEIGHT, front))
+        return {prefix + n: p.shape for prefix, own in parts for n, p in own.items()}
 
     def weights(self, *shares: str) -> Private[dict[str, torch.Tensor]]:
         """Return the weights, in fp32, of head and front as far as they are shared.
@@ -205,7 +212,7 @@ class ClientHead:
         """
         if self.front_share == "step":
             own = self._front.items()
-            gradient = {FRONT_GRADIENT + n: p.grad.float() for n, p in own if p.grad is not None}
+            gradient = {FRONT_GRADIENT + n: _gradient(p) for n, p in own}
             for parameter in self._front.values():
                 parameter.grad = None
             self._front_weight = 0.0
@@ -227,6 +234,11 @@ class ClientHead:
     def _zero(self) -> None:
         for parameter in self._parameters.values():
             parameter.grad = None
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    """Return a weight's gradient, 0 where no loss depends on it."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.float()
 
 
 def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from fedlora.channel import build_channel
 from fedlora.channel.schedule.base import build_scheduler
 from fedlora.checks import shown
-from fedlora.config import PAYLOADS, Scenario, place_blocks
+from fedlora.config import ENDS, PAYLOADS, Scenario, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
@@ -90,7 +90,7 @@ def plugin_checks(scenario: Scenario) -> list[Check]:
     return [
         partial(use_python_path, scenario.python_path),
         partial(task_class, scenario.task.kind),
-        *(partial(create_codec, **scenario.link.codec(payload)) for payload in PAYLOADS),
+        *(partial(create_codec, **scenario.link.codec(own)) for own in (*PAYLOADS, *ENDS)),
         partial(create_strategy, scenario.ranks, scenario.seed),
         partial(create_average, scenario.robust),
         partial(build_channel, channel, scenario.seed),

@@ -14,7 +14,14 @@ from fedlora.errors import FedloraError
 if TYPE_CHECKING:
     from fedlora.config import Scenario
 
-__all__ = ["OverwriteOption", "SetOption", "WorkersOption", "open_scenario", "read_numbers"]
+__all__ = [
+    "OverwriteOption",
+    "SetOption",
+    "WorkersOption",
+    "open_scenario",
+    "read_numbers",
+    "require_plain_ends",
+]
 
 SetOption = Annotated[
     list[str] | None,
@@ -91,3 +98,22 @@ def read_numbers(
             raise FedloraError(f"{option} is {text!r}; list different {what}, such as {example}")
         found.append(value)
     return found
+
+
+def require_plain_ends(scenario: Scenario, who: str) -> None:
+    """Refuse a scenario whose shared heads travel by a codec, where a study reads them.
+
+    Parameters
+    ----------
+    scenario
+        What is studied.
+    who
+        Reads them, as the beginning of a sentence.
+    """
+    from fedlora.config import ENDS
+
+    for end in ENDS:
+        if (name := scenario.link.codec(end)["name"]) != "fp32":
+            raise FedloraError(
+                f"link.{end} is {name}, and {who} reads heads in fp32; set it to fp32"
+            )

@@ -75,8 +75,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "edge_model kept_tokens owner process reports sent_rows text_statistics",
     ),
     "simulations": (
-        "train_policy",
-        "audit bench csi fuzz studies",
+        "csi train_policy",
+        "audit bench fuzz studies",
         "examples",
         "in_process options quickstart scenarios shapes traces unsplit",
     ),

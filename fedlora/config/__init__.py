@@ -31,8 +31,10 @@ from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Unit
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
+    ENDS,
     PAYLOADS,
     ComputeConfig,
+    End,
     EvaluateConfig,
     FederationConfig,
     LinkConfig,
@@ -48,6 +50,7 @@ from fedlora.config.toml import (
 )
 
 __all__ = [
+    "ENDS",
     "LONGEST_S",
     "MOST_WALKED_BLOCKS",
     "PAYLOADS",
@@ -56,6 +59,7 @@ __all__ = [
     "ClientLimit",
     "ComputeConfig",
     "DataConfig",
+    "End",
     "EvaluateConfig",
     "FederationConfig",
     "FrontConfig",

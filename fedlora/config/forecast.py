@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedlora.checks import require
+from fedlora.config.channel import SNR_LIMIT_DB
 from fedlora.config.ranges import check_ranges, within
 
 
@@ -41,6 +42,10 @@ class ForecastConfig:
     stride: int = within(0, 1, 1 << 20, zero="history + horizon")
     front: Literal["linear", "channel"] = "linear"
     normalise: Literal["feature", "sample", "none"] = "feature"
+    width: int = within(0, 1, 1 << 16, zero="the model's")
+    channels: int = within(12, 1, 1024)
+    blocks: int = within(2, 0, 64)
+    history_snr_db: tuple[float, ...] = within((), -SNR_LIMIT_DB, SNR_LIMIT_DB)
     loss: Literal["mse", "nmse"] = "mse"
 
     def __post_init__(self) -> None:
@@ -54,6 +59,13 @@ class ForecastConfig:
             self.front != "channel" or self.features % 2 == 0,
             f"task.forecast.front is channel, which takes real and imaginary parts, and "
             f"task.forecast.features is {self.features}; set an even number, or front to linear",
+        )
+
+        noise = self.history_snr_db
+        require(
+            len(noise) <= 2 and list(noise) == sorted(noise),
+            f"task.forecast.history_snr_db is {list(noise)}; write one ratio, or the least and the "
+            "largest",
         )
 
     @property

@@ -20,12 +20,14 @@ from fedlora.config.privacy import PrivacyPolicy
 from fedlora.config.ranges import check_ranges, within
 from fedlora.config.robust import RobustConfig
 from fedlora.config.system import (
+    ENDS,
     ComputeConfig,
     EvaluateConfig,
     FederationConfig,
     LinkConfig,
     RanksConfig,
 )
+from fedlora.errors import FedloraError
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Scenario:
             "trains; set it to true, or front.share to personal",
         )
         self._check_generate()
+        self._check_ends()
         taking_part = self.federation.clients_per_round or self.federation.clients
         require(
             not self.robust.enabled or taking_part > 2 * self.robust.hostile,
@@ -116,3 +119,19 @@ class Scenario:
             f"evaluate.generate is {prompts}, and records are texts without prompts; set "
             "data.prompt_separator, data.prompt with data.completion, or data.messages",
         )
+
+    def _check_ends(self) -> None:
+        """Refuse codecs of shared heads and fronts where they must be the same on both sides."""
+        coded = [end for end in ENDS if getattr(self.link, end) != "fp32"]
+        if not coded:
+            return
+        if self.front.share == self.head.share == "personal":
+            why = "head.share and front.share are personal, so that nothing of them travels"
+        elif self.privacy.enabled:
+            why = "under privacy client and server must have the same head"
+        elif self.link.r_cut:
+            why = f"with link.r_cut {self.link.r_cut} the server applies the head itself"
+        else:
+            return
+        told = f"link.{coded[0]} is {getattr(self.link, coded[0])}"
+        raise FedloraError(f"{told}, and {why}; set it to fp32")

@@ -14,6 +14,9 @@ from fedlora.config.ranges import check_ranges, within
 Payload = Literal["activation", "representation", "gradient"]
 PAYLOADS: tuple[Payload, ...] = ("activation", "representation", "gradient")
 """What crosses the cut, each by a codec of its own."""
+End = Literal["end_weight", "end_gradient"]
+ENDS: tuple[End, ...] = ("end_weight", "end_gradient")
+"""What travels of heads and fronts that clients share, each by a codec of its own."""
 
 _MOST_CLIENTS = 100_000
 _TOKENS = "tokens"
@@ -78,6 +81,12 @@ class LinkConfig:
     activation_bits, representation_bits, gradient_bits
         Bits of a number under ``rotated`` (whole), ``entropy``, or a plug-in that takes them.
         Gradients are rounded at random, so that they are not biased.
+    end_weight, end_gradient
+        Codecs of what travels of heads and fronts that clients share: their weights, and where they
+        are shared every step their gradients. By another codec than ``fp32`` clients compute with
+        the weights as they arrive; not under ``privacy``, and not with ``r_cut``.
+    end_weight_bits, end_gradient_bits
+        As ``gradient_bits``.
     group, rotation_seed
         Under ``rotated``: numbers that share a scale, a power of two, and the seed of the signs
         with which they are rotated.
@@ -123,6 +132,10 @@ class LinkConfig:
     activation_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
     representation_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
     gradient_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
+    end_weight: str = "fp32"
+    end_gradient: str = "fp32"
+    end_weight_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
+    end_gradient_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
     group: int = within(128, 16, 256)
     rotation_seed: int = within(0, 0, 2**31 - 1)
     r_cut: int = within(0, 1, 4095, zero="all")
@@ -149,7 +162,7 @@ class LinkConfig:
             self.group.bit_count() == 1,
             f"link.group is {self.group}; choose one of 16, 32, 64, 128, 256",
         )
-        for payload in PAYLOADS[1:]:
+        for payload in (*PAYLOADS[1:], *ENDS):
             require(
                 getattr(self, payload) != _TOKENS,
                 f"link.{payload} is {_TOKENS}, and only activations stand for tokens; choose "
@@ -161,7 +174,7 @@ class LinkConfig:
         """Whether activations go as the tokens that they stand for."""
         return self.activation == _TOKENS
 
-    def codec(self, payload: Payload, *, tokens: bool = True) -> dict[str, Any]:
+    def codec(self, payload: Payload | End, *, tokens: bool = True) -> dict[str, Any]:
         """Return what ``create_codec`` makes the codec of a payload from.
 
         Parameters

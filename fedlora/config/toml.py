@@ -34,6 +34,7 @@ _NEW: Final = {
     "data": ("values", "group", "axes", "segment"),
     "task": ("forecast",),
     "front": ("share",),
+    "link": ("end_weight", "end_gradient", "end_weight_bits", "end_gradient_bits"),
 }
 
 

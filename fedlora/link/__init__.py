@@ -2,6 +2,7 @@
 
 from fedlora.link.base import ClientLink
 from fedlora.link.codec import Codec, codec_profile, create_codec, pack, unpack
+from fedlora.link.ends import ends_rows, pack_ends, unpack_ends
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.link.local import LocalLink, edge_executor
@@ -25,8 +26,11 @@ __all__ = [
     "decode_frame",
     "edge_executor",
     "encode_frame",
+    "ends_rows",
     "pack",
+    "pack_ends",
     "through_flower",
     "told",
     "unpack",
+    "unpack_ends",
 ]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from fedlora.batch_order import BatchStream
-from fedlora.config import Payload, Scenario
+from fedlora.config import End, Payload, Scenario
 from fedlora.geometry import Geometry
 from fedlora.planning.payloads import PayloadBits
 from fedlora.preview import ClientSamples, SampleView
@@ -45,10 +45,20 @@ class Terms:
     head: int
     front: int = 0
 
-    def ends(self, *shares: str) -> Bits:
-        """Return the bits of head and front as far as they are shared so."""
+    def ends(self, *shares: str, end: End | None = "end_weight") -> Bits:
+        """Return the bits of head and front as far as they are shared so.
+
+        Parameters
+        ----------
+        *shares
+            How.
+        end
+            What travels of them; None: weights in fp32, as a run begins.
+        """
         parts = ((self.scenario.head.share, self.head), (self.scenario.front.share, self.front))
-        return {"head": _NUMBER * sum(size for share, size in parts if share in shares)}
+        own = [size for share, size in parts if share in shares]
+        sizes = [_NUMBER * n if end is None else self.sizes.of_end(end, n) for n in own if n]
+        return {"head": sum(sizes)}
 
     @property
     def statistics(self) -> int:
@@ -103,7 +113,7 @@ class PlannedClient:
         width = scenario.link.r_cut or geometry.representation_width
         bits = {"representation": self._size("representation", self._rows(), width)}
         if self._terms.head and scenario.head.share == "step" and not scenario.link.r_cut:
-            bits["head"] = _NUMBER * self._terms.head
+            bits["head"] = self._terms.sizes.of_end("end_weight", self._terms.head)
         return bits
 
     def embedding(self) -> Bits:
@@ -128,7 +138,7 @@ class PlannedClient:
         bits["gradient"] = self._size("gradient", round(keep * rows), width)
         shared = self._terms.head and scenario.head.share == "step" and not scenario.link.r_cut
         if shared and not noised:
-            bits["head"] = _NUMBER * self._terms.head
+            bits["head"] = self._terms.sizes.of_end("end_gradient", self._terms.head)
         return bits
 
     def evaluation(self) -> tuple[int, int]:

@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from fedlora.config import PAYLOADS, LinkConfig, Payload
-from fedlora.link import create_codec, pack
+from fedlora.config import ENDS, PAYLOADS, End, LinkConfig, Payload
+from fedlora.link import create_codec, ends_rows, pack
 from fedlora.link.distinct import places_bits
+from fedlora.link.ends import WIDTH as ENDS_WIDTH
 from fedlora.link.tokens import token_bytes
 
 _STEP = 1.3  # between the numbers of rows that are encoded; others lie on the line between two
@@ -31,8 +32,16 @@ class PayloadBits:
 
     def __init__(self, link: LinkConfig, vocabulary: int) -> None:
         self._vocabulary = vocabulary
-        self._codecs = {payload: create_codec(**link.codec(payload)) for payload in PAYLOADS}
-        self._known: dict[tuple[Payload, int, int], int] = {}
+        named = (*PAYLOADS, *ENDS)
+        self._codecs = {payload: create_codec(**link.codec(payload)) for payload in named}
+        self._exact_ends = {end: link.codec(end)["name"] == "fp32" for end in ENDS}
+        self._known: dict[tuple[Payload | End, int, int], int] = {}
+
+    def of_end(self, end: End, numbers: int) -> int:
+        """Return the bits of so many numbers of a head or front that clients share."""
+        if self._exact_ends[end]:
+            return 32 * numbers
+        return self(end, ends_rows(numbers), ENDS_WIDTH)
 
     def of_tokens(self, payload: Payload, tokens: int, distinct: int, width: int) -> int:
         """Return the bits of tokens' rows, of which so many differ."""
@@ -42,7 +51,7 @@ class PayloadBits:
             return self(payload, tokens, width)
         return self(payload, distinct, width) + places_bits(tokens, distinct)
 
-    def __call__(self, payload: Payload, rows: int, width: int) -> int:
+    def __call__(self, payload: Payload | End, rows: int, width: int) -> int:
         """Return the bits of a payload of shape (rows, width)."""
         if rows <= 0:
             return 0
@@ -54,11 +63,11 @@ class PayloadBits:
         first, last = (self._encoded(payload, number, width) for number in (low, high))
         return first + round((last - first) * (rows - low) / (high - low))
 
-    def _encoded(self, payload: Payload, rows: int, width: int) -> int:
+    def _encoded(self, payload: Payload | End, rows: int, width: int) -> int:
         key = (payload, rows, width)
         if key not in self._known:
             x = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
-            drawn = bytes(32) if payload == "gradient" else None
+            drawn = bytes(32) if payload in ("gradient", "end_gradient") else None
             parts = pack("x", x, self._codecs[payload], drawn)
             self._known[key] = sum(8 * part.nbytes for part in parts.values())
         return self._known[key]

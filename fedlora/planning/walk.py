@@ -14,7 +14,7 @@ from typing import Any
 
 from fedlora.channel.ledger import AIR_KINDS
 from fedlora.check import rank_space
-from fedlora.config import PAYLOADS, Scenario
+from fedlora.config import ENDS, PAYLOADS, Scenario
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.lora.targets import choose_targets, linear_modules
@@ -112,7 +112,7 @@ class _Walk:
         train = self.scenario.train
         self.air.begin_round(1)
         for client in self.clients:
-            self._book(client, "up", self.terms.ends("round", "step"))
+            self._book(client, "up", self.terms.ends("round", "step", end=None))
         a_round = train.steps * train.accumulate * len(self.clients)
         walked = min(train.rounds, max(2, _MOST_BATCHES // a_round))
         before = 0, 0
@@ -163,8 +163,10 @@ class _Walk:
     def _steps(self, present: list[str]) -> None:
         train = self.scenario.train
         front: Bits = {}
+        back: Bits = {}
         if self.scenario.front.share == "step":  # it goes down with each request for a batch
-            front = {"head": 32 * self.terms.front}
+            front = {"head": self.terms.sizes.of_end("end_weight", self.terms.front)}
+            back = {"head": self.terms.sizes.of_end("end_gradient", self.terms.front)}
         exchanges = train.steps * train.accumulate
         for client in present:
             own = self.clients[client]
@@ -178,7 +180,7 @@ class _Walk:
                 if train.embedding:
                     self._book(client, "up", up)
                     self._book(client, "down", own.embedding())
-                    self._book(client, "up", front)
+                    self._book(client, "up", back)
                     self._book(client, "down", front if more else {})
                     up = {}
                 self._book(client, "up", _both(up, own.next_activation()) if more else up)
@@ -239,7 +241,7 @@ class _Walk:
             notes.append("texts written at evaluations (evaluate.generate) are not counted")
         if scenario.evaluate.patience:
             notes.append("evaluate.patience may end the run before its last round")
-        if "rotated" in {scenario.link.codec(payload)["name"] for payload in PAYLOADS}:
+        if "rotated" in {scenario.link.codec(own)["name"] for own in (*PAYLOADS, *ENDS)}:
             notes.append("what rotated takes depends on what it writes, by about a percent")
         return notes
 

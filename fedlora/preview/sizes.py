@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.config import Payload, Scenario
+from fedlora.config import End, Payload, Scenario
 from fedlora.geometry import Geometry
-from fedlora.link import create_codec
+from fedlora.link import create_codec, ends_rows
+from fedlora.link.ends import WIDTH as ENDS_WIDTH
 from fedlora.link.tokens import token_bytes
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import DTYPES, Checkpoint
@@ -116,8 +117,12 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     down = _encoded(scenario, "representation", back_rows, back_width)
     if scenario.train.embedding:
         down += _encoded(scenario, "gradient", tokens, geometry.activation_width)
-    if geometry.trains_head and scenario.head.share == "step" and not scenario.link.r_cut:
-        up, down = up + 4 * head, down + 4 * head
+    shared = [head] * (geometry.trains_head and scenario.head.share == "step")
+    shared = [] if scenario.link.r_cut else shared
+    shared += [front] * (scenario.train.embedding and scenario.front.share == "step")
+    for numbers in filter(None, shared):
+        up += _ends(scenario, "end_gradient", numbers)
+        down += _ends(scenario, "end_weight", numbers)
     model = scenario.model
     folder, blocks = checkpoint.folder, (model.client_front, model.client_back)
     at_edge = edge_tensors(folder, *blocks, language=language, tokens=kind.tokens)
@@ -143,10 +148,16 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
     )
 
 
-def _encoded(scenario: Scenario, what: Payload, rows: int, width: int) -> int:
+def _encoded(scenario: Scenario, what: Payload | End, rows: int, width: int) -> int:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
     parts = create_codec(**scenario.link.codec(what)).encode(x)
     return sum(part.numel() * part.element_size() for part in parts.values())
+
+
+def _ends(scenario: Scenario, what: End, numbers: int) -> int:
+    if scenario.link.codec(what)["name"] == "fp32":
+        return 4 * numbers
+    return _encoded(scenario, what, ends_rows(numbers), ENDS_WIDTH)
 
 
 def end_sizes(

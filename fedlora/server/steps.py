@@ -111,6 +111,7 @@ class StepLoop:
         self._batches = batches
         self._down = create_codec(**link.codec("representation"))
         self._back = create_codec(**link.codec("gradient"))
+        self._ends = create_codec(**link.codec("end_gradient"))
         self._answers = Answers(scenario, engine, cohort, self.spending)
         self._sound = SoundSteps(engine, cohort)
         self._front: SharedHead | None = None
@@ -295,7 +296,7 @@ class StepLoop:
             if client not in answers:
                 continue
             try:
-                own = read_named(reply, m.FRONT_GRADIENT, self._front.shapes)
+                own = read_named(reply, m.FRONT_GRADIENT, self._front.shapes, self._ends)
                 check_gradient(own, answers[client].weight, "front")
                 self._front.add(client, own, answers[client].weight)
             except ProtocolError as error:

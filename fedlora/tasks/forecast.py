@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -118,6 +121,7 @@ class Forecast(Task):
                 f"has {config.horizon} steps to predict that are all 0, of which there is no "
                 "relative error; leave it out, or add an offset",
             )
+        history = _measured(history, config.history_snr_db)
         mean, scale = _own_statistics(history, config.normalise)
         patches = ((history - mean) / scale).reshape(config.places, -1)
         target = Ahead(steps.clone(), mean, scale)
@@ -137,6 +141,22 @@ class Forecast(Task):
         if self.config.forecast.loss == "mse":
             return error.square().mean((1, 2))
         return (error * scale).square().sum((1, 2)) / steps.square().sum((1, 2))
+
+
+def _measured(history: torch.Tensor, snr_db: Sequence[float]) -> torch.Tensor:
+    """Return a history with white noise at a ratio, or one drawn between two.
+
+    The noise follows from the history's own numbers, so that it is the same wherever and with
+    whatever others the sample is read.
+    """
+    if not snr_db:
+        return history
+    numbers = history.contiguous().numpy()
+    rng = np.random.default_rng(list(hashlib.sha256(numbers.tobytes()).digest()))
+    chosen_db = rng.uniform(snr_db[0], snr_db[-1])
+    power = float(np.square(numbers, dtype=np.float64).mean())
+    noise = rng.standard_normal(numbers.shape) * math.sqrt(power / 10 ** (chosen_db / 10))
+    return torch.from_numpy((numbers + noise).astype(np.float32))
 
 
 def _values(samples: Sequence[Sample]) -> torch.Tensor:

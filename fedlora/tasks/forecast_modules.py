@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,10 +10,9 @@ import torch
 from torch import nn
 
 from fedlora.config.forecast import ForecastConfig
+from fedlora.errors import FedloraError
 
 M = TypeVar("M", bound=nn.Module)
-
-_CHANNELS, _BLOCKS = 12, 2
 
 
 def seeded(make: Callable[[], M], seed: int) -> M:
@@ -20,6 +20,49 @@ def seeded(make: Callable[[], M], seed: int) -> M:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
+
+
+class Lift(nn.Module):
+    """A fixed map between the few numbers that a front makes, or a head reads, and the model's.
+
+    Its rows are vectors of the orthonormal cosine transform (DCT-II) after the constant one, so it
+    is the same everywhere and no weight travels.
+
+    Parameters
+    ----------
+    own, width
+        Numbers of the end (0: as many as the model), and of the model.
+
+    Raises
+    ------
+    FedloraError
+        When the end has as many as the model, or more.
+    """
+
+    basis: torch.Tensor | None
+
+    def __init__(self, own: int, width: int) -> None:
+        super().__init__()
+        if own >= width:
+            raise FedloraError(
+                f"task.forecast.width is {own}, and a vector of the model has {width} numbers; set "
+                "fewer, or 0 for all of them"
+            )
+        self.own = own or width
+        basis = None
+        if own:
+            k, j = torch.arange(1, own + 1)[:, None], torch.arange(width)
+            turns = math.pi / width * (k * (2 * j + 1)).double() / 2
+            basis = (math.sqrt(2 / width) * torch.cos(turns)).float()
+        self.register_buffer("basis", basis, persistent=False)
+
+    def up(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return vectors of the model's width."""
+        return vectors if self.basis is None else vectors @ self.basis
+
+    def down(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the end's coordinates of vectors of the model's width."""
+        return vectors if self.basis is None else vectors @ self.basis.T
 
 
 class LinearFront(nn.Module):
@@ -35,12 +78,12 @@ class LinearFront(nn.Module):
 
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__()
-        self.project = nn.Linear(config.patch * config.features, width)
+        self.lift = Lift(config.width, width)
+        self.project = nn.Linear(config.patch * config.features, self.lift.own)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Map patches (samples, places, patch * features) to vectors (samples, places, width)."""
-        vectors: torch.Tensor = self.project(patches)
-        return vectors
+        return self.lift.up(self.project(patches))
 
 
 class ChannelFront(nn.Module):
@@ -61,8 +104,9 @@ class ChannelFront(nn.Module):
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__()
         self._patch = config.patch
-        self.frequency, self.delay = _Branch(), _Branch()
-        self.project = nn.Linear(config.patch * config.features, width)
+        self.frequency, self.delay = ChannelBranch(config), ChannelBranch(config)
+        self.lift = Lift(config.width, width)
+        self.project = nn.Linear(config.patch * config.features, self.lift.own)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Map patches (samples, places, patch * features) to vectors (samples, places, width)."""
@@ -72,22 +116,26 @@ class ChannelFront(nn.Module):
         taps = torch.fft.ifft(torch.complex(real, imaginary), dim=-1, norm="ortho")
         found = self.frequency(torch.stack([real, imaginary], 1))
         found = found + self.delay(torch.stack([taps.real, taps.imag], 1))
-        vectors: torch.Tensor = self.project(
-            found.transpose(1, 2).reshape(samples, places, numbers)
-        )
-        return vectors
+        return self.lift.up(self.project(found.transpose(1, 2).reshape(samples, places, numbers)))
 
 
-class _Branch(nn.Module):
-    """Convolutions over time and subcarriers (or delays) with channel attention."""
+class ChannelBranch(nn.Module):
+    """Convolutions over time and subcarriers (or delays) with channel attention.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    config
+        Channels and blocks.
+    """
+
+    def __init__(self, config: ForecastConfig) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(2, _CHANNELS, 3, padding=1)
-        self.blocks = nn.ModuleList(_Block() for _ in range(_BLOCKS))
-        self.leave = nn.Conv2d(_CHANNELS, 2, 3, padding=1)
+        self.enter = nn.Conv2d(2, config.channels, 3, padding=1)
+        self.blocks = nn.ModuleList(_Block(config.channels) for _ in range(config.blocks))
+        self.leave = nn.Conv2d(config.channels, 2, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map real and imaginary parts (samples, 2, steps, subcarriers) to the same shape."""
         found = self.enter(x)
         for block in self.blocks:
             found = block(found)
@@ -98,11 +146,11 @@ class _Branch(nn.Module):
 class _Block(nn.Module):
     """Two convolutions, channel attention, and what came in."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1)
-        self.second = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1)
-        self.attention = nn.Linear(_CHANNELS, _CHANNELS)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.attention = nn.Linear(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found = self.second(torch.relu(self.first(x)))
@@ -127,7 +175,8 @@ class ForecastHead(nn.Module):
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__()
         self._steps = (config.history, config.features)
-        self.project = nn.Linear(width, config.patch * config.features)
+        self.lift = Lift(config.width, width)
+        self.project = nn.Linear(self.lift.own, config.patch * config.features)
         self.mix = nn.Linear(config.history, config.horizon)
         self.history = nn.Linear(config.history, config.horizon, bias=False)
         nn.init.zeros_(self.history.weight)
@@ -147,7 +196,7 @@ class ForecastHead(nn.Module):
         torch.Tensor
             Shape (samples, horizon, features).
         """
-        steps = self.project(z).reshape(len(z), *self._steps)
+        steps = self.project(self.lift.down(z)).reshape(len(z), *self._steps)
         mixed = self.mix(steps.transpose(1, 2)) + self.history(history.transpose(1, 2))
         predicted: torch.Tensor = mixed.transpose(1, 2)
         return predicted

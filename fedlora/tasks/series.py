@@ -146,6 +146,7 @@ def _from_array(scenario: Scenario, place: Path, path: str) -> list[Record]:
             f"{path} holds an array of shape {array.shape}, and data.axes names {len(axes)} axes; "
             f"name each of them as one of {', '.join(AXES)}, in order"
         )
+    _check_parts(scenario, array, axes, path)
     values = _arranged(array, axes)
     odd = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
     if len(odd):
@@ -194,6 +195,18 @@ def _chosen(named: Mapping[str, NDArray[Any]], wanted: Sequence[str], path: str)
             "an array of numbers, or name another in data.values"
         )
     return array
+
+
+def _check_parts(scenario: Scenario, array: NDArray[Any], axes: Sequence[str], path: str) -> None:
+    """Refuse real and imaginary parts that do not come one after the other, as a front needs it."""
+    sizes = [size for size, axis in zip(array.shape, axes, strict=True) if axis == "feature"]
+    paired = len(sizes) < 2 or np.iscomplexobj(array) or sizes[0] == 2
+    if scenario.task.forecast.front == "channel" and not paired:
+        raise FedloraError(
+            f"{path} has feature axes of {' and '.join(map(str, sizes))}, and task.forecast.front "
+            "is channel, which takes all real parts, then all imaginary parts; put the axis of 2 "
+            "parts first, or write complex numbers"
+        )
 
 
 def _arranged(array: NDArray[Any], axes: Sequence[str]) -> Values:

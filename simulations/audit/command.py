@@ -15,7 +15,7 @@ from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.storage.outputs import check_new_file
-from simulations.options import OverwriteOption, SetOption
+from simulations.options import OverwriteOption, SetOption, require_plain_ends
 
 if TYPE_CHECKING:
     from fedlora.report import RunFolder
@@ -74,6 +74,7 @@ def audit(
     scenario = with_overrides(scenario, set_ or [])
     check_plugins(scenario)
     require_texts(scenario.task.kind, "fedlora audit")
+    require_plain_ends(scenario, "fedlora audit")
     _check_free(json_, folder, overwrite=overwrite)
     from simulations.audit.audit import audit_scenario
     from simulations.audit.effort import Effort

@@ -43,6 +43,13 @@ class Setting:
         Antennas of the base station, half a wavelength apart.
     seed
         Everything follows from it.
+    duplex
+        ``tdd``: one band. ``fdd``: the first ``history`` steps are of the uplink's band, the steps
+        after them of the downlink's, so that a forecast is of a band that was not measured.
+    history
+        Steps of the uplink's band under ``fdd``.
+    gap_hz
+        Between the two bands, of ``subcarriers`` each, under ``fdd``.
     """
 
     model: Literal["cdl", "uma"] = "cdl"
@@ -56,8 +63,16 @@ class Setting:
     carrier_hz: float = 2.4e9
     ports: int = 1
     seed: int = 0
+    duplex: Literal["tdd", "fdd"] = "tdd"
+    history: int = 16
+    gap_hz: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.duplex == "fdd" and not 0 < self.history < self.steps:
+            raise FedloraError(
+                f"--history is {self.history} of {self.steps} steps, which leaves no step to one "
+                f"of the bands; set 1 to {self.steps - 1}, or --duplex to tdd"
+            )
         limit = 3.6 * 0.5 * LIGHT_MPS / (self.carrier_hz * self.interval_s)
         fastest = max(self.speeds_kmh)
         if not fastest < limit:
@@ -115,7 +130,8 @@ def draw(setting: Setting) -> Iterator[Drawn]:
                 f"channels are drawn by Sionna, which is not here ({error}); "
                 "pip install 'fedlora[sionna]'"
             ) from None
-    offsets = channel.subcarrier_frequencies(setting.subcarriers, setting.spacing_hz, device="cpu")
+    carriers = band(setting)
+    offsets = channel.subcarrier_frequencies(carriers, setting.spacing_hz, device="cpu")
     for number, (site, speed, count) in enumerate(counts(setting)):
         with own_randomness():
             sionna_config.seed = setting.seed * 100_003 + number
@@ -123,8 +139,24 @@ def draw(setting: Setting) -> Iterator[Drawn]:
             coefficients, delays_s = make(setting, site, speed / 3.6, count)
             response = channel.cir_to_ofdm_channel(offsets, coefficients, delays_s, normalize=True)
         whole = response.cpu().numpy()  # (count, receivers, ports, senders, 1, steps, subcarriers)
-        shape = (count, setting.ports, setting.steps, setting.subcarriers)
-        yield Drawn(site, speed, whole.reshape(shape).astype(np.complex64))
+        response = whole.reshape(count, setting.ports, setting.steps, carriers)
+        yield Drawn(site, speed, duplexed(response.astype(np.complex64), setting))
+
+
+def band(setting: Setting) -> int:
+    """Return the subcarriers that are drawn: under ``fdd`` those of both bands and the gap."""
+    if setting.duplex == "tdd":
+        return setting.subcarriers
+    return 2 * setting.subcarriers + round(setting.gap_hz / setting.spacing_hz)
+
+
+def duplexed(response: NDArray[np.complex64], setting: Setting) -> NDArray[np.complex64]:
+    """Return of responses (trajectories, ports, steps, carriers) those that are told."""
+    if setting.duplex == "tdd":
+        return response
+    known = response[:, :, : setting.history, : setting.subcarriers]
+    ahead = response[:, :, setting.history :, -setting.subcarriers :]
+    return np.concatenate([known, ahead], axis=2)
 
 
 def _array(setting: Setting, antennas: int) -> Any:

@@ -20,6 +20,10 @@ _SERIES = "forecasts are not drawn; tests/tasks holds them to plain PEFT"
 LEFT_OUT = {
     **dict.fromkeys(("data.values", "data.group", "data.axes", "data.segment"), _SERIES),
     **dict.fromkeys((f"task.forecast.{f.name}" for f in fields(ForecastConfig)), _SERIES),
+    **dict.fromkeys(
+        (f"link.{end}{more}" for end in ("end_weight", "end_gradient") for more in ("", "_bits")),
+        "oracles know ends in fp32; tests/training holds other codecs",
+    ),
     "front.share": "oracles know one front a client; tests/tasks holds it to plain PEFT",
     "python_path": "the fuzzer's own rank strategy lies in the package",
     "model.path": "follows from _model",

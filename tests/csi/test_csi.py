@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import typer
+from click.testing import Result
 from safetensors.numpy import load_file
-from scipy.special import j0
 from support.federation import Federation
 from typer.testing import CliRunner
 
@@ -17,9 +18,17 @@ from fedlora.check import check_scenario
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from fedlora.tasks import ErrorCounts
 from simulations.csi.command import csi
-from simulations.csi.generate import LIGHT_MPS, Drawn, Setting, counts, draw, stacked
+from simulations.csi.generate import (
+    LIGHT_MPS,
+    Drawn,
+    Setting,
+    band,
+    counts,
+    draw,
+    duplexed,
+    stacked,
+)
 
 FOLDER = Path(simulations.csi.__file__).parent
 
@@ -81,6 +90,14 @@ def test_what_is_drawn_is_dealt_to_sites_and_speeds_alike():
         assert (arrays["channel"][i, 0, :, 1] == arrays["speed_kmh"][i]).all()
 
 
+def test_with_two_bands_the_steps_after_the_history_are_of_the_other():
+    setting = Setting(duplex="fdd", steps=6, history=4, subcarriers=3, gap_hz=720e3)
+    assert band(setting) == 3 + 2 + 3 and band(Setting(subcarriers=3)) == 3
+    told = duplexed(np.broadcast_to(np.arange(8), (2, 1, 6, 8)).astype(np.complex64), setting)
+    assert told[1, 0, :4].real.tolist() == [[0, 1, 2]] * 4
+    assert told[1, 0, 4:].real.tolist() == [[5, 6, 7]] * 2
+
+
 def test_a_speed_above_nyquist_names_the_limit():
     limit = 3.6 * LIGHT_MPS / (2 * 2.4e9 * 0.5e-3)
     Setting(speeds_kmh=(limit - 1,))
@@ -97,29 +114,34 @@ def test_a_missing_sionna_is_named_with_its_extra(monkeypatch):
         next(draw(Setting()))
 
 
+def command(*options: str) -> Result:
+    app = typer.Typer()
+    app.command()(csi)
+    return CliRunner().invoke(app, options)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"out": Path("x.npz")}, r"name a \.safetensors file"),
-        ({"speeds": "10,fast"}, "--speeds is '10,fast'; write km/h"),
-        ({"interval_ms": float("nan")}, "--interval-ms is nan; set"),
-        ({"carrier_ghz": 0.1}, "--carrier-ghz is 0.1; set 0.5 to 100"),
+        (["--out", "x.npz"], r"name a \.safetensors file"),
+        (["--speeds", "10,fast"], "--speeds is '10,fast'; write km/h"),
+        (["--interval-ms", "nan"], "--interval-ms is nan; set"),
+        (["--carrier-ghz", "0.1"], r"--carrier-ghz is 0\.1; set 0\.5 to 100"),
+        (["--gap-khz", "10"], "--duplex is tdd; set it to fdd"),
+        (["--duplex", "fdd", "--history", "20"], "--history is 20 of 20 steps.* set 1 to 19"),
     ],
 )
 def test_options_that_cannot_be_are_refused(tmp_path, options, said):
-    with pytest.raises(FedloraError, match=said):
-        csi("make", **{"out": tmp_path / "x.safetensors"} | options)
+    result = command("make", "--out", str(tmp_path / "x.safetensors"), *options)
+    assert isinstance(result.exception, FedloraError)
+    assert re.search(said, str(result.exception))
 
 
 def test_channels_are_drawn_of_the_asked_doppler(tmp_path):
     pytest.importorskip("sionna", reason="needs fedlora[sionna]")
-    import typer
-
-    app = typer.Typer()
-    app.command()(csi)
     out = tmp_path / "x.safetensors"
     few = ["--trajectories", "60", "--sites", "2", "--speeds", "60", "--subcarriers", "4"]
-    result = CliRunner().invoke(app, ["make", "--out", str(out), *few])
+    result = command("make", "--out", str(out), *few)
     assert result.exit_code == 0, result.output
     channel = load_file(out)["channel"].astype(float)
     assert channel.shape == (60, 1, 20, 2, 4)
@@ -127,18 +149,3 @@ def test_channels_are_drawn_of_the_asked_doppler(tmp_path):
         channel[:, :, 16:] ** 2
     ).sum()
     assert 0.05 < error < 0.6  # Jakes' spectrum would give 0.20
-
-
-@pytest.mark.parametrize(("speed_kmh", "expected"), [(10, 0.018), (55, 0.497), (100, 1.282)])
-def test_persistence_meets_its_closed_form_on_jakes_fading(speed_kmh, expected):
-    rng, paths, count = np.random.default_rng(0), 64, 6000
-    doppler = speed_kmh / 3.6 / LIGHT_MPS * 2.4e9 * 0.5e-3
-    turns = 2 * np.pi * doppler * np.arange(1, 5)
-    closed = float(np.mean(2 * (1 - j0(turns))))
-    assert closed == pytest.approx(expected, rel=0.03)
-    angle, phase = rng.uniform(0, 2 * np.pi, (2, count, 1, paths))
-    steps = np.arange(16, 21)[:, None]
-    channel = np.exp(1j * (2 * np.pi * doppler * np.cos(angle) * steps + phase)).sum(-1)
-    parts = torch.from_numpy(np.stack([channel.real, channel.imag], -1))
-    found = ErrorCounts.of(parts[:, :1].expand(-1, 4, -1), parts[:, 1:], 0.0)
-    assert found.metrics()[0].value == pytest.approx(closed, rel=0.03)

@@ -18,9 +18,11 @@ from support.values import UnsplitValues, scenario, without_tokenizer
 from clients.owner import content
 from fedlora.check import check_scenario
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
+from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.tasks import task_class
+from fedlora.tasks.forecast_modules import ForecastHead, Lift
 
 FEATURES, STEPS = 4, 10
 SHORT = ["task.forecast.history=6", "task.forecast.horizon=3", "task.forecast.patch=2"]
@@ -61,7 +63,7 @@ def mse(head: Any, states: torch.Tensor, made: Any) -> torch.Tensor:
     total = torch.zeros(())
     for z, sample in zip(states, made, strict=True):
         history = sample.values.reshape(6, FEATURES)
-        steps = head.project(z).reshape(6, FEATURES)
+        steps = head.project(head.lift.down(z)).reshape(6, FEATURES)
         predicted = head.mix.weight @ steps + head.mix.bias[:, None]
         predicted = predicted + head.history.weight @ history
         wanted = (sample.target.steps - sample.target.mean) / sample.target.scale
@@ -74,7 +76,7 @@ def mse(head: Any, states: torch.Tensor, made: Any) -> torch.Tensor:
     [
         ["train.embedding=true", "task.forecast.front=channel"],
         ["train.clip_norm=0.1"],
-        ["train.embedding=true", "front.share=round"],
+        ["train.embedding=true", "front.share=round", "task.forecast.width=3"],
         ["train.embedding=true", "front.share=step", "train.clip_norm=0.1", "train.rounds=1"],
     ],
     ids=" ".join,
@@ -242,6 +244,7 @@ def test_rows_that_are_no_series_are_refused(tmp_path, text, said):
     [
         (["task.forecast.patch=4"], "patch is 4, which does not divide task.forecast.history 6"),
         (["task.forecast.features=3", "task.forecast.front=channel"], "features is 3; set an even"),
+        (["task.forecast.history_snr_db=[9,3]"], r"history_snr_db is \[9.*write one ratio, or"),
         (['data.axes=["time","time"]'], "names time 2 times; name it once"),
         (['data.axes=["row"]'], "data.axes has 'row'; name each axis as one of record, port"),
         (["data.segment=8"], "data.segment is 8, and a forecast takes .* = 9 steps"),
@@ -251,6 +254,22 @@ def test_a_forecast_that_contradicts_itself_is_refused(tmp_path, overrides, said
     np.save(tmp_path / "x.npy", np.ones((40, 4)))
     with pytest.raises(FedloraError, match=said):
         read(tmp_path / "x.npy", *overrides)
+
+
+def test_real_and_imaginary_parts_that_take_turns_are_refused_to_a_channel_front(tmp_path):
+    parts = np.random.default_rng(0).normal(size=(6, 9, 2, 3))  # record, time, parts, subcarriers
+    keys = ["task.forecast.front=channel", "task.forecast.features=6"]
+    keys += ['data.axes=["record","time","feature","feature"]']
+    np.save(tmp_path / "good.npy", parts)
+    np.save(tmp_path / "odd.npy", parts.swapaxes(2, 3))
+    np.testing.assert_allclose(
+        read(tmp_path / "good.npy", *keys)[0]["values"][0, 0], parts[0, 0].ravel(), rtol=1e-6
+    )
+    with pytest.raises(
+        FedloraError, match=r"feature axes of 3 and 2, .* put the axis of 2 parts first"
+    ):
+        read(tmp_path / "odd.npy", *keys)
+    read(tmp_path / "odd.npy", *keys[1:])  # another front takes features in any order
 
 
 def test_keys_of_forecasts_are_written_only_where_they_say_something(waves):
@@ -316,3 +335,41 @@ def test_an_owner_with_a_limit_says_what_a_record_is(bare, waves, tmp_path, monk
     seen: list[Any] = []
     told = attack(refused, monkeypatch, asked, lambda ask, hello: seen.append(hello))
     assert told == {} and seen[0].fields["rows"] == 24
+
+
+def test_noise_is_on_the_history_alone_and_the_same_in_any_company(waves):
+    records = read(waves)
+    clean = samples(forecast("none", waves, "task.forecast.normalise=none"), records)
+    noisy = forecast(
+        "none", waves, "task.forecast.normalise=none", "task.forecast.history_snr_db=[10]"
+    )
+    made = samples(noisy, records)
+    for one, other in zip(made, clean, strict=True):
+        assert torch.equal(one.target.steps, other.target.steps)
+        assert not torch.equal(one.values, other.values)
+    before, after = (torch.stack([s.values for s in own]) for own in (clean, made))
+    ratio = float(before.square().sum() / (after - before).square().sum())
+    assert ratio == pytest.approx(10, rel=0.1)  # 10 dB, of 576 numbers
+    assert torch.equal(samples(noisy, records[7:8])[0].values, made[7].values)
+
+
+def test_noise_between_two_ratios_differs_from_sample_to_sample(waves):
+    records = read(waves)
+    plain = samples(forecast("none", waves, "task.forecast.normalise=none"), records)
+    keys = ["task.forecast.normalise=none", "task.forecast.history_snr_db=[0,40]"]
+    made = samples(forecast("none", waves, *keys), records)
+    noise = [float((a.values - b.values).norm()) for a, b in zip(made, plain, strict=True)]
+    assert max(noise) > 10 * min(noise)
+
+
+def test_a_narrow_front_lifts_by_an_orthonormal_map_that_does_not_train():
+    lift = Lift(5, 16)
+    torch.testing.assert_close(lift.basis @ lift.basis.T, torch.eye(5))
+    vectors = torch.randn(3, 5)
+    torch.testing.assert_close(lift.down(lift.up(vectors)), vectors)
+    assert not list(lift.parameters()) and not lift.state_dict()
+    config = ForecastConfig(width=5, features=4, patch=2)
+    narrow, wide = ForecastHead(config, 16), ForecastHead(ForecastConfig(features=4, patch=2), 16)
+    assert narrow.project.weight.numel() == 5 * 8 and wide.project.weight.numel() == 16 * 8
+    with pytest.raises(FedloraError, match="width is 16, and a vector of the model has 16 numbers"):
+        Lift(16, 16)

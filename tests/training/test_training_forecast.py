@@ -75,11 +75,13 @@ def test_what_shapes_decide_is_foreseen_to_the_bit(tiny, records, more):
     held_to_a_run(scenario(tiny["gpt2"], records, *more), rel=0.0)
 
 
-@pytest.mark.parametrize("share", ["round", "step"])
+@pytest.mark.parametrize("share", ["round", "step", "step in few bits"])
 def test_ends_that_clients_share_are_foreseen_to_the_bit(checkpoints, tmp_path, share):
     series = np.random.default_rng(0).normal(size=(24, 20, 2))
     np.save(tmp_path / "x.npy", series)
     more = ["task.kind=forecast", f"data.train={tmp_path / 'x.npy'}", "task.forecast.features=2"]
+    if share == "step in few bits":
+        more, share = [*more, "link.end_weight=int8", "link.end_gradient=bf16"], "step"
     more += ["train.embedding=true", f"front.share={share}", f"head.share={share}"]
     held_to_a_run(values.scenario(checkpoints["gpt2"], *more), rel=0.0)
 

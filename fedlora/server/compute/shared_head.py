@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from fedlora.config import RobustConfig, TrainConfig
+from fedlora.config import LinkConfig, RobustConfig, TrainConfig
 from fedlora.errors import FedloraError
+from fedlora.link import create_codec, pack_ends
 from fedlora.link.messages import HEAD_WEIGHT
 from fedlora.robust.aggregation import create_average, robust_mean
 from fedlora.robust.base import Block, RobustAverage
@@ -33,6 +34,8 @@ class SharedHead:
         Average over clients in place of the mean over samples, and the limit of their gradients.
     prefix
         What stands before a weight's name in a frame: ``head_weight.``, or ``front_weight.``.
+    link
+        Names the codec of the weights in a frame.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class SharedHead:
         config: TrainConfig,
         robust: RobustConfig = RobustConfig(),  # noqa: B008 (frozen)
         prefix: str = HEAD_WEIGHT,
+        link: LinkConfig = LinkConfig(),  # noqa: B008 (frozen)
     ) -> None:
         self.prefix = prefix
+        self._codec = create_codec(**link.codec("end_weight"))
         self._config = config
         self._clip = robust.head_clip
         self._average = create_average(robust)
@@ -177,7 +182,8 @@ class SharedHead:
 
     def tensors(self) -> Weights:
         """Return the weights as they go into a frame."""
-        return {self.prefix + name: p.detach() for name, p in self.parameters.items()}
+        own = {self.prefix + name: p.detach() for name, p in self.parameters.items()}
+        return pack_ends(own, self._codec)
 
 
 def most_common(weights: Mapping[str, Weights]) -> Weights:

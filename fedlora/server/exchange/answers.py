@@ -84,6 +84,7 @@ class Answers:
         self.cohort = cohort
         self.spending = spending
         self._back = create_codec(**scenario.link.codec("gradient"))
+        self._ends = create_codec(**scenario.link.codec("end_gradient"))
         self._r_cut = scenario.link.r_cut
         self._mechanism = mechanism_of(scenario.privacy)
         self._releases = self._mechanism is not None and self._mechanism.noises_gradients
@@ -158,7 +159,9 @@ class Answers:
         shape = (z.shape[0], z.shape[1])
         some = self.scenario.link.keep < 1
         gradient = read_gradient(reply, self._back, shape, some=some) if train else None
-        own = read_named(reply, m.HEAD_GRADIENT, head.shapes) if head is not None else {}
+        own: dict[str, torch.Tensor] = {}
+        if head is not None:
+            own = read_named(reply, m.HEAD_GRADIENT, head.shapes, self._ends)
         return gradient, own
 
     def _read_released(

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, messages as m
+from fedlora.link import Codec, Frame, create_codec, messages as m
 from fedlora.server.compute.shared_head import SharedHead, Weights, most_common
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Request
@@ -40,6 +40,7 @@ class HeadSharing:
         }
         self._shares = {part: share for part, share in shares.items() if share != "personal"}
         self._common: dict[str, SharedHead] = {}
+        self._codec = create_codec(**scenario.link.codec("end_weight"))
 
     @property
     def head(self) -> SharedHead | None:
@@ -88,7 +89,7 @@ class HeadSharing:
         averaged = [part for part in self._common if self._shares[part] == "round"]
         replies = self._cohort.ask(asked, Request(m.ROUND_END, {"weights": bool(averaged)}))
         for part in averaged:
-            weights = {c: self._weights(part, c, r) for c, r in replies.items()}
+            weights = {c: self._weights(part, c, r, self._codec) for c, r in replies.items()}
             weights = {c: w for c, w in weights.items() if w and c in rows}
             if weights:
                 self._common[part].average(list(weights.values()), [rows[c] for c in weights])
@@ -123,12 +124,13 @@ class HeadSharing:
                 self._common[part].load_state_dict(state)
 
     def _new(self, part: str, weights: Weights) -> SharedHead:
-        return SharedHead(weights, self._scenario.train, self._scenario.robust, part)
+        config = self._scenario
+        return SharedHead(weights, config.train, config.robust, part, config.link)
 
-    def _weights(self, part: str, client: str, reply: Frame) -> Weights:
+    def _weights(self, part: str, client: str, reply: Frame, codec: Codec | None = None) -> Weights:
         common = self._common.get(part)
         try:
-            found = read_named(reply, part, None if common is None else common.shapes)
+            found = read_named(reply, part, None if common is None else common.shapes, codec)
             check_weights(found)
             return found
         except ProtocolError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link import Codec, Frame, unpack
+from fedlora.link import Codec, Frame, unpack, unpack_ends
 
 MOST_WEIGHT = 1e6
 """Far beyond any weight of a head that works."""
@@ -255,9 +255,12 @@ def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_named(
-    frame: Frame, prefix: str, shapes: Mapping[str, torch.Size] | None
+    frame: Frame,
+    prefix: str,
+    shapes: Mapping[str, torch.Size] | None,
+    codec: Codec | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Read the fp32 tensors whose name starts with ``prefix``, without it.
+    """Read the tensors whose name starts with ``prefix``, without it.
 
     Parameters
     ----------
@@ -267,8 +270,14 @@ def read_named(
         Part of the name to strip.
     shapes
         What must be there; None accepts any names and shapes.
+    codec
+        How they are written, where names and shapes are known; None: in fp32, each by its name.
     """
-    found = {k.removeprefix(prefix): t for k, t in frame.tensors.items() if k.startswith(prefix)}
+    tensors = frame.tensors
+    if codec is not None and shapes is not None:
+        known = {prefix + name: shape for name, shape in shapes.items()}
+        tensors = unpack_ends(tensors, known, codec)
+    found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     if shapes is not None and {n: t.shape for n, t in found.items()} != dict(shapes):
         raise ProtocolError(f"{prefix}* tensors do not have the agreed names and shapes")
     for name, tensor in found.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, WorkersOption, open_scenario
+from simulations.options import SetOption, WorkersOption, open_scenario, require_plain_ends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +51,7 @@ def poison(
     results = Results(out, lambda line: Trial(**line["trial"]), "fedlora poison")
     overrides = ["evaluate.baseline=false", *(set_ or [])]
     base = open_scenario(scenario, overrides, check=False, texts="fedlora poison")
+    require_plain_ends(base, "fedlora poison")
     attacks = attack or ["none", *POISONS]
     if unknown := set(attacks) - {"none", *POISONS}:
         raise FedloraError(

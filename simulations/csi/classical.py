@@ -1,0 +1,110 @@
+"""Predictors without a network: last value, autoregression, and PAD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from simulations.csi.metrics import responses
+from simulations.csi.windows import Windows
+
+
+def last_value(windows: Windows) -> torch.Tensor:
+    """Repeat the last known step; in units of the data."""
+    return windows.known()[:, -1:].expand_as(windows.ahead)
+
+
+@dataclass(frozen=True)
+class Autoregression:
+    """One linear map from the known steps to the next ones, the same for all features.
+
+    Sites need not share measurements for the fit to all of them: sums of products are all that it
+    takes, ``history^2 + history x horizon`` numbers a site, once.
+
+    Attributes
+    ----------
+    weight
+        Shape (history, horizon), of normalised numbers.
+    """
+
+    weight: torch.Tensor
+
+    @classmethod
+    def fit(cls, parts: list[Windows], ridge: float = 1e-2) -> Autoregression:
+        """Fit by least squares to several sites' samples, through what each would send.
+
+        Parameters
+        ----------
+        parts
+            Samples of each.
+        ridge
+            Added to the covariance of normalised histories, whose diagonal is 1.
+        """
+        sums = [_moments(part) for part in parts]
+        count = sum(number for _, _, number in sums)
+        square = sum(own for own, _, _ in sums) / count
+        cross = sum(own for _, own, _ in sums) / count
+        eye = torch.eye(square.shape[0], dtype=torch.float64)
+        return cls(torch.linalg.solve(square + ridge * eye, cross))
+
+    def __call__(self, windows: Windows) -> torch.Tensor:
+        """Predict, in units of the data."""
+        predicted = torch.einsum("nhf,hk->nkf", windows.history.double(), self.weight)
+        return windows.in_units(predicted.float())
+
+
+def _moments(part: Windows) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return the sums of products of known steps, with the next ones, and of how many."""
+    known = part.history.double().transpose(1, 2).flatten(0, 1)
+    ahead = ((part.ahead - part.mean) / part.scale).double().transpose(1, 2).flatten(0, 1)
+    return known.T @ known, known.T @ ahead, len(known)
+
+
+def prony(windows: Windows, order: int = 8) -> torch.Tensor:
+    """Predict each delay by linear recurrences of its own past (PAD; Yin et al., JSAC 38(9), 2020).
+
+    Responses over subcarriers are taken to delays; in each the known steps give the coefficients of
+    a recurrence by least squares (Prony), which then goes on. There is one antenna a sample, so
+    there are delays alone and no angles. Roots outside the unit circle are put onto it, as a
+    recurrence that grows is no channel's.
+
+    Parameters
+    ----------
+    windows
+        Samples of channels.
+    order
+        Past steps of the recurrence; LLM4CP takes 8 of 16.
+
+    Returns
+    -------
+    torch.Tensor
+        In units of the data.
+    """
+    taps = torch.fft.ifft(responses(windows.known()), dim=-1).transpose(1, 2)  # (n, delays, steps)
+    past = taps.unfold(-1, order, 1)  # (n, delays, places, order), oldest first
+    known, following = past[..., :-1, :], taps[..., order:, None]
+    coefficients = torch.linalg.lstsq(known, following, driver="gelsd").solution.squeeze(-1)
+    coefficients = _stable(coefficients)
+    series = taps
+    for _ in range(windows.ahead.shape[1]):
+        following = (series[..., -order:] * coefficients).sum(-1, keepdim=True)
+        series = torch.cat([series, following], -1)
+    ahead = torch.fft.fft(series[..., taps.shape[-1] :].transpose(1, 2), dim=-1)
+    return torch.cat([ahead.real, ahead.imag], -1).float()
+
+
+def _stable(coefficients: torch.Tensor) -> torch.Tensor:
+    """Return the coefficients, oldest first, of the recurrence with no root beyond 1."""
+    order = coefficients.shape[-1]
+    companion = torch.zeros(*coefficients.shape, order, dtype=coefficients.dtype)
+    companion[..., 0, :] = coefficients.flip(-1)
+    companion[..., range(1, order), range(order - 1)] = 1
+    roots = torch.linalg.eigvals(companion)
+    roots = roots / roots.abs().clamp_min(1.0)
+    polynomial = torch.ones_like(roots[..., :1])
+    for place in range(order):  # multiply out (z - root)
+        longer = torch.nn.functional.pad(polynomial, (0, 1))
+        shifted = torch.nn.functional.pad(polynomial, (1, 0))
+        polynomial = longer - roots[..., place : place + 1] * shifted
+    return -polynomial[..., 1:].flip(-1)
