@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -119,7 +119,7 @@ class ClientHead:
             return Private({})
         if self.share == "step":
             own = self._parameters.items()
-            gradient = {GRADIENT + n: _gradient(p) for n, p in own}
+            gradient = _gradients(GRADIENT, own)
             self._zero()
             return Private(gradient)
         self._weight += weight
@@ -212,7 +212,7 @@ class ClientHead:
         """
         if self.front_share == "step":
             own = self._front.items()
-            gradient = {FRONT_GRADIENT + n: _gradient(p) for n, p in own}
+            gradient = _gradients(FRONT_GRADIENT, own)
             for parameter in self._front.values():
                 parameter.grad = None
             self._front_weight = 0.0
@@ -236,9 +236,14 @@ class ClientHead:
             parameter.grad = None
 
 
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    """Return a weight's gradient, 0 where no loss depends on it."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.float()
+def _gradients(prefix: str, own: Iterable[tuple[str, nn.Parameter]]) -> dict[str, torch.Tensor]:
+    """Return the gradients of an end, 0 where no loss depends on a weight; none without a loss."""
+    found = {prefix + name: p for name, p in own}
+    if all(p.grad is None for p in found.values()):
+        return {}
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.float() for name, p in found.items()
+    }
 
 
 def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:
