@@ -43,10 +43,9 @@ class Autoregression:
         """
         sums = [_moments(part) for part in parts]
         count = sum(number for _, _, number in sums)
-        square = sum(own for own, _, _ in sums) / count
-        cross = sum(own for _, own, _ in sums) / count
-        eye = torch.eye(square.shape[0], dtype=torch.float64)
-        return cls(torch.linalg.solve(square + ridge * eye, cross))
+        square = torch.stack([own for own, _, _ in sums]).sum(0) / count
+        cross = torch.stack([own for _, own, _ in sums]).sum(0) / count
+        return cls(torch.linalg.solve(square + ridge * torch.eye(len(square)).double(), cross))
 
     def __call__(self, windows: Windows) -> torch.Tensor:
         """Predict, in units of the data."""

@@ -12,7 +12,7 @@ import typer
 
 from fedlora.errors import FedloraError
 from fedlora.storage.outputs import check_new_file
-from simulations.options import OverwriteOption, SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
 
 if TYPE_CHECKING:
     from simulations.csi.generate import Setting
@@ -75,9 +75,7 @@ def csi(
         int, typer.Option(min=1, max=1000, help="Of a study: from the scenario's.")
     ] = 3,
     peers: Annotated[bool, typer.Option(help="Of a study: networks to compare with.")] = True,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Of a study: processes; 0: one for each core.")
-    ] = 0,
+    workers: WorkersOption = 0,
     limit: Annotated[
         int, typer.Option(min=0, help="Of a study: run so many trials, then stop; 0: all.")
     ] = 0,
@@ -86,7 +84,7 @@ def csi(
 ) -> None:
     """Draw channels of moving users (3GPP TR 38.901, by Sionna), or compare predictors of channels.
 
-    A study writes `rows.jsonl`, tables, plots and `report.html`; one that was interrupted is gone
+    A study writes `trials.jsonl`, tables, plots and `report.html`; one that was interrupted is gone
     on with.
     """
     _check_options(context, action)
@@ -172,24 +170,19 @@ def _study(
     out: Path, name: str, set_: list[str] | None, wanted: Wanted, *, overwrite: bool
 ) -> None:
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
-    from simulations.csi.study import StudyFolder, run_missing, write_results
+    from simulations.csi.study import rows_of, run_study, study_folder, write_results
     from simulations.csi.trial import plan
     from simulations.csi.windows import Data
 
     base = open_scenario(name, set_)
     sites = len(Data(base).sites)
     trials = plan(sites, range(base.seed, base.seed + wanted.seeds), wanted.peers)
-    folder = StudyFolder(out, base, overwrite=overwrite)
-    console = Console()
-    with folder.held(), Progress(console=Console(stderr=True)) as progress:
-        missing = folder.missing(trials)[: wanted.limit or None]
-        bar = progress.add_task("trials", total=len(missing))
-        run_missing(folder, base, missing, wanted.workers, lambda: progress.advance(bar))
-        rows = [row for row in folder.rows if row.key in {trial.key for trial in trials}]
-        sections = write_results(folder, base, rows)
+    folder, console = study_folder(out, base, overwrite=overwrite), Console()
+    with folder.held():
+        run_study(folder, base, trials, wanted.workers, wanted.limit)
+        sections = write_results(folder, base, rows_of(folder, trials))
     for section in sections:
         table = Table(title=section.title)
         for place, column in enumerate(section.header):

@@ -82,7 +82,7 @@ def scores(predicted: torch.Tensor, windows: Windows) -> dict[str, Any]:
         "nmse_by_step": [nmse(predicted[:, k], wanted[:, k]) for k in steps],
         "nmse_by_speed": {},
     }
-    for speed in windows.speed_kmh.unique().tolist():
+    for speed in sorted(set(windows.speed_kmh.tolist())):
         if not math.isnan(speed):
             own = windows.speed_kmh == speed
             found["nmse_by_speed"][f"{speed:g}"] = nmse(predicted[own], wanted[own])

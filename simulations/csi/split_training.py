@@ -109,8 +109,10 @@ def scenario_over(
     for which in ("train", "test"):
         own = [r for r in data.records(which) if r[column] in names]
         place = folder / f"{which}.npz"
-        values = np.stack([record["values"] for record in own])
-        np.savez(place, values=values, **{column: np.array([record[column] for record in own])})
+        arrays = {column: np.array([record[column] for record in own])}
+        arrays["values"] = np.stack([record["values"] for record in own])
+        with place.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
         files[which] = str(place)
     kind = base.partition if clients > 1 else replace(base.partition, kind="iid")
     size = base.train.batch_size * (len(sites) if clients == 1 else 1)
@@ -118,7 +120,15 @@ def scenario_over(
     return replace(
         base,
         seed=seed,
-        data=replace(base.data, **files, values=("values",), axes=axes, segment=0, max_rows=0),
+        data=replace(
+            base.data,
+            train=files["train"],
+            test=files["test"],
+            values=("values",),
+            axes=axes,
+            segment=0,
+            max_rows=0,
+        ),
         partition=kind,
         federation=replace(base.federation, clients=clients),
         train=replace(base.train, batch_size=size),
@@ -162,7 +172,7 @@ def _predict(federation: Federation, windows: Windows) -> torch.Tensor:
     forecast, link = federation.server.scenario.task.forecast, federation.server.scenario.link
     up, down = (create_codec(**link.codec(name)) for name in ("activation", "representation"))
     parts = []
-    for history in windows.history.split(64):
+    for history in torch.split(windows.history, 64):
         count, places = len(history), forecast.places
         e = client.model.front.embedding(history.reshape(count, places, -1)).flatten(0, 1)
         rows = ClientRows(_carried(e, up), [places] * count, engine.full_ranks())

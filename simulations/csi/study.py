@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from fedlora.config import Scenario, load_scenario, scenario_to_toml
+from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.report.result_table import write_tables
-from fedlora.storage.files import append_line, held_folder, read_lines, replace_file
-from fedlora.storage.outputs import FolderKind
 from simulations.csi.figures import draw_all
 from simulations.csi.metrics import SNR_DB, decibels
 from simulations.csi.trial import SPLIT, Laboratory, Row, Trial
 from simulations.studies.compare.page import Section, write_page
 from simulations.studies.compare.statistics import Interval, interval
-from simulations.studies.workers import worker_pool
+from simulations.studies.kit.folder import StudyFolder
+from simulations.studies.kit.results import Record
+from simulations.studies.kit.run import run_missing
 
-ROWS = "rows.jsonl"
-_STUDY = FolderKind(
-    "study of channel prediction",
-    (ROWS,),
-    ("scenario.toml", ROWS, "peers.md", "peers.tex", "gaps.md", "gaps.tex", "plots", "report.html"),
-)
 _TARGETS = (
     ("above the same model on all samples in one place", "union", 0.3),
     ("above the same model on each site's own samples", "own", -1.0),
@@ -33,134 +26,81 @@ _TARGETS = (
 )
 
 
-class StudyFolder:
-    """Reads and writes the rows of a study.
-
-    Parameters
-    ----------
-    path
-        The folder; made if it does not exist.
-    scenario
-        What is studied.
-    overwrite
-        Whether a study that is there is replaced; else it is gone on with.
-
-    Raises
-    ------
-    FedloraError
-        When the folder holds a study of another scenario, or something else.
-    """
-
-    def __init__(self, path: Path, scenario: Scenario, *, overwrite: bool = False) -> None:
-        self.path, kept = path, path / "scenario.toml"
-        if overwrite or not kept.exists():
-            _STUDY.check_free(path, overwrite=overwrite, option="--out")
-            _STUDY.clear(path)
-        elif load_scenario(kept) != scenario:
-            raise FedloraError(
-                f"{path} holds a study with other settings; give another --out, or replace it with "
-                "--overwrite"
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        replace_file(kept, scenario_to_toml(scenario).encode())
-        self._file = path / ROWS
-        self._file.touch()  # marks the folder before the first trial has ended
-        self.rows = read_rows(self._file)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep others from running the same trials, and read what they may have added before."""
-        with held_folder(self.path, "a study"):
-            self.rows = read_rows(self._file)
-            yield
-
-    def missing(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return the trials that are not there yet."""
-        finished = {row.key for row in self.rows}
-        return [trial for trial in trials if trial.key not in finished]
-
-    def add(self, row: Row) -> None:
-        """Keep a finished trial."""
-        self.rows.append(row)
-        append_line(self._file, asdict(row), sync=False)
-
-    def split_bytes(self, trial: Trial) -> int:
-        """Return the bytes of the split run over a trial's sites, from its seed or another.
-
-        Raises
-        ------
-        FedloraError
-            When none is there.
-        """
-        runs = [r for r in self.rows if (r.model, r.how, r.sites) == (SPLIT, *_common(trial))]
-        own = [row.bytes for row in runs if row.seed == trial.seed] or [row.bytes for row in runs]
-        if not own:
-            raise FedloraError(
-                f"{trial.model} by FedAvg takes the bytes of a split run over {trial.sites} sites, "
-                "and none is there; run that first"
-            )
-        return own[0]
+_FILES = ("peers.md", "peers.tex", "gaps.md", "gaps.tex", "plots", "report.html")
 
 
-def _common(trial: Trial) -> tuple[str, int]:
-    return "federated", trial.sites
+def study_folder(path: Path, scenario: Scenario, *, overwrite: bool = False) -> StudyFolder:
+    """Open the folder of a study; see ``StudyFolder``."""
+    noun = "a study of channel prediction"
+    return StudyFolder(path, noun, _FILES, scenario, _key, overwrite=overwrite)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read the finished trials."""
-    return [Row(**table) for table in read_lines(path)[0]]
+def _key(record: Record) -> tuple[str, str, int, int]:
+    return Row(**record).key
+
+
+def rows_of(folder: StudyFolder, trials: Iterable[Trial]) -> list[Row]:
+    """Return the finished ones of some trials, in their order."""
+    records = folder.results.records
+    return [Row(**records[trial.key]) for trial in trials if trial.key in records]
 
 
 _LABORATORIES: dict[str, Laboratory] = {}
 
 
-def run_trial(base: Scenario, trial: Trial, split_bytes: int) -> Row:
-    """Run a trial in a process that may run others of the same scenario."""
+def run_trial(trial: Trial, base: Scenario, split_bytes: int = 0) -> dict[str, Any]:
+    """Run a trial in a process that may run others of the same scenario; return its row."""
     import torch
 
     torch.set_num_threads(1)
     name = scenario_to_toml(base)
     if name not in _LABORATORIES:
         _LABORATORIES[name] = Laboratory(base)
-    return _LABORATORIES[name].run(trial, split_bytes)
+    return asdict(_LABORATORIES[name].run(trial, split_bytes))
 
 
-def run_missing(
-    folder: StudyFolder,
-    base: Scenario,
-    trials: Sequence[Trial],
-    workers: int,
-    tell: Callable[[], None],
+def run_study(
+    folder: StudyFolder, base: Scenario, trials: Sequence[Trial], workers: int, limit: int
 ) -> None:
     """Run the trials that are not there; those that take a split run's bytes come last.
 
     Parameters
     ----------
     folder
-        Where rows go.
+        Where results go.
     base
         The scenario.
     trials
         All that are wanted.
     workers
         Processes; 0: one for each core.
-    tell
-        Called after each trial.
+    limit
+        How many are run at most; 0: all.
     """
-    missing = folder.missing(trials)
+    missing = folder.results.missing(trials)[: limit or None]
     after = [t for t in missing if t.how == "federated" and t.model != SPLIT]
-    for batch in ([t for t in missing if t not in after], after):
-        sizes = {t: folder.split_bytes(t) if t in after else 0 for t in batch}
-        if workers == 1:
-            for trial in batch:
-                folder.add(run_trial(base, trial, sizes[trial]))
-                tell()
-        elif batch:
-            with worker_pool(workers) as pool:
-                runs = [pool.submit(run_trial, base, trial, sizes[trial]) for trial in batch]
-                for run in as_completed(runs):
-                    folder.add(run.result())
-                    tell()
+    first = [t for t in missing if t not in after]
+    for title, batch in (("trials", first), ("in as many bytes", after)):
+        run_missing(
+            folder.results,
+            batch,
+            run_trial,
+            lambda trial: (base, _split_bytes(folder, trial) if trial in after else 0),
+            python_path=base.python_path,
+            workers=workers,
+            title=title,
+        )
+
+
+def _split_bytes(folder: StudyFolder, trial: Trial) -> int:
+    """Return the bytes of the split run over a trial's sites, from its seed."""
+    record = folder.results.records.get((SPLIT, "federated", trial.sites, trial.seed))
+    if record is None:
+        raise FedloraError(
+            f"{trial.model} by FedAvg takes the bytes of the split run of seed {trial.seed} over "
+            f"{trial.sites} sites, which is not there; run that first, with a larger --limit"
+        )
+    return Row(**record).bytes
 
 
 HEADER = ("model", "samples", "NMSE, dB", "mean of ratios, dB", "SGCS", "rate", "MB on the air")

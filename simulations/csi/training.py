@@ -124,7 +124,7 @@ def trained_numbers(network: nn.Module) -> int:
 @torch.no_grad()
 def predict(network: nn.Module, windows: Windows) -> torch.Tensor:
     """Return a network's predictions in units of the data."""
-    parts = [network(history) for history in windows.history.split(256)]
+    parts = [network(history) for history in torch.split(windows.history, 256)]
     return windows.in_units(torch.cat(parts))
 
 
@@ -145,7 +145,7 @@ def _rate(step: int, steps: int, peak: float) -> float:
 
 def _batches(own: Windows, size: int, seed: int) -> Iterator[Windows]:
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
-    return (own.take(chosen) for chosen in order.split(size))
+    return (own.take(chosen) for chosen in torch.split(order, size))
 
 
 def _stream(own: Windows, size: int, seed: int) -> Iterator[Windows]:

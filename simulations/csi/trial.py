@@ -59,7 +59,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a trial, a line of ``rows.jsonl``.
+    """What came of a trial, a line of ``trials.jsonl``.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ from fedlora.scenarios import find_scenario
 from simulations.csi.command import csi
 from simulations.csi.metrics import nmse
 from simulations.csi.split_training import train_split
-from simulations.csi.study import gap_rows, read_rows, table_rows
+from simulations.csi.study import gap_rows, rows_of, run_trial, study_folder, table_rows
 from simulations.csi.trial import Row, Trial, plan
 from simulations.csi.windows import Data
 
@@ -50,22 +50,25 @@ def test_curves_are_the_metric_that_the_product_takes_through_the_cut(keys):
 
 
 def test_a_study_is_gone_on_with_and_leaves_tables_plots_and_a_page(keys, tmp_path):
+    base = with_overrides(find_scenario("csi-prediction"), keys)
+    folder, trials = study_folder(tmp_path / "s", base), plan(2, range(1), peers=False)
+    for trial in trials:
+        folder.results.add(run_trial(trial, base))
     app = typer.Typer()
     app.command()(csi)
     options = ["study", "--out", str(tmp_path / "s"), "--seeds", "1", "--no-peers"]
     options += ["--workers", "1", *(part for key in keys for part in ("--set", key))]
-    for limit in ("6", "0"):
-        result = CliRunner().invoke(app, [*options, "--limit", limit])
-        assert result.exit_code == 0, result.output
-    rows = read_rows(tmp_path / "s" / "rows.jsonl")
-    assert [row.key for row in rows] == [t.key for t in plan(2, range(1), peers=False)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(study_folder(tmp_path / "s", base), trials)
+    assert [row.key for row in rows] == [trial.key for trial in trials]
     split = next(row for row in rows if (row.model, row.how) == ("split", "federated"))
     assert split.bytes > 0 and len(split.curve) == 2 and set(split.nmse_by_snr) >= {"0", "20"}
     made = {p.relative_to(tmp_path / "s").as_posix() for p in (tmp_path / "s").rglob("*.*")}
     assert {"report.html", "peers.md", "gaps.md", "plots/rounds.png", "plots/bytes.png"} <= made
     assert (tmp_path / "s" / "plots" / "conditions.png").stat().st_size > 10_000
     other = CliRunner().invoke(app, [*options, "--set", "train.lr=0.5"])
-    assert "holds a study with other settings" in str(other.exception)
+    assert "with other settings" in str(other.exception)
 
 
 def row(model: str, how: str, seed: int, value: float) -> Row:
