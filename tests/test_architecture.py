@@ -58,7 +58,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "base",
         "rotated",
         "distinct",
-        "tokens entropy",
+        "ends tokens entropy",
         "rotation",
         "codec frame handshake messages reasons",
     ),
