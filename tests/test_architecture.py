@@ -78,7 +78,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "csi train_policy",
         "audit bench fuzz studies",
         "examples",
-        "in_process options quickstart scenarios shapes traces unsplit",
+        "in_process noisy_activations options quickstart scenarios shapes traces unsplit",
     ),
 }
 """What is in a folder, from the top floor to the bottom: each imports lower floors alone."""

@@ -97,7 +97,10 @@ class LinkConfig:
     reuse, reuse_mib
         Whether the server keeps the activations that it has seen, and clients name them by an
         identifier from then on: exact, where the embedding does not train. It keeps so many MiB in
-        all, in memory, an equal share for each client, until the client leaves or the run ends.
+        all, an equal share for each client, until the client leaves or the run ends.
+    reuse_folder
+        Folder on the server's disk in which it keeps them in place of memory, so that as much fits
+        as ``reuse_mib`` says: readable for its own user alone, and deleted when they are forgotten.
     targets_only
         Whether a language model's representations and gradients travel at the positions alone that
         are learnt: exact, and the rest never leaves the server. Clients tell which they are, so not
@@ -141,6 +144,7 @@ class LinkConfig:
     r_cut: int = within(0, 1, 4095, zero="all")
     reuse: bool = True
     reuse_mib: int = within(1024, 1, 1 << 20)
+    reuse_folder: str = ""
     targets_only: bool = True
     keep: float = within(1.0, 0.01, 1.0)
     host: str = "127.0.0.1"

@@ -142,7 +142,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width,
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens),
-        min(kept, scenario.link.reuse_mib << 20),
+        0 if scenario.link.reuse_folder else min(kept, scenario.link.reuse_mib << 20),
         device + trained * (_ADAM_BYTES - width),
         step,
     )

@@ -138,6 +138,7 @@ class ServerRun:
         """End every session, and return the clients' last words by client."""
         results = self.cohort.ask(self.cohort.clients, Request(m.END))
         self.cohort.close()
+        self.training.batches.close()
         if self.scenario.privacy.enabled:  # a last upload may have been charged and not come
             for client, reply in results.items():
                 with suppress(ProtocolError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,17 +11,16 @@ import torch
 
 from clients.build import EdgeParts, hello, load_parts
 from clients.edge_client import EdgeClient
-from clients.owner import Door, Leaving, OwnerTerms, Private, Reporting
-from clients.release.base import PlainRelease
 from clients.simulated_data import SimulatedData
 from fedlora.batch_order import BatchStream
 from fedlora.config import PAYLOADS, PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
-from fedlora.privacy.mechanisms import SystemNoise, mechanism_of, release, zero_sum_basis
+from fedlora.privacy.mechanisms import mechanism_of, zero_sum_basis
 from fedlora.server.compute.engine import AdapterState
 from fedlora.server.run import ServerRun
 from fedlora.tasks import Record as DataRecord, Sample
 from simulations.in_process import Record
+from simulations.noisy_activations import NoisyActivations
 
 Advance = Callable[[], None]
 
@@ -146,46 +145,6 @@ class _Recorder(Record):
             assert self.server is not None
             self.adapters = [*self.adapters[-1:], self.server.engine.adapter()]
             self._advance()
-
-
-class NoisyActivations(PlainRelease):
-    """Releases gradients as they are, and activations clipped and noised, once for each sample.
-
-    To measure what noise on activations alone does, also where it is too little to promise
-    anything, which a client under a privacy policy refuses.
-
-    Parameters
-    ----------
-    sigma, clip_norm
-        As ``privacy.activation_sigma`` and ``privacy.activation_clip_norm``.
-    """
-
-    def __init__(self, sigma: float, clip_norm: float) -> None:
-        door = Door(OwnerTerms())
-        super().__init__(door, Reporting(door))
-        self._sigma, self._clip_norm = sigma, clip_norm
-        self._drawn: dict[int, torch.Tensor] = {}
-
-    def activation(
-        self, packed: Private[torch.Tensor], lengths: Sequence[int], samples: Sequence[int]
-    ) -> Leaving[torch.Tensor]:
-        """See ``GradientRelease``."""
-        return self.door.released(packed.map(lambda e: self._noised(e, lengths, samples)), (), ())
-
-    def _noised(
-        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
-    ) -> torch.Tensor:
-        parts = zip(samples, torch.split(packed.detach(), list(lengths)), strict=True)
-        for sample, part in parts:
-            if sample not in self._drawn:
-                self._drawn[sample] = release(
-                    part,
-                    [len(part)],
-                    clip_norm=self._clip_norm,
-                    sigma=self._sigma,
-                    noise=SystemNoise(),
-                ).values
-        return torch.cat([self._drawn[sample] for sample in samples]).to(packed.dtype)
 
 
 def observe(

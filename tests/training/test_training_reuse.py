@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_sent_again_and_the_bound_holds(tiny, records, monk
     whole = result(config)
     most = 3000
     monkeypatch.setattr(
-        KeptRows, "__init__", lambda self, _, own=KeptRows.__init__: own(self, most)
+        KeptRows, "__init__", lambda self, _, files, own=KeptRows.__init__: own(self, most, files)
     )
     federation = Federation(config).run()
     kept = federation.server.training.batches.kept

@@ -16,6 +16,7 @@ from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.kept_rows import KeptRows
 from fedlora.server.exchange.member import Request
+from fedlora.server.exchange.row_files import rows_on_disk
 from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
 
 log = logging.getLogger("fedlora.server")
@@ -46,7 +47,13 @@ class Batches:
         # A sample's activation stays the same where the embedding does not train.
         if scenario.link.reuse and not scenario.train.embedding:
             clients = max(1, scenario.federation.clients)
-            self.kept = KeptRows((scenario.link.reuse_mib << 20) // clients)
+            files = rows_on_disk(scenario.link.reuse_folder)
+            self.kept = KeptRows((scenario.link.reuse_mib << 20) // clients, files)
+
+    def close(self) -> None:
+        """Forget all rows at the end of a run."""
+        if self.kept is not None:
+            self.kept.close()
 
     def begin_phase(self) -> None:
         """Forget all rows: what training costs does not depend on a baseline before it."""

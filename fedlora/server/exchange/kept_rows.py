@@ -8,22 +8,26 @@ from typing import Any
 
 import torch
 
+from fedlora.server.exchange.row_files import RowFiles
 from fedlora.server.exchange.uploads import Row
 
 
 @dataclass
 class _Own:
-    """What is kept of one client's; a row that a checkpoint names and memory lacks is None."""
+    """What is kept of one client's; a row that a checkpoint names and memory lacks is None.
+
+    Of a row that is on disk its shape is here.
+    """
 
     session: object
-    rows: dict[int, Row | None] = field(default_factory=dict)
+    rows: dict[int, Row | tuple[int, ...] | None] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     nbytes: int = 0
     told: int = 0
 
 
 class KeptRows:
-    """Rows of all clients, in memory, each client's within a bound of its own.
+    """Rows of all clients, in memory or on disk, each client's within a bound of its own.
 
     What does not fit is not kept, and nothing makes room: who goes through more samples than fit
     would otherwise find each just gone. A client finds its own rows alone; they are forgotten when
@@ -33,25 +37,37 @@ class KeptRows:
     ----------
     limit_bytes
         The most that is kept of one client.
+    files
+        Keeps them on disk; None in memory.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, files: RowFiles | None = None) -> None:
         self.limit_bytes = limit_bytes
+        self._files = files
         self._own: dict[str, _Own] = {}
 
     def attend(self, client: str, session: object) -> None:
         """Forget what was kept of another session of a client."""
         if client not in self._own or self._own[client].session is not session:
+            self._forget(client)
             self._own[client] = _Own(session)
 
     def retain(self, clients: Collection[str]) -> None:
         """Forget all other clients."""
         for gone in self._own.keys() - set(clients):
-            del self._own[gone]
+            self._forget(gone)
 
     def find(self, client: str, identifier: int) -> Row | None:
         """Return a row, or None where it is not kept."""
-        return self._own[client].rows.get(identifier)
+        row = self._own[client].rows.get(identifier)
+        if self._files is None or not isinstance(row, tuple):
+            assert not isinstance(row, tuple)
+            return row
+        found = self._files.read(client, identifier, row)
+        if found is None:  # it is asked for once more, as if it had never been kept
+            del self._own[client].rows[identifier]
+            self._own[client].nbytes -= self._own[client].sizes.pop(identifier)
+        return found
 
     def restores(self, client: str, identifier: int) -> bool:
         """Tell whether a row is gone only because the server has begun again."""
@@ -74,7 +90,13 @@ class KeptRows:
             size = own.nbytes + row.nbytes - own.sizes.get(identifier, 0)
             if size > self.limit_bytes:
                 break
-            own.rows[identifier], own.sizes[identifier] = row.clone(), row.nbytes
+            if self._files is None:
+                own.rows[identifier] = row.clone()
+            elif self._files.write(client, identifier, row):
+                own.rows[identifier] = tuple(row.packed.shape)
+            else:
+                break
+            own.sizes[identifier] = row.nbytes
             own.nbytes = size
             own.told += 1
 
@@ -89,9 +111,21 @@ class KeptRows:
     def evict(self, client: str) -> None:
         """Lose all rows of a client, which it is then asked for again."""
         if client in self._own:
+            if self._files is not None:
+                self._files.forget(client)
             self._own[client].rows.clear()
             self._own[client].sizes.clear()
             self._own[client].nbytes = 0
+
+    def close(self) -> None:
+        """Forget all of them, on disk too."""
+        self._own.clear()
+        if self._files is not None:
+            self._files.close()
+
+    def _forget(self, client: str) -> None:
+        self.evict(client)
+        self._own.pop(client, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return which rows are kept, for a checkpoint: their names and sizes, not the rows."""

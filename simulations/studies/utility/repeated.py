@@ -1,0 +1,145 @@
+"""What it is worth that a noised activation is repeated: accuracy over the epsilon of activations.
+
+    python -m simulations.studies.utility.repeated --out FOLDER
+
+Gradients are exact, so that only activations cost. ``once`` draws a sample's noise when it is first
+sent and repeats it (``link.reuse``); ``anew`` draws it each time, with the more noise that makes
+all E times together cost the same: by the square root of E. Both spend the same epsilon on each
+record. The noise comes from the operating system, so a repetition differs within the intervals.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.config import Scenario, with_overrides
+from fedlora.privacy.accounting import calibrate_sigma, planned_uploads
+from fedlora.scenarios import find_scenario
+from simulations.in_process import Federation, Record
+from simulations.noisy_activations import NoisyActivations
+from simulations.studies.kit.results import Results
+from simulations.studies.kit.run import run_missing
+
+WAYS = ("once", "anew")
+_PLAIN = (
+    "privacy.epsilon=none",
+    "channel.deliver_every=0",
+    "ranks.strategy=uniform",
+    "evaluate.baseline=false",
+    "link.activation=fp32",
+    "compute.threads=1",
+)
+
+
+class AnewActivations(NoisyActivations):
+    """As its base, but with noise of its own each time that a sample goes up."""
+
+    def _noised(
+        self, packed: torch.Tensor, lengths: Sequence[int], samples: Sequence[int]
+    ) -> torch.Tensor:
+        self._drawn.clear()
+        return super()._noised(packed, lengths, samples)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run.
+
+    Attributes
+    ----------
+    way
+        ``once`` or ``anew``; ``exact`` without noise.
+    epsilon
+        Of the activations of each record, at delta 1e-5.
+    seed
+        Of data, partition and batches.
+    """
+
+    way: str
+    epsilon: float
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What tells trials apart."""
+        return self.way, self.epsilon, self.seed
+
+
+def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
+    """Run a trial in this process; return its row."""
+    began, record = time.perf_counter(), Record()
+    link = replace(base.link, reuse=trial.way != "anew")
+    federation = Federation(replace(base, seed=trial.seed, link=link), record, workers=1)
+    sent = 1
+    if trial.way == "anew":
+        train = base.train
+        sent = max(
+            planned_uploads(train.total_steps, train.batch_size, len(client.train))
+            for client in federation.clients
+        )
+    if trial.way != "exact":
+        release = AnewActivations if trial.way == "anew" else NoisyActivations
+        sigma = calibrate_sigma(trial.epsilon, 1e-5, sent)
+        for client in federation.clients:
+            client.use(release(sigma, base.privacy.activation_clip_norm))
+    federation.server.training.run()
+    federation.server.end()
+    metric = record.rounds[-1]["metric"]
+    return {
+        "way": trial.way,
+        "epsilon": trial.epsilon,
+        "seed": trial.seed,
+        "sent": sent,
+        "metric": round(float(metric or 0.0), 6),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def main(
+    scenario: Annotated[str, typer.Argument(help="Scenario of a classifier.")] = "quickstart",
+    out: Annotated[Path, typer.Option(help="Folder; what is there is taken up.")] = Path(
+        "repeated"
+    ),
+    epsilon: Annotated[list[float] | None, typer.Option(help="Of activations.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs each.")] = 3,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+) -> None:
+    """Train with activations that are noised once and repeated, and with noise drawn anew."""
+    base = with_overrides(find_scenario(scenario), list(_PLAIN))
+    base = replace(base, evaluate=replace(base.evaluate, every=base.train.rounds))
+    every = [Trial("exact", math.inf, seed) for seed in range(seeds)]
+    for own in epsilon or (100.0, 1000.0, 10000.0):
+        every += [Trial(way, own, seed) for seed in range(seeds) for way in WAYS]
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(out / "repeated.jsonl", _key, "this study")
+    run_missing(results, every, run_trial, lambda _: (base,), workers=workers)
+    table = Table(title=f"{base.name}: accuracy over the epsilon of activations")
+    for column in ("epsilon", "way", "times sent", "runs", "mean", "std"):
+        table.add_column(column, justify="right")
+    rows = list(results.records.values())
+    for own, way in sorted({(row["epsilon"] or math.inf, row["way"]) for row in rows}):
+        same = [r for r in rows if (r["epsilon"] or math.inf, r["way"]) == (own, way)]
+        metrics = [row["metric"] for row in same]
+        spread = f"{stdev(metrics):.3f}" if len(metrics) > 1 else ""
+        shown = ("" if math.isinf(own) else f"{own:g}", way, str(same[0]["sent"]))
+        table.add_row(*shown, str(len(same)), f"{mean(metrics):.3f}", spread)
+    Console().print(table)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, float, int]:
+    return row["way"], math.inf if row["epsilon"] is None else float(row["epsilon"]), row["seed"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
