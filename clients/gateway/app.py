@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -24,6 +25,8 @@ from clients.gateway.replies import Reply
 from clients.gateway.requests import TextRequest, read_request
 from clients.gateway.writers import Running, TextModel, Writers
 from fedlora.errors import FedloraError
+
+log = logging.getLogger("fedlora.edge")
 
 _MOST_BYTES = 4 << 20  # of a body
 _MOST_WAITING = 64
@@ -59,7 +62,11 @@ class Gateway:
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _no_route, FedloraError: _refused}
+        handlers: dict[Any, Any] = {
+            HTTPException: _no_route,
+            FedloraError: _refused,
+            Exception: _failed,
+        }
         return Guard(Starlette(routes=routes, exception_handlers=handlers), key)
 
     async def _models(self, request: Request) -> Response:
@@ -196,8 +203,11 @@ class _Stream:
             yield _event(reply.last(running.text.finish, usage=usage))
             if usage:
                 yield _event(reply.usage(running.usage()))
-        except FedloraError as error:  # it began as a success, so that only an event can tell
-            yield _event(error_body(as_fault(error)))
+        except ClientDisconnect:
+            raise
+        except Exception as error:  # it began as a success, so that only an event can tell
+            fault = as_fault(error) if isinstance(error, FedloraError) else _fault(error)
+            yield _event(error_body(fault))
             return
         yield b"data: [DONE]\n\n"
 
@@ -219,6 +229,19 @@ async def _body(request: Request) -> bytes:
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, FedloraError)
     return error_response(as_fault(error))
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    return error_response(_fault(error))
+
+
+def _fault(error: Exception) -> RequestFault:
+    """Return how a fault of the gateway itself is told; its words may quote a text."""
+    log.error("a request failed: %s", type(error).__name__)
+    return RequestFault(
+        f"the gateway fails on this request ({type(error).__name__}); ask again",
+        *(None, "failed", 500),
+    )
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -134,7 +134,7 @@ def server_of(model: TextModel, name: str, at_once: int, key: str) -> uvicorn.Se
         http="h11",
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_level="critical",  # what fails is told in a line, without the texts of a traceback
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=3,

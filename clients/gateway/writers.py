@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from clients.gateway.faults import RequestFault
 from clients.gateway.requests import TextRequest
 from clients.generation.completion import Completion
 from clients.generation.sampling import Sampler
@@ -65,6 +66,12 @@ class Writers:
             When the prompt or the conversation cannot be rendered.
         """
         with self._lock:  # rendering a template is for one at a time
+            if request.messages and not self._model.tokenizer.chat.templates:
+                raise RequestFault(
+                    "the model's tokenizer has no chat template, so that it holds no "
+                    "conversations; ask /v1/completions",
+                    "messages",
+                )
             if request.messages:
                 ids = self._model.conversation(request.messages)
             else:

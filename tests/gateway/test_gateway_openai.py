@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -24,6 +25,7 @@ from clients.generation.writer import Writer
 from fedlora.commands.prompts import chat_ids
 from fedlora.errors import FedloraError
 from fedlora.tasks import load_tokenizer
+from fedlora.tasks.chat.template import ChatTemplates
 
 KEY, NAME, AT_ONCE = "a-key-of-the-test", "house", 4
 SAID = ["dog 1?", "the café", "put out the lamp", "a fox"]
@@ -285,6 +287,41 @@ def test_a_body_a_path_and_a_model_that_are_none_are_refused(port):
     assert ask(port, {"model": NAME, "prompt": ["a", "b"]}, "/v1/completions")[0] == 400
     assert ask(port, path="/v1/models/gpt")[0] == 404
     assert ask(port)[1]["data"][0]["id"] == ask(port, path=f"/v1/models/{NAME}")[1]["id"] == NAME
+
+
+def test_what_fails_in_the_gateway_is_told_without_words_and_others_go_on(
+    model, port, client, monkeypatch
+):
+    def broken(messages: Any) -> list[int]:
+        raise RuntimeError("dog 1? is private")
+
+    monkeypatch.setattr(model, "conversation", broken)
+    status, content = ask(port, CHAT, "/v1/chat/completions")
+    assert status == 500
+    assert "RuntimeError" in content["error"]["message"]
+    assert "private" not in content["error"]["message"]
+    monkeypatch.undo()
+    calls = []
+
+    def breaks_later(ids: Sequence[int]) -> str:
+        calls.append(len(ids))
+        if len(ids) > 4:
+            raise RuntimeError("dog 1? is private")
+        return "x" * len(ids)
+
+    monkeypatch.setattr(type(model.tokenizer), "decode", lambda self, ids: breaks_later(ids))
+    with pytest.raises(openai.APIError, match="RuntimeError"):
+        list(client.chat.completions.create(**CHAT | {"max_tokens": 9, "stream": True}))
+    monkeypatch.undo()
+    assert ask(port, CHAT, "/v1/chat/completions")[0] == 200
+
+
+def test_a_model_without_a_chat_template_names_the_other_endpoint(model, port, monkeypatch):
+    without = ChatTemplates(model.folder)
+    monkeypatch.setattr(model, "tokenizer", replace(model.tokenizer, chat=without))
+    status, content = ask(port, CHAT, "/v1/chat/completions")
+    assert status == 400
+    assert "ask /v1/completions" in content["error"]["message"]
 
 
 def test_parts_of_a_content_and_a_message_of_the_library_are_one_text(model, client):
