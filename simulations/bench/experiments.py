@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from simulations.bench import edge, generation, robust, scale, text
 from simulations.bench.bits import measure as bits
@@ -74,7 +75,7 @@ def experiments(settings: Settings) -> list[Experiment]:
                 Experiment("text", name, text.text_in_process, text.ticks, setting, without)
             )
     for name in settings.bits_scenarios:
-        found.append(Experiment("bits", name, bits.bits_at_the_cut, bits.ticks))
+        found.append(Experiment("bits", name, bits.bits_at_the_cut, partial(bits.ticks, name=name)))
     found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
     for model in settings.scale_models:
         found.append(Experiment("scale", model, scale.many_clients, scale.ticks))

@@ -22,7 +22,9 @@ from typing import Any
 from fedlora.config import Scenario, with_overrides
 from fedlora.link.codec import Fp32Codec
 from fedlora.link.distinct import DistinctCodec
+from fedlora.link.entropy import EntropyCodec
 from fedlora.link.rotated import RotatedCodec
+from fedlora.link.tokens import TokensCodec
 from fedlora.report.records import cut_bits
 from fedlora.scenarios import find_scenario
 from simulations.bench.bits.federated_lora import Averaged, FederatedLora
@@ -38,12 +40,15 @@ BEST: Mapping[str, tuple[str, ...]] = {
         "model.server_norm=true",
         "link.activation=rotated",
         "link.activation_bits=8",
-        "link.representation=rotated",
-        "link.representation_bits=5",
-        "link.gradient=rotated",
-        "link.gradient_bits=4",
+        "link.representation=entropy",
+        "link.representation_bits=4.7",
+        "link.gradient=entropy",
+        "link.gradient_bits=3.2",
     ),
 }
+_TOKENS = ("link.activation=tokens", "link.activation_bits=0")
+_MOST_TOKENS = 0.03
+_LANGUAGE = ("e2e-tinystories",)
 _PLAIN = ("privacy.epsilon=none", "channel.deliver_every=0", "ranks.strategy=uniform", "data.test=")
 LOCAL_STEPS, LOCAL_ROWS = 10, 8
 _CLIENTS, _ROWS = 8, 4
@@ -91,9 +96,12 @@ class Outcome:
 
 def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
     """Train a scenario with fp32 and with few bits, and compare."""
-    exact, best, averaged = list[Outcome](), list[Outcome](), list[Averaged]()
+    exact, best, named, averaged = (list[Any]() for _ in range(4))
+    ways: list[tuple[list[Outcome], tuple[str, ...]]] = [(exact, ()), (best, BEST[name])]
+    if name in _LANGUAGE:
+        ways.append((named, (*BEST[name], *_TOKENS)))
     for seed in range(context.settings.bits_seeds):
-        for found, more in ((exact, ()), (best, BEST[name])):
+        for found, more in ways:
             found.append(_run(_scenario(context.settings, name, seed, more)))
             tick()
         averaged.append(_federated(context.settings, name, seed))
@@ -134,13 +142,25 @@ def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
                 "steps_of_8_rows_to_meet_fedavg_lora", _meets(best[0], few, averaged[0]), "steps"
             ),
             Figure("perplexity_ratio", after / before, "ratio", at_most=_MOST_PERPLEXITY),
+            Figure(
+                "tokens_to_raw",
+                fmean(run.bits for run in named) / raw,
+                "ratio",
+                at_most=_MOST_TOKENS,
+            ),
+            Figure(
+                "tokens_perplexity_ratio",
+                fmean(run.metric for run in named) / before,
+                "ratio",
+                at_most=_MOST_PERPLEXITY,
+            ),
         ]
     return figures
 
 
-def ticks(settings: Settings) -> int:
-    """Return the runs."""
-    return 3 * settings.bits_seeds
+def ticks(settings: Settings, name: str) -> int:
+    """Return the runs of a scenario."""
+    return (3 + (name in _LANGUAGE)) * settings.bits_seeds
 
 
 def _scenario(settings: Settings, name: str, seed: int, more: tuple[str, ...]) -> Scenario:
@@ -197,7 +217,7 @@ def _run(scenario: Scenario) -> Outcome:
 def _timed() -> Iterator[list[float]]:
     """Add up the seconds in which payloads are written and read."""
     spent, kept = [0.0], []
-    for kind in (Fp32Codec, DistinctCodec, RotatedCodec):
+    for kind in (Fp32Codec, DistinctCodec, RotatedCodec, EntropyCodec, TokensCodec):
         for name in ("encode", "encode_drawn", "decode"):
             own: Any = getattr(kind, name)
             kept.append((kind, name, kind.__dict__.get(name)))
