@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from fedlora.generation.bounds import CacheBounds
 
 LONGEST_DRAFT = 8
+_SEEN = (
+    "the server is sent embeddings without noise, from which it can mostly read prompt and text "
+    "(docs/generation.md)"
+)
 
 
 def generate(

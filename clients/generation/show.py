@@ -15,7 +15,7 @@ from clients.generation.drafts import DraftHistory
 from clients.generation.kept_text import Asked, KeptText
 from clients.generation.sampling import Sampler
 from clients.generation.text_model import TextModel
-from fedlora.errors import ClientLost, FedloraError
+from fedlora.errors import FedloraError
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,15 @@ def write_text(
             for piece in text:
                 meter.show(piece)
                 answer += piece
-    except ClientLost:
-        typer.echo()
-        if kept is not None:
+    except FedloraError:
+        if kept is not None and kept.tokens:
+            typer.echo()
             kept.leave()
             typer.echo("the text so far is kept; --resume goes on with it", err=True)
+        elif kept is not None:
+            kept.done()
         raise
-    except (FedloraError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         if kept is not None:
             kept.done()
         raise

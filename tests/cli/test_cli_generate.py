@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 
@@ -76,6 +77,7 @@ def chatting(tmp_path_factory):
         (("--certs", "{certs}", "--rank", "9"), "--rank 9 exceeds the run's r_max 4"),
         (("--certs", "{certs}", "--idle-s", "nan"), "idle_s is nan"),
         (("--certs", "{certs}", "--stats", "{certs}"), "which is a folder; name a file"),
+        (("--certs", "{certs}", "--stats", "{certs}/ca.crt"), "ca.crt exists; replace it with --o"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_sentence(fedlora, chatting, options, expected):
@@ -157,7 +159,7 @@ def _check_shown(run, port, told):
     """What ``fedlora top`` and Prometheus show are the figures of usage."""
     replace_file(RunFolder(run).serving(port), json_line(told()))
     (line,) = serving_lines(RunFolder(run))
-    assert f"served on port {port}: 0 devices, 0 sessions" in line
+    assert re.match(rf"served on port {port}: \d devices, 0 sessions, .* tokens/s", line)
     RunFolder(run).serving(port).unlink()
     prometheus = pytest.importorskip("prometheus_client")
     registry = prometheus.CollectorRegistry()

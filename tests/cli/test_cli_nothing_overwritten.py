@@ -47,8 +47,8 @@ ADDS = {"poison", "certs", "fuzz"}
 ONE_FILE = {"csi": (["make"], "channels.safetensors")}
 """Those that write one file, with --out."""
 
-ELSEWHERE = {"kit", "data"}
-"""Those that write files beside others': test_deploy_kit.py, test_cli_data.py."""
+ELSEWHERE = {"kit", "data", "serve"}
+"""Those that are tried elsewhere: test_deploy_kit.py, test_cli_data.py, test_cli_generate.py."""
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
