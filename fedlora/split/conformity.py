@@ -127,13 +127,13 @@ def _without_blocks(checkpoint: Checkpoint, *, language: bool) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = []
     cls = AutoModelForCausalLM if language else AutoModel
-    with _quiet():
+    with quiet():
         model = cls.from_pretrained(checkpoint.folder, config=config, dtype=torch.float32)
     return model.eval()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from telling of the blocks that it does not load."""
     from transformers.utils import logging
 

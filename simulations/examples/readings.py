@@ -77,4 +77,6 @@ class Readings(Task):
 
 def _seeded(module: nn.Linear, seed: int) -> nn.Module:
     nn.init.normal_(module.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
     return module
