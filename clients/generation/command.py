@@ -251,7 +251,9 @@ def open_model(
         raise FedloraError(
             f"--rank is {rank}, and with --server the server has each client's; leave it out"
         )
-    return RemoteModel.open(folder, client, model, longest_draft, reach)
+    found = RemoteModel.open(folder, client, model, longest_draft, reach)
+    typer.echo(_SEEN, err=True)
+    return found
 
 
 def quiet_transformers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 from clients.generation.drafts import DraftHistory, Drafts
@@ -70,6 +71,11 @@ class Completion:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the text piece by piece; some are empty, where a character is not whole yet."""
+        diary = self._writer.diary
+        with diary.text(len(self._ids)) if diary else nullcontext():
+            yield from self._pieces()
+
+    def _pieces(self) -> Iterator[str]:
         for token in self._kept.tokens if self._kept else ():
             self.written.append(token)
             yield self._stream.push(token)

@@ -175,13 +175,12 @@ class RemoteModel(TextModel):
             own = connection.client
             row = RemoteRow(connection.ask, own, door, parts.identity, link, geometry)
             row.adapter = package.adapter
-            return writer_of(parts, head, row, longest_draft)
+            writer = writer_of(parts, head, row, longest_draft)
+            writer.diary = TextDiary(states, row, own, ", ".join(addresses))
+            return writer
 
         states, facts = states_folder(reach.node_config), TaskFacts.of(scenario)
-        found = cls(facts, parts, parts.tokenizer, new_writer, ways, texts=states / "texts")
-        own = found.writer.row, ways[0].client, ", ".join(addresses)
-        found.diary = TextDiary(states, *own)
-        return found
+        return cls(facts, parts, parts.tokenizer, new_writer, ways, texts=states / "texts")
 
     def end(self) -> None:
         """Close the session and all streams."""

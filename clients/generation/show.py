@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +64,9 @@ def write_text(
         )
     meter, answer = _Meter(local, len(asked.ids)), ""
     try:
-        with local.diary.text(len(asked.ids)) if local.diary else nullcontext():
-            text = local.write(asked.ids, asked.sampler, asked.most, asked.stops, history, kept)
-            for piece in text:
-                meter.show(piece)
-                answer += piece
+        for piece in local.write(asked.ids, asked.sampler, asked.most, asked.stops, history, kept):
+            meter.show(piece)
+            answer += piece
     except FedloraError:
         if kept is not None and kept.tokens:
             typer.echo()

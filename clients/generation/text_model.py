@@ -17,7 +17,6 @@ from clients.generation.kept_text import KeptText
 from clients.generation.pace import DraftPace
 from clients.generation.remote_row import RemoteRow
 from clients.generation.sampling import Sampler
-from clients.generation.text_diary import TextDiary
 from clients.generation.writer import Writer
 from fedlora.commands.prompts import TaskFacts, chat_ids, prompt_ids
 from fedlora.errors import FedloraError
@@ -44,8 +43,6 @@ class TextModel:
         The one of ``write``.
     texts
         Where texts are kept while they are written; None, where both sides are in one process.
-    diary
-        Where the owner reads what they came to; None, as above.
     """
 
     facts: TaskFacts
@@ -53,7 +50,6 @@ class TextModel:
     tokenizer: Tokenizer
     new_writer: Callable[[], Writer]
     texts: Path | None = field(default=None, kw_only=True)
-    diary: TextDiary | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.writer = self.new_writer()

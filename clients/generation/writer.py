@@ -12,6 +12,7 @@ from clients.generation.ends import TextEnds
 from clients.generation.pace import DraftPace
 from clients.generation.remote_row import RemoteRow
 from clients.generation.sampling import Sampler
+from clients.generation.text_diary import TextDiary
 from clients.owner import Private
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import GenerationRefused
@@ -38,6 +39,11 @@ class Writer:
         Tokens that end a text.
     pace
         Chooses the length of drafts.
+
+    Attributes
+    ----------
+    diary
+        Where texts are written down for the owner; None, where both sides are in one process.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Writer:
         self._ends, self.row = ends, row
         self._end_ids = frozenset(end_ids)
         self.pace = pace
+        self.diary: TextDiary | None = None
         self._held: list[int] = []
 
     def tokens(
