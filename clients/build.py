@@ -31,6 +31,7 @@ from fedlora.tasks import (
     check_front,
     check_length,
     check_pool,
+    check_unit,
     end_tokens,
     fitting_tokenizer,
     task_class,
@@ -90,6 +91,7 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
         scenario = replace(scenario, task=replace(scenario.task, labels=tuple(labels)))
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     kind = task_class(scenario.task.kind)
+    check_unit(scenario)
     if checkpoint.manifest:  # of a whole model the server, which has transformers, makes sure
         check_conformity(checkpoint, language=kind.language())
     dtype = DTYPES[scenario.model.dtype]

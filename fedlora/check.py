@@ -44,6 +44,7 @@ from fedlora.tasks import (
     check_length,
     check_pool,
     check_single,
+    check_unit,
     class_names,
     encode_records,
     fitting_tokenizer,
@@ -197,6 +198,7 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
         lambda: Geometry.of(scenario, checkpoint).check_link(scenario),
         lambda: Geometry.of(scenario, checkpoint).check_r_cut(scenario, len(scenario.task.labels)),
         partial(check_form, scenario.data, labelled=task.labelled),
+        partial(check_unit, scenario),
         partial(check_length, scenario.task, checkpoint),
         partial(check_pool, scenario.task, checkpoint),
     ]

@@ -24,8 +24,8 @@ REPLACE_ONE = "replace-one (another sample in its place; every upload counts in 
 ZERO_OUT = "zero-out (a zero gradient in the sample's place)"
 
 ACTIVATIONS = (
-    "The forward activations, from which the server can recover the input text: it has to be "
-    "trusted with the inputs."
+    "The forward activations, from which the server can recover the inputs, such as a text: it "
+    "has to be trusted with them."
 )
 CARRIED = (
     "What adapters, optimiser state and ranks carry of those activations, from which their "
@@ -190,7 +190,7 @@ def _excludes(mechanism: Mechanism, exposure: Exposure) -> list[str]:
         "A text as a whole: it is protected less, the longer it is.": policy.unit == "token",
         PERSONAL_HEAD: exposure.head != "public",
         "That head itself, which leaves the client.": exposure.head == "shared",
-        "The token embeddings that clients train.": exposure.embedding,
+        "The token embeddings, or a front in their place, that clients train.": exposure.embedding,
         "Losses and metrics that clients report.": exposure.losses,
         "Statistics of their text, which clients report where their owners allow it.": (
             exposure.statistics

@@ -27,6 +27,7 @@ from fedlora.tasks.data import load_records
 from fedlora.tasks.encoding import (
     Tally,
     check_single,
+    check_unit,
     encode_records,
     fitting_tokenizer,
     lacking_token,
@@ -57,6 +58,7 @@ __all__ = [
     "check_length",
     "check_pool",
     "check_single",
+    "check_unit",
     "class_names",
     "encode_records",
     "end_tokens",

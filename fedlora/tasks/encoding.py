@@ -147,6 +147,24 @@ def check_single(scenario: Scenario, samples: Sequence[Sample]) -> None:
         )
 
 
+def check_unit(scenario: Scenario) -> None:
+    """Refuse noise for a single token where inputs are no tokens.
+
+    A sample is normalised and its loss taken as a whole, so one place moves every row of an upload.
+
+    Raises
+    ------
+    FedloraError
+        When ``privacy.unit`` is ``token`` for such a task.
+    """
+    privacy, kind = scenario.privacy, scenario.task.kind
+    if privacy.enabled and privacy.unit == "token" and not task_class(kind).tokens:
+        raise FedloraError(
+            f"privacy.unit is token, and samples of task.kind {kind} are no tokens: one place of a "
+            "sample moves all that it uploads; set privacy.unit to sample"
+        )
+
+
 def tokenizer_digest(task: type[Task], checkpoint: Checkpoint) -> str:
     """Return what both halves must have in common to make the same ids; empty without tokens.
 

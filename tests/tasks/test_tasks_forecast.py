@@ -319,6 +319,8 @@ def test_noise_is_planned_for_one_sample_a_record(bare, waves):
     config = forecast(bare, waves, *noised)
     check_scenario(config)
     assert Federation(config).run().recorder.rounds[-1]["metric"] > 0
+    with pytest.raises(FedloraError, match="one place of a sample moves all that it uploads"):
+        check_scenario(forecast(bare, waves, *noised, "privacy.unit=token"))
     with pytest.raises(FedloraError, match="gives 2 samples, and noise is planned for one"):
         check_scenario(forecast(bare, waves, *noised, "task.forecast.stride=1"))
 
