@@ -30,6 +30,18 @@ class ForecastConfig:
     normalise
         By which statistics of its own history a sample is normalised, which stay on the client:
         each ``feature`` by its own, all features of a ``sample`` by common ones, or ``none``.
+    width
+        Numbers of a vector that the front makes and the head reads; 0: the model's width. A fixed
+        orthonormal map takes them to that width, so that narrow ends have fewer weights to share.
+    channels, blocks
+        Of each branch of the front ``channel``: channels of a convolution, and blocks of two.
+    base, base_order
+        What the head corrects: nothing, or with ``pad`` each delay's recurrence of its own past, of
+        so many steps, which has no weights; of complex features.
+    history_snr_db
+        White noise that is added to the history of each sample, as a measurement has it: at the
+        signal-to-noise ratio given, or between two, each sample at its own. What is to be predicted
+        stays as it is. Empty: none.
     loss
         ``mse``: mean squared error of normalised numbers; ``nmse``: squared error over the energy
         of what is predicted.
@@ -45,6 +57,8 @@ class ForecastConfig:
     width: int = within(0, 1, 1 << 16, zero="the model's")
     channels: int = within(12, 1, 1024)
     blocks: int = within(2, 0, 64)
+    base: Literal["none", "pad"] = "none"
+    base_order: int = within(2, 1, 64)
     history_snr_db: tuple[float, ...] = within((), -SNR_LIMIT_DB, SNR_LIMIT_DB)
     loss: Literal["mse", "nmse"] = "mse"
 
@@ -61,6 +75,16 @@ class ForecastConfig:
             f"task.forecast.features is {self.features}; set an even number, or front to linear",
         )
 
+        require(
+            self.base != "pad" or self.features % 2 == 0,
+            f"task.forecast.base is pad, which takes real and imaginary parts, and "
+            f"task.forecast.features is {self.features}; set an even number, or base to none",
+        )
+        require(
+            self.base != "pad" or 2 * self.base_order <= self.history,
+            f"task.forecast.base_order is {self.base_order}, and a history of {self.history} steps "
+            f"determines at most {self.history // 2}; lower it",
+        )
         noise = self.history_snr_db
         require(
             len(noise) <= 2 and list(noise) == sorted(noise),

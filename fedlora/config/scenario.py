@@ -123,11 +123,9 @@ class Scenario:
     def _check_ends(self) -> None:
         """Refuse codecs of shared heads and fronts where they must be the same on both sides."""
         coded = [end for end in ENDS if getattr(self.link, end) != "fp32"]
-        if not coded:
+        if not coded or self.front.share == self.head.share == "personal":
             return
-        if self.front.share == self.head.share == "personal":
-            why = "head.share and front.share are personal, so that nothing of them travels"
-        elif self.privacy.enabled:
+        if self.privacy.enabled:
             why = "under privacy client and server must have the same head"
         elif self.link.r_cut:
             why = f"with link.r_cut {self.link.r_cut} the server applies the head itself"

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError
+from fedlora.tasks.prony import go_on
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -163,6 +164,7 @@ class ForecastHead(nn.Module):
     """Projects each place to its time steps, and mixes these and the history over time.
 
     The map of the history itself, which begins at 0, is a linear prediction that needs no model.
+    With ``task.forecast.base`` all of it corrects what a recurrence predicts.
 
     Parameters
     ----------
@@ -180,6 +182,11 @@ class ForecastHead(nn.Module):
         self.mix = nn.Linear(config.history, config.horizon)
         self.history = nn.Linear(config.history, config.horizon, bias=False)
         nn.init.zeros_(self.history.weight)
+        self._base = (config.base_order, config.horizon) if config.base == "pad" else None
+        if self._base:  # training begins with what is corrected
+            nn.init.zeros_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
+            self.gain = nn.Parameter(torch.ones(config.horizon, 1))
 
     def forward(self, z: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
         """Predict normalised numbers.
@@ -199,4 +206,15 @@ class ForecastHead(nn.Module):
         steps = self.project(self.lift.down(z)).reshape(len(z), *self._steps)
         mixed = self.mix(steps.transpose(1, 2)) + self.history(history.transpose(1, 2))
         predicted: torch.Tensor = mixed.transpose(1, 2)
+        if self._base:
+            predicted = predicted + self.gain * _goes_on(history, *self._base)
         return predicted
+
+
+@torch.no_grad()
+def _goes_on(history: torch.Tensor, order: int, ahead: int) -> torch.Tensor:
+    """Return what PAD predicts of histories (samples, steps, features), without angles."""
+    real, imaginary = history.double().chunk(2, -1)
+    taps = torch.fft.ifft(torch.complex(real, imaginary), dim=-1).transpose(1, 2)
+    told = torch.fft.fft(go_on(taps, order, ahead).transpose(1, 2), dim=-1)
+    return torch.cat([told.real, told.imag], -1).float()

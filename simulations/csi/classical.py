@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedlora.tasks.prony import go_on
 from simulations.csi.metrics import responses
 from simulations.csi.windows import Windows
 
@@ -81,29 +82,6 @@ def prony(windows: Windows, order: int = 8) -> torch.Tensor:
         In units of the data.
     """
     taps = torch.fft.ifft(responses(windows.known()), dim=-1).transpose(1, 2)  # (n, delays, steps)
-    past = taps.unfold(-1, order, 1)  # (n, delays, places, order), oldest first
-    known, following = past[..., :-1, :], taps[..., order:, None]
-    coefficients = torch.linalg.lstsq(known, following, driver="gelsd").solution.squeeze(-1)
-    coefficients = _stable(coefficients)
-    series = taps
-    for _ in range(windows.ahead.shape[1]):
-        following = (series[..., -order:] * coefficients).sum(-1, keepdim=True)
-        series = torch.cat([series, following], -1)
-    ahead = torch.fft.fft(series[..., taps.shape[-1] :].transpose(1, 2), dim=-1)
+    told = go_on(taps, order, windows.ahead.shape[1])
+    ahead = torch.fft.fft(told.transpose(1, 2), dim=-1)
     return torch.cat([ahead.real, ahead.imag], -1).float()
-
-
-def _stable(coefficients: torch.Tensor) -> torch.Tensor:
-    """Return the coefficients, oldest first, of the recurrence with no root beyond 1."""
-    order = coefficients.shape[-1]
-    companion = torch.zeros(*coefficients.shape, order, dtype=coefficients.dtype)
-    companion[..., 0, :] = coefficients.flip(-1)
-    companion[..., range(1, order), range(order - 1)] = 1
-    roots = torch.linalg.eigvals(companion)
-    roots = roots / roots.abs().clamp_min(1.0)
-    polynomial = torch.ones_like(roots[..., :1])
-    for place in range(order):  # multiply out (z - root)
-        longer = torch.nn.functional.pad(polynomial, (0, 1))
-        shifted = torch.nn.functional.pad(polynomial, (1, 0))
-        polynomial = longer - roots[..., place : place + 1] * shifted
-    return -polynomial[..., 1:].flip(-1)

@@ -102,7 +102,9 @@ class Row:
 
 
 def plan(sites: int, seeds: range, peers: bool = True) -> list[Trial]:
-    """Return all trials, seed by seed; the split run stands before those that have its bytes.
+    """Return all trials; the split run stands before those that have its bytes.
+
+    What the targets are about comes first, seed by seed, then more peers and fewer sites.
 
     Parameters
     ----------
@@ -119,12 +121,11 @@ def plan(sites: int, seeds: range, peers: bool = True) -> list[Trial]:
     some = [count for count in (1, 2, 5) if count < sites]
     for seed in seeds:
         trials += [Trial(SPLIT, how, sites, seed) for how in ("federated", "union", "own")]
-        if not peers:
-            continue
+        trials += [Trial(name, "federated", sites, seed) for name in EQUAL_BYTES if peers]
+    for seed in seeds if peers else ():
+        trials += [Trial(SPLIT, "federated", count, seed) for count in some]
         for name in NETWORKS:
             trials += [Trial(name, how, sites, seed) for how in ("union", "own")]
-        trials += [Trial(name, "federated", sites, seed) for name in EQUAL_BYTES]
-        trials += [Trial(SPLIT, "federated", count, seed) for count in some]
     return trials
 
 

@@ -12,6 +12,7 @@ from scipy.special import j0
 from torch import nn
 
 from fedlora.config.forecast import ForecastConfig
+from fedlora.tasks.forecast_modules import ForecastHead
 from simulations.csi.classical import Autoregression, last_value, prony
 from simulations.csi.generate import LIGHT_MPS
 from simulations.csi.metrics import nmse, nmse_mean, rate, scores, sgcs
@@ -94,6 +95,19 @@ def test_prony_goes_on_exactly_with_as_many_waves_a_delay_as_its_order():
     own = windows_of(channel, 16)
     assert nmse(prony(own, 2), own.ahead) < 1e-6
     assert nmse(prony(own, 1), own.ahead) > 1e-2
+
+
+def test_a_head_that_corrects_pad_begins_with_waves_that_go_on_exactly():
+    channel = paths(3, 20, 4, np.array([0.02, -0.11, 0.05, 0.0]))
+    config = ForecastConfig(features=8, base="pad", base_order=1)
+    head = ForecastHead(config, 12)
+    numbers = parts_of(channel)
+    predicted = head(torch.randn(3, 4, 12), numbers[:, :16])
+    torch.testing.assert_close(predicted, numbers[:, 16:], atol=1e-3, rtol=0)
+    predicted.square().sum().backward()
+    assert {n for n, p in head.named_parameters() if p.grad is not None and p.grad.any()} == {
+        *("mix.weight", "mix.bias", "history.weight", "gain")
+    }
 
 
 def test_prony_does_not_grow_on_noise():

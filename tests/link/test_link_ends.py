@@ -87,10 +87,6 @@ def test_clients_compute_with_the_weights_that_arrive(checkpoints, tmp_path, sha
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (
-            ["head.share=personal"],
-            "end_weight is int8, and head.share and front.share are personal",
-        ),
         (["head.share=step", "privacy.epsilon=3"], "under privacy client and server must have"),
         (["head.share=step", "link.r_cut=2"], "with link.r_cut 2 the server applies the head"),
     ],
@@ -98,3 +94,7 @@ def test_clients_compute_with_the_weights_that_arrive(checkpoints, tmp_path, sha
 def test_coded_ends_are_refused_where_both_sides_need_the_same(overrides, said, tmp_path):
     with pytest.raises(FedloraError, match=f"{said}.*; set it to fp32"):
         scenario(tmp_path, "link.end_weight=int8", *overrides)
+
+
+def test_personal_ends_travel_in_no_codec_so_that_none_is_in_the_way(tmp_path):
+    scenario(tmp_path, "link.end_weight=int8", "head.share=personal", "privacy.epsilon=3")

@@ -244,6 +244,14 @@ def test_rows_that_are_no_series_are_refused(tmp_path, text, said):
     [
         (["task.forecast.patch=4"], "patch is 4, which does not divide task.forecast.history 6"),
         (["task.forecast.features=3", "task.forecast.front=channel"], "features is 3; set an even"),
+        (
+            ["task.forecast.base=pad", "task.forecast.features=3"],
+            "features is 3; set an even .* or base",
+        ),
+        (
+            ["task.forecast.base=pad", "task.forecast.base_order=4"],
+            "order is 4, .* at most 3; lower",
+        ),
         (["task.forecast.history_snr_db=[9,3]"], r"history_snr_db is \[9.*write one ratio, or"),
         (['data.axes=["time","time"]'], "names time 2 times; name it once"),
         (['data.axes=["row"]'], "data.axes has 'row'; name each axis as one of record, port"),
