@@ -37,7 +37,8 @@ from fedlora.printable import printable
 log = logging.getLogger("fedlora.generation")
 
 MOST_OF_ONE: Final = 8
-"""Streams of one client at one time; an older one makes place."""
+"""Streams of one client at one time; one on which nothing was asked for ``IDLE_S`` makes place."""
+IDLE_S: Final = 30.0
 MOST_STRANGERS: Final = 64
 """Streams at one time on which nobody was admitted yet; the oldest makes place."""
 
@@ -161,9 +162,8 @@ class GenerationListener:
             if data is None:
                 return
             try:
-                stream.client = self._admission.admit(
-                    decode_frame(data, MAX_HELLO_BYTES), challenge
-                )
+                hello = decode_frame(data, MAX_HELLO_BYTES)
+                self._take_in(stream, self._admission.admit(hello, challenge))
             except FedloraError as error:
                 said = printable(error)
                 self._say("%s is refused: %s", printable(context.peer()), said)
@@ -171,7 +171,6 @@ class GenerationListener:
                 yield encode_frame(Frame(m.GEN_REFUSED, fields=fields))
                 return
             late.cancel()
-            self._take_in(stream)
             if not context.is_active():  # it ended meanwhile, and nobody will call
                 self._forget(stream)
                 return
@@ -201,16 +200,26 @@ class GenerationListener:
         if oldest is not None:
             oldest.cancel()
 
-    def _take_in(self, stream: _Stream) -> None:
+    def _take_in(self, stream: _Stream, client: str) -> None:
+        """Make a stream a client's; refuse it where the client uses as many as it may."""
         with self._lock:
+            own, idle = self._streams.setdefault(client, []), None
+            if len(own) >= MOST_OF_ONE:
+                idle = min(own, key=lambda other: other.asked_s)
+                if time.monotonic() - idle.asked_s < IDLE_S:
+                    raise ProtocolError(
+                        f"client {client} uses {len(own)} streams at once, of {MOST_OF_ONE}; "
+                        "end one"
+                    )
+                own.remove(idle)
+                self._usage.left(client)
             if stream in self._strangers:
                 self._strangers.remove(stream)
-            own = self._streams.setdefault(stream.client, [])
-            old = own[0] if len(own) >= MOST_OF_ONE else None
+            stream.client = client
             own.append(stream)
-            self._usage.joined(stream.client)
-        if old is not None:
-            old.cancel()
+            self._usage.joined(client)
+        if idle is not None:
+            idle.cancel()
 
     def _forget(self, stream: _Stream) -> None:
         """Close all that a stream has opened; gRPC calls it once when the stream is over."""
@@ -225,12 +234,16 @@ class GenerationListener:
 
 
 class _Stream:
-    """One device's stream and its sessions."""
+    """One device's stream and its sessions.
+
+    ``asked_s`` is when something was last asked or answered on it.
+    """
 
     def __init__(self, server: GenerationServer, usage: Usage, context: Any) -> None:
         self.client = ""
         self._server, self._usage = server, usage
         self.cancel = context.cancel
+        self.asked_s = time.monotonic()
         self._lock = threading.Lock()
         self._sessions: set[str] = set()
         self._over = False
@@ -243,7 +256,7 @@ class _Stream:
         ProtocolError
             When it is no frame, so that nothing that follows can be trusted either.
         """
-        began_s = time.monotonic()
+        began_s = self.asked_s = time.monotonic()
         request = decode_frame(data, most_bytes)
         if request.client != self.client:
             raise ProtocolError(
@@ -254,6 +267,7 @@ class _Stream:
         self._keep(answer, request)
         encoded = encode_frame(answer)
         self._usage.note(request, answer, (len(data), len(encoded)), began_s)
+        self.asked_s = time.monotonic()
         return encoded
 
     def close(self) -> None:

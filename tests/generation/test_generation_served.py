@@ -23,7 +23,7 @@ from clients.generation.sampling import Sampler, Sampling
 from clients.owner import Door, OwnerTerms
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
-from fedlora.generation.listener import MOST_STRANGERS
+from fedlora.generation.listener import MOST_OF_ONE, MOST_STRANGERS
 from fedlora.launch.keys import write_keys
 from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.stream.client.asking import AskingStream
@@ -276,6 +276,21 @@ def hostile_frames(split: Generation, rng: random.Random) -> Iterator[bytes]:
             place = rng.randrange(len(data))
             data = data[:place] + bytes([rng.randrange(256)]) + data[place + 1 :]
         yield data[: rng.randrange(len(data))] if rng.random() < 0.02 else data
+
+
+def test_a_client_has_so_many_streams_and_an_idle_one_makes_place(server, monkeypatch):
+    ways = [server.connection("0") for _ in range(MOST_OF_ONE + 1)]
+    for way in ways[:-1]:
+        way.connect()
+    with pytest.raises(ClientLost, match="client 0 uses 8 streams at once, of 8; end one"):
+        ways[-1].connect()
+    monkeypatch.setattr("fedlora.generation.listener.IDLE_S", 0.0)
+    ways[-1].connect()
+    assert server.usage.told()["streams"] == MOST_OF_ONE
+    writer = server.writer(ways[0])  # the idlest was ended; it is dialled again unseen
+    assert len(list(writer.tokens(PROMPT, Sampler(GREEDY), 2))) == 2
+    for way in ways:
+        way.close()
 
 
 def test_a_thousand_hostile_frames_change_nobodys_text(split, server):
