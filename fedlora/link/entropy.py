@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError
@@ -96,23 +97,33 @@ class EntropyCodec(Codec):
         return rotation.back(x.mul_(step.float() / rotation.group), seed)
 
     def _encode(self, x: torch.Tensor, key: bytes | None) -> dict[str, torch.Tensor]:
-        y = Rotation(len(x), x.shape[1], self.group).forward(x, self.seed)
-        step = torch.zeros(1)
-        if y.numel():
-            size = y.double().square().mean().sqrt()  # the square of a large fp32 overflows
-            step = round_up(torch.maximum(self._share * size, y.abs().max() / _MOST).float()[None])
-        y.div_(step.clamp_min(torch.finfo(torch.float32).tiny))
-        y.add_(0.5 if key is None else uniform(key, y.numel()).view_as(y)).floor_()
-        if not torch.isfinite(step).all():
-            y.zero_()  # the step tells whoever reads it
-        levels = y.clamp_(-_MOST, _MOST).add_(_MOST).to(torch.uint8).flatten().numpy()
+        y = Rotation(len(x), x.shape[1], self.group).forward(x, self.seed).numpy()
+        step = self._step(y)
+        finite = math.isfinite(step)
+        if finite and step > 0:
+            y /= np.float32(step)
+            y += 0.5 if key is None else uniform(key, y.size).numpy().reshape(y.shape)
+            np.floor(y, out=y).clip(-_MOST, _MOST, out=y)
+        else:
+            y[...] = 0  # a step that is not finite tells whoever reads it
+        y += _MOST
+        levels = y.astype(np.uint8)
         huffman = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
         stream = huffman.compress(levels.tobytes()) + huffman.flush()
         name = f".ent{VERSION}-b{self.bits:g}-g{self.group}-s{self.seed}"
         return {
             name: torch.from_numpy(np.frombuffer(bytearray(stream), np.uint8)),
-            _STEP: step.to(torch.bfloat16),
+            _STEP: torch.tensor([step], dtype=torch.bfloat16),
         }
+
+    def _step(self, y: npt.NDArray[np.float32]) -> float:
+        """Return the step of rotated numbers, a bfloat16."""
+        if not y.size:
+            return 0.0
+        with np.errstate(invalid="ignore"):  # the square of infinity
+            size = math.sqrt(float(np.square(y, dtype=np.float64).mean()))
+        step = max(self._share * size, float(np.abs(y).max()) / _MOST)
+        return float(round_up(torch.tensor([step])))
 
     def _profile(self, parts: Mapping[str, torch.Tensor]) -> tuple[str, int]:
         """Return which part holds the levels, with the seed of its signs."""
