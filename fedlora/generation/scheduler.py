@@ -53,12 +53,14 @@ class Scheduler:
         self._chunk = chunk_tokens
         self._jobs: list[_Job] = []
         self._waiting = threading.Condition()
-        self._ended = False
+        self._ended = self._lent = False
         self.forwards = 0
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, session: Session, activation: torch.Tensor, last: int) -> Future[torch.Tensor]:
+    def submit(
+        self, session: Session, activation: torch.Tensor, last: int, *, here: bool = False
+    ) -> Future[torch.Tensor]:
         """Have a session's new tokens computed.
 
         Parameters
@@ -69,6 +71,9 @@ class Scheduler:
             Shape (tokens, width), finite.
         last
             How many representations are wanted, of the last tokens.
+        here
+            Compute it in the caller's thread while nobody else waits, which saves two changes of
+            threads a token. For few callers, as each then keeps torch's threads of its own.
 
         Returns
         -------
@@ -79,8 +84,14 @@ class Scheduler:
         with self._waiting:
             if self._ended:
                 raise GenerationRefused("failed", "the server ends; ask another")
-            self._jobs.append(job)
-            self._waiting.notify()
+            alone = here and not (self._jobs or self._lent)
+            if alone:
+                self._lent = True
+            else:
+                self._jobs.append(job)
+                self._waiting.notify()
+        if alone:
+            self._compute_here(job)
         return job.answer
 
     def end(self) -> None:
@@ -93,19 +104,37 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._waiting:
-                while not self._jobs and not self._ended:
+                while (self._lent or not self._jobs) and not self._ended:
                     self._waiting.wait()
                 if self._ended:
-                    for job in self._jobs:
-                        job.answer.set_exception(
-                            GenerationRefused("failed", "the server ends; ask another")
-                        )
-                    self._jobs.clear()
+                    self._refuse_all()
                     return
                 jobs = list(self._jobs)
             self._compute(shares(jobs, self._chunk))
             with self._waiting:
                 self._jobs = [job for job in self._jobs if not job.answer.done()]
+
+    def _compute_here(self, job: _Job) -> None:
+        """Compute a request in this thread; hand it over when another waits."""
+        try:
+            while not job.answer.done() and not self._jobs:
+                self._compute([(job, min(job.left, max(self._chunk, 1)))])
+        except BaseException:  # as Ctrl-C, which comes to the caller's thread
+            self._fail(job, "the request was interrupted; send it again")
+            raise
+        finally:
+            with self._waiting:
+                self._lent = False
+                if not job.answer.done():
+                    self._jobs.insert(0, job)
+                    if self._ended:
+                        self._refuse_all()
+                self._waiting.notify()
+
+    def _refuse_all(self) -> None:
+        for job in self._jobs:
+            job.answer.set_exception(GenerationRefused("failed", "the server ends; ask another"))
+        self._jobs.clear()
 
     def _compute(self, taken: Sequence[tuple[_Job, int]]) -> None:
         """Run a forward, and answer what it completes."""

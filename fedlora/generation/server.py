@@ -80,13 +80,15 @@ class GenerationServer:
         self._up = create_codec(**scenario.link.codec("activation", tokens=False))
         self._down = create_codec(**scenario.link.codec("representation"))
 
-    def handle(self, request: Frame) -> Frame:
+    def handle(self, request: Frame, *, here: bool = False) -> Frame:
         """Return the answer to a request.
 
         Parameters
         ----------
         request
             From a client whose name the transport vouches for.
+        here
+            See ``Scheduler.submit``.
         """
         try:
             self._check(request)
@@ -95,7 +97,7 @@ class GenerationServer:
             if request.kind == m.GEN_CLOSE:
                 self.sessions.close(request.fields["session"], request.client)
                 return Frame(m.GEN_CLOSED, request.client, request.seq)
-            return self._extend(request)
+            return self._extend(request, here=here)
         except GenerationRefused as error:
             refusal, sentence = error.refusal, str(error)
         except FedloraError as error:
@@ -110,7 +112,7 @@ class GenerationServer:
     def carry(self, request: Frame) -> Frame:
         """Answer a device in this process, both ways as bytes, as on a wire."""
         arrived = decode_frame(encode_frame(request), _MOST_BYTES)
-        return decode_frame(encode_frame(self.handle(arrived)), _MOST_BYTES)
+        return decode_frame(encode_frame(self.handle(arrived, here=True)), _MOST_BYTES)
 
     def end(self) -> None:
         """Refuse what still waits, and end."""
@@ -162,7 +164,7 @@ class GenerationServer:
         }
         return Frame(m.GEN_OPENED, request.client, request.seq, told)
 
-    def _extend(self, request: Frame) -> Frame:
+    def _extend(self, request: Frame, *, here: bool) -> Frame:
         fields = request.fields
         tokens = field_of(fields, "tokens", 1, _MOST_TOKENS)
         position = field_of(fields, "position", 0, _MOST_TOKENS)
@@ -175,7 +177,7 @@ class GenerationServer:
             )
         width = self.engine.geometry.activation_width
         activation = unpack(request.tensors, "activation", self._up, (tokens, width))
-        states = self._compute(request, position, activation, last)
+        states = self._compute(request, position, activation, last, here=here)
         return Frame(
             m.GEN_STATES,
             request.client,
@@ -185,7 +187,7 @@ class GenerationServer:
         )
 
     def _compute(
-        self, request: Frame, position: int, activation: torch.Tensor, last: int
+        self, request: Frame, position: int, activation: torch.Tensor, last: int, *, here: bool
     ) -> torch.Tensor:
         session = self.sessions.begin(
             request.fields["session"],
@@ -195,6 +197,6 @@ class GenerationServer:
             len(activation),
         )
         try:
-            return self.scheduler.submit(session, activation, last).result()
+            return self.scheduler.submit(session, activation, last, here=here).result()
         finally:
             self.sessions.end(session)

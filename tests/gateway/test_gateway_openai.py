@@ -158,9 +158,9 @@ def test_a_turn_that_goes_on_sends_what_is_new_alone(model, client, monkeypatch)
     scheduler, sent = model.generation.server.scheduler, []
     submit = scheduler.submit
 
-    def counting(session, activation, last):
+    def counting(session, activation, last, **options):
         sent.append(len(activation))
-        return submit(session, activation, last)
+        return submit(session, activation, last, **options)
 
     monkeypatch.setattr(scheduler, "submit", counting)
     first = unsplit(model, turn("where is the fox?"), 8)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
 import torch
+from support.patience import patient
 
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.generation.engine import NewTokens
@@ -109,3 +111,49 @@ def test_an_end_refuses_who_waits(blocks):
     made.end()
     with pytest.raises(GenerationRefused, match="the server ends"):
         made.submit(session("late"), numbers(1), 1)
+
+
+def test_a_request_alone_is_computed_where_it_is_asked_and_handed_over_when_another_waits(
+    scheduler, blocks, monkeypatch
+):
+    threads, forward = [], blocks.forward
+
+    def noting(rows: Sequence[NewTokens]) -> list[torch.Tensor]:
+        threads.append(threading.current_thread().name)
+        return forward(rows)
+
+    monkeypatch.setattr(blocks, "forward", noting)
+    blocks.gate.release()
+    alone = scheduler.submit(session("alone"), numbers(3), 3, here=True)
+    assert alone.done()
+    assert torch.equal(alone.result(), numbers(3))
+    assert threads == [threading.current_thread().name]
+
+    found: list[torch.Tensor] = []
+
+    def ask() -> None:
+        found.append(scheduler.submit(session("long"), numbers(100), 100, here=True).result())
+
+    asking = threading.Thread(target=ask, name="asking")
+    asking.start()
+    while len(threads) < 2:  # it is in its first forward, of 64 tokens
+        time.sleep(0.001)
+    other = scheduler.submit(session("other"), numbers(2), 2, here=True)
+    blocks.gate.release(10)
+    asking.join(patient(10))
+    assert torch.equal(found[0], numbers(100))
+    assert torch.equal(other.result(patient(10)), numbers(2))
+    assert threads[1:] == ["asking", "generation"]
+    assert sorted(blocks.taken[-1]) == [2, 36]
+
+
+def test_an_interruption_where_it_is_asked_leaves_the_row_as_it_was(scheduler, blocks):
+    row = session("row")
+    blocks.error = KeyboardInterrupt()  # type: ignore[assignment]
+    blocks.gate.release()
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.submit(row, numbers(3), 1, here=True)
+    assert row.pages.length == 0
+    blocks.error = None
+    blocks.gate.release()
+    assert scheduler.submit(row, numbers(3), 1).result(patient(10)).shape == (1, 2)
