@@ -26,6 +26,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "server",
         "preview",
         "check",
+        "check_data",
         "geometry lora observe participation ranks site",
         "channel launch privacy report robust scenarios sources tasks",
         "config link split",

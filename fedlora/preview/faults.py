@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeVar
 
-from fedlora.check import (
-    FILES,
-    check_channel,
-    check_run,
-    model_checks,
-    plugin_checks,
-    read_classes,
-)
+from fedlora.check import check_channel, check_run, model_checks, plugin_checks
+from fedlora.check_data import FILES, read_classes
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, model_folder

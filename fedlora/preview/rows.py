@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlora.check import FILES, read_classes
+from fedlora.check_data import FILES, read_classes
 from fedlora.config import Scenario
 from fedlora.preview.sizes import Load
 from fedlora.split import Checkpoint
