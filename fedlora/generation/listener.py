@@ -22,7 +22,7 @@ from fedlora.generation.server import GenerationServer
 from fedlora.generation.usage import Usage
 from fedlora.link import PROTOCOL, Frame, decode_frame, encode_frame, messages as m
 from fedlora.link.stream import tls
-from fedlora.link.stream.address import address_of, cannot_listen
+from fedlora.link.stream.address import address_of, cannot_listen, check_listens
 from fedlora.link.stream.malloc import keep_freed_memory
 from fedlora.link.stream.node_proof import CHALLENGE_BYTES
 from fedlora.link.stream.protocol import (
@@ -95,6 +95,9 @@ class GenerationListener:
     ) -> None:
         if identity is None:
             tls.require_loopback(host)
+        check_listens(
+            host.strip("[]"), port, "--port", "--host"
+        )  # gRPC says it in lines of its own
         keep_freed_memory()
         self._server, self._admission, self._usage = server, admission, usage
         self._max_frame_bytes, self._hello_timeout_s = max_frame_bytes, hello_timeout_s

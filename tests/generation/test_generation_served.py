@@ -181,6 +181,8 @@ def test_what_differs_is_refused_with_both_values_and_the_mend(split, server):
 
 
 def test_a_closed_port_and_a_server_of_another_kind_are_one_sentence(server, split, certs):
+    with pytest.raises(FedloraError, match="set --port to a free port"):
+        Served(split, certs, server.listener.port)
     with Relay(1) as relay:
         closed = relay.port
     with pytest.raises(ClientLost, match=rf"no connection to localhost:{closed} .*fedlora serve"):

@@ -33,8 +33,10 @@ def cannot_listen(
     )
 
 
-def check_listens(host: str, port: int) -> None:
-    """Refuse an address on which nothing can listen now.
+def check_listens(
+    host: str, port: int, port_key: str = "link.port", host_key: str = "link.host"
+) -> None:
+    """Refuse an address on which nothing can listen now; the keys are those that set it.
 
     Raises
     ------
@@ -50,4 +52,4 @@ def check_listens(host: str, port: int) -> None:
             tried.bind(address)
             tried.listen()
     except (OSError, UnicodeError):
-        raise cannot_listen(host, port) from None
+        raise cannot_listen(host, port, port_key, host_key) from None
