@@ -1,0 +1,36 @@
+"""The study of repeated noise: one noise a sample, or one each time it goes up, at one epsilon."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from support.private_federation import scenario, write_records
+
+from clients.owner import Private
+from fedlora.config import with_overrides
+from fedlora.privacy.accounting import calibrate_sigma
+from simulations.noisy_activations import NoisyActivations
+from simulations.studies.utility.repeated import AnewActivations, Trial, run_trial
+
+
+def test_once_repeats_and_anew_does_not():
+    packed, lengths, samples = Private(torch.zeros(3, 8)), [1, 2], [4, 5]
+    once, anew = NoisyActivations(1.0, 1.0), AnewActivations(1.0, 1.0)
+    assert torch.equal(*(once.activation(packed, lengths, samples).value for _ in range(2)))
+    assert not torch.equal(*(anew.activation(packed, lengths, samples).value for _ in range(2)))
+
+
+def test_both_spend_one_epsilon_and_differ_by_the_root_of_the_times():
+    assert calibrate_sigma(8.0, 1e-5, 9) == pytest.approx(3 * calibrate_sigma(8.0, 1e-5, 1))
+
+
+def test_a_trial_of_each_way_is_run(tmp_path: Path):
+    base = scenario(write_records(tmp_path / "rows.csv", 24), "train.rounds=1")
+    base = with_overrides(base, ["privacy.epsilon=none", "privacy.sigma=none"])
+    rows = [run_trial(Trial(way, 50.0, 0), base) for way in ("once", "anew")]
+    assert [row["way"] for row in rows] == ["once", "anew"]
+    assert rows[0]["sent"] == 1 and all(0 <= row["metric"] <= 1 for row in rows)
+    assert math.isfinite(rows[1]["metric"])
