@@ -17,7 +17,6 @@ from clients.owner import DATA, Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
 from clients.sent_rows import SentRows
 from fedlora.config import ENDS, PAYLOADS, Payload, Scenario
-from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, pack, unpack
 from fedlora.privacy.mechanisms import zero_sum_basis
 from fedlora.tasks import IGNORED, Sample, TaskLoss
@@ -243,11 +242,3 @@ def _targets(samples: Sequence[Sample]) -> torch.Tensor:
 def _packed_targets(samples: Sequence[Sample]) -> torch.Tensor:
     """Return the same with a bit for each token, the first one highest."""
     return torch.from_numpy(np.packbits(_targets(samples).numpy()))
-
-
-def integer(frame: Frame, name: str) -> int:
-    """Return a whole number from 0 that a request holds; raises ``ProtocolError``."""
-    value = frame.fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ProtocolError(f"{frame.kind} needs {name} as an integer from 0, not {value!r:.40}")
-    return value

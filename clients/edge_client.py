@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clients.cut_layer import CutLayer, Parts, integer
+from clients.cut_layer import CutLayer, Parts
 from clients.edge_model import EdgeModel
 from clients.evaluation import Evaluation
 from clients.head import ClientHead
@@ -34,6 +34,7 @@ from fedlora.batch_order import BatchStream
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Codec, Frame, messages as m, pack_ends, unpack, unpack_ends
+from fedlora.link.requests import Embedding, Round, RoundEnd, Step
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks import DataStatistics
 from fedlora.tasks import Sample, TaskLoss
@@ -198,7 +199,7 @@ class EdgeClient:
 
     def _round(self, frame: Frame) -> Frame:
         self._losses = []
-        channel = self._channel(integer(frame, "round"))
+        channel = self._channel(Round.from_frame(frame).round)
         self.release.begin_round(channel)
         fields: Parts = {"channel": self.door.public(channel), "statistics": self._statistics()}
         fields |= dict.fromkeys(("device", "budget_bits"), self.door.public(None))
@@ -225,23 +226,23 @@ class EdgeClient:
         """Compute the gradient at the cut from the representation, and fetch the next batch."""
         batch = self._open_batch()
         lengths = self.train.lengths_of(batch)
-        step = integer(frame, "step")
+        request = Step.from_frame(frame)
         self._adopt(frame)
-        self.release.begin_step(frame.fields.get("rank"), batch)
+        self.release.begin_step(request.rank, batch)
         loss = self.train.take(batch).map(lambda samples: self._loss(frame, samples))
         self._samples_seen += len(batch)
         tensors: Parts = {}
-        if frame.fields.get("gradient", True):
+        if request.gradient:
             rows = self.model.rows_of(lengths)
             released = self.release(loss.map(lambda own: own.gradient), rows, batch)
             tensors |= self._cut.gradient(released, loss, self.batches.position)
         weight = self._weight(loss, len(batch))
-        update = bool(frame.fields.get("update", True))
-        gradient = self.release.exact(self.head.update(weight.value, step, last=update))
+        learnt = self.head.update(weight.value, request.step, last=request.update)
+        gradient = self.release.exact(learnt)
         if gradient is not None:
             tensors |= self._end_gradient(gradient)
         self._batch = []
-        if frame.fields.get("next", False):
+        if request.next:
             tensors |= self._next_activation(frame)
         fields = {"weight": weight, **self._spent()}
         total = self.release.exact(loss.map(lambda own: own.total))
@@ -254,15 +255,14 @@ class EdgeClient:
         """Train the front with dL/de, then fetch the next batch if asked."""
         if self._pending is None:
             raise ProtocolError(f"client {self.name} has no batch whose embedding could train")
-        shape = self._pending.map(_shape)
+        request, shape = Embedding.from_frame(frame), self._pending.map(_shape)
         gradient = shape.map(
-            lambda size: unpack(frame.tensors, "embedding", self._cut.codecs["gradient"], size)
+            lambda size: unpack(request.embedding, "embedding", self._cut.codecs["gradient"], size)
         )
         together([self._pending, gradient]).map(_backward)
         self._pending = None
-        last = bool(frame.fields.get("update", True))
-        own = self.release.exact(self.head.step_front(integer(frame, "step"), last))
-        if frame.fields.get("next", False):
+        own = self.release.exact(self.head.step_front(request.step, request.update))
+        if request.next:
             return self._cut.reply(m.ACTIVATION, frame, tensors=self._next_activation(frame))
         return self._cut.reply(m.READY, frame, tensors=self._end_gradient(own) if own else {})
 
@@ -284,7 +284,7 @@ class EdgeClient:
             fields["loss"] = _finite(mean)
         shares = ["round"] if self.head.front_share != "personal" else []  # only what is averaged
         weights: Parts = {}
-        if frame.fields.get("weights", False):
+        if RoundEnd.from_frame(frame).weights:
             weights = self._shared_weights(*shares, codec=self._cut.ends["end_weight"])
         return self._cut.reply(m.ROUND_REPORT, frame, fields, weights)
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from clients.cut_layer import CutLayer, integer
+from clients.cut_layer import CutLayer
 from clients.head import ClientHead
 from clients.held_out_texts import HeldOutTexts
 from clients.owner import Private, PrivateSamples, Reporting
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, messages as m
+from fedlora.link.requests import EvalBegin
 from fedlora.tasks import Counts, Sample
 from fedlora.tasks.scores import ScoreCounts
 
@@ -61,14 +62,15 @@ class Evaluation:
 
     def begin(self, frame: Frame) -> Frame:
         """Begin an evaluation, where the owner lets there be one."""
-        self._rows = max(1, integer(frame, "rows"))
+        request = EvalBegin.from_frame(frame)
+        self._rows = max(1, request.rows)
         self._counts, self._scores, self._left = [], [], []
         self._written, self._completes = None, False
         if len(self.held_out) and self._reporting.begin():
             # Together with other clients' rows of like length, which costs the least padding.
             lengths = self.held_out.lengths
             self._left = sorted(range(len(lengths)), key=lengths.__getitem__)
-            self._completes = self._texts is not None and frame.fields.get("texts") is True
+            self._completes = self._texts is not None and bool(request.texts)
             if self._texts is not None and self._completes:
                 self._texts.begin()
         return self._next(frame)

@@ -17,6 +17,7 @@ from fedlora.config import Scenario
 from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, messages as m
+from fedlora.link.requests import Keep, Restore
 from fedlora.storage.state import RoundStates
 
 log = logging.getLogger("fedlora.edge")
@@ -56,12 +57,13 @@ class ClientStateStore:
                 with contextlib.suppress(OSError):  # the run has ended, and so have its states
                     shutil.rmtree(self._states.folder)
             return reply
-        round_ = frame.fields.get("round")
-        if not isinstance(round_, int) or isinstance(round_, bool) or not 0 <= round_ < 10**6:
+        request = Restore if frame.kind == m.RESTORE else Keep
+        round_ = request.from_frame(frame).round
+        if round_ >= 10**6:
             raise ProtocolError(f"{frame.kind} needs a round from 0 to 999999, not {round_!r:.40}")
         door = self._client.door
         stored = {"round": door.public(handler(round_))}
-        if frame.kind == m.RESTORE and frame.fields.get("rows") is not True:
+        if frame.kind == m.RESTORE and not Restore.from_frame(frame).rows:
             self._client.forget_sent()
         return door.message(m.READY, self._client.name, frame.seq, stored)
 

@@ -58,10 +58,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "check local",
         "base",
         "rotated",
-        "distinct",
+        "distinct replies requests",
         "ends tokens entropy",
         "rotation",
-        "codec frame handshake messages reasons",
+        "codec message",
+        "frame handshake messages reasons",
     ),
     "clients": (
         "app",

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
-from fedlora.errors import ClientLost, FedloraError
-from fedlora.link import messages as m
+from fedlora.errors import ClientLost, FedloraError, ProtocolError
+from fedlora.link import Frame, messages as m
+from fedlora.link.replies import Ready
+from fedlora.link.requests import Keep, Restore
 from fedlora.report import RunFolder
 from fedlora.server.best import BestRound
-from fedlora.server.exchange.member import Request, natural
+from fedlora.server.exchange.member import natural
 from fedlora.storage.files import lock_file, replace_file
 from fedlora.storage.state import RoundStates
 
@@ -73,9 +75,8 @@ class Checkpoints:
     def save(self, training: Training) -> None:
         """Let all clients store their states, then store the server's."""
         cohort = training.cohort
-        request = Request(m.KEEP, {"round": training.done})
-        for client, reply in cohort.ask(cohort.clients, request).items():
-            if reply.kind != m.READY or reply.fields.get("round") != training.done:
+        for client, reply in cohort.ask(cohort.clients, Keep(training.done)).items():
+            if _round_of(reply) != training.done:
                 log.warning("client %s could not store its state", client)
         self._states.write(training.done, _state_of(training))
 
@@ -148,10 +149,10 @@ class Checkpoints:
             Those that had a state of just that round.
         """
         cohort, done, back = training.cohort, training.done, []
-        replies = cohort.ask(clients, Request(m.RESTORE, {"round": done, "rows": rows}))
+        replies = cohort.ask(clients, Restore(done, rows))
         for client, reply in replies.items():
-            kept = reply.fields.get("round")
-            if reply.kind == m.READY and kept == done:
+            kept = _round_of(reply)
+            if kept == done:
                 back.append(client)
             else:
                 log.warning(
@@ -169,11 +170,19 @@ class Checkpoints:
         cohort, done = training.cohort, training.done
         for client in sorted(clients, key=natural):
             others = [other for other in cohort.clients if other != client]
-            replies = cohort.ask([client], Request(m.RESTORE, {"round": done}), others)
+            replies = cohort.ask([client], Restore(done), others)
             if client in replies and training.sharing.give([client], others):
                 log.info("client %s has come after round %d and takes part", client, done)
             elif client in cohort:
                 cohort.lose(client, ClientLost(f"client {client} was late to begin"))
+
+
+def _round_of(reply: Frame) -> int | None:
+    """Return whose state a client has stored or gone back to; None where it says none."""
+    try:
+        return Ready.from_frame(reply).round
+    except ProtocolError:
+        return None
 
 
 def open_run(

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, create_codec, messages as m, pack
+from fedlora.link.replies import Metrics
+from fedlora.link.requests import Eval, EvalBegin
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.exchange import head_space
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import Activation
 from fedlora.server.steps import Ranks
 from fedlora.tasks import Counts, Task
@@ -111,13 +112,10 @@ class Evaluator:
         texts: dict[str, TextCounts] = {}
         seen: dict[str, int] = {}
         written: dict[str, int] = {}
-        asks = {"texts": True} if writes and self.scenario.evaluate.generate else {}
+        asks = True if writes and self.scenario.evaluate.generate else None
         tell_at = time.monotonic() + _TELL_EVERY_S
         replies = self.cohort.exchange(
-            {
-                c: Request(m.EVAL_BEGIN, {"rows": rows, **asks, **self._batches.fields(c)})
-                for c in clients
-            }
+            {c: EvalBegin(rows, asks, **self._batches.fields(c)) for c in clients}
         )
         asked = list(replies)
         present = self.engine.adapter() if adapters else {}
@@ -168,8 +166,10 @@ class Evaluator:
                 down = batch[client].down(part)
                 if head is not None:
                     down = head_space.coordinates(down, head.linear_weight())
-                tensors = pack("representation", down, self._down)
-                requests[client] = Request(m.EVAL, self._batches.fields(client), tensors)
+                requests[client] = Eval(
+                    **self._batches.fields(client),
+                    representation=pack("representation", down, self._down),
+                )
         return self.cohort.exchange(requests, waiting=done, since_s=since_s)
 
     def _batch(
@@ -204,12 +204,12 @@ class Evaluator:
     ) -> Counts | None:
         """Note a client's counts and add them to the total; drop a client that errs."""
         try:
-            self.cohort.expect(client, reply, m.METRICS)
-            if rows == 0 and reply.fields.get("counts") is None:
+            told = Metrics.from_frame(reply).counts
+            if rows == 0 and told is None:
                 return total
             if rows == 0:
                 raise ProtocolError("it tells counts, and has evaluated no row")
-            own = self.task.read_counts(reply.fields.get("counts"))
+            own = self.task.read_counts(told)
             if own.samples != rows:
                 raise ProtocolError(f"its counts are of {own.samples} rows, it evaluated {rows}")
             total = own if total is None else total + own
@@ -228,7 +228,7 @@ class Evaluator:
         scores: dict[str, ScoreCounts],
     ) -> None:
         """Note a client's histograms, where they are asked for and told; drop one that errs."""
-        own, told = counts[client], reply.fields.get("scores")
+        own, told = counts[client], Metrics.from_frame(reply).scores
         if told is None or not self.scenario.evaluate.scores:
             return
         try:
@@ -245,7 +245,7 @@ class Evaluator:
         texts: dict[str, TextCounts],
     ) -> None:
         """Note the scores of a client's texts, where they are asked for; drop one that errs."""
-        told, most = reply.fields.get("texts"), self.scenario.evaluate.generate
+        told, most = Metrics.from_frame(reply).texts, self.scenario.evaluate.generate
         if told is None or not most:
             return
         try:

@@ -11,13 +11,14 @@ import torch
 from fedlora.channel import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import PROTOCOL, ClientLink, Frame, Identity, check_identity, messages as m
+from fedlora.link import PROTOCOL, ClientLink, Frame, Identity, check_identity
+from fedlora.link.requests import End
 from fedlora.observe.status import ClientStatus
 from fedlora.ranks import RankSpace
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.member import Member, Request
+from fedlora.server.exchange.member import Member
 from fedlora.server.exchange.watch import Watch
 from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
@@ -136,7 +137,7 @@ class ServerRun:
 
     def end(self) -> dict[str, Mapping[str, Any]]:
         """End every session, and return the clients' last words by client."""
-        results = self.cohort.ask(self.cohort.clients, Request(m.END))
+        results = self.cohort.ask(self.cohort.clients, End())
         self.cohort.close()
         self.training.batches.close()
         if self.scenario.privacy.enabled:  # a last upload may have been charged and not come

@@ -7,6 +7,7 @@ and the adapters take one step. Stragglers are taken in again with the batch tha
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import math
@@ -21,6 +22,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, NoClientsLeft, ProtocolError
 from fedlora.link import Frame, create_codec, messages as m, pack
+from fedlora.link.requests import Batch, Embedding, Step
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
@@ -28,7 +30,6 @@ from fedlora.server.exchange import head_space
 from fedlora.server.exchange.answers import Answer, Answers, check_gradient
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.exchange.spoiled import SoundSteps
 from fedlora.server.exchange.uploads import Activation, read_named
@@ -167,14 +168,10 @@ class StepLoop:
                 batch = self._catch_up(clients, batch)
                 if not batch:
                     raise self._deserted(step)
-                fields = {
-                    "step": step,
-                    "update": update,
-                    "gradient": self._answers.wants_gradients(head, train=train),
-                    "next": more and not config.embedding,
-                }
+                wanted = self._answers.wants_gradients(head, train=train)
+                request = Step(step, update, wanted, next=more and not config.embedding)
                 exchange = step * config.accumulate + part
-                replies, z = self._exchange(batch, ranks, exchange, fields, head, train=train)
+                replies, z = self._exchange(batch, ranks, exchange, request, head, train=train)
                 gradients = self._answers.read(replies, z, head, batch, train=train)
                 if not gradients:
                     raise self._deserted(step)
@@ -194,7 +191,7 @@ class StepLoop:
                     tally.missed.update(c for c in clients if c not in gradients)
                 tokens += sum(sum(batch[client].lengths) for client in z)
                 if config.embedding:
-                    replies = self._embeddings(upstream, batch, fields, exchange, more=more)
+                    replies = self._embeddings(upstream, batch, request, exchange, more=more)
                     self._add_fronts(replies, gradients)
                 if update:
                     self._update(step, head, train=train)
@@ -215,7 +212,7 @@ class StepLoop:
         batch: Mapping[str, Activation],
         ranks: Ranks,
         exchange: int,
-        fields: Mapping[str, object],
+        step: Step,
         head: SharedHead | None,
         *,
         train: bool,
@@ -229,20 +226,22 @@ class StepLoop:
             weight = head.linear_weight()
             down, shared = {c: head_space.coordinates(part, weight) for c, part in z.items()}, {}
         requests = {
-            client: Request(
-                m.STEP,
-                {**fields, **self._told(ranks[client]), **self._batches.fields(client)},
-                pack("representation", part, self._down) | shared,
+            client: dataclasses.replace(
+                step,
+                rank=self._told(ranks[client]),
+                **self._batches.fields(client),
+                representation=pack("representation", part, self._down),
+                head=shared,
             )
             for client, part in down.items()
         }
         return self.cohort.exchange(requests), z
 
-    def _told(self, ranks: Sequence[int]) -> dict[str, float]:
+    def _told(self, ranks: Sequence[int]) -> float | None:
         """Return the mean rank where clients spread their privacy budget by it."""
         if self.scenario.privacy.spread == "even":
-            return {}
-        return {"rank": sum(ranks) / len(ranks)}
+            return None
+        return sum(ranks) / len(ranks)
 
     def _backward(
         self,
@@ -263,7 +262,7 @@ class StepLoop:
         self,
         upstream: Mapping[str, torch.Tensor] | None,
         batch: Mapping[str, Activation],
-        fields: Mapping[str, object],
+        step: Step,
         exchange: int,
         *,
         more: bool,
@@ -272,12 +271,15 @@ class StepLoop:
         if upstream is None:  # the frozen-backbone baseline leaves the embedding alone
             return self._first_batches(batch) if more else {}
         more = more and self._front is None
-        fields = {"step": fields["step"], "update": fields["update"], "next": more}
         requests = {
-            client: Request(
-                m.EMBEDDING,
-                {**fields, **self._batches.fields(client)},
-                pack("embedding", gradient, self._back, self._rounding_key(client, exchange)),
+            client: Embedding(
+                step.step,
+                step.update,
+                more,
+                **self._batches.fields(client),
+                embedding=pack(
+                    "embedding", gradient, self._back, self._rounding_key(client, exchange)
+                ),
             )
             for client, gradient in upstream.items()
             if client in self.cohort
@@ -357,5 +359,5 @@ class StepLoop:
     ) -> dict[str, Frame]:
         """Ask clients for a batch, with the front that they share every step."""
         front = self._front.tensors() if self._front is not None else {}
-        asked = {c: Request(m.BATCH, self._batches.fields(c), front) for c in clients}
+        asked = {c: Batch(**self._batches.fields(c), front=front) for c in clients}
         return self.cohort.exchange(asked, waiting)

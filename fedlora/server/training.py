@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fedlora.config import Scenario
 from fedlora.errors import NoClientsLeft
-from fedlora.link import messages as m
+from fedlora.link.requests import Phase, Round
 from fedlora.participation import draw_clients
 from fedlora.privacy.plan import check_release
 from fedlora.ranks import ClientReport, RankDecision
@@ -23,7 +23,6 @@ from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.deliveries import Deliveries
 from fedlora.server.exchange.head_sharing import HeadSharing
-from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.reports import Reports
 from fedlora.server.held_out import counts_of
 from fedlora.server.ranking import Ranking, RoundSignals
@@ -170,7 +169,7 @@ class Training:
                 self._round = round_
                 chosen = self._select(round_)
                 self.cohort.begin_round()
-                present = self.cohort.ask(chosen, Request(m.ROUND, {"round": round_}))
+                present = self.cohort.ask(chosen, Round(round_))
                 tally = self._steps.run(
                     list(present),
                     zero,
@@ -191,7 +190,7 @@ class Training:
         before = set(self.cohort.lost)
         drawn = self._select(round_)
         self.cohort.begin_round()
-        asked = self.cohort.ask(drawn, Request(m.ROUND, {"round": round_}))
+        asked = self.cohort.ask(drawn, Round(round_))
         reports = self._some(self._reports.read(round_, asked))
         chosen, bandwidth_hz = self.air.schedule(round_, reports, self.cohort.drop)
         self.air.begin_round(round_, bandwidth_hz)
@@ -285,7 +284,7 @@ class Training:
             clients=len(self.cohort.clients),
         )
         self.batches.begin_phase()
-        replies = self.cohort.ask(self.cohort.clients, Request(m.PHASE, {"name": phase}))
+        replies = self.cohort.ask(self.cohort.clients, Phase(phase))
         self.sharing.begin(replies)
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from fedlora.link import Frame, create_codec, messages as m, pack
+from fedlora.link.requests import Batch, Phase, Step
 from fedlora.server.compute.engine import ClientRows
 from fedlora.server.compute.shared_head import SharedHead
-from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import (
     Activation,
     read_activation,
@@ -39,12 +39,12 @@ class InTurn:
         self._back = create_codec(**link.codec("gradient"))
         cohort = server.cohort
         server.air.begin_round(1)
-        started = cohort.ask(cohort.clients, Request(m.PHASE, {"name": "train"}))
+        started = cohort.ask(cohort.clients, Phase("train"))
         weights = read_named(next(iter(started.values())), m.HEAD_WEIGHT, None)
         self._head = SharedHead(weights, self._scenario.train) if weights else None
         self._open = {
             client: self._activation(reply)
-            for client, reply in cohort.ask(cohort.clients, Request(m.BATCH)).items()
+            for client, reply in cohort.ask(cohort.clients, Batch()).items()
         }
 
     def step(self, number: int) -> float:
@@ -69,9 +69,13 @@ class InTurn:
         return total / weights
 
     def _ask(self, client: str, number: int, z: torch.Tensor) -> Frame:
-        fields = {"step": number, "update": True, "gradient": True, "next": True}
         shared = self._head.tensors() if self._head else {}
-        request = Request(m.STEP, fields, pack("representation", z, self._down) | shared)
+        request = Step(
+            number,
+            next=True,
+            representation=pack("representation", z, self._down),
+            head=shared,
+        )
         return self._server.cohort.exchange({client: request})[client]
 
     def _activation(self, reply: Frame) -> Activation:

@@ -16,10 +16,11 @@ from fedlora.launch import killed
 from fedlora.launch.killed import Memory, ended, ended_by_ray, memory
 from fedlora.launch.simulation import FlowerSimulation
 from fedlora.link.base import ClientLink
+from fedlora.link.requests import Step
 from fedlora.printable import printable
 from fedlora.report import RunFolder
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.member import Member, Request
+from fedlora.server.exchange.member import Member
 from fedlora.server.flower import edge_hosts, questions, sessions as sessions_module
 from fedlora.server.flower.edge_hosts import EdgeHosts
 from fedlora.server.flower.nodes import Node
@@ -133,9 +134,9 @@ def test_a_simulation_over_flower_does_not_go_on_without_a_client(whole):
     cohort.add(Member(Gone(), rows=1, held_out_rows=0))
     if whole:
         with pytest.raises(FedloraError, match=r"client 0 is gone .* does not go on without it"):
-            cohort.ask(["0"], Request("step"))
+            cohort.ask(["0"], Step(0))
     else:
-        assert cohort.ask(["0"], Request("step")) == {} and "0" in cohort.lost
+        assert cohort.ask(["0"], Step(0)) == {} and "0" in cohort.lost
 
 
 def test_clients_whose_host_is_gone_are_not_waited_for(tmp_path, monkeypatch):

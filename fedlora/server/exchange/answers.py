@@ -10,6 +10,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, messages as m
+from fedlora.link.replies import Gradient
 from fedlora.privacy.mechanisms import blaming, mechanism_of, shaped
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.compute.engine import SplitEngine
@@ -19,10 +20,10 @@ from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.exchange.uploads import (
     Activation,
+    check_number,
     limit_rows,
     read_gradient,
     read_named,
-    read_number,
 )
 
 
@@ -125,10 +126,11 @@ class Answers:
         read = {}
         for client, reply in replies.items():
             try:
-                self.cohort.expect(client, reply, m.GRADIENT)
-                weight = read_number(reply, "weight", low=1e-9, high=float(len(z[client])))
-                known = reply.fields.get("loss") is not None
-                loss = read_number(reply, "loss", high=_LOSS_MAX) if known else None
+                told = Gradient.from_frame(reply)
+                weight = check_number("weight", told.weight, low=1e-9, high=float(len(z[client])))
+                loss = told.loss
+                if loss is not None:
+                    loss = check_number("loss", loss, high=_LOSS_MAX)
                 if self.scenario.privacy.enabled:
                     self.spending.note(client, reply)
                 read_tensors = self._read_released if self._releases else self._read_exact

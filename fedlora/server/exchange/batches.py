@@ -11,11 +11,11 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, create_codec, messages as m
+from fedlora.link.requests import Again
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.kept_rows import KeptRows
-from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.row_files import rows_on_disk
 from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
 
@@ -137,8 +137,8 @@ class Batches:
     ) -> None:
         """Fill in rows that are not there; a client that cannot say them is dropped."""
         requests = {
-            client: Request(
-                m.AGAIN, self._told(client), {"ids": torch.tensor(missing, dtype=torch.int64)}
+            client: Again(
+                **self._told(client), ids={"ids": torch.tensor(missing, dtype=torch.int64)}
             )
             for client, missing in lost.items()
             if missing

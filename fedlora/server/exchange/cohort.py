@@ -15,8 +15,9 @@ from functools import partial
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
 from fedlora.link import Frame, messages as m, told
+from fedlora.link.message import Message
 from fedlora.printable import printable
-from fedlora.server.exchange.member import BookFrame, Member, Request, natural
+from fedlora.server.exchange.member import BookFrame, Member, natural
 from fedlora.server.exchange.patience import Patience
 
 log = logging.getLogger("fedlora.server")
@@ -157,7 +158,7 @@ class Cohort:
 
     def exchange(
         self,
-        requests: Mapping[str, Request],
+        requests: Mapping[str, Message],
         waiting: Iterable[str] = (),
         since_s: float = math.inf,
     ) -> dict[str, Frame]:
@@ -256,12 +257,12 @@ class Cohort:
                     f"client {client} is slower than the others, who have waited for it before"
                 )
 
-    def _send(self, client: str, request: Request) -> bool:
+    def _send(self, client: str, request: Message) -> bool:
         """Send one request and book it; False when the client is gone."""
         member = self._members[client]
         member.seq += 1
-        member.asked = request.kind
-        frame = Frame(request.kind, client, member.seq, request.fields, request.tensors)
+        member.asked = request.KIND
+        frame = request.to_frame(client, member.seq)
         before = member.link.wire_bytes_down
         try:
             member.link.send(frame)
@@ -322,7 +323,7 @@ class Cohort:
             self.lose(client, ClientLost(f"{error}, {misses}"))
 
     def ask(
-        self, clients: Iterable[str], request: Request, waiting: Iterable[str] = ()
+        self, clients: Iterable[str], request: Message, waiting: Iterable[str] = ()
     ) -> dict[str, Frame]:
         """Send several clients the same request, and collect the answers; see ``exchange``."""
         return self.exchange(dict.fromkeys(clients, request), waiting)

@@ -13,9 +13,9 @@ from typing import Any
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Codec, Frame, create_codec, messages as m
+from fedlora.link.requests import Head, RoundEnd
 from fedlora.server.compute.shared_head import SharedHead, Weights, most_common
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.member import Request
 from fedlora.server.exchange.uploads import check_weights, read_named
 from fedlora.tasks import head_trains
 
@@ -87,7 +87,7 @@ class HeadSharing:
             Rows that each of them has trained on.
         """
         averaged = [part for part in self._common if self._shares[part] == "round"]
-        replies = self._cohort.ask(asked, Request(m.ROUND_END, {"weights": bool(averaged)}))
+        replies = self._cohort.ask(asked, RoundEnd(bool(averaged)))
         for part in averaged:
             weights = {c: self._weights(part, c, r, self._codec) for c, r in replies.items()}
             weights = {c: w for c, w in weights.items() if w and c in rows}
@@ -105,8 +105,8 @@ class HeadSharing:
         """
         if not self._common:
             return True
-        tensors = {name: t for own in self._common.values() for name, t in own.tensors().items()}
-        return len(self._cohort.ask(clients, Request(m.HEAD, {}, tensors), waiting)) == len(clients)
+        head, front = (own.tensors() if own else {} for own in (self.head, self.front))
+        return len(self._cohort.ask(clients, Head(head, front), waiting)) == len(clients)
 
     def state_dict(self, part: str = m.HEAD_WEIGHT) -> dict[str, Any] | None:
         """Return the head, or the front, and its optimiser, for a checkpoint."""

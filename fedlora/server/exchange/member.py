@@ -1,25 +1,15 @@
-"""One connected client, and what it is asked."""
+"""One connected client."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from fedlora.link import ClientLink
 
 BookFrame = Callable[[str, str, Mapping[str, torch.Tensor], int], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one client is asked: a message kind with its fields and tensors."""
-
-    kind: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass

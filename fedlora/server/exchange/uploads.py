@@ -233,7 +233,13 @@ def read_number(
     frame: Frame, name: str, *, low: float = 0.0, high: float = sys.float_info.max
 ) -> float:
     """Read a finite number in a range from a reply's fields."""
-    value = frame.fields.get(name)
+    return check_number(name, frame.fields.get(name), low=low, high=high)
+
+
+def check_number(
+    name: str, value: object, *, low: float = 0.0, high: float = sys.float_info.max
+) -> float:
+    """Return a finite number in a range; raises ``ProtocolError`` for anything else."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
         raise ProtocolError(
             f"{name} is {str(value)[:40]!r}; expected a number from {low:g} to {high:g}"
