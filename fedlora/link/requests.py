@@ -10,6 +10,24 @@ from fedlora.link.message import Count, Flag, Group, Message, Number, Tensors, T
 
 
 @dataclass(frozen=True)
+class Welcome(Message):
+    """Answers ``hello``: ``ready``.
+
+    Attributes
+    ----------
+    rounds, steps
+        Of the run, and of a round.
+    resume
+        Secret by which the session is taken up again on another stream.
+    """
+
+    KIND: ClassVar[str] = m.WELCOME
+    rounds: Count
+    steps: Count
+    resume: Text
+
+
+@dataclass(frozen=True)
 class Phase(Message):
     """Start anew: ``ready`` brings the first weights of what clients share.
 
