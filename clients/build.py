@@ -36,6 +36,7 @@ from fedlora.tasks import (
     fitting_tokenizer,
     task_class,
 )
+from fedlora.tasks.plugin import head_of, make_task
 from fedlora.tasks.text_scores import check_text_scores
 
 log = logging.getLogger("fedlora.edge")
@@ -96,7 +97,7 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
         check_conformity(checkpoint, language=kind.language())
     dtype = DTYPES[scenario.model.dtype]
     geometry = Geometry.of(scenario, checkpoint)
-    task = kind(scenario.task, scenario.task.labels)
+    task = make_task(kind, scenario.task, scenario.task.labels)
     embedding = task.front(checkpoint, dtype, geometry.embedding_width, scenario.seed)
     model = EdgeModel(
         front=Front(checkpoint, geometry.cut, dtype, embedding.requires_grad_(False)),
@@ -152,7 +153,8 @@ def build_client(
         check_front(scenario, model.front.embedding.requires_grad_())
     model.geometry.check_r_cut(scenario, len(model.task.labels))
     model.geometry.check_link(scenario)
-    module = model.task.head(
+    module = head_of(
+        model.task,
         parts.checkpoint,
         DTYPES[scenario.model.dtype],
         model.geometry.head_width,

@@ -16,6 +16,7 @@ from torch import nn
 from fedlora.geometry import Geometry
 from fedlora.split import Back, Front, pool_packed
 from fedlora.tasks import Sample, Task, TaskLoss, vectors_of
+from fedlora.tasks.plugin import loss_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class EdgeModel:
         """
         z.requires_grad_()
         hidden = self.to_head(z, [sample.length for sample in samples])
-        loss = self.task.loss(head, hidden.detach(), samples, sample_mean=sample_mean)
+        loss = loss_of(self.task, head, hidden.detach(), samples, sample_mean=sample_mean)
         if hidden is z:
             return loss
         torch.autograd.backward(hidden, loss.gradient.to(hidden.dtype))

@@ -14,6 +14,7 @@ from fedlora.errors import ProtocolError
 from fedlora.link import Frame, messages as m
 from fedlora.link.requests import EvalBegin
 from fedlora.tasks import Counts, Sample
+from fedlora.tasks.plugin import counts_of
 from fedlora.tasks.scores import ScoreCounts
 
 
@@ -150,5 +151,5 @@ class Evaluation:
         task, head = self._cut.model.task, self._cut.head(self._head.module)
         hidden = self._cut.model.to_head(z, lengths)
         if self._reporting.sigma is None:
-            return [task.measure(head, hidden, samples)]
-        return [task.measure(head, hidden[i : i + 1], [s]) for i, s in enumerate(samples)]
+            return [counts_of(task, head, hidden, samples)]
+        return [counts_of(task, head, hidden[i : i + 1], [s]) for i, s in enumerate(samples)]

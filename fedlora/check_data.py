@@ -36,6 +36,7 @@ from fedlora.tasks import (
     vectors_of,
 )
 from fedlora.tasks.partition import partition
+from fedlora.tasks.plugin import head_of, make_task
 
 _log = logging.getLogger(__name__)
 FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
@@ -71,7 +72,7 @@ def check_data(
     geometry.check_r_cut(scenario, len(labels))
     if scenario.privacy.enabled and (labels or not kind.labelled):
         check_classes(scenario, len(labels))
-    task = kind(scenario.task, labels)
+    task = make_task(kind, scenario.task, labels)
     encode = _Encoder(scenario, task, tokenizer, geometry, checkpoint)
     clients = scenario.federation.clients
     for client in range(clients) if "test" in files else ():
@@ -188,6 +189,7 @@ class _Encoder:
         front = self.task.front(self.checkpoint, torch.float32, width, seed)
         vectors_of(self.task, front, samples, width)
         check_front(self.scenario, front)
+        head_of(self.task, self.checkpoint, torch.float32, self.geometry.head_width, seed)
 
     def tell(self) -> None:
         """Warn of records that are cut or left out."""

@@ -13,7 +13,8 @@ import importlib.util
 import inspect
 import tomllib
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -182,6 +183,32 @@ def make(
             f"{section} is {printable(dict(options), _SHOWN)}, with which {cls.__name__} cannot be "
             f"made ({described(error)}); mend one of them"
         ) from error
+
+
+@contextmanager
+def blaming(what: str, cls: type) -> Iterator[None]:
+    """Turn whatever a stranger's plug-in raises into a ``FedloraError`` that names it.
+
+    Parameters
+    ----------
+    what
+        The plug-in, as the beginning of a sentence.
+    cls
+        Its class; a fault of one of ours keeps its traceback.
+
+    Raises
+    ------
+    FedloraError
+        In place of any other exception.
+    """
+    try:
+        yield
+    except FedloraError:
+        raise
+    except Exception as error:
+        if cls.__module__.startswith("fedlora."):
+            raise
+        raise FedloraError(f"{what} fails ({described(error)}); mend it") from error
 
 
 def use_python_path(folder: str) -> None:

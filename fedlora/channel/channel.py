@@ -22,6 +22,7 @@ from fedlora.channel.state import RATE_MAX_BPS, RATE_MIN_BPS, SNR_LIMIT_DB, Chan
 from fedlora.channel.streams import Stream, stream
 from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
+from fedlora.registry import blaming
 
 _REMEMBERED_LINKS = 4096
 _NO_DRAWS = np.random.default_rng(0)  # where nothing is drawn
@@ -180,7 +181,14 @@ class Channel:
         )
 
     def _state(self, client: int, block: int) -> ChannelState:
-        link: Link = self._link(client, block)
+        what = f"channel.model {self.config.model}"
+        with blaming(what, type(self.model)):
+            link: object = self._link(client, block)
+        if not isinstance(link, Link):
+            raise FedloraError(
+                f"{what} returns a {type(link).__name__} from sample(); expected a Link, such as "
+                "self.mean_link(client, block) makes"
+            )
         try:
             return ChannelState(
                 link.up_snr_db,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -10,12 +11,14 @@ import torch
 from fedlora.errors import ProtocolError
 from fedlora.link.codec import Codec
 from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.machine import stretch
 from fedlora.printable import described
 
 _WIDTH = 24
 _DRAWS = 400
 _SIGMAS = 6.0  # by which a mean of draws may be off before it is called biased
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 1 << 23
+_BATCH, _SLOW_S = (1024, 256), 1.0
 
 Parts = Mapping[str, torch.Tensor]
 
@@ -40,7 +43,7 @@ def check_codec(make: Callable[[], object]) -> list[str]:
         return [f"it cannot be made ({described(error)}); expected a codec"]
     if not (isinstance(codec, Codec) and isinstance(other, Codec)):
         return [f"{codec!r:.80} is no codec; give a class that inherits from Codec"]
-    for part in (_written, _read, _drawn, _hostile):
+    for part in (_written, _read, _drawn, _hostile, _pace):
         try:
             findings = list(dict.fromkeys(part(codec, other)))
         except _Finding as finding:
@@ -80,6 +83,18 @@ def _written(codec: Codec, other: Codec) -> Iterator[str]:
                 f"encode writes other bytes of {name} the second time or in another process; "
                 "expected the same, as a message that is lost is sent again"
             )
+
+
+def _pace(codec: Codec, other: Codec) -> Iterator[str]:
+    """Time a batch as large as a step's: all clients wait for it."""
+    x, began = torch.randn(*_BATCH, generator=torch.Generator().manual_seed(2)), time.monotonic()
+    other.decode(_carried(codec.encode(x), "a batch"), _BATCH)
+    took_s = time.monotonic() - began
+    if took_s > _SLOW_S * stretch():
+        yield (
+            f"encode and decode take {took_s:.1f} s for {_BATCH[0]} rows of {_BATCH[1]} numbers; "
+            f"expected under {_SLOW_S:g} s, as every step waits for them"
+        )
 
 
 def _encode(codec: Codec, x: torch.Tensor, name: str, key: bytes | None = None) -> Parts:

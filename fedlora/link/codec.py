@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.registry import make, resolve
+from fedlora.registry import blaming, make, resolve
 
 
 class Codec(ABC):
@@ -157,7 +157,13 @@ def pack(
         32 bytes where it must not be biased; see ``Codec.encode_drawn``.
     """
     rows = x.detach().reshape(-1, x.shape[-1])
-    parts = codec.encode(rows) if key is None else codec.encode_drawn(rows, key)
+    with blaming(f"{_title(codec)} of {name}", type(codec)):
+        parts = codec.encode(rows) if key is None else codec.encode_drawn(rows, key)
+    if not isinstance(parts, dict) or not all(isinstance(p, torch.Tensor) for p in parts.values()):
+        raise FedloraError(
+            f"{_title(codec)} of {name} returns a {type(parts).__name__} from encode(); expected a "
+            "dict of tensors by suffix"
+        )
     return {name + suffix: part for suffix, part in parts.items()}
 
 
@@ -172,7 +178,19 @@ def unpack(
         When it is missing, has another shape or dtype than announced, or is not finite.
     """
     parts = {k[len(name) :]: t for k, t in tensors.items() if k.partition(".")[0] == name}
-    x = codec.decode(parts, shape)
+    try:
+        with blaming(f"{_title(codec)} of {name}", type(codec)):
+            x = codec.decode(parts, shape)
+    except ProtocolError:
+        raise
+    except FedloraError as error:  # of parts that a peer may have made on purpose
+        raise ProtocolError(str(error)) from error
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or tuple(x.shape) != shape:
+        what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
+        raise FedloraError(
+            f"{_title(codec)} of {name} returns {what:.60} from decode(); expected torch.float32 "
+            f"of shape {shape}"
+        )
     if not torch.isfinite(x).all():
         raise ProtocolError(
             f"{name} holds NaN or infinity, as where training diverges; lower train.lr, or mend "
@@ -197,3 +215,7 @@ def _checked(
             f"payload part is {tuple(part.shape)} of {part.dtype}, expected {shape} of {dtype}"
         )
     return part
+
+
+def _title(codec: Codec) -> str:
+    return f"the codec {type(codec).__module__}:{type(codec).__name__}"

@@ -9,7 +9,7 @@ knows them. ``to_frame`` writes values in the order of the fields, and leaves ou
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, get_args, get_type_hints
@@ -56,7 +56,8 @@ class Group:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    most = sys.float_info.max  # a whole number of JSON may be beyond it, and compares all the same
+    return isinstance(value, (int, float)) and type(value) is not bool and -most <= value <= most
 
 
 Count = Annotated[int, Value("an integer from 0", lambda v: type(v) is int and v >= 0)]

@@ -22,6 +22,7 @@ from fedlora.tasks import (
     task_class,
 )
 from fedlora.tasks.partition import partition
+from fedlora.tasks.plugin import make_task
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ def _look_at_data(scenario: Scenario, checkpoint: Checkpoint | None, faults: Fau
         rows = checkpoint.size("vocab_size")
     except FedloraError:  # which is told
         return
-    task = kind(scenario.task, labels)
+    task = make_task(kind, scenario.task, labels)
     encode = partial(encode_records, task, tokenizer=tokenizer, data=data, rows=rows)
     for which, records in files.items():
         _look_at_records(getattr(data, which), records, encode, faults)

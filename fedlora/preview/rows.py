@@ -26,6 +26,7 @@ from fedlora.tasks import (
     task_class,
 )
 from fedlora.tasks.partition import partition
+from fedlora.tasks.plugin import make_task
 
 _SHOWN_ROWS = 3
 _SHOWN_NUMBERS = 4
@@ -151,7 +152,7 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
         if which == "train" or data.test
     }
     labels = read_classes(scenario, files) if label else scenario.task.labels
-    task, tokenizer = kind(scenario.task, labels), fitting_tokenizer(kind, checkpoint)
+    task, tokenizer = make_task(kind, scenario.task, labels), fitting_tokenizer(kind, checkpoint)
     made: dict[str, list[Sample]] = {}
     tallies: dict[str, Tally] = {}
     warnings: list[str] = []

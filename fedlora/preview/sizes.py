@@ -17,6 +17,7 @@ from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import DTYPES, Checkpoint
 from fedlora.split.slice import edge_tensors
 from fedlora.tasks import task_class
+from fedlora.tasks.plugin import head_of, make_task
 
 _CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm
 _ADAM_BYTES = 16  # of a parameter that trains, in fp32: itself, its gradient, two moments
@@ -175,8 +176,8 @@ def end_sizes(
     kind, seed = task_class(scenario.task.kind), scenario.seed
     if kind.tokens:
         return geometry.head_width * (classes or checkpoint.size("vocab_size")), 0
-    task = kind(scenario.task)
-    head = task.head(checkpoint, torch.float32, geometry.head_width, seed)
+    task = make_task(kind, scenario.task)
+    head = head_of(task, checkpoint, torch.float32, geometry.head_width, seed)
     front = task.front(checkpoint, torch.float32, geometry.embedding_width, seed)
     return sum(p.numel() for p in head.parameters()), sum(p.numel() for p in front.parameters())
 

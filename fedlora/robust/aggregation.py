@@ -9,7 +9,7 @@ import torch
 from fedlora.checks import shown
 from fedlora.config import RobustConfig
 from fedlora.errors import FedloraError
-from fedlora.registry import make, resolve
+from fedlora.registry import blaming, make, resolve
 from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.mixing import Mixed
 
@@ -51,9 +51,16 @@ def robust_mean(
         When a plug-in returns other shapes, or NaN or infinity.
     """
     kept = protect(blocks, average.hostile)
-    means = average.average(kept, weights)
+    own = average.then if isinstance(average, Mixed) else average
+    name = f"{type(own).__module__}:{type(own).__name__}"
+    with blaming(f"the average {name}", type(own)):
+        means = average.average(kept, weights)
     expected = [block.values.shape[1:] for block in kept]
-    name = f"{type(average).__module__}:{type(average).__name__}"
+    if not isinstance(means, list) or not all(isinstance(m, torch.Tensor) for m in means):
+        raise FedloraError(
+            f"the average {name} returned a {type(means).__name__}; return a list with a tensor "
+            "(components, width) for each block"
+        )
     if [mean.shape for mean in means] != expected:
         raise FedloraError(
             f"the average {name} returned shapes {[tuple(m.shape) for m in means][:3]}, not "

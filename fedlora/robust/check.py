@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from fedlora.machine import stretch
 from fedlora.printable import described
 from fedlora.robust.base import Block, RobustAverage
 
@@ -14,6 +16,7 @@ _HOSTILE = (0, 1, 2)
 _LIES = (1e3, 1e15, -1e30)
 _FAR = 10.0  # times the distance between honest clients that a lie may move an average
 _CLOSE = 1e-5
+_LARGE, _SLOW_S = (64, 1024), 1.0
 
 
 def check_average(make: Callable[[int], object]) -> list[str]:
@@ -38,7 +41,7 @@ def check_average(make: Callable[[int], object]) -> list[str]:
             return [f"{why}; expected an average"]
         if not isinstance(average, RobustAverage):
             return [f"{average!r:.80} is none; give a class that inherits from RobustAverage"]
-        for part in (_shapes, _agreement, _order, _rest, _lies):
+        for part in (_shapes, _agreement, _order, _rest, _lies, _pace):
             try:
                 findings = list(dict.fromkeys(part(average, hostile)))
             except _Finding as finding:
@@ -46,6 +49,23 @@ def check_average(make: Callable[[int], object]) -> list[str]:
             if findings:  # what comes later often follows from it
                 return [f"{text} (hostile = {hostile})" for text in findings]
     return []
+
+
+def _pace(average: RobustAverage, hostile: int) -> Iterator[str]:
+    """Time a step of a small model: all clients wait for it."""
+    generator = torch.Generator().manual_seed(3)
+    clients, (components, width) = _clients(hostile), _LARGE
+    values = torch.randn(clients, components, width, generator=generator)
+    began = time.monotonic()
+    average.average(
+        [Block(values, torch.ones(clients, components, dtype=torch.bool))], torch.ones(clients)
+    )
+    took_s = time.monotonic() - began
+    if took_s > _SLOW_S * stretch():
+        yield (
+            f"average takes {took_s:.1f} s for {components} components of {width} numbers; "
+            f"expected under {_SLOW_S:g} s, as every step waits for it"
+        )
 
 
 class _Finding(Exception):

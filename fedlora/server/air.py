@@ -16,6 +16,7 @@ from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.ranks import ClientReport, DataStatistics
+from fedlora.registry import blaming
 from fedlora.report import ClientRecord, RoundRecord
 
 Purpose = Literal["train", "evaluation", "baseline", "resume"]
@@ -176,8 +177,14 @@ class Air:
         if not states:
             return {}
         loads = {client: self._loads.get(client, self._load) for client in states}
-        division = self._scheduler.select(round_ - 1, states, loads)
         name = f"channel.schedule.scheduler {self.config.schedule.scheduler}"
+        with blaming(name, type(self._scheduler)):
+            division = self._scheduler.select(round_ - 1, states, loads)
+        if not isinstance(division, Mapping):
+            raise FedloraError(
+                f"{name} returns a {type(division).__name__} from select(); expected a dict of Hz "
+                "by client"
+            )
         if not division.keys() & states.keys():
             raise FedloraError(
                 f"{name} chose none of {len(states)} clients for round {round_}; let it choose one "

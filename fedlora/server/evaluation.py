@@ -11,6 +11,7 @@ from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.link.replies import Metrics
 from fedlora.link.requests import Eval, EvalBegin
+from fedlora.registry import blaming
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.exchange import head_space
@@ -209,7 +210,8 @@ class Evaluator:
                 return total
             if rows == 0:
                 raise ProtocolError("it tells counts, and has evaluated no row")
-            own = self.task.read_counts(told)
+            with blaming(f"task.kind {self.scenario.task.kind!r}", type(self.task)):
+                own = self.task.read_counts(told)
             if own.samples != rows:
                 raise ProtocolError(f"its counts are of {own.samples} rows, it evaluated {rows}")
             total = own if total is None else total + own

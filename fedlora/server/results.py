@@ -23,6 +23,7 @@ from fedlora.server.run import ServerRun
 from fedlora.split import published_name
 from fedlora.storage.files import replace_file
 from fedlora.tasks import task_class
+from fedlora.tasks.plugin import make_task
 
 log = logging.getLogger("fedlora.server")
 
@@ -53,7 +54,7 @@ def write_results(
         replace_file(folder.path / "front.safetensors", save(weights))
     held = holdings(results)
     rounds = folder.read_metrics()
-    task = task_class(scenario.task.kind)(scenario.task, classes)
+    task = make_task(task_class(scenario.task.kind), scenario.task, classes)
     full = full_evaluation(training.evaluated, task, classes)
     if full is not None:
         folder.write_evaluation(full)

@@ -14,6 +14,7 @@ from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, task_class
 from fedlora.tasks.columns import Record
+from fedlora.tasks.plugin import samples_of
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -38,7 +39,7 @@ def encode_records(
         What ``Task.samples`` raises; as a ``RecordError`` when a record has such a token, or values
         of which no front makes vectors that the model takes.
     """
-    samples = task.samples(records, tokenizer, data)
+    samples = samples_of(task, records, tokenizer, data)
     if tokenizer is not None and tokenizer.largest_id < rows:
         return samples
     for sample in samples:

@@ -98,6 +98,7 @@ def test_what_may_leave_a_device_is_what_its_messages_have():
         ("step", {"step": None}, "not None"),
         ("phase", {"name": 3}, "phase needs name as a text, not 3"),
         ("gradient", {"weight": math.inf}, "gradient needs weight as a finite number, not inf"),
+        ("gradient", {"weight": 10**400}, "gradient needs weight as a finite number, not 1000"),
         ("gradient", {"weight": 1.0, "loss": []}, "gradient needs loss as a finite number"),
         ("metrics", {}, "metrics needs counts as an object, not nothing"),
         ("metrics", {"counts": [1]}, "metrics needs counts as an object"),
