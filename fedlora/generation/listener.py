@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -104,6 +104,7 @@ class GenerationListener:
         self._lock = threading.Lock()
         self._streams: dict[str, list[_Stream]] = {}
         self._strangers: list[_Stream] = []
+        self._admitted = 0
         self._refusals = Refusals(log)
         options = [
             *channel_options(max_frame_bytes, keepalive_s, keepalive_timeout_s),
@@ -151,7 +152,7 @@ class GenerationListener:
 
     def _serve(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Run one stream from its challenge to its end."""
-        stream = _Stream(self._server, self._usage, context)
+        stream = _Stream(self._server, self._usage, context, lambda: self._admitted == 1)
         self._note_stranger(stream)
         context.add_callback(lambda: self._forget(stream))
         late = threading.Timer(self._hello_timeout_s, context.cancel)
@@ -215,11 +216,13 @@ class GenerationListener:
                         "end one"
                     )
                 own.remove(idle)
+                self._admitted -= 1
                 self._usage.left(client)
             if stream in self._strangers:
                 self._strangers.remove(stream)
             stream.client = client
             own.append(stream)
+            self._admitted += 1
             self._usage.joined(client)
         if idle is not None:
             idle.cancel()
@@ -232,6 +235,7 @@ class GenerationListener:
             own = self._streams.get(stream.client, [])
             if stream in own:
                 own.remove(stream)
+                self._admitted -= 1
                 self._usage.left(stream.client)
         stream.close()
 
@@ -239,12 +243,15 @@ class GenerationListener:
 class _Stream:
     """One device's stream and its sessions.
 
-    ``asked_s`` is when something was last asked or answered on it.
+    ``asked_s`` is when something was last asked or answered on it. Where ``alone`` says that there
+    is no other, requests are computed in its own thread.
     """
 
-    def __init__(self, server: GenerationServer, usage: Usage, context: Any) -> None:
+    def __init__(
+        self, server: GenerationServer, usage: Usage, context: Any, alone: Callable[[], bool]
+    ) -> None:
         self.client = ""
-        self._server, self._usage = server, usage
+        self._server, self._usage, self._alone = server, usage, alone
         self.cancel = context.cancel
         self.asked_s = time.monotonic()
         self._lock = threading.Lock()
@@ -266,7 +273,7 @@ class _Stream:
                 f"a request is of client {printable(request.client, 40)!r} on a stream of client "
                 f"{self.client}"
             )
-        answer = self._server.handle(request)
+        answer = self._server.handle(request, here=self._alone())
         self._keep(answer, request)
         encoded = encode_frame(answer)
         self._usage.note(request, answer, (len(data), len(encoded)), began_s)
