@@ -60,6 +60,7 @@ def test_two_devices_that_differ_in_one_record_say_the_same(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
 def test_a_night_of_messages_finds_nothing(tmp_path: Path) -> None:
     audit = audit_device(tmp_path, 100_000, seed=2, check=dp_accounting_agrees)
     assert not audit.findings
@@ -127,6 +128,7 @@ def _nothing_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
     "unmend",
     [
