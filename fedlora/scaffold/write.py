@@ -67,33 +67,27 @@ class Part:
         What it is, as in a description.
     change
         What is changed in its file.
-    tried
-        Whether ``check.py`` tries it.
     more
         Further files, template and place.
     """
 
     what: str
     change: str
-    tried: bool = True
     more: tuple[tuple[str, str], ...] = ()
 
 
 PARTS = {
-    "channel": Part("a channel model", "the link of each client in each fading block", tried=False),
+    "channel": Part("a channel model", "the link of each client in each fading block"),
     "mechanism": Part(
         "a privacy mechanism",
         "what leaves a client of its gradients, with what noise, and what that costs",
     ),
     "codec": Part("a codec", "how rows that cross the cut are written and read"),
-    "task": Part(
-        "a task", "what a record is, what makes vectors of it, what is learnt", tried=False
-    ),
+    "task": Part("a task", "what a record is, what makes vectors of it, what is learnt"),
     "average": Part("a robust average", "one gradient out of the clients', some of them hostile"),
     "family": Part(
         "a model family",
         "where the parts of a `gpt_neox` model are",
-        tried=False,
         more=(("model.py.jinja", "model.py"),),
     ),
 }
@@ -133,13 +127,11 @@ def write_app(folder: Path, names: AppNames, parts: Collection[str] = ()) -> lis
         autoescape=False,  # nothing here is HTML
     )
     chosen = {name: part for name, part in PARTS.items() if name in parts}
-    tried = [name for name, part in chosen.items() if part.tried]
     whats = ["A rank strategy", *(part.what for part in chosen.values())]
     given = {
         "names": names,
         "parts": chosen,
-        "tried": tried,
-        "trying": _listed(["strategy", *(f"the {name}" for name in tried)]),
+        "trying": _listed(["strategy", *(f"the {name}" for name in chosen)]),
         "what": _listed(whats),
         "used": _listed(["the ranks", *(p.what.replace("a ", "the ", 1) for p in chosen.values())]),
         "model": (folder / "model").as_posix(),

@@ -118,3 +118,18 @@ def test_received_tensors_come_in_the_order_of_their_names_every_time() -> None:
     data = encode_frame(sample())
     orders = {tuple(decode_frame(data, LIMIT).tensors) for _ in range(40)}
     assert orders == {tuple(sorted(sample().tensors))}
+
+
+def test_tensors_are_in_the_order_of_their_names_whatever_safetensors_gives():
+    """Its ``load`` has another order each time, and air time depends on what goes first."""
+    names = [f"t{number}" for number in range(12)]
+    data = encode_frame(Frame("x", tensors={n: torch.zeros(1) for n in reversed(names)}))
+    assert all(list(decode_frame(data, 1 << 20).tensors) == sorted(names) for _ in range(20))
+
+
+def test_tensors_that_share_or_stride_memory_are_written_as_they_are():
+    """``safetensors.torch.save`` refuses what is not contiguous."""
+    whole = torch.arange(12.0).view(3, 4)
+    sent = {"turned": whole.T, "row": whole[:1].expand(2, 4), "part": whole[:, ::2]}
+    found = decode_frame(encode_frame(Frame("x", tensors=sent)), 1 << 20).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in sent.items())
