@@ -29,7 +29,8 @@ class ForecastConfig:
         subcarriers two convolutional branches, over frequency and over delay.
     normalise
         By which statistics of its own history a sample is normalised, which stay on the client:
-        each ``feature`` by its own, all features of a ``sample`` by common ones, or ``none``.
+        each ``feature`` by its own, all features of a ``sample`` by common ones, by its ``power``
+        alone, which moves no zero (as channels need it), or ``none``.
     width
         Numbers of a vector that the front makes and the head reads; 0: the model's width. A fixed
         orthonormal map takes them to that width, so that narrow ends have fewer weights to share.
@@ -53,7 +54,7 @@ class ForecastConfig:
     patch: int = within(4, 1, 1 << 20)
     stride: int = within(0, 1, 1 << 20, zero="history + horizon")
     front: Literal["linear", "channel"] = "linear"
-    normalise: Literal["feature", "sample", "none"] = "feature"
+    normalise: Literal["feature", "sample", "power", "none"] = "feature"
     width: int = within(0, 1, 1 << 16, zero="the model's")
     channels: int = within(12, 1, 1024)
     blocks: int = within(2, 0, 64)

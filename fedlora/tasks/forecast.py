@@ -171,7 +171,7 @@ def _statistics(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _own_statistics(
-    history: torch.Tensor, how: Literal["feature", "sample", "none"]
+    history: torch.Tensor, how: Literal["feature", "sample", "power", "none"]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of a history (steps, features), each (features,).
 
@@ -182,6 +182,8 @@ def _own_statistics(
         return torch.zeros(features), torch.ones(features)
     numbers = history.double() if how == "feature" else history.double().reshape(-1, 1)
     mean, scale = numbers.mean(0), numbers.std(0, correction=0)
+    if how == "power":
+        mean, scale = torch.zeros_like(mean), numbers.square().mean(0).sqrt()
     flat = scale <= 1e-6 * numbers.abs().amax(0)
     scale = torch.where(flat, torch.ones_like(scale), scale)
     return mean.float().expand(features), scale.float().expand(features)

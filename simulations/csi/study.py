@@ -62,7 +62,7 @@ def run_trial(trial: Trial, base: Scenario, split_bytes: int = 0) -> dict[str, A
 def run_study(
     folder: StudyFolder, base: Scenario, trials: Sequence[Trial], workers: int, limit: int
 ) -> None:
-    """Run the trials that are not there; those that take a split run's bytes come last.
+    """Run the trials that are not there; split runs, whose bytes others take, come first.
 
     Parameters
     ----------
@@ -78,14 +78,14 @@ def run_study(
         How many are run at most; 0: all.
     """
     missing = folder.results.missing(trials)[: limit or None]
-    after = [t for t in missing if t.how == "federated" and t.model != SPLIT]
-    first = [t for t in missing if t not in after]
-    for title, batch in (("trials", first), ("in as many bytes", after)):
+    first = [t for t in missing if (t.model, t.how) == (SPLIT, "federated")]
+    rest = [t for t in missing if t not in first]
+    for title, batch in (("split runs", first), ("trials", rest)):
         run_missing(
             folder.results,
             batch,
             run_trial,
-            lambda trial: (base, _split_bytes(folder, trial) if trial in after else 0),
+            lambda trial: (base, _split_bytes(folder, trial)),
             python_path=base.python_path,
             workers=workers,
             title=title,
@@ -93,7 +93,9 @@ def run_study(
 
 
 def _split_bytes(folder: StudyFolder, trial: Trial) -> int:
-    """Return the bytes of the split run over a trial's sites, from its seed."""
+    """Return the bytes that a trial may take: those of the split run of its sites and seed."""
+    if trial.how != "federated" or trial.model == SPLIT:
+        return 0
     record = folder.results.records.get((SPLIT, "federated", trial.sites, trial.seed))
     if record is None:
         raise FedloraError(

@@ -50,7 +50,7 @@ def test_the_set_that_ships_is_small_and_each_site_has_channels_of_its_own():
 
 
 def test_a_few_steps_of_the_scenario_learn_over_sites_with_their_own_channels():
-    config = quick()
+    config = quick("task.forecast.base=none", "train.warmup_steps=0")
     check_scenario(config)
     federation = Federation(config)
     sites = [{s.source for s in c.door.truth(c.train)} for c in federation.clients]

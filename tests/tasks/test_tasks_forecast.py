@@ -130,6 +130,11 @@ def test_a_window_is_normalised_by_its_own_history_alone(waves):
     both = together.values.numpy()
     assert both.mean() == pytest.approx(0, abs=1e-5) and both.std() == pytest.approx(1, abs=1e-5)
     assert together.target.mean.tolist() == [together.target.mean[0].item()] * 4
+    power = samples(forecast("none", waves, "task.forecast.normalise=power"), records)[0]
+    assert not power.target.mean.any() and power.values.square().mean() == pytest.approx(1)
+    np.testing.assert_allclose(
+        power.values.numpy().reshape(6, 4) * power.target.scale.numpy(), raw[0, :6], rtol=1e-5
+    )
 
 
 def test_complex_channels_with_ports_are_samples_of_one_record(tmp_path):
