@@ -287,5 +287,5 @@ def _pooled(curves: list[list[dict[str, Any]]], energies: list[float]) -> list[d
         if known:
             errors = [p["nmse"] * e for p, e in zip(points, energies, strict=True)]
             pooled = sum(errors) / sum(energies)
-        found.append({**points[0], "nmse": pooled} | ({"bytes": 0} if "bytes" in points[0] else {}))
+        found.append({"round": points[0]["round"], "nmse": pooled})
     return found
