@@ -32,8 +32,8 @@ SETTINGS = {
     "channel.model=nowhere:Channel": "cannot import 'nowhere'",
     "channel.schedule.scheduler=random_k": "is missing a required option 'clients'; known options",
     "channel.schedule.scheduler=everybody": "choose one of all, lyapunov, random_k, or give module",
-    "link.gradient=int9": "did you mean int8? choose one of bf16, distinct, fp32, int8, rotated, "
-    "or give module:Class",
+    "link.gradient=int9": "did you mean int8? choose one of bf16, distinct, entropy, fp32, int8, "
+    "rotated, tokens, or give module:Class",
     "link.gradient=json:JSONDecoder": "inherits from fedlora.link.codec.Codec",
     "robust.average=krum": "choose one of mean, median, norm_filter, trimmed_mean, or give module",
     "robust.average=json:JSONDecoder": "inherits from fedlora.robust.base.RobustAverage",
