@@ -47,8 +47,9 @@ ADDS = {"poison", "certs", "fuzz"}
 ONE_FILE = {"csi": (["make"], "channels.safetensors")}
 """Those that write one file, with --out."""
 
-ELSEWHERE = {"kit", "data", "serve"}
-"""Those that are tried elsewhere: test_deploy_kit.py, test_cli_data.py, test_cli_generate.py."""
+ELSEWHERE = {"kit", "data", "serve", "channel"}
+"""Those that are tried elsewhere: test_deploy_kit.py, test_cli_data.py, test_cli_generate.py,
+test_cli_channel.py."""
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
