@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev  ## format, style, types, import arrows
 
 e2e: $(VENV)/.installed-dev  ## whole deployments of real processes on loopback (minutes); SLOW=1 runs all
 	FEDLORA_E2E=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "e2e$(if $(SLOW),, and not slow)" \
-	  tests/api tests/bench tests/deploy tests/flower tests/scaffold
+	  tests/api tests/bench tests/deploy tests/flower tests/generation tests/scaffold
 
 hostile: $(VENV)/.installed-dev  ## one hostile device of each kind beside three honest ones (minutes)
 	FEDLORA_E2E=1 $(BIN)/python -m pytest tests/deploy -m hostile
