@@ -50,6 +50,7 @@ LEFT_OUT = {
     "evaluate.generate_tokens": "follows evaluate.generate",
     "compute.device": "the machine's own",
     "compute.edge_hosts": "a matter of Flower's simulation",
+    "link.reuse_folder": "a place on the disk; rows are the same there as in memory",
     "observe.json_log": "a matter of Flower's run",
     "observe.tensorboard": "needs an extra",
     "observe.mlflow": "needs an extra",
