@@ -170,7 +170,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         ),
         "host": Part("the server's name, as the owner dialled it", ("public",)),
         **dict.fromkeys(
-            ("cut", "activation", "representation"),
+            ("cut", "activation_codec", "representation_codec"),
             Part("the run's scenario: where the model is cut, and its codecs", ("public",)),
         ),
     },

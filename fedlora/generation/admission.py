@@ -14,7 +14,7 @@ from fedlora.link.stream.node_proof import KnownDevice, check_proof, names_host
 LOCAL = "local"
 """The client of a device that says no number, where nobody has a key."""
 
-_FIELDS = frozenset(("key", "proof", "host", "cut", "activation", "representation"))
+_FIELDS = frozenset(("key", "proof", "host", "cut", "activation_codec", "representation_codec"))
 _LONGEST = 512
 _DIGITS = 9
 
@@ -71,8 +71,9 @@ class Admission:
         client = self._client(hello, challenge)
         for name, (own, mend) in self._agreed.items():
             if fields[name] != own:
+                what = name.replace("_", " ")
                 raise ProtocolError(
-                    f"the client's {name} is {shown(fields[name])}, the server's {shown(own)}; "
+                    f"the client's {what} is {shown(fields[name])}, the server's {shown(own)}; "
                     f"{mend}"
                 )
         return client
@@ -118,7 +119,7 @@ def agreed(link: LinkConfig, geometry: Geometry) -> dict[str, tuple[str, str]]:
             "make the device's package anew with fedlora slice RUN",
         ),
         **{
-            payload: (
+            f"{payload}_codec": (
                 codec_profile(**link.codec(payload, tokens=False)),
                 f"give both sides one run's link.{payload}",
             )

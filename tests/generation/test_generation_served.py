@@ -156,7 +156,7 @@ def test_what_differs_is_refused_with_both_values_and_the_mend(split, server):
     link, geometry = split.scenario.link, split.engine.geometry
     cases = [
         ({"link": replace(link, activation="int8")}, "'int8', the server's 'fp32'; give both"),
-        ({"link": replace(link, representation="bf16")}, "client's representation is 'bf16'"),
+        ({"link": replace(link, representation="bf16")}, "client's representation codec is 'bf16'"),
         ({"geometry": replace(geometry, server_final=True)}, "and the final norm on the server'"),
         ({"adapter": "f" * 64}, "this package is for ffffffffffff; make it anew with fedlora"),
         ({"claimed": "2"}, "calls this device client 1, and it is client 2"),

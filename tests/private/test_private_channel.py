@@ -13,7 +13,7 @@ from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private
 from clients.simulated_data import SimulatedData
 from fedlora.config import ClientLimit, Scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import calibrate_sigma, rdp_epsilon
 from fedlora.privacy.ledger import Ledger
@@ -51,7 +51,7 @@ def test_a_spread_budget_meets_the_plans_epsilon_and_uses_several_noises(
         assert client.release.spent()["sigma"] < 2.0
 
 
-@pytest.mark.parametrize("rank", [0.0, 8.0, 1e9, -5, "all", None, True])
+@pytest.mark.parametrize("rank", [0.0, 8.0, 1e9, -5, None])
 def test_no_rank_that_a_server_tells_makes_a_sample_spend_more(records: Path, rank: object) -> None:
     config = scenario(records, *SPREAD, "train.batch_size=16", "lora.r_max=8")
     client = build(config)
@@ -61,6 +61,16 @@ def test_no_rank_that_a_server_tells_makes_a_sample_spend_more(records: Path, ra
             break
     assert reply.kind == m.LEAVE and "planned for 8 uploads" in reply.fields["reason"]
     assert client.release.spent()["rho"] <= 8 * (2 / 2.0**2) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("rank", ["all", True, float("nan")])
+def test_a_rank_that_is_no_number_is_refused_and_nothing_is_spent(
+    records: Path, rank: object
+) -> None:
+    client = build(scenario(records, *SPREAD, "lora.r_max=8"))
+    with pytest.raises(ProtocolError, match="rank"):
+        step(client, rank=rank)
+    assert client.release.spent()["rho"] == 0.0
 
 
 def test_the_floor_of_the_owner_holds_in_the_best_round(records: Path, tmp_path: Path) -> None:
