@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from fedlora.channel import build_channel
 from fedlora.channel.schedule.base import build_scheduler
 from fedlora.check_data import check_data
-from fedlora.config import ENDS, PAYLOADS, Scenario, place_blocks
+from fedlora.config import ENDS, PAYLOADS, LinkConfig, Scenario, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
@@ -27,6 +28,7 @@ from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
 from fedlora.split import Checkpoint, Cut, find_family, language_head, model_folder
 from fedlora.split.conformity import check_conformity
+from fedlora.storage.files import check_folder
 from fedlora.tasks import (
     Tokenizer,
     check_form,
@@ -70,6 +72,7 @@ def plugin_checks(scenario: Scenario) -> list[Check]:
     return [
         partial(use_python_path, scenario.python_path),
         partial(task_class, scenario.task.kind),
+        partial(_check_reuse_folder, scenario.link),
         *(partial(create_codec, **scenario.link.codec(own)) for own in (*PAYLOADS, *ENDS)),
         partial(create_strategy, scenario.ranks, scenario.seed),
         partial(create_average, scenario.robust),
@@ -190,6 +193,11 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
         lambda: _check_places(scenario, Geometry.of(scenario, checkpoint).cut),
         adapters,
     ]
+
+
+def _check_reuse_folder(link: LinkConfig) -> None:
+    if link.reuse and link.reuse_folder:
+        check_folder(Path(link.reuse_folder).expanduser(), "link.reuse_folder")
 
 
 def _check_ranks(scenario: Scenario, checkpoint: Checkpoint, targets: Sequence[str]) -> None:

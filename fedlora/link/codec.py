@@ -123,7 +123,11 @@ def create_codec(name: str, key: str = "codec", **options: Any) -> Codec:
             "be asked for again; choose another codec, such as rotated"
         )
     given = {option: value for option, value in options.items() if option in taken}
-    codec: Codec = make(kind, key, given)
+    try:
+        codec: Codec = make(kind, key, given)
+    except FedloraError as error:
+        told = str(error)
+        raise error if key in told else FedloraError(f"{key}: {told}") from None
     return codec
 
 

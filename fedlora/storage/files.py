@@ -190,6 +190,30 @@ def held_file(lock: Path, what: str) -> Iterator[None]:
         yield
 
 
+def check_folder(path: Path, key: str) -> None:
+    """Refuse a folder that cannot be made or written to, before anything starts; make nothing.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    key
+        The scenario's key that names it.
+
+    Raises
+    ------
+    FedloraError
+        When it is a file or lies in one, or its user may not write there.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise FedloraError(f"{key} is {str(path)!r}, and {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FedloraError(
+            f"{key} is {str(path)!r}, and {there} cannot be written to; choose another folder"
+        )
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Raise ``FedloraError`` with the mend where a file cannot be written."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.federation import Federation, same, scenario
 
+from fedlora.check import check_scenario
 from fedlora.errors import FedloraError
 from fedlora.server.exchange import row_files
 
@@ -120,7 +121,10 @@ def test_what_a_killed_run_left_is_deleted_and_a_living_ones_is_not(tiny, record
 
 def test_a_folder_that_is_none_is_refused_before_the_run(tiny, records, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FedloraError, match="which is a file; name a folder"):
-        on_disk(tiny, records, tmp_path / "file")
+    for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(FedloraError, match=r"link.reuse_folder is .*file is a file; name a"):
+            check_scenario(scenario(tiny["gpt2"], records, f"link.reuse_folder={place}"))
+    check_scenario(scenario(tiny["gpt2"], records, f"link.reuse_folder={tmp_path / 'new' / 'one'}"))
+    assert not (tmp_path / "new").exists()
     with pytest.raises(FedloraError, match=r"cannot write .*; choose"):
         on_disk(tiny, records, tmp_path / "file" / "deeper")

@@ -12,7 +12,6 @@ from typing import BinaryIO
 import safetensors.torch
 from safetensors import SafetensorError
 
-from fedlora.errors import FedloraError
 from fedlora.server.exchange.uploads import Row
 from fedlora.storage.files import explained, is_locked, lock_file, open_private
 
@@ -122,7 +121,4 @@ def rows_on_disk(folder: str) -> RowFiles | None:
     """
     if not folder:
         return None
-    place = Path(folder).expanduser()
-    if place.exists() and not place.is_dir():
-        raise FedloraError(f"link.reuse_folder is {folder!r}, which is a file; name a folder")
-    return RowFiles(place)
+    return RowFiles(Path(folder).expanduser())
