@@ -28,11 +28,15 @@ class TokenEmbedding(nn.Module):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(token_embedding(checkpoint, dtype), requires_grad=False)
-        self.scale = find_family(checkpoint).embedding_scale(checkpoint.config)
+        family = find_family(checkpoint)
+        self.scale = family.embedding_scale(checkpoint.config)
+        still = family.still_token(checkpoint.config)
+        known = still is not None and -len(self.weight) <= still < len(self.weight)
+        self.still = still if known else None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Map token ids (tokens,) to embeddings (tokens, width)."""
-        embedded = F.embedding(ids, self.weight)
+        embedded = F.embedding(ids, self.weight, padding_idx=self.still)
         if self.scale != 1.0:
             embedded = embedded * torch.tensor(self.scale, dtype=embedded.dtype)
         return embedded

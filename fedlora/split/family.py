@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -19,6 +19,18 @@ from fedlora.registry import names, resolve
 from fedlora.split.checkpoint import Checkpoint
 
 Config = Mapping[str, Any]
+
+
+# Padding tokens of transformers' configurations where config.json does not say; others have none.
+_PADS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("bert", "cohere", "cohere2", "ernie4_5", "hunyuan_v1_dense"), 0),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "vaultgemma"), 0),
+    **dict.fromkeys(("camembert", "roberta", "xlm-roberta", "opt", "seed_oss"), 1),
+    **dict.fromkeys(("olmo", "olmo2", "olmo3"), 1),
+    **dict.fromkeys(("apertus", "helium"), 3),
+    **dict.fromkeys(("glm", "glm4"), 151329),
+    **{"ministral3": 11, "phi3": 32000, "smollm3": 128004},
+}
 
 
 class Family(ABC):
@@ -67,6 +79,14 @@ class Family(ABC):
     def ties(self, config: Config) -> bool:
         """Tell whether a configuration makes the token embedding the head as well."""
         return bool(config.get("tie_word_embeddings", self.tied))
+
+    def still_token(self, config: Config) -> int | None:
+        """Return the token whose embedding never trains, as ``padding_idx`` of Hugging Face's.
+
+        That is the padding token's, which some checkpoints also begin or end texts with.
+        """
+        pad = config.get("pad_token_id", _PADS.get(str(config.get("model_type"))))
+        return None if pad is None else int(pad)
 
     def embedding_scale(self, config: Config) -> float:
         """Return the constant that multiplies a token embedding."""

@@ -24,6 +24,10 @@ class Gpt2(Family):
         weight = load("ln_f.weight")
         return layer_norm(len(weight), eps, weight, load("ln_f.bias"))
 
+    def still_token(self, config: Config) -> int | None:
+        """See ``Family``; all of ``wte`` trains."""
+        return None
+
     def skip_embedding_stage(self, model: nn.Module) -> None:
         """See ``Family``."""
         model.wpe = NoPosition()
