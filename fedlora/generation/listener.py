@@ -22,7 +22,7 @@ from fedlora.generation.server import GenerationServer
 from fedlora.generation.usage import Usage
 from fedlora.link import PROTOCOL, Frame, decode_frame, encode_frame, messages as m
 from fedlora.link.stream import tls
-from fedlora.link.stream.address import address_of, cannot_listen, check_listens
+from fedlora.link.stream.address import check_listens
 from fedlora.link.stream.malloc import keep_freed_memory
 from fedlora.link.stream.node_proof import CHALLENGE_BYTES
 from fedlora.link.stream.protocol import (
@@ -126,17 +126,7 @@ class GenerationListener:
                 ),
             )
         )
-        address = address_of(host, port)
-        try:
-            if identity is None:
-                bound: int = self._grpc.add_insecure_port(address)
-            else:
-                bound = self._grpc.add_secure_port(address, tls.server_credentials(identity))
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise cannot_listen(host, port, "--port", "--host")
-        self.port = bound
+        self.port = tls.bind(self._grpc, host, port, identity, "--port", "--host")
         self._grpc.start()
 
     def stop(self, grace_s: float = 1.0) -> None:

@@ -127,6 +127,8 @@ class Gradient(Message):
         Their unreduced loss; missing where it does not leave.
     rho, label_epsilon, sigma, sigma_now
         What the client has spent, and its noise, where there is any.
+    kept
+        Which tokens' gradients are sent, a bit each, where some are left out (``link.keep``).
     gradient
         At the cut, as the codec of ``link.gradient`` writes it.
     head

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlora.errors import FedloraError
+from fedlora.link.stream.address import address_of, cannot_listen
 
 SERVER_NAME: Final = "fedlora"
 """Name in every certificate; a client checks it whatever address it dialled."""
@@ -76,6 +77,38 @@ def create_identity(public_host: str = "", valid_days: float = 30.0) -> TlsIdent
 def server_credentials(identity: TlsIdentity) -> Any:
     """Return the gRPC server credentials of an identity."""
     return grpc.ssl_server_credentials([(identity.private_key_pem, identity.certificate_pem)])
+
+
+def bind(server: Any, host: str, port: int, identity: TlsIdentity | None, *keys: str) -> int:
+    """Let a gRPC server listen, and return its port.
+
+    Parameters
+    ----------
+    server
+        Of ``grpc`` or ``grpc.aio``, not yet started.
+    host, port
+        Address; port 0 takes any free one.
+    identity
+        None means plain text, for loopback addresses only.
+    keys
+        What sets port and host, where that is not the scenario's ``link``.
+
+    Raises
+    ------
+    FedloraError
+        When the address is not this machine's, or is taken.
+    """
+    address = address_of(host, port)
+    try:
+        if identity is None:
+            bound: int = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, server_credentials(identity))
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise cannot_listen(host, port, *keys)
+    return bound
 
 
 def open_channel(address: str, certificate_pem: bytes | None, options: list[Any]) -> Any:

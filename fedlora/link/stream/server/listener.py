@@ -14,7 +14,6 @@ import grpc.aio
 
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link.stream import tls
-from fedlora.link.stream.address import address_of, cannot_listen
 from fedlora.link.stream.malloc import keep_freed_memory
 from fedlora.link.stream.protocol import (
     METHOD,
@@ -193,16 +192,7 @@ class StreamServer:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
         )
-        address = address_of(host, port)
-        try:
-            if identity is None:
-                bound: int = self._server.add_insecure_port(address)
-            else:
-                bound = self._server.add_secure_port(address, tls.server_credentials(identity))
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise cannot_listen(host, port)
+        bound = tls.bind(self._server, host, port, identity)
         await self._server.start()
         return bound
 
