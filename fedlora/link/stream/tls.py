@@ -193,8 +193,8 @@ def require_loopback(host: str) -> None:
     """
     if not is_loopback(host):
         raise FedloraError(
-            f"host {host!r} is not loopback and would be spoken to in plain text; use TLS "
-            "(create_identity), or 127.0.0.1"
+            f"host {host!r} is not loopback and would be spoken to in plain text; use TLS, whose "
+            "certificates fedlora certs makes, or 127.0.0.1"
         )
 
 
