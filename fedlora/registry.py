@@ -15,7 +15,7 @@ import tomllib
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,12 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = (), key
     return found
 
 
+@lru_cache(maxsize=256)
+def signature_of(cls: type) -> inspect.Signature:
+    """Return what a class takes, which Python finds out anew at every call."""
+    return inspect.signature(cls)
+
+
 def make(
     cls: Any, section: str, options: Mapping[str, Any], *arguments: Any, **keywords: Any
 ) -> Any:
@@ -157,7 +163,7 @@ def make(
     FedloraError
         When an option is unknown, one is missing, or the class does not take their values.
     """
-    signature = inspect.signature(cls)
+    signature = signature_of(cls)
     given = signature.bind_partial(*arguments, **keywords).arguments
     named = {
         name: parameter

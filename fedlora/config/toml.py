@@ -240,7 +240,7 @@ def read_section(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
     FedloraError
         When a key is unknown, or a value has the wrong type or is out of range.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
     values = {}
     for key, value in table.items():
@@ -249,6 +249,12 @@ def read_section(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
         example = known[key].metadata.get("example", "{name = value}")
         values[key] = _convert(hints[key], value, prefix + key, example)
     return cls(**values)
+
+
+@functools.lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; Python compiles them anew at every call."""
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:

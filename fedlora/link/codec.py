@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.registry import blaming, make, resolve
+from fedlora.registry import blaming, make, resolve, signature_of
 
 
 class Codec(ABC):
@@ -111,7 +110,7 @@ def create_codec(name: str, key: str = "codec", **options: Any) -> Codec:
         When no codec has this name, it is none, cannot be made, or has no bits to choose.
     """
     kind = resolve("codecs", name, Codec, key=key)
-    taken = inspect.signature(kind).parameters
+    taken = signature_of(kind).parameters
     if "bits" in options and "bits" not in taken:
         raise FedloraError(
             f"{key}_bits is {options['bits']}, and {key} is {name}, which has bits of its own; set "
@@ -139,7 +138,7 @@ def codec_profile(name: str, key: str = "codec", **options: int) -> str:
     name, key, options
         As for ``create_codec``. The seed of signs is told by what is written.
     """
-    taken = inspect.signature(resolve("codecs", name, Codec, key=key)).parameters
+    taken = signature_of(resolve("codecs", name, Codec, key=key)).parameters
     told = [f"{o} {v}" for o, v in options.items() if o in taken and o != "seed"]
     return ", ".join([name, *told])
 

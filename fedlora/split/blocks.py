@@ -260,10 +260,12 @@ def empty_model(checkpoint: Checkpoint, **options: Any) -> Any:
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModel
+    from transformers.initialization import no_init_weights
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder)
-        with init_empty_weights(include_buffers=False):
+        # Without storage there is nothing to draw, which takes most of the time.
+        with no_init_weights(), init_empty_weights(include_buffers=False):
             return AutoModel.from_config(config, **options)
     except Exception as error:  # its checks raise errors of many kinds
         reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS]

@@ -7,6 +7,7 @@ plain torch here. Where transformers is, they are compared with it once for each
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -157,17 +158,20 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def _cache(checkpoint: Checkpoint) -> Path:
     """Return the file of a checkpoint's result: of its digests, our code and transformers'."""
     digest = hashlib.sha256()
-    family = type(find_family(checkpoint))
-    for part in (
-        checkpoint.weights_digest,
-        checkpoint.config_digest,
-        _transformers(),
-        *(inspect.getsource(cls) for cls in family.__mro__[:-2]),
-        *(Path(inspect.getfile(cls)).read_text() for cls in (Front, Blocks, LanguageHead)),
-    ):
+    parts = (checkpoint.weights_digest, checkpoint.config_digest, _transformers())
+    for part in (*parts, *_code(type(find_family(checkpoint)))):
         digest.update(part.encode() + b"\0")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return base / "fedlora" / "conformity" / f"{digest.hexdigest()[:32]}.json"
+
+
+@functools.lru_cache(maxsize=64)
+def _code(family: type) -> list[str]:
+    """Return the code that a result depends on."""
+    return [
+        *(inspect.getsource(cls) for cls in family.__mro__[:-2]),
+        *(Path(inspect.getfile(cls)).read_text() for cls in (Front, Blocks, LanguageHead)),
+    ]
 
 
 def _read(path: Path) -> Conformity | None:

@@ -95,9 +95,11 @@ def break_off(monkeypatch, owner, name, call):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (train, "teach_critic", 0),  # after the warm start, before any episode
+        # after the warm start, before any episode
+        pytest.param(train, "teach_critic", 0, marks=pytest.mark.slow),
         (train.FederationEnv, "step_wait", 3),  # within the second episode
-        (TrainingFolder, "write_curve", 1),  # the second was kept, but not noted
+        # the second was kept, but not noted
+        pytest.param(TrainingFolder, "write_curve", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_training_that_was_broken_off_ends_in_the_same_bytes(
@@ -111,6 +113,7 @@ def test_a_training_that_was_broken_off_ends_in_the_same_bytes(
     assert outcome(trained(tmp_path, setting, resume=True)) == expected
 
 
+@pytest.mark.slow
 def test_a_training_broken_off_after_each_episode_ends_in_the_same_bytes(
     setting, unbroken, tmp_path, monkeypatch
 ):

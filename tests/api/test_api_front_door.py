@@ -106,6 +106,7 @@ def test_a_slip_is_a_sentence(result, tmp_path, call, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.flower
 def test_through_flower_the_result_is_the_same_bit_for_bit(result, tmp_path, capsys):

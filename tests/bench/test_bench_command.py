@@ -85,6 +85,7 @@ def expected_names() -> set[str]:
     return speed | OTHERS | {f"bits.quickstart.{name}" for name in BITS}
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_quick_writes_every_figure_finite_and_with_its_unit(tmp_path, capsys):
     file = tmp_path / "bench.json"

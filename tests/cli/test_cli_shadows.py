@@ -66,7 +66,11 @@ AS_SCRIPT = ("-c", "import sys; del sys.path[0]; from fedlora.__main__ import ma
 
 @pytest.mark.parametrize(
     ("how", "path"),
-    [(AS_MODULE, "{root}"), (AS_SCRIPT, ":{root}:"), (AS_SCRIPT, "{here}:{root}")],
+    [
+        (AS_MODULE, "{root}"),
+        pytest.param(AS_SCRIPT, ":{root}:", marks=pytest.mark.slow),
+        (AS_SCRIPT, "{here}:{root}"),
+    ],
 )
 def test_nothing_in_the_working_folder_hides_a_library(tmp_path, scenario, how, path):
     here = hide_all(tmp_path / "here")

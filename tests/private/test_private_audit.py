@@ -250,7 +250,7 @@ def test_a_client_whose_noise_follows_from_a_seed_is_caught(records: Path) -> No
 
 
 def test_an_audit_reports_both_sides_and_lands_in_the_report(records: Path, tmp_path: Path) -> None:
-    effort = Effort(3, 1, (0.5,), FIT, 1, 2, 1)
+    effort = Effort(3, 1, (0.5,), FIT, 1, 2, 1, mechanism_levels=1)
     result = audit_scenario(scenario(records), effort)
     assert result["passed"]
     assert result["without_noise"]["label"]["likelihood"]["auc"] > 0.95

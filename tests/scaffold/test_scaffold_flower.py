@@ -53,6 +53,7 @@ def check_run(folder: Path) -> None:
     assert "strategy" not in (folder / "log.txt").read_text()  # nothing that it was blamed for
 
 
+@pytest.mark.slow
 def test_fedlora_run_takes_the_app_from_any_folder_and_equals_the_in_process_federation(
     app, tmp_path, monkeypatch
 ):
