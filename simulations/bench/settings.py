@@ -38,6 +38,12 @@ class Settings:
         Which models write: shapes of GPT-2 and SmolLM2-135M with random weights, TinyStories.
     generate_clients, generate_prompt, generate_tokens
         Clients that write, tokens of a prompt, and tokens that each writes.
+    agreement_models, agreement_texts, agreement_tokens
+        Which models' greedy tokens are held against few bits at the cut, over how many texts, and
+        how many tokens the models go on with each.
+    slow_link_models, slow_link_pairs, slow_link_texts, slow_link_tokens
+        Which models write over a slow link with drafts and without, in how many pairs, of how many
+        people's texts each, or of one text of so many tokens in which nothing repeats.
     exchange_bytes, exchanges, idle_streams
         Size and number of the timed exchanges, and number of the idle streams.
     """
@@ -68,6 +74,13 @@ class Settings:
     generate_clients: int = 8
     generate_prompt: int = 48
     generate_tokens: int = 12
+    agreement_models: tuple[str, ...] = ("tinystories", "smollm2-instruct")
+    agreement_texts: int = 48
+    agreement_tokens: int = 64
+    slow_link_models: tuple[str, ...] = ("tinystories",)
+    slow_link_pairs: int = 5
+    slow_link_texts: int = 5
+    slow_link_tokens: int = 100
     exchange_bytes: int = 1_000_000
     exchanges: int = 60
     idle_streams: int = 256
@@ -100,6 +113,13 @@ QUICK = Settings(
     generate_clients=2,
     generate_prompt=4,
     generate_tokens=4,
+    agreement_models=("gpt2",),
+    agreement_texts=2,
+    agreement_tokens=4,
+    slow_link_models=("gpt2",),
+    slow_link_pairs=2,
+    slow_link_texts=1,
+    slow_link_tokens=6,
     exchanges=5,
     idle_streams=8,
 )

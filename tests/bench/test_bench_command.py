@@ -28,6 +28,21 @@ UNITS = {
     "KiB",
     "streams",
     "imported",
+    "tokens",
+}
+CODECS = ("int8", "rotated_8", "rotated_6", "entropy_6", "fp32")
+FEW_BITS = {
+    f"{name}.{whose}.{measured}"
+    for name in (*CODECS, *(f"{c}_after_norm" for c in CODECS), "int8_both_ways_after_norm")
+    for whose in ("own", "people")
+    for measured in ("agreement", "bits_a_token")
+    if not (name.startswith("fp32") and measured == "agreement")
+}
+SLOW_LINK = {
+    f"round_trip_{milliseconds}_ms.{texts}.{measured}"
+    for milliseconds in (50, 0)
+    for texts in ("people", "nothing_repeats")
+    for measured in ("drafts_to_none", "tokens_an_exchange")
 }
 CONTEST = {"split", "unsplit", "split_to_unsplit", "loss_difference"}
 TEXT = {"split", "padded", "sorted", "split_to_padded", "split_to_sorted", "loss_difference"}
@@ -62,6 +77,8 @@ OTHERS = (
         "stream.idle.server",
         "stream.idle.server_per_stream",
     }
+    | {f"generate.gpt2.few_bits.{name}" for name in FEW_BITS}
+    | {f"generate.gpt2.slow_link.{name}" for name in SLOW_LINK}
     | {
         f"generate.gpt2.in_process.default_malloc.{measured}"
         for measured in (

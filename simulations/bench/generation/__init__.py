@@ -1,5 +1,14 @@
-"""Generation: tokens a second beside one after the other and beside PEFT, and what drafts bring."""
+"""Generation: tokens a second, what drafts bring, and what few bits and a slow link change."""
 
+from simulations.bench.generation.agreement import agreement, ticks as agreement_ticks
+from simulations.bench.generation.slow_link import slow_link, ticks as slow_link_ticks
 from simulations.bench.generation.speed import generate_in_process, ticks
 
-__all__ = ["generate_in_process", "ticks"]
+__all__ = [
+    "agreement",
+    "agreement_ticks",
+    "generate_in_process",
+    "slow_link",
+    "slow_link_ticks",
+    "ticks",
+]

@@ -19,7 +19,7 @@ TOKENIZERS = {
 }
 """Folder of each tokenizer, and the tokens an exchange that are to be reached."""
 _SEPARATOR = "||"
-_EARLIER, _WRITTEN, _LONGEST = 200, 300, 8
+_EARLIER, _WRITTEN, LONGEST = 200, 300, 8
 
 
 def texts_are_here(model: str) -> bool:
@@ -41,7 +41,7 @@ def tokens_an_exchange(model: str) -> list[Figure]:
         Whose tokenizer is used, one of ``TOKENIZERS``.
     """
     folder, target = TOKENIZERS[model]
-    texts = _texts(resolve_path(folder, "tokenizer", "bench"), _EARLIER + _WRITTEN)
+    texts = people_texts(resolve_path(folder, "tokenizer", "bench"), _EARLIER + _WRITTEN)
     history = DraftHistory()
     alone = _tokens_an_exchange(texts[_EARLIER:], None)
     for _, written in texts[:_EARLIER]:
@@ -53,7 +53,7 @@ def tokens_an_exchange(model: str) -> list[Figure]:
     ]
 
 
-def _texts(folder: Path, count: int) -> list[tuple[list[int], list[int]]]:
+def people_texts(folder: Path, count: int) -> list[tuple[list[int], list[int]]]:
     """Return so many prompts with what follows each, drawn with a fixed seed."""
     tokenizer = load_tokenizer(folder)
     lines = resolve_path(_DATA, "data", "bench").read_text(encoding="utf-8").splitlines()
@@ -73,7 +73,7 @@ def _tokens_an_exchange(
     for prompt, written in texts:
         drafts, place = Drafts(prompt, history), 0
         while place < len(written):
-            guess = drafts.propose(min(_LONGEST, len(written) - place - 1))
+            guess = drafts.propose(min(LONGEST, len(written) - place - 1))
             pairs = enumerate(zip(guess, written[place:], strict=False))
             right = next((n for n, (a, b) in pairs if a != b), len(guess))
             for token in written[place : place + right + 1]:

@@ -13,28 +13,20 @@ from typing import Any
 
 import torch
 
-from clients.edge_model import EdgeModel
-from clients.generation.ends import TextEnds
 from clients.generation.pace import DraftPace
-from clients.generation.remote_row import RemoteRow
 from clients.generation.sampling import Sampler, Sampling
 from clients.generation.writer import Writer
-from clients.owner import Door, OwnerTerms
-from fedlora.config import LoraConfig, ModelConfig, Scenario, TaskConfig
 from fedlora.generation.engine import GenerationEngine, NewTokens
 from fedlora.generation.pages import RowPages
 from fedlora.generation.server import GenerationServer
-from fedlora.link import PROTOCOL, Identity
 from fedlora.lora.export import Adapter
-from fedlora.split import Back, Checkpoint, Front, LanguageHead, model_folder
 from fedlora.split.whole import load_whole
-from fedlora.tasks import task_class
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
+from simulations.bench.generation.bed import R_MAX, Bed
 from simulations.bench.generation.drafts import texts_are_here, tokens_an_exchange
 from simulations.bench.settings import Settings
 
-_R_MAX = 8
 _GREEDY = Sampling()
 END_TO_END = {"gpt2": 0.8 * 2.5, "smollm2": 0.8 * 3.2}
 """What is to be reached with all heads on the same cores, of what the arithmetic allows."""
@@ -60,37 +52,21 @@ class _Timed:
         return [slow / fast for slow, fast in pairs]
 
 
-class _Bed:
+class _Bed(Bed):
     """A server with a random adapter, prompts, and clients of ranks 1 to 8."""
 
     def __init__(self, path: str, settings: Settings) -> None:
-        folder = model_folder(path)
-        self.scenario = Scenario(
-            model=ModelConfig(path=str(folder)),
-            task=TaskConfig(kind="causal_lm", max_length=8),
-            lora=LoraConfig(r_max=_R_MAX, alpha=16.0),
-        )
+        super().__init__(path)
         self.settings = settings
-        self.checkpoint = checkpoint = Checkpoint(folder)
-        self.engine = GenerationEngine(checkpoint, self.scenario)
-        self.whole: Any = load_whole(folder, pooled=False).eval()
-        self.adapter = _adapter(self.engine, self.whole, str(folder))
+        self.whole: Any = load_whole(self.folder, pooled=False).eval()
+        self.adapter = _adapter(self.engine, self.whole, str(self.folder))
         self.engine.load(self.adapter)
-        geometry = self.engine.geometry
-        self._model = EdgeModel(
-            Front(checkpoint, geometry.cut, torch.float32),
-            Back(checkpoint, geometry.cut, torch.float32, final=not geometry.server_final),
-            task_class("causal_lm")(self.scenario.task, ()),
-            geometry,
-        )
-        self._head = LanguageHead.of(checkpoint, torch.float32)
-        self._identity = Identity(PROTOCOL, "", "", "", "fp32")
         width, clients = len(self.engine.projections), settings.generate_clients
-        self.ranks = {str(n): [1 + n % _R_MAX] * width for n in range(clients)}
+        self.ranks = {str(n): [1 + n % R_MAX] * width for n in range(clients)}
         self.server = GenerationServer(
-            self.engine, self.scenario, self._identity, ranks=self.ranks, default=[_R_MAX] * width
+            self.engine, self.scenario, self.identity, ranks=self.ranks, default=self.full_ranks
         )
-        vocabulary = checkpoint.size("vocab_size")
+        vocabulary = self.checkpoint.size("vocab_size")
         generator = torch.Generator().manual_seed(1)
         shape = (clients, settings.generate_prompt)
         self.prompts: list[list[int]] = torch.randint(
@@ -99,20 +75,12 @@ class _Bed:
 
     def writer(self, client: str) -> Writer:
         """Return a client that writes without drafts."""
-        row = RemoteRow(
-            self.server.carry,
-            client,
-            Door(OwnerTerms()),
-            self._identity,
-            self.scenario.link,
-            self.engine.geometry,
-        )
-        return Writer(TextEnds(self._model, self._head), row, (), DraftPace(0))
+        row = self.row(self.server.carry, client)
+        return Writer(self.text_ends(), row, (), DraftPace(0))
 
     def embedded(self, ids: Sequence[int]) -> torch.Tensor:
         """Return embeddings of tokens."""
-        embedded: torch.Tensor = self._model.front.tokens(torch.tensor(list(ids)))
-        return embedded
+        return self.text_ends().embed(ids, 0)
 
 
 def generate_in_process(context: Context, model: str, tick: Tick) -> list[Figure]:
@@ -153,7 +121,7 @@ def _pairs(bed: _Bed, timed: _Timed, tick: Tick) -> Iterator[None]:
 def _server_alone(bed: _Bed, timed: _Timed, tick: Tick) -> None:
     """Feed embeddings in, and compute no head."""
     engine, steps = bed.engine, bed.settings.generate_tokens
-    mixed, full = list(bed.ranks.values()), [[_R_MAX] * len(engine.projections)] * len(bed.ranks)
+    mixed, full = list(bed.ranks.values()), [bed.full_ranks] * len(bed.ranks)
     pages = [RowPages() for _ in mixed]
     for row, prompt, ranks in zip(pages, bed.prompts, mixed, strict=True):
         engine.forward([NewTokens(row, bed.embedded(prompt), ranks)])
