@@ -54,12 +54,14 @@ def train_policy(
     import torch
 
     from fedlora.storage.files import held_folder
+    from simulations.studies.compare.reward import require_losses
     from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
     from simulations.train_policy.setting import Setting
 
     snrs_db = tuple(parse_snrs_db(snr))
     base = open_scenario(scenario, set_)
+    require_losses(base)
     torch.set_num_threads(1)
     setting = Setting(
         base,

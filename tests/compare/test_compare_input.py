@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from fedlora.errors import FedloraError
+from simulations.studies.compare.command import compare
 from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
+from simulations.train_policy.command import train_policy
 
 
 def test_strategies_may_have_options_and_come_from_modules():
@@ -42,3 +44,20 @@ def test_snrs_are_numbers_of_db():
 def test_snrs_that_do_not_parse_are_quoted(text):
     with pytest.raises(FedloraError, match=r"--snr .*; (write|list)"):
         parse_snrs_db(text)
+
+
+@pytest.mark.parametrize("command", [compare, train_policy])
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["data.test=", "data.holdout=0.0"], "data.holdout is 0 and data.test is empty"),
+        (["privacy.epsilon=8", "evaluate.report=false"], "evaluate.report is false under privacy"),
+    ],
+)
+def test_a_scenario_without_held_out_losses_is_refused_before_anything_runs(
+    command, overrides, named, tmp_path
+):
+    given = {"strategies": "greedy"} if command is compare else {}
+    with pytest.raises(FedloraError, match=named):
+        command("quickstart", **given, set_=overrides, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -60,6 +60,7 @@ def compare(
     from fedlora.check import check_scenario
     from fedlora.checks import number, positive
     from fedlora.report.figure import parse_formats
+    from simulations.studies.compare.reward import require_losses
     from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
     number("--price", price)
@@ -73,6 +74,7 @@ def compare(
             "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "
             "compare strategies over the air"
         )
+    require_losses(base)
     check_scenario(base)
 
     from rich.console import Console
