@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clients.generation.drafts import DraftHistory
+from clients.generation.leaving import LeaveEarly
 from clients.generation.options import (
     DraftsOption,
     GiveUpOption,
     InsecureOption,
     KeyOption,
+    LeaveAfterOption,
+    LeaveAtOption,
     ModelOption,
     MostOption,
     NodeConfigOption,
@@ -70,6 +73,8 @@ def generate(
     node_config: NodeConfigOption = "",
     give_up_s: GiveUpOption = 60.0,
     resume: ResumeOption = False,
+    leave_after: LeaveAfterOption = 0,
+    leave_at: LeaveAtOption = 0.0,
 ) -> None:
     """Write on after a prompt with a run's split model, and show it as it comes.
 
@@ -80,10 +85,11 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     reach = reach_of(server, root_certificates, node_key, insecure, node_config, give_up_s)
-    _check_resume(resume, reach, prompt is not None)
+    leaving = LeaveEarly.of(leave_after, leave_at)
+    _check_resume(resume, reach, prompt is not None, leaving)
     if prompt is None and not resume:
         prompt = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n")
-    with _opened(run_folder, client, rank, model, drafts, reach) as (local, history):
+    with _opened(run_folder, client, rank, model, drafts, reach, leaving) as (local, history):
         kept = kept_text(local, run_folder, "generate") if resume else None
         if kept is None:
             ids = local.prompt(prompt or "")
@@ -115,6 +121,8 @@ def chat(
     node_config: NodeConfigOption = "",
     give_up_s: GiveUpOption = 60.0,
     resume: ResumeOption = False,
+    leave_after: LeaveAfterOption = 0,
+    leave_at: LeaveAtOption = 0.0,
 ) -> None:
     """Talk with a run's split model, a line a turn; an empty line or Ctrl-D ends it.
 
@@ -123,9 +131,10 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     reach = reach_of(server, root_certificates, node_key, insecure, node_config, give_up_s)
-    _check_resume(resume, reach, asked=False)
+    leaving = LeaveEarly.of(leave_after, leave_at)
+    _check_resume(resume, reach, False, leaving)
     opening = [{"role": "system", "content": system}] if system else []
-    with _opened(run_folder, client, rank, model, drafts, reach) as (local, history):
+    with _opened(run_folder, client, rank, model, drafts, reach, leaving) as (local, history):
         local.tokenizer.chat.check()
         sampler, messages = Sampler(sampling), list(opening)
         most, stops = max_new_tokens, tuple(stop or ())
@@ -182,11 +191,18 @@ def reach_of(
     return None
 
 
-def _check_resume(resume: bool, reach: Reach | None, asked: bool) -> None:
+def _check_resume(
+    resume: bool, reach: Reach | None, asked: bool, leaving: LeaveEarly | None
+) -> None:
     if resume and reach is None:
         raise FedloraError("--resume means nothing without --server; name HOST:PORT of one")
     if resume and asked:
         raise FedloraError("--resume goes on with a prompt that is kept; leave PROMPT out")
+    if resume and leaving:
+        raise FedloraError(
+            f"--resume goes on as the text was begun; leave --leave-after {leaving.after} and "
+            f"--leave-at {leaving.at:g} out"
+        )
 
 
 @contextmanager
@@ -197,9 +213,10 @@ def _opened(
     model: str,
     drafts: str,
     reach: Reach | None,
+    leaving: LeaveEarly | None,
 ) -> Iterator[tuple[TextModel, DraftHistory | None]]:
     longest = 0 if drafts == "none" else LONGEST_DRAFT
-    local = open_model(folder, client, rank, model, longest, reach)
+    local = open_model(folder, client, rank, model, longest, reach, leaving=leaving)
     try:
         history = None
         if drafts == "history":
@@ -219,6 +236,7 @@ def open_model(
     longest_draft: int,
     reach: Reach | None,
     bounds: CacheBounds | None = None,
+    leaving: LeaveEarly | None = None,
 ) -> TextModel:
     """Open a run's model with the blocks of this process, or of a server.
 
@@ -232,6 +250,8 @@ def open_model(
         The servers; None for this process.
     bounds
         How much sessions may hold in this process.
+    leaving
+        When a token is taken before the last blocks; None for never.
 
     Raises
     ------
@@ -244,14 +264,14 @@ def open_model(
         from clients.generation.local import LocalModel
 
         quiet_transformers()
-        return LocalModel.open(folder, client, rank, model, longest_draft, bounds)
+        return LocalModel.open(folder, client, rank, model, longest_draft, bounds, leaving)
     from clients.generation.remote import RemoteModel
 
     if rank is not None:
         raise FedloraError(
             f"--rank is {rank}, and with --server the server has each client's; leave it out"
         )
-    found = RemoteModel.open(folder, client, model, longest_draft, reach)
+    found = RemoteModel.open(folder, client, model, longest_draft, reach, leaving)
     typer.echo(_SEEN, err=True)
     return found
 

@@ -42,6 +42,8 @@ class Asked:
         Version of the adapter that its first tokens are of.
     messages
         The conversation so far, of ``chat``.
+    leave_after, leave_at
+        When its tokens leave early, see ``LeaveEarly``; 0 for never.
     """
 
     verb: str
@@ -53,6 +55,8 @@ class Asked:
     stops: tuple[str, ...]
     adapter: str
     messages: tuple[Mapping[str, str], ...] = ()
+    leave_after: int = 0
+    leave_at: float = 0.0
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from clients.build import load_parts
+from clients.generation.leaving import LeaveEarly
 from clients.generation.remote_row import RemoteRow
 from clients.generation.text_model import TextModel, language_head_of, writer_of
 from clients.generation.writer import Writer
@@ -46,6 +47,7 @@ class LocalModel(TextModel):
         model: str,
         longest_draft: int,
         bounds: CacheBounds | None = None,
+        leaving: LeaveEarly | None = None,
     ) -> LocalModel:
         """Open a run.
 
@@ -61,6 +63,8 @@ class LocalModel(TextModel):
             Most tokens that are guessed at once; 0 for none.
         bounds
             How much sessions may hold.
+        leaving
+            When a token is taken before the last blocks; None for never.
 
         Raises
         ------
@@ -80,7 +84,8 @@ class LocalModel(TextModel):
         tokenizer = parts.tokenizer
         assert tokenizer is not None, "a language task has one"
         torch.set_num_threads(scenario.compute.threads or torch.get_num_threads())
-        engine = GenerationEngine(parts.checkpoint, scenario)
+        after = leaving.after if leaving else 0
+        engine = GenerationEngine(parts.checkpoint, scenario, leave_after=after)
         engine.load(adapter)
         server = GenerationServer(
             engine, scenario, parts.identity, ranks={_CLIENT: ranks}, bounds=bounds
@@ -92,7 +97,7 @@ class LocalModel(TextModel):
         def new_writer() -> Writer:
             door = Door(OwnerTerms())
             row = RemoteRow(server.carry, _CLIENT, door, parts.identity, link, geometry)
-            return writer_of(parts, head, row, longest_draft)
+            return writer_of(parts, head, row, longest_draft, leaving)
 
         return cls(TaskFacts.of(scenario), parts, tokenizer, new_writer, server)
 

@@ -45,6 +45,22 @@ DraftsOption = Annotated[
         "`~/.fedlora/drafts`. No choice changes the text.",
     ),
 ]
+LeaveAfterOption = Annotated[
+    int,
+    typer.Option(
+        "--leave-after",
+        min=0,
+        help="Let the head judge after so many of the model's blocks, and take a token there that "
+        "it is sure of; with `--leave-at`. Changes the text (default: no token leaves early).",
+    ),
+]
+LeaveAtOption = Annotated[
+    float,
+    typer.Option(
+        "--leave-at",
+        help="With `--leave-after`: probability of the likeliest token from which on it is taken.",
+    ),
+]
 StatsOption = Annotated[
     bool, typer.Option("--stats", help="Say on stderr how fast it was, and what crossed the cut.")
 ]

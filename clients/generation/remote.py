@@ -11,6 +11,7 @@ import torch
 
 from clients.build import load_parts
 from clients.generation.connection import Credentials, ServerConnection
+from clients.generation.leaving import LeaveEarly
 from clients.generation.remote_row import ALLOWED, RemoteRow
 from clients.generation.text_diary import TextDiary
 from clients.generation.text_model import TextModel, language_head_of, writer_of
@@ -117,7 +118,13 @@ class RemoteModel(TextModel):
 
     @classmethod
     def open(
-        cls, folder: Path, client: str | None, model: str, longest_draft: int, reach: Reach
+        cls,
+        folder: Path,
+        client: str | None,
+        model: str,
+        longest_draft: int,
+        reach: Reach,
+        leaving: LeaveEarly | None = None,
     ) -> RemoteModel:
         """Open a package or run, and find a server.
 
@@ -133,6 +140,8 @@ class RemoteModel(TextModel):
             Most tokens that are guessed at once; 0 for none.
         reach
             The servers.
+        leaving
+            When a token is taken before the last blocks; None for never.
 
         Raises
         ------
@@ -175,7 +184,7 @@ class RemoteModel(TextModel):
             own = connection.client
             row = RemoteRow(connection.ask, own, door, parts.identity, link, geometry)
             row.adapter = package.adapter
-            writer = writer_of(parts, head, row, longest_draft)
+            writer = writer_of(parts, head, row, longest_draft, leaving)
             writer.diary = TextDiary(states, row, own, ", ".join(addresses))
             return writer
 

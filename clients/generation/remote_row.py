@@ -96,7 +96,9 @@ class RemoteRow:
             raise ProtocolError("the server's answer to gen_open lacks session, adapter or length")
         self._session, self.adapter, self.most_tokens = str(session), str(adapter), int(most or 0)
 
-    def extend(self, position: int, activation: Private[torch.Tensor], last: int) -> torch.Tensor:
+    def extend(
+        self, position: int, activation: Private[torch.Tensor], last: int, *, after: int = 0
+    ) -> torch.Tensor:
         """Add tokens to the row and return the representations of the last ones.
 
         Parameters
@@ -107,6 +109,8 @@ class RemoteRow:
             Of the new tokens, shape (tokens, width).
         last
             How many representations to return.
+        after
+            Return them as they are after so many blocks, where the tokens wait; 0: after all.
 
         Returns
         -------
@@ -130,9 +134,29 @@ class RemoteRow:
             "last": last,
         }
         parts = leaving.encode(lambda x: pack("activation", x.float(), self._up))
-        answer = self._exchange(m.GEN_EXTEND, fields, parts, m.GEN_STATES)
-        self.bits_down += answer.bits("representation")
-        return unpack(answer.tensors, "representation", self._down, (last, self._width))
+        if after:
+            return self._states(m.GEN_EARLY, {**fields, "block": after}, parts, last)
+        return self._states(m.GEN_EXTEND, fields, parts, last)
+
+    def rest(self, last: int) -> torch.Tensor:
+        """Have all tokens that wait pass the other blocks; return representations of the last ones.
+
+        Parameters
+        ----------
+        last
+            How many representations to return; so many tokens wait at least.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (last, width).
+
+        Raises
+        ------
+        GenerationRefused, ProtocolError
+            As ``extend`` does.
+        """
+        return self._states(m.GEN_REST, {"session": self._session, "last": last}, {}, last)
 
     def close(self) -> None:
         """Close the session, if one is open; one that is gone is closed already."""
@@ -140,6 +164,17 @@ class RemoteRow:
             with contextlib.suppress(GenerationRefused, ClientLost):
                 self._exchange(m.GEN_CLOSE, {"session": self._session}, {}, m.GEN_CLOSED)
             self._session = ""
+
+    def _states(
+        self,
+        kind: str,
+        fields: Mapping[str, Any],
+        parts: Mapping[str, Leaving[torch.Tensor]],
+        last: int,
+    ) -> torch.Tensor:
+        answer = self._exchange(kind, fields, parts, m.GEN_STATES)
+        self.bits_down += answer.bits("representation")
+        return unpack(answer.tensors, "representation", self._down, (last, self._width))
 
     def _exchange(
         self,

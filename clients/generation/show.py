@@ -12,6 +12,7 @@ import typer
 
 from clients.generation.drafts import DraftHistory
 from clients.generation.kept_text import Asked, KeptText
+from clients.generation.leaving import LeaveEarly
 from clients.generation.sampling import Sampler
 from clients.generation.text_model import TextModel
 from fedlora.errors import FedloraError
@@ -32,6 +33,7 @@ class Asking:
         """Return what a text was written from that was begun before."""
         asked = kept.asked
         sampler = Sampler(asked.sampling)
+        local.writer.leaving = LeaveEarly.of(asked.leave_after, asked.leave_at)
         vocabulary = local.parts.checkpoint.size("vocab_size")
         sampler.skip(asked.drawn + len(kept.tokens), vocabulary)
         return cls(asked.prompt, sampler, asked.most, asked.stops, asked.messages)
@@ -47,6 +49,7 @@ def write_text(
     kept: KeptText | None = None,
 ) -> str:
     """Write a text, show it as it comes, and return it."""
+    leaving = local.writer.leaving
     if kept is None and local.texts is not None:
         kept = KeptText.begin(
             local.texts,
@@ -60,6 +63,8 @@ def write_text(
                 asked.stops,
                 local.writer.row.adapter,
                 asked.messages,
+                leaving.after if leaving else 0,
+                leaving.at if leaving else 0.0,
             ),
         )
     meter, answer = _Meter(local, len(asked.ids)), ""
@@ -120,7 +125,7 @@ class _Meter:
         self._first: float | None = None
         self._before = (
             *(self._pace.exchanges, self._pace.tokens),
-            *(self._row.bits_up, self._row.bits_down),
+            *(self._row.bits_up, self._row.bits_down, local.writer.early),
         )
 
     def show(self, piece: str) -> None:
@@ -135,14 +140,15 @@ class _Meter:
         ended = time.perf_counter()
         now = (
             *(self._pace.exchanges, self._pace.tokens),
-            *(self._row.bits_up, self._row.bits_down),
+            *(self._row.bits_up, self._row.bits_down, self._local.writer.early),
         )
-        exchanges, tokens, up, down = (a - b for a, b in zip(now, self._before, strict=True))
+        exchanges, tokens, up, down, early = (a - b for a, b in zip(now, self._before, strict=True))
         first = (self._first or ended) - self._began
         rest = max(ended - self._began - first, 1e-9)
         typer.echo(
             f"prompt {self._prompt} tokens, first token after {first:.2f} s, then {tokens} tokens "
-            f"at {tokens / rest:.1f} a second, {tokens / max(1, exchanges):.2f} an exchange; "
-            f"{up / 8000:.0f} kB up, {down / 8000:.0f} kB down",
+            f"at {tokens / rest:.1f} a second, {tokens / max(1, exchanges):.2f} an exchange"
+            + (f", {early} left early" if self._local.writer.leaving else "")
+            + f"; {up / 8000:.0f} kB up, {down / 8000:.0f} kB down",
             err=True,
         )

@@ -14,6 +14,7 @@ from clients.generation.completion import Completion
 from clients.generation.drafts import DraftHistory
 from clients.generation.ends import TextEnds
 from clients.generation.kept_text import KeptText
+from clients.generation.leaving import LeaveEarly
 from clients.generation.pace import DraftPace
 from clients.generation.remote_row import RemoteRow
 from clients.generation.sampling import Sampler
@@ -123,7 +124,13 @@ def language_head_of(parts: EdgeParts, trained: torch.Tensor | None) -> Language
     return head
 
 
-def writer_of(parts: EdgeParts, head: LanguageHead, row: RemoteRow, longest_draft: int) -> Writer:
+def writer_of(
+    parts: EdgeParts,
+    head: LanguageHead,
+    row: RemoteRow,
+    longest_draft: int,
+    leaving: LeaveEarly | None = None,
+) -> Writer:
     """Return what writes with a device's parts of a model.
 
     Parameters
@@ -134,7 +141,11 @@ def writer_of(parts: EdgeParts, head: LanguageHead, row: RemoteRow, longest_draf
         A session with a server.
     longest_draft
         Most tokens that are guessed at once; 0 for none.
+    leaving
+        When a token is taken before the last blocks; None for never.
     """
     assert parts.tokenizer is not None, "a language task has one"
     ends = end_tokens(parts.tokenizer, parts.checkpoint)
-    return Writer(TextEnds(parts.model, head), row, ends, DraftPace(longest_draft))
+    writer = Writer(TextEnds(parts.model, head), row, ends, DraftPace(longest_draft))
+    writer.leaving = leaving
+    return writer

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from clients.generation.drafts import Drafts
 from clients.generation.ends import TextEnds
+from clients.generation.leaving import LeaveEarly
 from clients.generation.pace import DraftPace
 from clients.generation.remote_row import RemoteRow
 from clients.generation.sampling import Sampler
@@ -42,6 +44,10 @@ class Writer:
 
     Attributes
     ----------
+    leaving
+        When a token is taken before the last blocks; None for never.
+    early
+        Tokens so far that were.
     diary
         Where texts are written down for the owner; None, where both sides are in one process.
     """
@@ -50,6 +56,9 @@ class Writer:
         self, ends: TextEnds, row: RemoteRow, end_ids: Collection[int], pace: DraftPace
     ) -> None:
         self._ends, self.row = ends, row
+        self.leaving: LeaveEarly | None = None
+        self.early = 0
+        self._seconds = 0.0  # that exchanges took
         self._end_ids = frozenset(end_ids)
         self.pace = pace
         self.diary: TextDiary | None = None
@@ -88,11 +97,8 @@ class Writer:
         guess: list[int] = []
         kept = _common(self._held, ids[:-1])
         while True:
-            began = time.perf_counter()
-            first = kept == len(ids) - 1
-            logits = self._exchange(ids[kept:] + guess, kept, 1 + len(guess))
-            seconds, accepted = time.perf_counter() - began, 0
-            for place, scores in enumerate(logits):
+            first, accepted, before = kept == len(ids) - 1, 0, self._seconds
+            for place, scores in enumerate(self._scores(ids[kept:] + guess, kept, 1 + len(guess))):
                 ids.append(sampler.pick(ids, scores))
                 if drafts is not None:
                     drafts.add(ids[-1])
@@ -103,7 +109,7 @@ class Writer:
                     break
                 yield ids[-1]
             if first:
-                self.pace.note(len(guess), accepted, seconds)
+                self.pace.note(len(guess), accepted, self._seconds - before)
             yield ids[-1]
             if over or len(ids) > self.row.most_tokens:
                 return
@@ -131,36 +137,75 @@ class Writer:
             self.row.open()
             self._held = []
 
-    def _exchange(self, ids: Sequence[int], position: int, last: int) -> torch.Tensor:
+    def _scores(self, ids: Sequence[int], position: int, last: int) -> Iterator[torch.Tensor]:
+        """Send tokens from a place on; yield the logits of the last ones, as they are asked for."""
+        leaving = self.leaving
+        if leaving is None:
+            yield from self._exchange(ids, position, last)
+            return
+        rest: torch.Tensor | None = None
+        for place, scores in enumerate(self._exchange(ids, position, last, leaving.after)):
+            if leaving.sure(scores):
+                self.early += 1
+                yield scores
+                continue
+            if rest is None:
+                rest = self._rest(last - place)
+            yield rest[place - last]
+
+    def _exchange(
+        self, ids: Sequence[int], position: int, last: int, after: int = 0
+    ) -> torch.Tensor:
         """Send tokens from a place on; return the logits of the last ones.
 
         A session that is gone, with its server or from it, is opened anew, and told from its
         beginning.
         """
-        try:
-            return self._send(ids, position, last)
-        except GenerationRefused as error:
-            if error.refusal != "gone":
-                raise
-        ids = [*self._held[:position], *ids]
+        with self._clock():
+            try:
+                return self._send(ids, position, last, after)
+            except GenerationRefused as error:
+                if error.refusal != "gone":
+                    raise
+            return self._again([*self._held[:position], *ids], last, after)
+
+    def _rest(self, last: int) -> torch.Tensor:
+        """Return the logits of the last tokens after all blocks, of which they have seen some."""
+        with self._clock():
+            try:
+                return self._ends.logits(self.row.rest(last), 0, last)
+            except GenerationRefused as error:
+                if error.refusal != "gone":
+                    raise
+            return self._again(list(self._held), last)
+
+    def _again(self, ids: Sequence[int], last: int, after: int = 0) -> torch.Tensor:
         for left in range(_REPLAYS, 0, -1):
             try:
                 self.row.open()
                 self._held = []
-                return self._send(ids, 0, last)
+                return self._send(ids, 0, last, after)
             except GenerationRefused as error:
                 if error.refusal != "gone" or left == 1:
                     raise
         raise AssertionError("the last time returns or raises")
 
-    def _send(self, ids: Sequence[int], position: int, last: int) -> torch.Tensor:
+    def _send(self, ids: Sequence[int], position: int, last: int, after: int) -> torch.Tensor:
         del self._held[position:]  # which the server forgets first, whatever comes then
         wanted = len(ids) if self._ends.needs_all else last
         embedded = Private(self._ends.embed(ids, position))
-        states = self.row.extend(position, embedded, wanted)
+        states = self.row.extend(position, embedded, wanted, after=after)
         self._held += ids
         begin = position + len(ids) - wanted
         return self._ends.logits(states, begin, last)
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - began
 
 
 def _common(held: Sequence[int], wanted: Sequence[int]) -> int:

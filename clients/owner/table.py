@@ -50,6 +50,11 @@ _TARGETS = Part(
 )
 _SESSION = Part("the server's own names of session and adapter", ("public",))
 _WRITTEN = Part("tokens of prompt and text, and how many drafts were wrong", ("public",))
+_EMBEDDED = Part(
+    "prompt, text and drafts, as the token embedding or the client's blocks have them",
+    ("allowed",),
+    ("generate-allowed",),
+)
 _ACTIVATION = Part(
     "text or values, as the client's front or its blocks have them, or which tokens they are",
     ("allowed", "released"),
@@ -183,11 +188,17 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
     m.GEN_EXTEND: {
         "session": _SESSION,
         **dict.fromkeys(("position", "tokens", "last"), _WRITTEN),
-        "activation": Part(
-            "prompt, text and drafts, as the token embedding or the client's blocks have them",
-            ("allowed",),
-            ("generate-allowed",),
-        ),
+        "activation": _EMBEDDED,
+    },
+    m.GEN_EARLY: {
+        "session": _SESSION,
+        **dict.fromkeys(("position", "tokens", "last"), _WRITTEN),
+        "block": Part("after which block tokens may leave, as the owner said", ("public",)),
+        "activation": _EMBEDDED,
+    },
+    m.GEN_REST: {
+        "session": _SESSION,
+        "last": Part("where the device's head was not sure of the next token", ("public",)),
     },
     m.GEN_CLOSE: {"session": _SESSION},
     m.LEAVE: {

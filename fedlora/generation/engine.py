@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +11,14 @@ from torch import nn
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.generation.attention import BatchRows
-from fedlora.generation.pages import RowPages
+from fedlora.generation.early_rows import EarlyRow
+from fedlora.generation.pages import PAGE_TOKENS, RowPages
+from fedlora.generation.stage import Stage
 from fedlora.geometry import Geometry
 from fedlora.lora.device import check_device
 from fedlora.lora.export import Adapter
-from fedlora.lora.fused import fuse
-from fedlora.lora.layers import add_lora, set_adapter_dropout
-from fedlora.lora.masks import RankMasks
-from fedlora.server.compute.placement import Placement
-from fedlora.split import DTYPES, Blocks, Checkpoint, find_family
+from fedlora.split import DTYPES, Checkpoint, Cut, find_family
+from fedlora.split.family import Loader
 from fedlora.tasks import require_texts, task_class
 
 
@@ -43,6 +41,25 @@ class NewTokens:
     ranks: Sequence[int]
 
 
+@dataclass(frozen=True)
+class WaitingTokens:
+    """The next tokens of one row that the last blocks have not seen.
+
+    Attributes
+    ----------
+    pages
+        What is kept of the row.
+    count
+        How many of those that wait.
+    ranks
+        Rank of the row's client at each projection.
+    """
+
+    pages: EarlyRow
+    count: int
+    ranks: Sequence[int]
+
+
 class GenerationEngine:
     """Frozen blocks with an adapter that any row uses at ranks of its own.
 
@@ -52,11 +69,15 @@ class GenerationEngine:
         The whole model.
     scenario
         The run's; model, LoRA, task and compute sections are used.
+    leave_after
+        Let tokens leave after so many blocks of the whole model; see ``EarlyRow``.
 
     Attributes
     ----------
     geometry
         Which blocks are here, and how wide what crosses is.
+    leave_after
+        Blocks of the whole model after which a token may leave; 0: none does.
     most_tokens
         Positions that the model has.
     version
@@ -65,36 +86,40 @@ class GenerationEngine:
     Raises
     ------
     FedloraError
-        When the task or the family cannot generate.
+        When the task or the family cannot generate, or no token can leave there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, scenario: Scenario) -> None:
+    def __init__(self, checkpoint: Checkpoint, scenario: Scenario, *, leave_after: int = 0) -> None:
         check_generates(checkpoint, scenario)
         self.geometry = geometry = Geometry.of(scenario, checkpoint)
         self.most_tokens = most_tokens(checkpoint)
         check_device(scenario.compute.device)
         self.device = torch.device(scenario.compute.device)
         self.dtype = DTYPES[scenario.model.dtype]
-        self.blocks = Blocks(
-            checkpoint,
-            geometry.cut.start,
-            geometry.cut.stop,
-            final=geometry.server_final,
-            dtype=self.dtype,
-            load=False,
-        )
-        placement = Placement(self.blocks, scenario.compute)
-        placement.load()
-        _turn_weights(self.blocks)
-        lora = replace(scenario.lora, dropout=0.0)
-        self.projections = add_lora(self.blocks, lora, scenario.seed)
-        placement.attach(self.projections)
-        set_adapter_dropout(self.projections, training=False)
-        self._alpha, self.r_max = lora.alpha, lora.r_max
-        self._masks = RankMasks(self.projections, self.r_max)
-        self._masked: list[tuple[tuple[int, ...], int]] = []
-        fuse(self.projections, self._masks, None)
+        cut = geometry.cut
+        if leave_after:
+            check_leaves(scenario, cut, leave_after)
+        self.leave_after = leave_after
+        between = leave_after or cut.stop
+        place = checkpoint, scenario, self.device, self.dtype
+        self._first = Stage(*place, cut.start, between, geometry.server_final and not leave_after)
+        self.projections = list(self._first.projections)
+        self._last: Stage | None = None
+        self._early: nn.Module = nn.Identity()
+        if leave_after:
+            self._last = Stage(*place, between, cut.stop, geometry.server_final)
+            self.projections += self._last.projections
+            if geometry.server_final:
+                family = find_family(checkpoint)
+                loader = Loader(checkpoint, family, self.dtype)
+                self._early = family.final_stage(checkpoint.config, loader).to(self.device)
+        self.blocks = self._first.blocks
+        self._alpha, self.r_max = scenario.lora.alpha, scenario.lora.r_max
         self.version = ""
+
+    def new_row(self, page: int = PAGE_TOKENS) -> RowPages:
+        """Return what keeps a row of this engine."""
+        return RowPages(page) if self._last is None else EarlyRow(page)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> str:
@@ -134,43 +159,48 @@ class GenerationEngine:
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[NewTokens]) -> list[torch.Tensor]:
-        """Run the new tokens of all rows as one batch.
+        """Run the new tokens of all rows as one batch, up to where tokens may leave.
 
         Parameters
         ----------
         rows
-            Of any length, any age and any ranks, each with pages of its own.
+            Of any length, any age and any ranks, each with pages of its own, which ``new_row`` made
+            where tokens may leave.
 
         Returns
         -------
         list of torch.Tensor
-            What goes down for each row, fp32, shape (new tokens, width). Pages hold the new tokens
-            then; where this raises, they are as they were.
+            What may go down for each row, fp32, shape (new tokens, width). Pages hold the new
+            tokens then; where this raises, they are as they were.
         """
         counts = [len(row.activation) for row in rows]
         packed = torch.cat([row.activation for row in rows]).to(self.device, self.dtype)
-        masked = [(tuple(row.ranks), count) for row, count in zip(rows, counts, strict=True)]
-        if masked != self._masked:  # mostly the same rows go on by one token each
-            self._masks.set([ranks for ranks, _ in masked], counts, self.device)
-            self._masked = masked
-        batch = BatchRows([row.pages for row in rows], counts)
-        output = self.blocks.extend(packed, batch.starts, counts, batch)
-        batch.commit(len(self.blocks.layers))
+        ranks = [row.ranks[: len(self._first.projections)] for row in rows]
+        output = self._first.run(packed, [row.pages for row in rows], ranks, counts)
+        if self._last is not None:
+            for row, states in zip(rows, torch.split(output, counts), strict=True):
+                assert isinstance(row.pages, EarlyRow)
+                row.pages.wait(states)
+            output = self._early(output)
         return list(torch.split(output.float().cpu(), counts))
 
+    @torch.inference_mode()
+    def finish(self, rows: Sequence[WaitingTokens]) -> list[torch.Tensor]:
+        """Run tokens that wait through the last blocks, those of all rows as one batch.
 
-def _turn_weights(blocks: nn.Module) -> None:
-    """Lay the memory of linear weights out by input, as products with few rows are faster so.
-
-    What is multiplied stays the same. With eight rows, as of a batch of clients, products of the
-    widths of GPT-2 and SmolLM2 took 16 to 27% less on an Intel Xeon, and with one row the same.
-    Weights that are on disk or on another device stay as they are.
-    """
-    for module in blocks.modules():
-        if isinstance(module, nn.Linear):
-            weight = module.weight
-            if weight.device.type == "cpu" and weight.is_contiguous() and weight.numel() > 1:
-                weight.data = weight.data.t().contiguous().t()
+        Returns
+        -------
+        list of torch.Tensor
+            What may go down for each row, fp32, shape (tokens, width); as for ``forward``.
+        """
+        assert self._last is not None, "tokens wait"
+        counts = [row.count for row in rows]
+        packed = torch.cat([row.pages.next_states(row.count) for row in rows])
+        ranks = [row.ranks[len(self._first.projections) :] for row in rows]
+        output = self._last.run(packed, [row.pages.deep for row in rows], ranks, counts)
+        for row in rows:
+            row.pages.passed(row.count)
+        return list(torch.split(output.float().cpu(), counts))
 
 
 def check_generates(checkpoint: Checkpoint, scenario: Scenario) -> None:
@@ -196,6 +226,37 @@ def check_generates(checkpoint: Checkpoint, scenario: Scenario) -> None:
         raise FedloraError(
             "train.embedding is true, so that each client has trained a token embedding of its "
             "own, which stays on its device; generate from a run with train.embedding=false"
+        )
+
+
+def check_leaves(scenario: Scenario, cut: Cut, leave_after: int) -> None:
+    """Refuse a block after which no token can leave.
+
+    Raises
+    ------
+    FedloraError
+        See above.
+    """
+    told = f"--leave-after is {leave_after}"
+    if cut.stop - cut.start < 2:
+        raise FedloraError(
+            f"{told}, and the server has one block, within which no token can leave; leave it out"
+        )
+    if not cut.start < leave_after < cut.stop:
+        raise FedloraError(
+            f"{told}, and the server has blocks {cut.start} to {cut.stop - 1} of {cut.blocks}; "
+            f"give {cut.start + 1} to {cut.stop - 1}"
+        )
+    if cut.stop < cut.blocks:
+        raise FedloraError(
+            f"{told}, and the device's own {cut.blocks - cut.stop} last blocks "
+            "(model.client_back) have to see every token; leave it out"
+        )
+    placed = [k for k in ("device_map", "max_memory") if getattr(scenario.compute, k)]
+    if placed:
+        raise FedloraError(
+            f"{told}, and compute.{placed[0]} places the server's blocks as one run of blocks; "
+            "leave one of them out"
         )
 
 

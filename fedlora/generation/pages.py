@@ -39,6 +39,11 @@ class RowPages:
         self._held: dict[int, torch.Tensor] = {}
 
     @property
+    def waiting(self) -> int:
+        """Tokens that not all blocks have seen; see ``EarlyRow``."""
+        return 0
+
+    @property
     def held_tokens(self) -> int:
         """Tokens for which there is memory."""
         return max((held.shape[_TOKENS] for held in list(self._held.values())), default=0)

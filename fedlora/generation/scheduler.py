@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from fedlora.generation.bounds import GenerationRefused
-from fedlora.generation.engine import GenerationEngine, NewTokens
+from fedlora.generation.early_rows import EarlyRow
+from fedlora.generation.engine import GenerationEngine, NewTokens, WaitingTokens
 from fedlora.generation.sessions import Session
 
 log = logging.getLogger("fedlora.generation")
@@ -22,18 +23,34 @@ _LEAST_SHARE = 16
 
 @dataclass(eq=False)
 class _Job:
-    """New tokens of a session, and how far they are."""
+    """New tokens of a session, and how far they are.
+
+    ``early`` is content with what comes out where tokens may leave.
+    """
 
     session: Session
     activation: torch.Tensor
     last: int
+    early: bool
     answer: Future[torch.Tensor] = field(default_factory=Future)
     done: int = 0
     states: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def left(self) -> int:
+        """Tokens that the first blocks have not seen."""
         return len(self.activation) - self.done
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that the last blocks have to see."""
+        return 0 if self.early else self.session.pages.waiting
+
+    def take(self, states: torch.Tensor, to_come: int) -> None:
+        """Keep what is wanted of the row's next tokens, after which so many come."""
+        wanted = self.last - to_come
+        if wanted > 0:
+            self.states.append(states[-wanted:])
 
 
 class Scheduler:
@@ -59,7 +76,13 @@ class Scheduler:
         self._thread.start()
 
     def submit(
-        self, session: Session, activation: torch.Tensor, last: int, *, here: bool = False
+        self,
+        session: Session,
+        activation: torch.Tensor,
+        last: int,
+        *,
+        early: bool = False,
+        here: bool = False,
     ) -> Future[torch.Tensor]:
         """Have a session's new tokens computed.
 
@@ -68,9 +91,11 @@ class Scheduler:
         session
             Which has no other request under way.
         activation
-            Shape (tokens, width), finite.
+            Shape (tokens, width), finite; no tokens where what waits is wanted.
         last
             How many representations are wanted, of the last tokens.
+        early
+            Give them after the first blocks, where tokens may leave, and let the tokens wait there.
         here
             Compute it in the caller's thread while nobody else waits, which saves two changes of
             threads a token. For few callers, as each then keeps torch's threads of its own.
@@ -80,7 +105,7 @@ class Scheduler:
         Future
             Of shape (last, width); or of ``GenerationRefused``, where nothing was added.
         """
-        job = _Job(session, activation, last)
+        job = _Job(session, activation, last, early)
         with self._waiting:
             if self._ended:
                 raise GenerationRefused("failed", "the server ends; ask another")
@@ -110,7 +135,7 @@ class Scheduler:
                     self._refuse_all()
                     return
                 jobs = list(self._jobs)
-            self._compute(shares(jobs, self._chunk))
+            self._compute(jobs)
             with self._waiting:
                 self._jobs = [job for job in self._jobs if not job.answer.done()]
 
@@ -118,7 +143,7 @@ class Scheduler:
         """Compute a request in this thread; hand it over when another waits."""
         try:
             while not job.answer.done() and not self._jobs:
-                self._compute([(job, min(job.left, max(self._chunk, 1)))])
+                self._compute([job])
         except BaseException:  # as Ctrl-C, which comes to the caller's thread
             self._fail(job, "the request was interrupted; send it again")
             raise
@@ -136,30 +161,42 @@ class Scheduler:
             job.answer.set_exception(GenerationRefused("failed", "the server ends; ask another"))
         self._jobs.clear()
 
-    def _compute(self, taken: Sequence[tuple[_Job, int]]) -> None:
+    def _compute(self, jobs: Sequence[_Job]) -> None:
         """Run a forward, and answer what it completes."""
+        taken = shares([(job, job.left) for job in jobs], self._chunk)
         try:
-            found = self._engine.forward(
-                [
-                    NewTokens(
-                        job.session.pages, job.activation[job.done :][:count], job.session.ranks
-                    )
-                    for job, count in taken
-                ]
-            )
+            if taken:
+                self._through_first(taken)
+            taken = shares([(job, job.waiting) for job in jobs], self._chunk)
+            if taken:
+                self._through_last(taken)
         except Exception as error:  # whatever it is, who waits must hear of it
             log.exception("a forward of %d rows failed", len(taken))
             for job, _ in taken:
                 self._fail(job, f"the blocks fail on a batch ({type(error).__name__}); try again")
-            return
-        self.forwards += 1
-        for (job, count), states in zip(taken, found, strict=True):
-            job.done += count
-            wanted = job.last - job.left
-            if wanted > 0:
-                job.states.append(states[-wanted:])
-            if job.left == 0:
+        else:
+            self.forwards += 1
+        for job in jobs:
+            if not job.answer.done() and job.left == job.waiting == 0:
                 self._answer(job)
+
+    def _through_first(self, taken: Sequence[tuple[_Job, int]]) -> None:
+        rows = [
+            NewTokens(job.session.pages, job.activation[job.done :][:count], job.session.ranks)
+            for job, count in taken
+        ]
+        for (job, count), states in zip(taken, self._engine.forward(rows), strict=True):
+            job.done += count
+            if job.waiting == 0:  # else what is wanted comes out of the last blocks
+                job.take(states, job.left)
+
+    def _through_last(self, taken: Sequence[tuple[_Job, int]]) -> None:
+        rows = []
+        for job, count in taken:
+            assert isinstance(job.session.pages, EarlyRow), "its tokens wait"
+            rows.append(WaitingTokens(job.session.pages, count, job.session.ranks))
+        for (job, _), states in zip(taken, self._engine.finish(rows), strict=True):
+            job.take(states, job.left + job.waiting)
 
     def _answer(self, job: _Job) -> None:
         states = torch.cat(job.states)
@@ -174,18 +211,25 @@ class Scheduler:
         job.answer.set_exception(GenerationRefused("failed", sentence))
 
 
-def shares(jobs: Sequence[_Job], chunk: int) -> list[tuple[_Job, int]]:
+def shares(wanted: Sequence[tuple[_Job, int]], chunk: int) -> list[tuple[_Job, int]]:
     """Return which requests the next forward takes, and how many tokens of each.
 
     A step of a text is taken whole. Prompts share ``chunk`` tokens: those that came first are
     served, each with a share that lets a short one be done soon.
+
+    Parameters
+    ----------
+    wanted
+        Requests, and the tokens that each still has to be computed.
+    chunk
+        Most tokens of prompts.
     """
-    taken = [(job, job.left) for job in jobs if job.left <= _SHORT]
-    prompts = [job for job in jobs if job.left > _SHORT]
+    taken = [(job, left) for job, left in wanted if 0 < left <= _SHORT]
+    prompts = [(job, left) for job, left in wanted if left > _SHORT]
     share = max(_LEAST_SHARE, chunk // max(1, len(prompts)))
     room = max(chunk, 1)
-    for job in prompts:
-        count = min(job.left, share, room)
+    for job, left in prompts:
+        count = min(left, share, room)
         if count == 0:
             break
         taken.append((job, count))

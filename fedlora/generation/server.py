@@ -33,8 +33,11 @@ _FIELDS: Mapping[str, frozenset[str]] = {
         ("protocol", "config_digest", "weights_digest", "tokenizer_digest", "dtype", "adapter")
     ),
     m.GEN_EXTEND: frozenset(("session", "position", "tokens", "last")),
+    m.GEN_EARLY: frozenset(("session", "position", "tokens", "last", "block")),
+    m.GEN_REST: frozenset(("session", "last")),
     m.GEN_CLOSE: frozenset(("session",)),
 }
+_WITH_ACTIVATION = (m.GEN_EXTEND, m.GEN_EARLY)
 _MOST_TOKENS = 1 << 20
 _MOST_BYTES = 1 << 30
 
@@ -72,7 +75,7 @@ class GenerationServer:
         chunk_tokens: int = 128,
     ) -> None:
         self.engine = engine
-        self.sessions = Sessions(bounds or CacheBounds())
+        self.sessions = Sessions(bounds or CacheBounds(), new_row=engine.new_row)
         self.scheduler = Scheduler(engine, chunk_tokens)
         self._identity = identity
         self._ranks = {c: engine.checked_ranks(own) for c, own in (ranks or {}).items()}
@@ -97,6 +100,10 @@ class GenerationServer:
             if request.kind == m.GEN_CLOSE:
                 self.sessions.close(request.fields["session"], request.client)
                 return Frame(m.GEN_CLOSED, request.client, request.seq)
+            if request.kind == m.GEN_REST:
+                return self._rest(request, here=here)
+            if request.kind == m.GEN_EARLY:
+                self._check_leaves(field_of(request.fields, "block", 1, _MOST_TOKENS))
             return self._extend(request, here=here)
         except GenerationRefused as error:
             refusal, sentence = error.refusal, str(error)
@@ -131,7 +138,7 @@ class GenerationServer:
                 f"{request.kind} holds {shown(sorted(request.fields))}; send "
                 f"{', '.join(sorted(expected))}",
             )
-        if (request.kind != m.GEN_EXTEND) == bool(request.tensors):
+        if (request.kind not in _WITH_ACTIVATION) == bool(request.tensors):
             raise GenerationRefused(
                 "wrong", f"{request.kind} has {len(request.tensors)} tensors; only an activation is"
             )
@@ -177,26 +184,48 @@ class GenerationServer:
             )
         width = self.engine.geometry.activation_width
         activation = unpack(request.tensors, "activation", self._up, (tokens, width))
-        states = self._compute(request, position, activation, last, here=here)
-        return Frame(
-            m.GEN_STATES,
-            request.client,
-            request.seq,
-            {"position": position + tokens},
-            pack("representation", states, self._down),
-        )
-
-    def _compute(
-        self, request: Frame, position: int, activation: torch.Tensor, last: int, *, here: bool
-    ) -> torch.Tensor:
         session = self.sessions.begin(
-            request.fields["session"],
-            request.client,
-            self.engine.version,
-            position,
-            len(activation),
+            fields["session"], request.client, self.engine.version, position, tokens
         )
         try:
-            return self.scheduler.submit(session, activation, last, here=here).result()
+            early = request.kind == m.GEN_EARLY
+            answer = self.scheduler.submit(session, activation, last, early=early, here=here)
+            return self._states(request, answer.result(), position + tokens)
         finally:
             self.sessions.end(session)
+
+    def _rest(self, request: Frame, *, here: bool) -> Frame:
+        """Take the tokens that wait through the last blocks."""
+        fields = request.fields
+        last = field_of(fields, "last", 1, _MOST_TOKENS)
+        session = self.sessions.begin(
+            fields["session"], request.client, self.engine.version, None, 0
+        )
+        try:
+            waiting = session.pages.waiting
+            if last > waiting:
+                raise GenerationRefused(
+                    "wrong",
+                    f"last is {last}, and {waiting} tokens of session {session.name} wait for the "
+                    f"last blocks; ask for those, or send the others again with {m.GEN_EXTEND}",
+                )
+            nothing = torch.empty(0, self.engine.geometry.activation_width)
+            answer = self.scheduler.submit(session, nothing, last, here=here)
+            return self._states(request, answer.result(), session.pages.length)
+        finally:
+            self.sessions.end(session)
+
+    def _states(self, request: Frame, states: torch.Tensor, position: int) -> Frame:
+        parts = pack("representation", states, self._down)
+        return Frame(m.GEN_STATES, request.client, request.seq, {"position": position}, parts)
+
+    def _check_leaves(self, block: int) -> None:
+        own = self.engine.leave_after
+        if block == own:
+            return
+        told = f"the device would leave after block {block}, and this server "
+        if own:
+            told += f"lets tokens leave after {own}; give the device --leave-after {own}"
+        else:
+            told += f"lets none leave; serve with --leave-after {block}, or write without it"
+        raise GenerationRefused("wrong", told)

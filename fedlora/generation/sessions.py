@@ -57,10 +57,17 @@ class Sessions:
         The most that they may hold.
     clock
         Seconds, as ``time.monotonic`` gives them.
+    new_row
+        Makes what keeps a row, given the tokens of a page.
     """
 
-    def __init__(self, bounds: CacheBounds, clock: Callable[[], float] = time.monotonic) -> None:
-        self.bounds = bounds
+    def __init__(
+        self,
+        bounds: CacheBounds,
+        clock: Callable[[], float] = time.monotonic,
+        new_row: Callable[[int], RowPages] = RowPages,
+    ) -> None:
+        self.bounds, self._new_row = bounds, new_row
         self._clock = clock
         self._lock = threading.Lock()
         self._open: dict[str, Session] = {}
@@ -95,14 +102,16 @@ class Sessions:
                     f"client {shown(client)} has {len(own)} sessions open, of "
                     f"{self.bounds.sessions_per_client}; close one",
                 )
-            pages = RowPages(self.bounds.page_tokens)
+            pages = self._new_row(self.bounds.page_tokens)
             session = Session(
                 secrets.token_hex(16), client, adapter, ranks, pages, asked_s=self._clock()
             )
             self._open[session.name] = session
             return session
 
-    def begin(self, name: str, client: str, adapter: str, position: int, new: int) -> Session:
+    def begin(
+        self, name: str, client: str, adapter: str, position: int | None, new: int
+    ) -> Session:
         """Return a client's session for a request, with room for its new tokens.
 
         Parameters
@@ -112,7 +121,7 @@ class Sessions:
         adapter
             The present adapter's version.
         position
-            Tokens that are kept of it; the rest is rolled back.
+            Tokens that are kept of it; the rest is rolled back. None keeps all.
         new
             Tokens to come.
 
@@ -141,6 +150,8 @@ class Sessions:
                 raise GenerationRefused(
                     "wrong", f"session {name} is asked twice at once; wait for the first answer"
                 )
+            if position is None:
+                position = session.pages.length
             if position > session.pages.length:
                 raise GenerationRefused(
                     "wrong",

@@ -135,7 +135,7 @@ class Usage:
                 own.refused += 1
             elif answer.kind == m.GEN_OPENED:
                 self._rows[answer.fields["session"]] = _Row(request.client, began_s)
-            elif answer.kind == m.GEN_STATES:
+            elif answer.kind == m.GEN_STATES and request.kind != m.GEN_REST:
                 self._extended(own, request, began_s)
 
     def forget(self, session: str) -> None:

@@ -49,6 +49,8 @@ request          holds                                           reply
 ===============  ==============================================  ================
 ``gen_open``     digests; adapter, if a certain one is meant     ``gen_opened``
 ``gen_extend``   session, position, tokens, last; activation e   ``gen_states``
+``gen_early``    the same, and block; activation e               ``gen_states``
+``gen_rest``     session, last                                   ``gen_states``
 ``gen_close``    session                                         ``gen_closed``
 ===============  ==============================================  ================
 
@@ -57,7 +59,9 @@ A device that asks over TLS shows first who it is: the server begins with ``gen_
 which client that key is of, and the adapter.
 
 ``gen_opened`` holds session, adapter and the most tokens of a row, ``gen_states`` the
-representations of the ``last`` tokens. Each may be ``gen_refused``, with a kind and a sentence.
+representations of the ``last`` tokens; of ``gen_early`` those after ``block`` blocks, where the new
+tokens then wait. ``gen_rest`` has all that wait pass the other blocks. Each may be ``gen_refused``,
+with a kind and a sentence.
 """
 
 from __future__ import annotations
@@ -94,6 +98,8 @@ GEN_OPEN: Final = "gen_open"
 GEN_OPENED: Final = "gen_opened"
 GEN_EXTEND: Final = "gen_extend"
 GEN_STATES: Final = "gen_states"
+GEN_EARLY: Final = "gen_early"
+GEN_REST: Final = "gen_rest"
 GEN_CLOSE: Final = "gen_close"
 GEN_CLOSED: Final = "gen_closed"
 GEN_REFUSED: Final = "gen_refused"

@@ -159,16 +159,21 @@ def test_more_clients_than_fit_are_refused_and_the_others_write_on(split):
 def hostile(rng: random.Random, session: str, width: int) -> Frame:
     """Return a request that is wrong in one way or more."""
     odd: list[Any] = [-1, 0, 1, 2, 3.5, True, None, "x", "", [], {}, 1 << 70, 10**9, session]
-    good = {"session": session, "position": 0, "tokens": 2, "last": 1}
+    good = {"session": session, "position": 0, "tokens": 2, "last": 1, "block": 1}
+    kinds = [m.GEN_EXTEND] * 6 + [m.GEN_EARLY] * 3 + [m.GEN_REST] * 3
+    kind = rng.choice([*kinds, m.GEN_OPEN, m.GEN_CLOSE, m.GEN_STATES, m.STEP, ""])
+    if kind == m.GEN_EXTEND:
+        del good["block"]
+    elif kind == m.GEN_REST:
+        good = {"session": session, "last": 1}
     fields = {k: v for k, v in good.items() if rng.random() > 0.1}
-    for name in rng.sample(sorted(good), rng.randint(0, 3)):
+    for name in rng.sample(sorted(good), rng.randint(0, min(3, len(good)))):
         fields[name] = rng.choice(odd)
     shape = rng.choice([(2, width), (1, width), (2, width + 1), (2,), (0, width), (2, 1, width)])
     value = rng.choice([0.0, float("nan"), float("inf"), -1e38])
     dtype = rng.choice([torch.float32, torch.float16, torch.int8, torch.int64])
     full = torch.full(shape, 0 if dtype in (torch.int8, torch.int64) else value).to(dtype)
     tensors = {rng.choice(["activation", "activation.int8", "x"]): full}
-    kind = rng.choice([m.GEN_EXTEND] * 6 + [m.GEN_OPEN, m.GEN_CLOSE, m.GEN_STATES, m.STEP, ""])
     client = rng.choice(["1", "1", "9", "0 ", ""])
     if rng.random() < 0.1:
         fields["more"] = 1

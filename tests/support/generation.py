@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from clients.edge_model import EdgeModel
 from clients.generation.ends import TextEnds
+from clients.generation.leaving import LeaveEarly
 from clients.generation.pace import DraftPace
 from clients.generation.remote_row import RemoteRow
 from clients.generation.writer import Writer
@@ -51,6 +52,7 @@ class Generation:
         *overrides: str,
         bounds: CacheBounds | None = None,
         chunk_tokens: int = 128,
+        leave_after: int = 0,
     ) -> None:
         if kind:
             tiny(kind, folder)
@@ -58,7 +60,7 @@ class Generation:
         settings += [f"lora.alpha={ALPHA}", *overrides]
         self.scenario = with_overrides(Scenario(), settings)
         self.folder, self.checkpoint = folder, Checkpoint(folder)
-        self.engine = GenerationEngine(self.checkpoint, self.scenario)
+        self.engine = GenerationEngine(self.checkpoint, self.scenario, leave_after=leave_after)
         self.adapter = random_adapter(self.engine, folder)
         self.engine.load(self.adapter)
         checkpoint = self.checkpoint
@@ -87,9 +89,13 @@ class Generation:
         terms: OwnerTerms | None = None,
         longest_draft: int = 0,
         ends: tuple[int, ...] = (),
+        leaving: LeaveEarly | None = None,
     ) -> Writer:
         """Return a client that writes."""
-        return Writer(self.text_ends(), self.row(client, terms), ends, DraftPace(longest_draft))
+        row = self.row(client, terms)
+        writer = Writer(self.text_ends(), row, ends, DraftPace(longest_draft))
+        writer.leaving = leaving
+        return writer
 
     def text_ends(self) -> TextEnds:
         """Return a client's two ends of the model."""

@@ -37,6 +37,7 @@ class ServeOptions:
     idle_s: float = 600.0
     prometheus_port: int = 0
     stats: Path | None = None
+    leave_after: int = 0
 
 
 def serve(
@@ -78,6 +79,14 @@ def serve(
     prometheus_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of loopback for Prometheus; 0: none.")
     ] = 0,
+    leave_after: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Let devices that ask for it take tokens after so many of the model's blocks "
+            "(default: none does).",
+        ),
+    ] = 0,
     stats: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="At the end, write bits, air time, energy, speed here."),
@@ -98,7 +107,7 @@ def serve(
     check_new_file(stats, "--stats", overwrite=overwrite)
     options = ServeOptions(
         *(model, certs, insecure, host, port, rank, cache_tokens, client_tokens, idle_s),
-        *(prometheus_port, stats),
+        *(prometheus_port, stats, leave_after),
     )
     serve_run(run_folder, options)
 
@@ -159,7 +168,9 @@ def opened(
 
     bounds = CacheBounds(options.cache_tokens, options.client_tokens, idle_s=options.idle_s)
     clients = None if known is None else {device.client for device in known.values()}
-    run = open_served(folder, options.model, options.rank, bounds, clients)
+    run = open_served(
+        folder, options.model, options.rank, bounds, clients, leave_after=options.leave_after
+    )
     scenario, server = run.scenario, run.server
     try:
         usage = Usage(scenario, server)

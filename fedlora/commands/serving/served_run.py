@@ -43,7 +43,13 @@ class ServedRun:
 
 
 def open_served(
-    folder: Path, model: str, rank: int | None, bounds: CacheBounds, known: Collection[str] | None
+    folder: Path,
+    model: str,
+    rank: int | None,
+    bounds: CacheBounds,
+    known: Collection[str] | None,
+    *,
+    leave_after: int = 0,
 ) -> ServedRun:
     """Load what a run's devices need of the server.
 
@@ -61,6 +67,8 @@ def open_served(
         How much sessions may hold.
     known
         Clients whose keys there are; None where nobody has one.
+    leave_after
+        See ``GenerationEngine``.
 
     Raises
     ------
@@ -83,7 +91,7 @@ def open_served(
     check_generates(checkpoint, scenario)
     check_conformity(checkpoint, language=True)
     torch.set_num_threads(scenario.compute.threads or torch.get_num_threads())
-    engine = GenerationEngine(checkpoint, scenario)
+    engine = GenerationEngine(checkpoint, scenario, leave_after=leave_after)
     engine.load(adapter)
     identity = Identity(
         PROTOCOL,
@@ -108,4 +116,5 @@ def open_served(
     )
     cut = engine.geometry.cut
     told = f"blocks {cut.start} to {cut.stop - 1} with adapter {engine.version[:12]}"
+    told += f", which tokens may leave after {leave_after}" if leave_after else ""
     return ServedRun(scenario, server, told)

@@ -21,7 +21,7 @@ TARGET = 0.995
 _CODECS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"name": "int8"},
     "rotated_8": {"name": "rotated", "bits": 8},
-    "rotated_6": {"name": "rotated", "bits": 6},
+    "rotated_8_group_16": {"name": "rotated", "bits": 8, "group": 16},
     "entropy_6": {"name": "entropy", "bits": 6},
 }
 _BEGUN = 8  # tokens of a person's text that the model goes on with
