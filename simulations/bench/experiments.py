@@ -95,6 +95,13 @@ def experiments(settings: Settings) -> list[Experiment]:
                 setting="few_bits",
             )
         )
+    for model in settings.leave_models:
+        found.append(
+            Experiment(
+                *("generate", model, generation.leave_early, generation.leave_ticks),
+                setting="leave_early",
+            )
+        )
     for model in settings.slow_link_models:
         found.append(
             Experiment(

@@ -44,6 +44,8 @@ class Settings:
     slow_link_models, slow_link_pairs, slow_link_texts, slow_link_tokens
         Which models write over a slow link with drafts and without, in how many pairs, of how many
         people's texts each, or of one text of so many tokens in which nothing repeats.
+    leave_models, leave_texts, leave_tokens
+        Which models' tokens leave early, in how many texts of how many tokens.
     exchange_bytes, exchanges, idle_streams
         Size and number of the timed exchanges, and number of the idle streams.
     """
@@ -81,6 +83,9 @@ class Settings:
     slow_link_pairs: int = 5
     slow_link_texts: int = 5
     slow_link_tokens: int = 100
+    leave_models: tuple[str, ...] = ("tinystories", "smollm2-instruct")
+    leave_texts: int = 4
+    leave_tokens: int = 32
     exchange_bytes: int = 1_000_000
     exchanges: int = 60
     idle_streams: int = 256
@@ -120,6 +125,9 @@ QUICK = Settings(
     slow_link_pairs=2,
     slow_link_texts=1,
     slow_link_tokens=6,
+    leave_models=("gpt2",),
+    leave_texts=1,
+    leave_tokens=3,
     exchanges=5,
     idle_streams=8,
 )

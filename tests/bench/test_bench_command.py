@@ -29,6 +29,7 @@ UNITS = {
     "streams",
     "imported",
     "tokens",
+    "blocks",
 }
 CODECS = ("int8", "rotated_8", "rotated_8_group_16", "entropy_6", "fp32")
 FEW_BITS = {
@@ -43,6 +44,11 @@ SLOW_LINK = {
     for milliseconds in (50, 0)
     for texts in ("people", "nothing_repeats")
     for measured in ("drafts_to_none", "tokens_an_exchange")
+}
+LEAVE_EARLY = {"after_blocks"} | {
+    f"at_{at}.{measured}"
+    for at in ("0.3", "0.5", "0.7", "0.9", "0.99")
+    for measured in ("to_all_blocks", "tokens_a_second", "left_early", "agreement")
 }
 CONTEST = {"split", "unsplit", "split_to_unsplit", "loss_difference"}
 TEXT = {"split", "padded", "sorted", "split_to_padded", "split_to_sorted", "loss_difference"}
@@ -78,6 +84,7 @@ OTHERS = (
         "stream.idle.server_per_stream",
     }
     | {f"generate.gpt2.few_bits.{name}" for name in FEW_BITS}
+    | {f"generate.gpt2.leave_early.{name}" for name in LEAVE_EARLY}
     | {f"generate.gpt2.slow_link.{name}" for name in SLOW_LINK}
     | {
         f"generate.gpt2.in_process.default_malloc.{measured}"

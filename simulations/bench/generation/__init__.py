@@ -1,6 +1,7 @@
-"""Generation: tokens a second, what drafts bring, and what few bits and a slow link change."""
+"""Generation: tokens a second, what drafts bring, and what few bits and leaving early change."""
 
 from simulations.bench.generation.agreement import agreement, ticks as agreement_ticks
+from simulations.bench.generation.leave import leave_early, ticks as leave_ticks
 from simulations.bench.generation.slow_link import slow_link, ticks as slow_link_ticks
 from simulations.bench.generation.speed import generate_in_process, ticks
 
@@ -8,6 +9,8 @@ __all__ = [
     "agreement",
     "agreement_ticks",
     "generate_in_process",
+    "leave_early",
+    "leave_ticks",
     "slow_link",
     "slow_link_ticks",
     "ticks",

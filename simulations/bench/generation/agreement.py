@@ -14,7 +14,7 @@ from fedlora.link import Codec, create_codec, pack, unpack
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
 from simulations.bench.generation.bed import Bed
-from simulations.bench.generation.drafts import people_texts
+from simulations.bench.generation.drafts import BEGUN, people_or_chance
 from simulations.bench.settings import Settings
 
 TARGET = 0.995
@@ -24,7 +24,6 @@ _CODECS: Mapping[str, Mapping[str, Any]] = {
     "rotated_8_group_16": {"name": "rotated", "bits": 8, "group": 16},
     "entropy_6": {"name": "entropy", "bits": 6},
 }
-_BEGUN = 8  # tokens of a person's text that the model goes on with
 
 
 def agreement(context: Context, model: str, tick: Tick) -> list[Figure]:
@@ -116,14 +115,10 @@ def _states(bed: Bed, embedded: Sequence[torch.Tensor], first: int) -> list[torc
 
 def _texts(bed: Bed, settings: Settings) -> dict[str, _Texts]:
     """Return people's texts and the model's own."""
-    count, vocabulary = settings.agreement_texts, bed.checkpoint.size("vocab_size")
-    if settings.tiny:
-        generator = torch.Generator().manual_seed(0)
-        people = torch.randint(3, vocabulary, (count, 12), generator=generator).tolist()
-    else:
-        people = [written for _, written in people_texts(bed.folder, count)]
-    own = _written(bed, [ids[:_BEGUN] for ids in people], settings.agreement_tokens)
-    return {"own": _Texts(own, _BEGUN - 1), "people": _Texts(people, 0)}
+    people = people_or_chance(bed, settings.agreement_texts, tiny=settings.tiny)
+    begun = [ids[:BEGUN] for ids in people]
+    own = _written(bed, begun, settings.agreement_tokens)
+    return {"own": _Texts(own, BEGUN - 1), "people": _Texts(people, 0)}
 
 
 @torch.inference_mode()

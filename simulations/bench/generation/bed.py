@@ -26,9 +26,11 @@ class Bed:
         Scenario path of the model.
     server_norm
         Whether the final norm is the server's, as ``model.server_norm`` says.
+    leave_after
+        See ``GenerationEngine``.
     """
 
-    def __init__(self, path: str, *, server_norm: bool = False) -> None:
+    def __init__(self, path: str, *, server_norm: bool = False, leave_after: int = 0) -> None:
         self.folder = model_folder(path)
         self.scenario = Scenario(
             model=ModelConfig(path=str(self.folder), server_norm=server_norm),
@@ -36,7 +38,7 @@ class Bed:
             lora=LoraConfig(r_max=R_MAX, alpha=16.0),
         )
         self.checkpoint = checkpoint = Checkpoint(self.folder)
-        self.engine = GenerationEngine(checkpoint, self.scenario)
+        self.engine = GenerationEngine(checkpoint, self.scenario, leave_after=leave_after)
         geometry = self.engine.geometry
         self._model = EdgeModel(
             Front(checkpoint, geometry.cut, torch.float32),

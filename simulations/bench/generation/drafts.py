@@ -6,11 +6,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from clients.generation.drafts import DraftHistory, Drafts
 from fedlora.errors import FedloraError
 from fedlora.split import resolve_path
 from fedlora.tasks import load_tokenizer
 from simulations.bench.figures import Figure
+from simulations.bench.generation.bed import Bed
 
 _DATA = "$FEDLORA_SHARED/data/e2e/train.txt"
 TOKENIZERS = {
@@ -19,6 +22,8 @@ TOKENIZERS = {
 }
 """Folder of each tokenizer, and the tokens an exchange that are to be reached."""
 _SEPARATOR = "||"
+BEGUN = 8
+"""Tokens of a person's text with which a model goes on."""
 _EARLIER, _WRITTEN, LONGEST = 200, 300, 8
 
 
@@ -51,6 +56,16 @@ def tokens_an_exchange(model: str) -> list[Figure]:
         Figure("tokens_an_exchange_prompt_only", alone, "tokens"),
         Figure("tokens_an_exchange", known, "tokens", target),
     ]
+
+
+def people_or_chance(bed: Bed, count: int, *, tiny: bool) -> list[list[int]]:
+    """Return so many people's texts in a model's tokens, or of random tokens for a tiny model."""
+    if not tiny:
+        return [written for _, written in people_texts(bed.folder, count)]
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = bed.checkpoint.size("vocab_size")
+    found: list[list[int]] = torch.randint(3, vocabulary, (count, 12), generator=generator).tolist()
+    return found
 
 
 def people_texts(folder: Path, count: int) -> list[tuple[list[int], list[int]]]:
