@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,8 +80,27 @@ class FusedLora:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map the input (..., d_in) to the output (..., d_out)."""
         A, B = self.projection.A, self.projection.B
-        y: torch.Tensor = _Fused.apply(x.reshape(-1, x.shape[-1]), A, B, self)  # type: ignore[no-untyped-call]
+        rows = x.reshape(-1, x.shape[-1])
+        y: torch.Tensor
+        if torch.is_grad_enabled():
+            y = _Fused.apply(rows, A, B, self)  # type: ignore[no-untyped-call]
+        else:  # a step of autograd costs as much as a small product
+            y, _, _ = self.product(rows, A, B)
         return y.view(*x.shape[:-1], -1)
+
+    def product(
+        self, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the output, (tokens, d_out), the components of the input, and their mask."""
+        mask = self.masks.mask(self.index, x.dtype, x.device)
+        y, h = self.base(x), self.shrink(x, A, mask)
+        y.addmm_(h, B.T, alpha=self.scale)
+        return y, h, mask
+
+    @cached_property
+    def layer(self) -> Any:
+        """The frozen layer."""
+        return self.projection.module.get_base_layer()
 
     @property
     def scale(self) -> float:
@@ -90,20 +110,20 @@ class FusedLora:
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         """Return the frozen layer's product, (tokens, d_out)."""
-        layer: Any = self.projection.module.get_base_layer()
+        layer = self.layer
         if isinstance(layer, Conv1D):
             return torch.addmm(layer.bias, x, layer.weight)
         return nn.functional.linear(x, layer.weight, layer.bias)
 
     def base_gradient(self, g: torch.Tensor) -> torch.Tensor:
         """Return the gradient at the frozen layer's input, (tokens, d_in)."""
-        layer: Any = self.projection.module.get_base_layer()
+        layer = self.layer
         weight: torch.Tensor = layer.weight
         return g @ (weight.T if isinstance(layer, Conv1D) else weight)
 
-    def shrink(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def shrink(self, x: torch.Tensor, A: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the components of the input, (tokens, r_max)."""
-        h = x @ self.projection.A.T
+        h = x @ A.T
         return h if mask is None else h * mask
 
     def factor_gradient(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
@@ -117,9 +137,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, lora: FusedLora
     ) -> torch.Tensor:
-        mask = lora.masks.mask(lora.index, x.dtype, x.device)
-        y, h = lora.base(x), lora.shrink(x, mask)
-        y.addmm_(h, B.T, alpha=lora.scale)
+        y, h, mask = lora.product(x, A, B)
         ctx.save_for_backward(x, A, B, h)
         ctx.lora, ctx.mask = lora, mask
         return y
@@ -130,7 +148,7 @@ class _Fused(torch.autograd.Function):
         x, A, B, h = ctx.saved_tensors
         lora, mask = ctx.lora, ctx.mask
         if torch.is_grad_enabled():  # to be differentiated again: h is a function of x and A
-            h = lora.shrink(x, mask)
+            h = lora.shrink(x, A, mask)
         u = g @ B * lora.scale
         u = u if mask is None else u * mask
         dx = None
