@@ -22,11 +22,14 @@ class ForecastConfig:
         Numbers at each time step; of complex series real and imaginary parts.
     patch
         Time steps that make one place of the sequence that the model sees; divides ``history``.
+        With ``delay``: delays that do; divides ``features / 2``.
     stride
         Time steps from one sample of a record to the next; 0: history + horizon.
     front
         What makes vectors of the places: one ``linear`` map, or for ``channel`` responses over
-        subcarriers two convolutional branches, over frequency and over delay.
+        subcarriers two convolutional branches, over frequency and over delay. With ``delay`` places
+        are delays with all their history, whose weights are common to all, and the head weighs
+        what ``base`` predicts of each.
     normalise
         By which statistics of its own history a sample is normalised, which stay on the client:
         each ``feature`` by its own, all features of a ``sample`` by common ones, by its ``power``
@@ -53,7 +56,7 @@ class ForecastConfig:
     features: int = within(1, 1, 1 << 20)
     patch: int = within(4, 1, 1 << 20)
     stride: int = within(0, 1, 1 << 20, zero="history + horizon")
-    front: Literal["linear", "channel"] = "linear"
+    front: Literal["linear", "channel", "delay"] = "linear"
     normalise: Literal["feature", "sample", "power", "none"] = "feature"
     width: int = within(0, 1, 1 << 16, zero="the model's")
     channels: int = within(12, 1, 1024)
@@ -66,16 +69,27 @@ class ForecastConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "task.forecast.")
         require(
-            self.history % self.patch == 0,
+            self.front == "delay" or self.history % self.patch == 0,
             f"task.forecast.patch is {self.patch}, which does not divide task.forecast.history "
             f"{self.history}; set one that does",
         )
         require(
-            self.front != "channel" or self.features % 2 == 0,
-            f"task.forecast.front is channel, which takes real and imaginary parts, and "
+            self.front == "linear" or self.features % 2 == 0,
+            f"task.forecast.front is {self.front}, which takes real and imaginary parts, and "
             f"task.forecast.features is {self.features}; set an even number, or front to linear",
         )
-
+        if self.front == "delay":
+            delays = self.features // 2
+            require(
+                delays % self.patch == 0,
+                f"task.forecast.patch is {self.patch}, which does not divide the {delays} delays "
+                f"of task.forecast.features {self.features}; set one that does",
+            )
+            require(
+                self.base == "pad",
+                f"task.forecast.front is delay, whose head weighs recurrences, and "
+                f"task.forecast.base is {self.base}; set base to pad, or front to channel",
+            )
         require(
             self.base != "pad" or self.features % 2 == 0,
             f"task.forecast.base is pad, which takes real and imaginary parts, and "
@@ -101,4 +115,5 @@ class ForecastConfig:
     @property
     def places(self) -> int:
         """Places of the sequence that the model sees."""
-        return self.history // self.patch
+        numbers = self.features // 2 if self.front == "delay" else self.history
+        return numbers // self.patch

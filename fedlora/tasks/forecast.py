@@ -16,6 +16,7 @@ from fedlora.config import DataConfig, Scenario
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.columns import Record
+from fedlora.tasks.delay_modules import DelayFront, DelayHead
 from fedlora.tasks.errors import ErrorCounts
 from fedlora.tasks.forecast_modules import ChannelFront, ForecastHead, LinearFront, seeded
 from fedlora.tasks.series import VALUES, load_series
@@ -75,7 +76,7 @@ class Forecast(Task):
         """See ``Task``; in fp32, as it may train."""
         del checkpoint, dtype
         config = self.config.forecast
-        made = {"linear": LinearFront, "channel": ChannelFront}[config.front]
+        made = {"linear": LinearFront, "channel": ChannelFront, "delay": DelayFront}[config.front]
         return seeded(lambda: made(config, width), seed)
 
     def embed(self, front: nn.Module, samples: Sequence[Sample]) -> torch.Tensor:
@@ -86,7 +87,9 @@ class Forecast(Task):
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; in fp32, since it trains."""
         del checkpoint, dtype
-        return seeded(lambda: ForecastHead(self.config.forecast, width), seed + 1)
+        config = self.config.forecast
+        made = DelayHead if config.front == "delay" else ForecastHead
+        return seeded(lambda: made(config, width), seed + 1)
 
     def loss(
         self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool

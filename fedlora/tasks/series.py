@@ -201,10 +201,11 @@ def _check_parts(scenario: Scenario, array: NDArray[Any], axes: Sequence[str], p
     """Refuse real and imaginary parts that do not come one after the other, as a front needs it."""
     sizes = [size for size, axis in zip(array.shape, axes, strict=True) if axis == "feature"]
     paired = len(sizes) < 2 or np.iscomplexobj(array) or sizes[0] == 2
-    if scenario.task.forecast.front == "channel" and not paired:
+    front = scenario.task.forecast.front
+    if front != "linear" and not paired:
         raise FedloraError(
             f"{path} has feature axes of {' and '.join(map(str, sizes))}, and task.forecast.front "
-            "is channel, which takes all real parts, then all imaginary parts; put the axis of 2 "
+            f"is {front}, which takes all real parts, then all imaginary parts; put the axis of 2 "
             "parts first, or write complex numbers"
         )
 

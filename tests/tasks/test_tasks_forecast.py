@@ -22,7 +22,8 @@ from fedlora.config.forecast import ForecastConfig
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.tasks import task_class
-from fedlora.tasks.forecast_modules import ForecastHead, Lift
+from fedlora.tasks.forecast_modules import ForecastHead
+from fedlora.tasks.lift import Lift
 
 FEATURES, STEPS = 4, 10
 SHORT = ["task.forecast.history=6", "task.forecast.horizon=3", "task.forecast.patch=2"]
