@@ -137,6 +137,9 @@ class TrainConfig:
     embedding
         Whether each client also trains its token embedding, or what its task has in place of it
         (costs a second exchange a step).
+    overlap
+        Whether the server goes over one half of a step's clients while the other half computes and
+        sends. What is learnt is the same up to the order in which gradients are added.
     """
 
     rounds: int = within(5, 1, 999_999)
@@ -150,6 +153,7 @@ class TrainConfig:
     clip_norm: float = within(0.0, 1e-12, 1e12, zero="no clipping")
     accumulate: int = within(1, 1, 10**6)
     embedding: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")

@@ -92,6 +92,11 @@ class Scenario:
         self._check_ends()
         taking_part = self.federation.clients_per_round or self.federation.clients
         require(
+            not self.train.overlap or taking_part > 1,
+            f"train.overlap is true with {taking_part} client a round, and two halves of them "
+            "overlap; set it to false, or let more clients take part",
+        )
+        require(
             not self.robust.enabled or taking_part > 2 * self.robust.hostile,
             f"robust.hostile is {self.robust.hostile} with {taking_part} clients a round; a robust "
             f"average needs at least {2 * self.robust.hostile + 1}, so add clients, or set "

@@ -34,6 +34,7 @@ _NEW: Final = {
     "data": ("values", "group", "axes", "segment"),
     "task": ("forecast",),
     "front": ("share",),
+    "train": ("overlap",),
     "link": ("end_weight", "end_gradient", "end_weight_bits", "end_gradient_bits"),
 }
 
@@ -110,8 +111,8 @@ def scenario_from_table(table: Mapping[str, Any], folder: Path) -> Scenario:
 def scenario_to_toml(scenario: Scenario) -> str:
     """Write a scenario, as ``scenario_from_toml`` reads it back.
 
-    Every key is there, but for those of forecasts and fronts where they say nothing: a device of a
-    release that does not know them still takes part in a task of texts.
+    Every key is there, but for some of later releases where they say nothing: a device of a release
+    that does not know them still takes part in a task of texts.
     """
     scalars, tables = [], []
     for item in fields(scenario):

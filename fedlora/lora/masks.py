@@ -25,11 +25,16 @@ class RankMasks:
         Adapted projections, in order.
     r_max
         Number of components of each.
+
+    Attributes
+    ----------
+    present
+        The masks of the present batch; those of another are put in their place as they were.
     """
 
     def __init__(self, projections: Sequence[LoraProjection], r_max: int) -> None:
         self.r_max = r_max
-        self._masks: list[torch.Tensor | None] = [None] * len(projections)
+        self.present: Sequence[torch.Tensor | None] = [None] * len(projections)
         for index, projection in enumerate(projections):
             A: nn.Module = projection.module.lora_A[ADAPTER]
             A.register_forward_hook(partial(self._apply, index))
@@ -50,14 +55,14 @@ class RankMasks:
         """
         table = torch.tensor(ranks, device=device)
         repeats = torch.tensor(places, device=device)
-        for index in range(len(self._masks)):
-            r = table[:, index]
-            # A projection that everybody trains whole needs no mask and no multiplication.
-            self._masks[index] = None if bool((r == self.r_max).all()) else self._prefix(r, repeats)
+        # A projection that everybody trains whole needs no mask and no multiplication.
+        self.present = [
+            None if bool((r == self.r_max).all()) else self._prefix(r, repeats) for r in table.T
+        ]
 
     def mask(self, index: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         """Return a projection's mask, (tokens, r_max), or None where nothing is masked."""
-        mask = self._masks[index]
+        mask = self.present[index]
         return None if mask is None else mask.to(device, dtype)
 
     def _prefix(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:

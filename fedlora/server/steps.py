@@ -7,7 +7,6 @@ and the adapters take one step. Stragglers are taken in again with the batch tha
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 import math
@@ -24,14 +23,13 @@ from fedlora.errors import FedloraError, NoClientsLeft, ProtocolError
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.link.requests import Batch, Embedding, Step
 from fedlora.lora.adamw import clip_global_norm
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
-from fedlora.server.exchange import head_space
 from fedlora.server.exchange.answers import Answer, Answers, check_gradient
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
+from fedlora.server.exchange.overlap import StepExchange
 from fedlora.server.exchange.spending import Spending
-from fedlora.server.exchange.spoiled import SoundSteps
 from fedlora.server.exchange.uploads import Activation, read_named
 
 log = logging.getLogger("fedlora.server")
@@ -110,11 +108,10 @@ class StepLoop:
         self.spending = Spending(scenario)
         link = scenario.link
         self._batches = batches
-        self._down = create_codec(**link.codec("representation"))
         self._back = create_codec(**link.codec("gradient"))
         self._ends = create_codec(**link.codec("end_gradient"))
         self._answers = Answers(scenario, engine, cohort, self.spending)
-        self._sound = SoundSteps(engine, cohort)
+        self._exchange = StepExchange(scenario, engine, cohort, batches, self._answers)
         self._front: SharedHead | None = None
 
     def run(
@@ -171,13 +168,10 @@ class StepLoop:
                 wanted = self._answers.wants_gradients(head, train=train)
                 request = Step(step, update, wanted, next=more and not config.embedding)
                 exchange = step * config.accumulate + part
-                replies, z = self._exchange(batch, ranks, exchange, request, head, train=train)
-                gradients = self._answers.read(replies, z, head, batch, train=train)
-                if not gradients:
+                done = self._exchange.run(batch, ranks, exchange, request, head, train=train)
+                if not done.answers:
                     raise self._deserted(step)
-                noise = self._answers.probe(exchange, gradients, z, head)
-                upstream = self._backward(gradients, batch, noise) if train else None
-                gradients = {c: own for c, own in gradients.items() if c in self.cohort}
+                gradients = {c: own for c, own in done.answers.items() if c in self.cohort}
                 for client, own in gradients.items():
                     if head is not None:
                         head.add(client, own.head, own.weight)
@@ -189,9 +183,10 @@ class StepLoop:
                     tally.lengths.setdefault(client, []).extend(lengths)
                 if update:
                     tally.missed.update(c for c in clients if c not in gradients)
-                tokens += sum(sum(batch[client].lengths) for client in z)
+                tokens += done.tokens
+                replies: Mapping[str, Frame] = done.replies
                 if config.embedding:
-                    replies = self._embeddings(upstream, batch, request, exchange, more=more)
+                    replies = self._embeddings(done.upstream, batch, request, exchange, more=more)
                     self._add_fronts(replies, gradients)
                 if update:
                     self._update(step, head, train=train)
@@ -206,57 +201,6 @@ class StepLoop:
         """Read the next batch of who is left; ask for it where it waits for a common front."""
         left = {client: reply for client, reply in replies.items() if client in self.cohort}
         return self._activations(left if self._front is None else self._first_batches(left))
-
-    def _exchange(
-        self,
-        batch: Mapping[str, Activation],
-        ranks: Ranks,
-        exchange: int,
-        step: Step,
-        head: SharedHead | None,
-        *,
-        train: bool,
-    ) -> tuple[dict[str, Frame], dict[str, torch.Tensor]]:
-        """Forward, send every client its representation, and collect the answers."""
-        rows = [ClientRows(a.packed, a.lengths, ranks[c], c) for c, a in batch.items()]
-        whole = self._sound.forward(rows, train=train, exchange=exchange)
-        z = {client: batch[client].down(part) for client, part in whole.items()}
-        down, shared = z, head.tensors() if head else {}
-        if head is not None and self.scenario.link.r_cut:
-            weight = head.linear_weight()
-            down, shared = {c: head_space.coordinates(part, weight) for c, part in z.items()}, {}
-        requests = {
-            client: dataclasses.replace(
-                step,
-                rank=self._told(ranks[client]),
-                **self._batches.fields(client),
-                representation=pack("representation", part, self._down),
-                head=shared,
-            )
-            for client, part in down.items()
-        }
-        return self.cohort.exchange(requests), z
-
-    def _told(self, ranks: Sequence[int]) -> float | None:
-        """Return the mean rank where clients spread their privacy budget by it."""
-        if self.scenario.privacy.spread == "even":
-            return None
-        return sum(ranks) / len(ranks)
-
-    def _backward(
-        self,
-        gradients: Mapping[str, Answer],
-        batch: Mapping[str, Activation],
-        noise: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor] | None:
-        return self._sound.backward(
-            {
-                client: None if own.gradient is None else batch[client].up(own.gradient)
-                for client, own in gradients.items()
-            },
-            {client: own.weight for client, own in gradients.items()},
-            noise,
-        )
 
     def _embeddings(
         self,

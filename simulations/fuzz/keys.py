@@ -222,6 +222,7 @@ def draw_training(d: Drawing) -> None:
     d.some(0.25, "train.clip_norm", 1.0, 0.01, 1e-9, wild=[1e9, -1.0])
     d.some(0.25, "train.accumulate", 2, 3, wild=[0])
     d.some(0.15, "train.embedding", True)
+    d.some(0.2, "train.overlap", True)
     d.some(0.6, "head.share", "personal", "round", "step", "step", wild=["always"])
     d.some(0.15, "head.train", "yes", "no", "auto")
 

@@ -55,6 +55,26 @@ class ClientRows:
     client: str = ""
 
 
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch that has gone forward and waits for its gradients.
+
+    Attributes
+    ----------
+    rows
+        What the clients uploaded.
+    masks
+        Their rank masks, which recomputation in backward needs again.
+    input, output
+        Of the blocks; the output holds the graph.
+    """
+
+    rows: Sequence[ClientRows]
+    masks: Sequence[torch.Tensor | None]
+    input: torch.Tensor
+    output: torch.Tensor
+
+
 class SplitEngine:
     """Frozen blocks with LoRA; one batch forward, and one backward.
 
@@ -142,7 +162,7 @@ class SplitEngine:
         packed = torch.cat([r.activation for r in rows]).to(self.device, self.dtype)
         lengths = [length for r in rows for length in r.lengths]
         packed.requires_grad_(train and self.scenario.train.embedding)
-        places = self.blocks.places([r.lengths for r in rows])
+        places = self._places(rows)
         self.masks.set([r.ranks for r in rows], places, self.device)
         set_adapter_dropout(self.projections, train)
         drops = train and self.scenario.lora.dropout > 0
@@ -154,9 +174,31 @@ class SplitEngine:
                 output = pool_packed(output, lengths, self.pool)
         if train:
             self._rows, self._input, self._output = rows, packed, output
-            self.update.begin_batch([r.client for r in rows], places, [r.ranks for r in rows])
+            self._begin()
         sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
         return list(torch.split(output.detach().float(), sizes))
+
+    def set_aside(self) -> OpenBatch:
+        """Give away the batch that went forward for training, so that another can."""
+        assert self._output is not None and self._input is not None
+        batch = OpenBatch(self._rows, self.masks.present, self._input, self._output)
+        self._output = None
+        return batch
+
+    def take_up(self, batch: OpenBatch) -> None:
+        """Let ``backward`` go over a batch that was set aside."""
+        self._rows, self._input, self._output = batch.rows, batch.input, batch.output
+        self.masks.present = batch.masks
+        self._begin()
+
+    def _begin(self) -> None:
+        rows = self._rows
+        self.update.begin_batch(
+            [r.client for r in rows], self._places(rows), [r.ranks for r in rows]
+        )
+
+    def _places(self, rows: Sequence[ClientRows]) -> Sequence[int]:
+        return self.blocks.places([r.lengths for r in rows])
 
     def backward(
         self,

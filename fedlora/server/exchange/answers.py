@@ -198,6 +198,11 @@ class Answers:
             )
         return (cut if train else None), own
 
+    def probes(self, exchange: int) -> bool:
+        """Tell whether ``probe`` draws noise for this exchange."""
+        every = self.scenario.privacy.probe_every
+        return self._mechanism is not None and every > 0 and exchange % every == 0
+
     def probe(
         self,
         exchange: int,
@@ -206,8 +211,8 @@ class Answers:
         head: SharedHead | None,
     ) -> dict[str, torch.Tensor]:
         """Draw noise like that in the gradients, by client, where this exchange is probed."""
-        every, mechanism = self.scenario.privacy.probe_every, self._mechanism
-        if mechanism is None or not every or exchange % every:
+        mechanism = self._mechanism
+        if mechanism is None or not self.probes(exchange):
             return {}
         weight = head.linear_weight() if head is not None else None
         generator = torch.Generator().manual_seed(self.scenario.seed << 32 | exchange)

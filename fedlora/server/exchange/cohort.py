@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
@@ -33,6 +34,22 @@ _LOOK, _LOOK_S = 0.1, 0.0005  # between two looks, of the time so far and in sec
 
 class OutOfPatience(ClientLate):
     """A device was not waited for until the deadline, as the others had waited for it before."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests whose answers are not collected yet.
+
+    Attributes
+    ----------
+    clients
+        Who was sent one, in the cohort's order.
+    sent_s
+        When the first was sent, by the monotonic clock.
+    """
+
+    clients: Sequence[str]
+    sent_s: float
 
 
 class Cohort:
@@ -181,12 +198,37 @@ class Cohort:
             wrongly is dropped and missing here; one that is late is missing. Where all are late the
             exchange waits on, until one has answered or all have missed too many deadlines.
         """
-        # An answer may come before the last request is sent.
-        sent_s = min(time.monotonic(), since_s)
-        asked = [c for c in self.clients if c in requests and self._send(c, requests[c])]
+        asked = self.send(requests)
         idle = sum(1 for c in waiting if c in self and c not in requests)
-        replies = self._collect(asked, idle=idle, sent_s=sent_s)
-        while not (replies or idle) and (late := [c for c in asked if c in self.late]):
+        began_s = min(asked.sent_s, since_s)
+        replies = self._collect(asked.clients, idle=idle, sent_s=began_s)
+        return replies if replies or idle else self.one_of(asked.clients)
+
+    def send(self, requests: Mapping[str, Message]) -> Asked:
+        """Send each client its request; ``collect`` then waits for the answers."""
+        sent_s = time.monotonic()  # an answer may come before the last request is sent
+        return Asked(
+            [c for c in self.clients if c in requests and self._send(c, requests[c])], sent_s
+        )
+
+    def collect(self, asked: Asked, beside: Sequence[Asked] = ()) -> dict[str, Frame]:
+        """Collect the answers to what was sent; who is late is missing, see ``exchange``.
+
+        Parameters
+        ----------
+        asked
+            What was sent.
+        beside
+            What else of the same step was: how long one is waited for depends on when most of all
+            have answered.
+        """
+        there = [client for client in asked.clients if client in self]
+        return self._collect(there, sent_s=asked.sent_s, beside=beside)
+
+    def one_of(self, clients: Iterable[str]) -> dict[str, Frame]:
+        """Wait until one of those who are late has answered, or all have missed too much."""
+        replies: dict[str, Frame] = {}
+        while not replies and (late := [c for c in clients if c in self.late]):
             replies = self._collect(late)
         return replies
 
@@ -199,9 +241,7 @@ class Cohort:
             Whether to wait until one has answered or all have missed too many deadlines.
         """
         replies = self._collect(list(self.late), due=False)
-        while wait and not replies and self.late:
-            replies = self._collect(list(self.late))
-        return replies
+        return self.one_of(list(self.late)) if wait and not replies else replies
 
     def _collect(
         self,
@@ -210,20 +250,25 @@ class Cohort:
         due: bool = True,
         idle: int = 0,
         sent_s: float = math.inf,
+        beside: Sequence[Asked] = (),
     ) -> dict[str, Frame]:
         """Wait for the answers of several clients, or only look whether they are there."""
         now = time.monotonic()
-        began, deadline = min(now, sent_s), now + (self.timeout_s if due else 0.0)
+        asked_s, deadline = min(now, sent_s), now + (self.timeout_s if due else 0.0)
+        # Beside others, the server has worked meanwhile, and nobody has waited for these.
+        began = now if beside else asked_s
         if not (self.deployed and due):
             replies = {c: self._receive(c, deadline, due=due) for c in clients}
             return {client: reply for client, reply in replies.items() if reply is not None}
-        links = {client: self._members[client].link for client in clients}
+        since = dict.fromkeys(clients, asked_s)
+        since |= {c: other.sent_s for other in beside for c in other.clients if c in self}
+        links = {client: self._members[client].link for client in since}
 
         def majority_s() -> float | None:
             return self.patience.majority_s(answered(), links, began, idle)
 
         def answered() -> dict[str, float]:
-            return {c: link.answered_s for c, link in links.items() if link.answered_s >= began}
+            return {c: link.answered_s for c, link in links.items() if link.answered_s >= since[c]}
 
         found = {}
         for client in clients:
@@ -231,7 +276,7 @@ class Cohort:
             reply = self._receive(client, deadline, due=True, wait=wait)
             if reply is not None:
                 found[client] = reply
-        self.patience.count(answered(), links, majority_s())
+        self.patience.count(answered(), clients, majority_s())
         return found
 
     def _wait(

@@ -8,16 +8,17 @@ import torch
 
 from fedlora.errors import ProtocolError
 from fedlora.server.compute.adapter_update import MOST_NORM
-from fedlora.server.compute.engine import ClientRows, SplitEngine, SpoiledError
+from fedlora.server.compute.engine import ClientRows, OpenBatch, SplitEngine, SpoiledError
 from fedlora.server.exchange.cohort import Cohort
 
 REASON = "its figures lead beyond what floats hold, and would have spoilt the step for all"
 
 
-class SoundSteps:
-    """Runs forward and backward, and drops who makes either of them overflow.
+class SoundStep:
+    """Runs one batch forward and backward, and drops who makes either of them overflow.
 
-    The others are asked nothing again: their rows and gradients are still there.
+    The others are asked nothing again: their rows and gradients are still there. Other batches may
+    go forward or backward in between.
 
     Parameters
     ----------
@@ -32,6 +33,7 @@ class SoundSteps:
         self._cohort = cohort
         self._rows: list[ClientRows] = []
         self._exchange = 0
+        self._open: OpenBatch | None = None
 
     def forward(
         self, rows: Sequence[ClientRows], *, train: bool, exchange: int
@@ -44,6 +46,7 @@ class SoundSteps:
                 [] if _finite(parts) else [p for p in range(len(parts)) if not _finite([parts[p]])]
             )
             if not spoilt:
+                self._open = self._engine.set_aside() if train else None
                 return {row.client: part for row, part in zip(self._rows, parts, strict=True)}
             self._drop([self._rows[place].client for place in spoilt])
         return {}
@@ -66,6 +69,9 @@ class SoundSteps:
         ProtocolError
             When no single client can be named.
         """
+        assert self._open is not None
+        self._engine.take_up(self._open)
+        self._open = None
         try:
             return self._backward(gradients, weights, noise)
         except SpoiledError:
