@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from simulations.bench import edge, generation, robust, scale, text
+from simulations.bench import edge, generation, overlap, robust, scale, text
 from simulations.bench.bits import measure as bits
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
@@ -29,7 +29,8 @@ class Experiment:
     Attributes
     ----------
     kind
-        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``robust``, ``generate`` or ``stream``.
+        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``overlap``, ``robust``, ``generate`` or
+        ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -79,6 +80,8 @@ def experiments(settings: Settings) -> list[Experiment]:
     found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
     for model in settings.scale_models:
         found.append(Experiment("scale", model, scale.many_clients, scale.ticks))
+    for model in settings.overlap_models:
+        found.append(Experiment("overlap", model, overlap.overlapped, overlap.ticks))
     for model in settings.robust_models:
         found.append(Experiment("robust", model, robust.robust_averages, robust.ticks))
     for model in settings.generate_models:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clients.edge_client import EdgeClient
 from fedlora.config import Scenario, with_overrides
 from fedlora.report import RoundRecord
 from simulations.bench.contest import SPLIT, Contest
@@ -16,7 +17,7 @@ from simulations.bench.figures import Figure
 from simulations.bench.settings import Settings
 from simulations.bench.speed import contest_steps
 from simulations.bench.workload import Load, Workload
-from simulations.in_process import connect
+from simulations.in_process import Handler, connect
 
 AVERAGES: Mapping[str, list[str]] = {
     "median": ["robust.average=median"],
@@ -33,12 +34,19 @@ class OtherRun:
     ----------
     scenario
         What it does. Its last step is never asked for.
+    workers, wrap
+        As for ``Federation``.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        workers: int = 0,
+        wrap: Callable[[EdgeClient], Handler] = lambda client: client.handle,
+    ) -> None:
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
         self._loss = 0.0
-        training = connect(scenario, self).training
+        training = connect(scenario, self, workers, wrap).training
         threading.Thread(target=self._run, args=(training.run,), daemon=True).start()
 
     def _run(self, run: Any) -> None:

@@ -32,6 +32,8 @@ class Settings:
         Size of a client's batch in the experiments on memory.
     scale_clients, scale_rows, scale_length, scale_hosts
         Size of a step with many clients, and processes that host them.
+    overlap_models, overlap_clients
+        Which models are measured in halves of so many clients.
     robust_models, robust_clients
         Which models are measured with robust averages, with how many clients.
     generate_models
@@ -70,6 +72,8 @@ class Settings:
     scale_rows: int = 4
     scale_length: int = 32
     scale_hosts: int = 2
+    overlap_models: tuple[str, ...] = ("tinystories",)
+    overlap_clients: int = 8
     robust_models: tuple[str, ...] = ("minilm", "decoder")
     robust_clients: int = 8
     generate_models: tuple[str, ...] = ("gpt2", "smollm2", "tinystories")
@@ -112,6 +116,8 @@ QUICK = Settings(
     scale_rows=2,
     scale_length=8,
     scale_hosts=1,
+    overlap_models=("gpt2",),
+    overlap_clients=2,
     robust_models=("decoder",),
     robust_clients=3,
     generate_models=("gpt2",),

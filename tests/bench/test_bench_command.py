@@ -83,6 +83,11 @@ OTHERS = (
         "stream.idle.server",
         "stream.idle.server_per_stream",
     }
+    | {
+        f"overlap.gpt2.{link}.{measured}"
+        for link in ("in_process", "own_links_20_mbit", "shared_link_20_mbit")
+        for measured in ("halves", "halves_to_whole", "loss_difference")
+    }
     | {f"generate.gpt2.few_bits.{name}" for name in FEW_BITS}
     | {f"generate.gpt2.leave_early.{name}" for name in LEAVE_EARLY}
     | {f"generate.gpt2.slow_link.{name}" for name in SLOW_LINK}
