@@ -46,8 +46,9 @@ class Settings:
     slow_link_models, slow_link_pairs, slow_link_texts, slow_link_tokens
         Which models write over a slow link with drafts and without, in how many pairs, of how many
         people's texts each, or of one text of so many tokens in which nothing repeats.
-    leave_models, leave_texts, leave_tokens
-        Which models' tokens leave early, in how many texts of how many tokens.
+    leave_models, leave_pairs, leave_texts, leave_tokens
+        Which models' tokens leave early, how often beside all blocks, in how many texts of how many
+        tokens.
     exchange_bytes, exchanges, idle_streams
         Size and number of the timed exchanges, and number of the idle streams.
     """
@@ -88,6 +89,7 @@ class Settings:
     slow_link_texts: int = 5
     slow_link_tokens: int = 100
     leave_models: tuple[str, ...] = ("tinystories", "smollm2-instruct")
+    leave_pairs: int = 3
     leave_texts: int = 4
     leave_tokens: int = 32
     exchange_bytes: int = 1_000_000
@@ -132,6 +134,7 @@ QUICK = Settings(
     slow_link_texts=1,
     slow_link_tokens=6,
     leave_models=("gpt2",),
+    leave_pairs=1,
     leave_texts=1,
     leave_tokens=3,
     exchanges=5,

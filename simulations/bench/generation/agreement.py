@@ -22,6 +22,7 @@ _CODECS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"name": "int8"},
     "rotated_8": {"name": "rotated", "bits": 8},
     "rotated_8_group_16": {"name": "rotated", "bits": 8, "group": 16},
+    "bf16": {"name": "bf16"},
     "entropy_6": {"name": "entropy", "bits": 6},
 }
 
