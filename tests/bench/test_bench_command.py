@@ -56,7 +56,7 @@ IN_TURN = {"in_turn", "split_to_in_turn", "in_turn_to_unsplit"}
 BITS = {
     *("best_to_raw", "best_to_raw_16_bit", "with_head_to_raw", "fp32_to_raw", "codec_to_run"),
     *("bits_a_sample", "to_fedavg_lora", "to_fedavg_lora_delivered_each_round", "accuracy"),
-    *("accuracy_of_fedavg_lora", "accuracy_lost"),
+    *("accuracy_of_fedavg_lora", "accuracy_lost", "edgeflowertune_to_fedavg_lora"),
 }
 OTHERS = (
     {

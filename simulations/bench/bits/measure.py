@@ -127,6 +127,9 @@ def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
     ]
     every = _a_round(best[0], few + head, deliveries=1) / averaged[0].bits
     figures.append(Figure("to_fedavg_lora_delivered_each_round", every, "ratio"))
+    figures.append(
+        Figure("edgeflowertune_to_fedavg_lora", _embeddings(best[0]) / averaged[0].bits, "ratio")
+    )
     before, after = (fmean(run.metric for run in runs) for runs in (exact, best))
     if best[0].higher_is_better:
         figures += [
@@ -253,6 +256,15 @@ def _a_round(run: Outcome, bits: float, *, deliveries: float) -> float:
         Rounds that share one delivery of the adapter.
     """
     return bits / run.rows * LOCAL_STEPS * LOCAL_ROWS + 32 * run.adapter / deliveries
+
+
+def _embeddings(run: Outcome) -> float:
+    """Return the bits of a client and round in EdgeFlowerTune's scheme (arXiv 2605.08636).
+
+    Computed: fp32 embeddings of all tokens go up at each step, a third of the raw cut, and nothing
+    comes back.
+    """
+    return run.raw_bits / 3 / run.rows * LOCAL_STEPS * LOCAL_ROWS
 
 
 def _meets(run: Outcome, bits: float, averaged: Averaged) -> float:
