@@ -88,6 +88,11 @@ class Scenario:
             f"front.share is {self.front.share}, and train.embedding is false, so that no front "
             "trains; set it to true, or front.share to personal",
         )
+        require(
+            self.link.reuse or not self.compute.reuse_blocks,
+            "compute.reuse_blocks is true and link.reuse is false, by which devices say what may "
+            "be kept of their rows; set link.reuse to true",
+        )
         self._check_generate()
         self._check_ends()
         taking_part = self.federation.clients_per_round or self.federation.clients

@@ -285,6 +285,20 @@ class ComputeConfig:
     checkpoint
         Activation checkpointing: keep the inputs of blocks only, and compute each block anew in the
         backward pass. Blocks in ``cpu`` or on ``disk`` need it.
+    reuse_blocks
+        Whether the hidden states of a row after the lowest blocks, as far as its client has rank 0
+        at all of their projections (or ``lora.targets`` names none), are kept and not computed
+        again. They are computed from each row alone, so that runs repeat and resume to the last
+        bit; beside a run without it they differ by rounding. Needs ``link.reuse``, as devices say
+        there which rows may be kept; of others nothing is. Off where the embedding trains, and
+        above the lowest adapted block where ``lora.dropout`` acts.
+    reuse_blocks_mib
+        MiB that it keeps in all, an equal share for each client, until the client leaves, trains a
+        lower block, or the run ends. What does not fit is computed each time.
+    reuse_blocks_folder
+        Folder on the server's disk in which it keeps them in place of memory, as
+        ``link.reuse_folder`` does. Where nothing can be written there, training goes on and says
+        so.
     threads
         CPU threads of the server; 0 means one for each core.
     edge_hosts
@@ -300,6 +314,9 @@ class ComputeConfig:
         default_factory=dict, metadata={"example": '{"cuda:0" = "20GiB", cpu = "60GiB"}'}
     )
     checkpoint: bool = False
+    reuse_blocks: bool = False
+    reuse_blocks_mib: int = within(1024, 1, 1 << 20)
+    reuse_blocks_folder: str = ""
     threads: int = within(0, 1, 1024, zero="all cores")
     edge_hosts: int = within(0, 1, 1024, zero="one a core")
 

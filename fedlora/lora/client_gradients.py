@@ -31,6 +31,7 @@ class ClientGradients:
     """
 
     def __init__(self, projections: Sequence[LoraProjection]) -> None:
+        self._projections = projections
         self._r_max = projections[0].A.shape[0]
         self._slots: dict[str, int] = {}
         self._ranks: list[Sequence[int]] = []
@@ -89,8 +90,8 @@ class ClientGradients:
         weights = torch.tensor(self._weights)
         ranks = torch.tensor(self._ranks).T
         blocks = []
-        for place, total in enumerate(self._sums):
-            assert total is not None  # every factor was in the batch's backward
+        for place, found in enumerate(self._sums):
+            total = self._nothing(place) if found is None else found
             present = torch.arange(self._r_max) < ranks[place // 2][:, None]
             present = (present & (weights > 0)[:, None]).to(total.device)
             divisor = torch.where(weights > 0, weights, 1.0).to(total.device)
@@ -153,6 +154,12 @@ class ClientGradients:
         slots = torch.tensor(self._batch, device=found.device)
         self._sums[place] = self._padded(total).index_add(0, slots, found)
         return found
+
+    def _nothing(self, place: int) -> torch.Tensor:
+        """Return the sum of a factor where nobody in the step had a rank."""
+        projection = self._projections[place // 2]
+        factor = projection.B.T if place % 2 else projection.A
+        return torch.zeros(0, *factor.shape, device=factor.device)
 
     def _padded(self, total: torch.Tensor) -> torch.Tensor:
         """Make room for clients that have come since."""

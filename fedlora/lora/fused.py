@@ -79,6 +79,8 @@ class FusedLora:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map the input (..., d_in) to the output (..., d_out)."""
+        if self.masks.idle(self.index):  # nothing to be trained here, so nothing is kept for it
+            return self.base(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
         A, B = self.projection.A, self.projection.B
         rows = x.reshape(-1, x.shape[-1])
         y: torch.Tensor

@@ -7,7 +7,7 @@ component j only the gradient of tokens whose client has a rank above j.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -29,7 +29,8 @@ class RankMasks:
     Attributes
     ----------
     present
-        The masks of the present batch; those of another are put in their place as they were.
+        The masks of the present batch; those of another are put in their place as they were. None
+        where nothing is masked, without rows where nobody has a rank.
     """
 
     def __init__(self, projections: Sequence[LoraProjection], r_max: int) -> None:
@@ -40,7 +41,11 @@ class RankMasks:
             A.register_forward_hook(partial(self._apply, index))
 
     def set(
-        self, ranks: Sequence[Sequence[int]], places: Sequence[int], device: torch.device
+        self,
+        ranks: Sequence[Sequence[int]],
+        places: Sequence[int],
+        device: torch.device,
+        chosen: Iterable[int] | None = None,
     ) -> None:
         """Set the masks of a batch.
 
@@ -52,18 +57,37 @@ class RankMasks:
             Number of tokens of each client, padding included, in batch order.
         device
             Where the blocks compute.
+        chosen
+            Indices of the projections whose masks are set; None: all.
         """
         table = torch.tensor(ranks, device=device)
         repeats = torch.tensor(places, device=device)
-        # A projection that everybody trains whole needs no mask and no multiplication.
-        self.present = [
-            None if bool((r == self.r_max).all()) else self._prefix(r, repeats) for r in table.T
-        ]
+        present = list(self.present)  # that of a batch which waits stays as it is
+        for index in range(len(present)) if chosen is None else chosen:
+            present[index] = self._of(table[:, index], repeats)
+        self.present = present
+
+    def set_idle(self, chosen: Iterable[int]) -> None:
+        """Let projections compute as if they had no adapter."""
+        idle = set(chosen)
+        nothing = torch.zeros(0, self.r_max)
+        self.present = [nothing if n in idle else mask for n, mask in enumerate(self.present)]
+
+    def idle(self, index: int) -> bool:
+        """Tell whether nobody in the batch has a rank at a projection."""
+        mask = self.present[index]
+        return mask is not None and not len(mask)
 
     def mask(self, index: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         """Return a projection's mask, (tokens, r_max), or None where nothing is masked."""
         mask = self.present[index]
         return None if mask is None else mask.to(device, dtype)
+
+    def _of(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor | None:
+        if not bool(r.any()):
+            return torch.zeros(0, self.r_max)
+        # A projection that everybody trains whole needs no mask and no multiplication.
+        return None if bool((r == self.r_max).all()) else self._prefix(r, repeats)
 
     def _prefix(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
         mask = torch.arange(self.r_max, device=r.device) < r[:, None]
@@ -73,6 +97,8 @@ class RankMasks:
         self, index: int, module: nn.Module, inputs: object, output: torch.Tensor
     ) -> torch.Tensor | None:
         del module, inputs
+        if self.idle(index):
+            return torch.zeros_like(output)
         mask = self.mask(index, output.dtype, output.device)
         if mask is None:
             return None

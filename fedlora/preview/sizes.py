@@ -55,7 +55,8 @@ class Sizes:
         What the server holds: frozen weights, adapters with gradients and moments, and about what a
         step keeps for its backward pass with all clients of a round.
     server_kept
-        The activations that it keeps, once it has seen all rows.
+        The activations that it keeps, once it has seen all rows, and at most what it keeps of
+        blocks that nobody trains (``compute.reuse_blocks``).
     device_weights, device_step
         What a device holds: its ends of the model, and about what a step takes.
     """
@@ -135,7 +136,12 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         trained = here if kind.tokens else front
     step = 4 * tokens * (2 * geometry.activation_width + 3 * geometry.representation_width)
     step += (8 + width) * _CHUNK if language else 0  # logits, a copy, and one in model.dtype
-    kept = 4 * load.all_tokens * geometry.activation_width if reused else 0
+    kept = 0
+    if reused and not scenario.link.reuse_folder:
+        kept = min(4 * load.all_tokens * geometry.activation_width, scenario.link.reuse_mib << 20)
+    if reused and scenario.compute.reuse_blocks and not scenario.compute.reuse_blocks_folder:
+        states = width * load.all_tokens * checkpoint.size("hidden_size", "n_embd")
+        kept += min(states, scenario.compute.reuse_blocks_mib << 20)
     return Sizes(
         up + once,
         down,
@@ -143,7 +149,7 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width,
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens),
-        0 if scenario.link.reuse_folder else min(kept, scenario.link.reuse_mib << 20),
+        kept,
         device + trained * (_ADAM_BYTES - width),
         step,
     )

@@ -159,7 +159,10 @@ class Evaluator:
             if adapters:
                 self.engine.load_adapter(adapters.get(members[0], present))
             z = self.engine.forward(
-                [ClientRows(batch[c].packed, batch[c].lengths, ranks[c]) for c in members],
+                [
+                    ClientRows(b.packed, b.lengths, ranks[c], c, b.keepable)
+                    for c, b in ((c, batch[c]) for c in members)
+                ],
                 train=False,
             )
             head = self._head() if self.scenario.link.r_cut else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedlora.split.packed import (
     packed_attention,
     positions,
 )
+from fedlora.split.stretch import stretch
 
 _SHOWN_CHARACTERS = 200
 
@@ -83,6 +84,8 @@ class Blocks(nn.Module):
         self.family: Family = find_family(checkpoint)
         self._config = checkpoint.config
         self.start = start
+        cut = Cut(checkpoint.blocks, start, stop)
+        self._entering_width = cut_widths(checkpoint, cut, final=final)[0]
         options: dict[str, Any] = {"dtype": dtype}
         if not self.family.causal:
             options["add_pooling_layer"] = False
@@ -129,8 +132,14 @@ class Blocks(nn.Module):
         """Set a frozen parameter; raises ``FedloraError`` when its shape is another."""
         _assign(self.model, name, tensor)
 
-    def forward(self, packed: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Run the blocks.
+    def forward(
+        self,
+        packed: torch.Tensor,
+        lengths: Sequence[int],
+        first: int = 0,
+        last: int | None = None,
+    ) -> torch.Tensor:
+        """Run the blocks, or some of them.
 
         Parameters
         ----------
@@ -138,23 +147,45 @@ class Blocks(nn.Module):
             Token embeddings or hidden states of all rows one after the other, (tokens, width).
         lengths
             Tokens of each row.
+        first, last
+            The first block that is run, and the first after it that is not, counted from 0 among
+            those here; None: to the end. The modules after the last block go with it.
 
         Returns
         -------
         torch.Tensor
             Hidden states, shape (tokens, width).
         """
-        if not self.family.packs:
-            return self._padded(packed, lengths)
-        places = positions(lengths, self.family.first_position(self._config), packed.device)
-        output = self.model(
-            inputs_embeds=packed[None],
-            position_ids=places[None],
-            use_cache=False,
-            **{ROW_LENGTHS: list(lengths)},
-        )
-        states: torch.Tensor = output.last_hidden_state[0]
-        return states
+        if self.family.packs:
+            spread, places = packed[None], None
+            at = positions(lengths, self.family.first_position(self._config), packed.device)
+            told: dict[str, Any] = {"position_ids": at[None], ROW_LENGTHS: list(lengths)}
+        else:
+            spread, mask, places = pad_rows(packed, lengths)
+            told = {"attention_mask": mask}
+        states = self._run(spread, told, first, len(self.layers) if last is None else last)
+        return states[0] if places is None else states.reshape(-1, states.shape[-1])[places]
+
+    def _run(
+        self, states: torch.Tensor, told: Mapping[str, Any], first: int, last: int
+    ) -> torch.Tensor:
+        """Let Hugging Face's model run a stretch of its blocks on (rows, tokens, width)."""
+        if (first, last) == (0, len(self.layers)):
+            whole: torch.Tensor = self.model(
+                inputs_embeds=states, use_cache=False, **told
+            ).last_hidden_state
+            return whole
+        if first == last:
+            return states
+        entering = states
+        if first > 0:  # the stages before the first block get zeros of their width
+            entering = states.new_zeros(*states.shape[:-1], self._entering_width)
+        parent, _, attribute = self.family.layers.rpartition(".")
+        with stretch(self.model.get_submodule(parent), attribute, first, last, states) as end:
+            output = self.model(inputs_embeds=entering, use_cache=False, **told)
+        found = output.last_hidden_state if end is None else end.output
+        assert isinstance(found, torch.Tensor)
+        return found
 
     def extend(
         self, packed: torch.Tensor, starts: Sequence[int], counts: Sequence[int], rows: RowCache
@@ -219,13 +250,6 @@ class Blocks(nn.Module):
             return [sum(rows) for rows in lengths]
         longest = max(length for rows in lengths for length in rows)
         return [longest * len(rows) for rows in lengths]
-
-    def _padded(self, packed: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Run the blocks on rows that are padded to the longest."""
-        rows, mask, places = pad_rows(packed, lengths)
-        output = self.model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
-        states: torch.Tensor = output.last_hidden_state
-        return states.reshape(-1, states.shape[-1])[places]
 
     def _keep(self, start: int, stop: int, final: bool) -> None:
         parent_name, _, attribute = self.family.layers.rpartition(".")

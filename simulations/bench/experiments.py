@@ -29,8 +29,8 @@ class Experiment:
     Attributes
     ----------
     kind
-        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``overlap``, ``robust``, ``generate`` or
-        ``stream``.
+        ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``overlap``, ``robust``, ``reuse``,
+        ``generate`` or ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -84,6 +84,7 @@ def experiments(settings: Settings) -> list[Experiment]:
         found.append(Experiment("overlap", model, overlap.overlapped, overlap.ticks))
     for model in settings.robust_models:
         found.append(Experiment("robust", model, robust.robust_averages, robust.ticks))
+        found.append(Experiment("reuse", model, robust.reused_blocks, robust.ticks))
     for model in settings.generate_models:
         found.append(
             Experiment(

@@ -1,4 +1,4 @@
-"""What robust averages cost: the same batch with each of them, step by step beside the mean."""
+"""What robust averages cost, and what kept blocks save: runs step by step beside one another."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario, with_overrides
+from fedlora.ranks import ClientReport, RankDecision, RankSpace, RankStrategy
 from fedlora.report import RoundRecord
 from simulations.bench.contest import SPLIT, Contest
 from simulations.bench.context import Context, Tick
@@ -25,6 +26,8 @@ AVERAGES: Mapping[str, list[str]] = {
     "norm_filter": ["robust.average=norm_filter"],
     "median_with_momentum": ["robust.average=median", "robust.momentum=0.9"],
 }
+REUSED_AT_LEAST = 1.3
+_ANEW, _ALL = "computed_anew", "all_blocks_trained"
 
 
 class OtherRun:
@@ -111,3 +114,46 @@ def robust_averages(context: Context, model: str, tick: Tick) -> list[Figure]:
 def ticks(settings: Settings) -> int:
     """Return the steps of the contest."""
     return contest_steps(settings)
+
+
+class UpperHalf(RankStrategy):
+    """Everybody has the largest rank in the upper half of the blocks, and 0 below."""
+
+    def allocate(
+        self, round: int, clients: Mapping[str, ClientReport], space: RankSpace
+    ) -> dict[str, RankDecision]:
+        """See ``RankStrategy``."""
+        layers = [projection.layer for projection in space.projections]
+        half = (max(layers) + 1) // 2
+        ranks = [space.r_max if layer >= half else 0 for layer in layers]
+        return {client: RankDecision(ranks) for client in clients}
+
+
+def reused_blocks(context: Context, model: str, tick: Tick) -> list[Figure]:
+    """Compare steps from the second epoch on with those that compute the lower half each time.
+
+    Every client has one batch of rows, so that an epoch is a step and the warm-up the first.
+    """
+    settings = context.settings
+    load = Load(
+        context.model(model),
+        "classification",
+        settings.robust_clients,
+        settings.scale_rows,
+        settings.scale_length,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        workload = Workload(load, contest_steps(settings), Path(folder))
+        contest = Contest(settings.warm_up, settings.pairs, tick)
+        contest.others_rows = {_ALL}  # another adapter, whose loss is another
+        everywhere = with_overrides(workload.scenario, ["compute.threads=1"])
+        half = with_overrides(everywhere, [f"ranks.strategy={__name__}:UpperHalf"])
+        server = connect(with_overrides(half, ["compute.reuse_blocks=true"]), contest)
+        contest.baselines = {_ANEW: OtherRun(half), _ALL: OtherRun(everywhere)}
+        server.training.run()
+        server.end()
+    figures = [Figure("kept", contest.median_seconds(SPLIT), "s/step")]
+    for name, target in ((_ANEW, REUSED_AT_LEAST), (_ALL, None)):
+        ratio, spread = contest.speed_ratio(SPLIT, name), contest.ratio_quartiles(SPLIT, name)
+        figures.append(Figure(f"kept_to_{name}", ratio, "ratio", target, None, *spread))
+    return [*figures, Figure("loss_difference", contest.loss_difference, "relative", at_most=1e-4)]

@@ -51,6 +51,7 @@ LEFT_OUT = {
     "compute.device": "the machine's own",
     "compute.edge_hosts": "a matter of Flower's simulation",
     "link.reuse_folder": "a place on the disk; rows are the same there as in memory",
+    "compute.reuse_blocks_folder": "a place on the disk; states are the same there as in memory",
     "observe.json_log": "a matter of Flower's run",
     "observe.tensorboard": "needs an extra",
     "observe.mlflow": "needs an extra",
@@ -235,6 +236,9 @@ def draw_rest(d: Drawing) -> None:
     d.some(0.15, "evaluate.baseline", True)
     d.some(0.15, "evaluate.scores", True)
     d.some(0.2, "compute.checkpoint", True)
+    d.some(0.25, "compute.reuse_blocks", True)
+    if d["compute.reuse_blocks"]:
+        d.some(0.2, "compute.reuse_blocks_mib", 1, 64, wild=[0, 1.5])
     d.some(0.04, "compute.threads", 1, 2, wild=[0, 10**30, -1])
     if d["compute.checkpoint"]:
         d.some(0.3, "compute.device_map", {"disk": "0"}, {"disk": "1-2"}, wild=[{"disk": "9"}])

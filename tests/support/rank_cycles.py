@@ -23,6 +23,20 @@ class RankCycles(RankStrategy):
         return {c: RankDecision(self.ranks(int(c), len(space))) for c in clients}
 
 
+class UpperHalf(RankStrategy):
+    """Client k has rank 3 in the upper half of the blocks, client 1 in the one below it too."""
+
+    def allocate(
+        self, round: int, clients: Mapping[str, ClientReport], space: RankSpace
+    ) -> dict[str, RankDecision]:
+        layers = [projection.layer for projection in space.projections]
+        half = (max(layers) + 1) // 2
+        return {
+            c: RankDecision([3 if layer >= half - (c == "1") else 0 for layer in layers])
+            for c in clients
+        }
+
+
 class RankTable(RankStrategy):
     """In round n client k has rank ``table[n - 1][k]`` everywhere."""
 

@@ -13,7 +13,7 @@ from support.federation import Federation, same, scenario
 
 from fedlora.check import check_scenario
 from fedlora.errors import FedloraError
-from fedlora.server.exchange import row_files
+from fedlora.storage import tensor_files
 
 LONG = ["train.rounds=3", "train.steps=8"]
 
@@ -89,7 +89,7 @@ def test_a_row_that_is_gone_or_damaged_is_asked_for_again(
 def test_a_full_disk_is_told_once_and_the_run_goes_on(
     tiny, records, tmp_path, in_memory, monkeypatch, caplog
 ):
-    real, left = row_files.open_private, [5]
+    real, left = tensor_files.open_private, [5]
 
     def full(path: Path) -> object:
         left[0] -= 1
@@ -97,7 +97,7 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path)
 
-    monkeypatch.setattr(row_files, "open_private", full)
+    monkeypatch.setattr(tensor_files, "open_private", full)
     with caplog.at_level(logging.WARNING):
         run = on_disk(tiny, records, tmp_path).run()
     assert same(run.server.engine.adapter(), in_memory.server.engine.adapter())

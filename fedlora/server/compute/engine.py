@@ -21,6 +21,7 @@ from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
 from fedlora.server.compute.placement import Placement
+from fedlora.server.compute.prefix import Prefix
 from fedlora.split import DTYPES, Blocks, Checkpoint, TokenEmbedding, pool_packed
 from fedlora.tasks import task_class
 
@@ -47,12 +48,15 @@ class ClientRows:
         Rank at each projection.
     client
         Whose they are; needed where gradients are kept apart by client.
+    keepable
+        Whether anything of them may be kept beyond the step (``compute.reuse_blocks``).
     """
 
     activation: torch.Tensor
     lengths: Sequence[int]
     ranks: Sequence[int]
     client: str = ""
+    keepable: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,12 @@ class OpenBatch:
     masks
         Their rank masks, which recomputation in backward needs again.
     input, output
-        Of the blocks; the output holds the graph.
+        Of the blocks, the input where it is trained; the output holds the graph.
     """
 
     rows: Sequence[ClientRows]
     masks: Sequence[torch.Tensor | None]
-    input: torch.Tensor
+    input: torch.Tensor | None
     output: torch.Tensor
 
 
@@ -91,6 +95,8 @@ class SplitEngine:
         Which blocks are here, and how wide what crosses is.
     vocabulary
         The token embedding, where clients send tokens (``link.activation``).
+    prefix
+        Runs batches through the blocks, and keeps what no client trains.
     update
         Makes the next adapter of the gradients that ``backward`` adds up.
     """
@@ -130,6 +136,13 @@ class SplitEngine:
         self.masks = RankMasks(self.projections, self.r_max)
         self.update = AdapterUpdate(self.projections, scenario)
         fuse(self.projections, self.masks, self.update.by_client)
+        self.prefix = Prefix(
+            self.blocks,
+            self.projections,
+            self.masks,
+            scenario,
+            together=self.update.by_client is not None,
+        )
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
@@ -159,19 +172,16 @@ class SplitEngine:
         list of torch.Tensor
             For each client what goes down: (rows, width) if pooled, else packed (tokens, width).
         """
-        packed = torch.cat([r.activation for r in rows]).to(self.device, self.dtype)
         lengths = [length for r in rows for length in r.lengths]
-        packed.requires_grad_(train and self.scenario.train.embedding)
-        places = self._places(rows)
-        self.masks.set([r.ranks for r in rows], places, self.device)
         set_adapter_dropout(self.projections, train)
         drops = train and self.scenario.lora.dropout > 0
-        with torch.set_grad_enabled(train), torch.random.fork_rng(enabled=drops):
+        with torch.random.fork_rng(enabled=drops):
             if drops:
                 torch.manual_seed((self.scenario.seed << 32 | exchange) % 2**63)
-            output = self.blocks(packed, lengths)
+            packed, output = self.prefix.forward(rows, train=train)
             if self.pool:
-                output = pool_packed(output, lengths, self.pool)
+                with torch.set_grad_enabled(train):
+                    output = pool_packed(output, lengths, self.pool)
         if train:
             self._rows, self._input, self._output = rows, packed, output
             self._begin()
@@ -180,7 +190,7 @@ class SplitEngine:
 
     def set_aside(self) -> OpenBatch:
         """Give away the batch that went forward for training, so that another can."""
-        assert self._output is not None and self._input is not None
+        assert self._output is not None
         batch = OpenBatch(self._rows, self.masks.present, self._input, self._output)
         self._output = None
         return batch
@@ -229,33 +239,33 @@ class SplitEngine:
         SpoiledError
             When the gradients overflow; what earlier batches of the step added up is kept.
         """
-        assert self._output is not None and self._input is not None
+        assert self._output is not None
         noise_energy = self.energies(noise) if noise else []
         before = []
         if noise:
             before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
         kept = self.update.kept()
-        torch.autograd.backward(self._output, self._cotangent(gradients))
+        if self._output.requires_grad:  # nobody has a rank where it does not
+            torch.autograd.backward(self._output, self._cotangent(gradients))
         given = [None if g is None else w for g, w in zip(gradients, weights, strict=True)]
         if not self.update.is_sound(given):
             self.update.put_back(kept)
             self._output = None
             raise SpoiledError("a batch's gradients are beyond what floats hold")
         if noise:
-            now = [f.grad for f in self._factors() if f.grad is not None]
+            now = [f.grad if f.grad is not None else torch.zeros(()) for f in self._factors()]
             measured = _energies([a - b for a, b in zip(now, before, strict=True)])
             self._snr.add(measured, noise_energy)
         self.update.end_batch(given)
         self._output = None
-        if self._input.grad is None:
+        if self._input is None or self._input.grad is None:
             return None
         tokens = [sum(r.lengths) for r in self._rows]
         return list(torch.split(self._input.grad.float(), tokens))
 
     def size(self, gradients: Sequence[torch.Tensor | None], weights: Sequence[float]) -> float:
         """Return the size of a batch's gradients, in place of ``backward``; nothing is added up."""
-        assert self._output is not None
-        found = torch.autograd.grad(self._output, self._factors(), self._cotangent(gradients))
+        found = self._gradients(gradients)
         self._output = None
         return gradient_size(found, weights)
 
@@ -267,13 +277,21 @@ class SplitEngine:
         gradients
             As for ``backward``, which may still follow: nothing is added up.
         """
-        assert self._output is not None
         by_client = self.update.by_client
         with by_client.pause() if by_client else nullcontext():
-            found = torch.autograd.grad(
-                self._output, self._factors(), self._cotangent(gradients), retain_graph=True
-            )
-        return _energies(found)
+            return _energies(self._gradients(gradients, again=True))
+
+    def _gradients(
+        self, gradients: Sequence[torch.Tensor | None], *, again: bool = False
+    ) -> Sequence[torch.Tensor]:
+        """Return what a batch brings to each factor; zeros where nobody has a rank."""
+        assert self._output is not None
+        factors, cotangent = self._factors(), self._cotangent(gradients)
+        if not self._output.requires_grad:
+            return [torch.zeros_like(factor) for factor in factors]
+        return torch.autograd.grad(
+            self._output, factors, cotangent, retain_graph=again, materialize_grads=True
+        )
 
     def _factors(self) -> list[torch.nn.Parameter]:
         return [factor for p in self.projections for factor in (p.A, p.B)]

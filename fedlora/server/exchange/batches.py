@@ -15,8 +15,7 @@ from fedlora.link.requests import Again
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
-from fedlora.server.exchange.kept_rows import KeptRows
-from fedlora.server.exchange.row_files import rows_on_disk
+from fedlora.server.exchange.kept_rows import KeptRows, rows_on_disk
 from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
 
 log = logging.getLogger("fedlora.server")
@@ -54,6 +53,7 @@ class Batches:
         """Forget all rows at the end of a run."""
         if self.kept is not None:
             self.kept.close()
+        self._engine.prefix.close()
 
     def begin_phase(self) -> None:
         """Forget all rows: what training costs does not depend on a baseline before it."""
@@ -86,6 +86,7 @@ class Batches:
         """
         if self.kept is not None:
             self.kept.retain(self._cohort.clients)
+        self._engine.prefix.retain(self._cohort.clients)
         sent: dict[str, SentActivation] = {}
         for client, reply in replies.items():
             try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedlora.server.exchange.row_files import RowFiles
 from fedlora.server.exchange.uploads import Row
+from fedlora.storage.tensor_files import TensorFiles
 
 
 @dataclass
@@ -41,7 +42,7 @@ class KeptRows:
         Keeps them on disk; None in memory.
     """
 
-    def __init__(self, limit_bytes: int, files: RowFiles | None = None) -> None:
+    def __init__(self, limit_bytes: int, files: TensorFiles | None = None) -> None:
         self.limit_bytes = limit_bytes
         self._files = files
         self._own: dict[str, _Own] = {}
@@ -63,7 +64,7 @@ class KeptRows:
         if self._files is None or not isinstance(row, tuple):
             assert not isinstance(row, tuple)
             return row
-        found = self._files.read(client, identifier, row)
+        found = _row(self._files.read(client, _name(identifier)), row)
         if found is None:  # it is asked for once more, as if it had never been kept
             del self._own[client].rows[identifier]
             self._own[client].nbytes -= self._own[client].sizes.pop(identifier)
@@ -92,7 +93,7 @@ class KeptRows:
                 break
             if self._files is None:
                 own.rows[identifier] = row.clone()
-            elif self._files.write(client, identifier, row):
+            elif self._files.write(client, _name(identifier), _tensors(row)):
                 own.rows[identifier] = tuple(row.packed.shape)
             else:
                 break
@@ -145,3 +146,34 @@ class KeptRows:
         self._own[client] = _Own(
             session, dict.fromkeys(ids), sizes, sum(sizes.values()), state["told"]
         )
+
+
+def rows_on_disk(folder: str) -> TensorFiles | None:
+    """Return where rows are kept; None for memory.
+
+    Parameters
+    ----------
+    folder
+        ``link.reuse_folder``.
+    """
+    if not folder:
+        return None
+    lost = "no more activations are kept, and clients send them again"
+    return TensorFiles(Path(folder).expanduser(), lost)
+
+
+def _name(identifier: int) -> str:
+    return f"{identifier:016x}"
+
+
+def _tensors(row: Row) -> dict[str, torch.Tensor]:
+    targets = {} if row.targets is None else {"targets": row.targets}
+    return {"packed": row.packed, **targets}
+
+
+def _row(tensors: Mapping[str, torch.Tensor], like: tuple[int, ...]) -> Row | None:
+    """Return a row of a shape; None where it is not that."""
+    packed = tensors.get("packed")
+    if packed is None or tuple(packed.shape) != like:
+        return None
+    return Row(packed, tensors.get("targets"))

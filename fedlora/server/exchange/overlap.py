@@ -186,7 +186,7 @@ class StepExchange:
         train: bool,
     ) -> Part:
         """Go forward, and send every client its representation."""
-        rows = [ClientRows(a.packed, a.lengths, ranks[c], c) for c, a in batch.items()]
+        rows = [ClientRows(a.packed, a.lengths, ranks[c], c, a.keepable) for c, a in batch.items()]
         sound = SoundStep(self._engine, self._cohort)
         whole = sound.forward(rows, train=train, exchange=exchange)
         z = {client: batch[client].down(part) for client, part in whole.items()}

@@ -30,11 +30,14 @@ class Activation:
     targets
         Which tokens are learnt, shape (sum of lengths,): only those go down again, and their
         gradients come up. None where all do.
+    keepable
+        Whether its device lets the server keep what it sees of these rows (``retention``).
     """
 
     packed: torch.Tensor
     lengths: Sequence[int]
     targets: torch.Tensor | None = None
+    keepable: bool = False
 
     @property
     def answered(self) -> list[int]:
@@ -115,7 +118,8 @@ class SentActivation:
         if any(row.targets is not None for row in rows):
             targets = torch.cat([_all_targets(row) for row in rows])
         packed = torch.cat([row.packed for row in rows])
-        return Activation(packed, [len(row.packed) for row in rows], targets)
+        lengths = [len(row.packed) for row in rows]
+        return Activation(packed, lengths, targets, keepable=self.ids is not None)
 
 
 def _all_targets(row: Row) -> torch.Tensor:

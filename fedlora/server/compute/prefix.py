@@ -1,0 +1,194 @@
+"""The blocks below the lowest one that is trained: computed without a graph, and once if wanted.
+
+With a frozen embedding, what a client's row is after the blocks at all of whose projections its
+rank is 0 is a function of the row. No gradient is needed from there down. Where it is kept
+(``compute.reuse_blocks``) it is always computed from the row alone, as a matrix product's last bit
+depends on what else is in the batch: so it has the same bits whether it was kept or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+from fedlora.config import Scenario
+from fedlora.lora.layers import LoraProjection
+from fedlora.lora.masks import RankMasks
+from fedlora.server.compute.kept_states import KeptStates, states_kept
+from fedlora.split import DTYPES, Blocks
+
+
+class Rows(Protocol):
+    """One client's part of a batch; see ``ClientRows``."""
+
+    @property
+    def activation(self) -> torch.Tensor:
+        """Packed tokens, (tokens, width)."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """Rank at each projection."""
+
+    @property
+    def client(self) -> str:
+        """Whose they are."""
+
+    @property
+    def keepable(self) -> bool:
+        """Whether anything of them may be kept."""
+
+
+class Prefix:
+    """Runs a batch through the blocks, with a graph from where somebody trains.
+
+    Parameters
+    ----------
+    blocks, projections, masks
+        The server's part of the model.
+    scenario
+        Its model, LoRA, training and compute sections are used.
+    together
+        Whether all clients' rows enter at the same block, as robust averages need it.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        projections: Sequence[LoraProjection],
+        masks: RankMasks,
+        scenario: Scenario,
+        *,
+        together: bool,
+    ) -> None:
+        self._blocks, self._masks, self._together = blocks, masks, together
+        self._at = [p.layer - blocks.start for p in projections]
+        self._end = len(blocks.layers)
+        self._device = torch.device(scenario.compute.device)
+        self._dtype = DTYPES[scenario.model.dtype]
+        self._enters_trained = scenario.train.embedding
+        self._dropout = scenario.lora.dropout > 0
+        self._kept: KeptStates | None = None
+        if scenario.compute.reuse_blocks and not scenario.train.embedding:
+            self._kept = states_kept(scenario.compute, scenario.federation.clients)
+
+    def forward(
+        self, rows: Sequence[Rows], *, train: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Run a batch, and set its masks.
+
+        Parameters
+        ----------
+        rows
+            The clients' uploads.
+        train
+            Whether a graph is built.
+
+        Returns
+        -------
+        tuple
+            The packed input where it is trained, else None, and the packed hidden states.
+        """
+        if self._kept is not None:
+            return None, self._staged(rows, self._kept, train=train)
+        packed = torch.cat([r.activation for r in rows]).to(self._device, self._dtype)
+        lengths = [length for r in rows for length in r.lengths]
+        self._set_masks(rows, range(len(self._at)))
+        enters = packed.requires_grad_() if train and self._enters_trained else None
+        floor = 0
+        if train and enters is None:
+            floor = min(self._lowest(r.ranks) for r in rows)
+        with torch.no_grad():
+            states = self._blocks(packed, lengths, 0, floor) if floor else packed
+        with torch.set_grad_enabled(train):
+            return enters, self._blocks(states, lengths, floor)
+
+    def retain(self, clients: Collection[str]) -> None:
+        """Forget what is kept of all other clients."""
+        if self._kept is not None:
+            self._kept.retain(clients)
+
+    def close(self) -> None:
+        """Forget what is kept, on disk too."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def _staged(self, rows: Sequence[Rows], kept: KeptStates, *, train: bool) -> torch.Tensor:
+        """Let each client's rows enter at the lowest block that it trains."""
+        depths = [self._lowest(r.ranks, drops=train and self._dropout) for r in rows]
+        if self._together:
+            depths = [min(depths)] * len(depths)
+        states = [
+            self._entering(r, depth, kept, train=train)
+            for r, depth in zip(rows, depths, strict=True)
+        ]
+        for first, last in pairwise([*sorted(set(depths)), self._end]):
+            here = [place for place, depth in enumerate(depths) if depth <= first]
+            self._set_masks([rows[place] for place in here], self._within(first, last))
+            packed = torch.cat([states[place] for place in here])
+            lengths = [length for place in here for length in rows[place].lengths]
+            with torch.set_grad_enabled(train):
+                output = self._blocks(packed, lengths, first, last)
+            parts = torch.split(output, [sum(rows[place].lengths) for place in here])
+            for place, part in zip(here, parts, strict=True):
+                states[place] = part
+        return torch.cat(states)
+
+    def _entering(self, rows: Rows, depth: int, kept: KeptStates, *, train: bool) -> torch.Tensor:
+        """Return a client's rows after their first ``depth`` blocks, packed."""
+        if train:
+            kept.forget_deeper(rows.client, depth)
+        if depth == 0:
+            return rows.activation.to(self._device, self._dtype)
+        parts = torch.split(rows.activation, list(rows.lengths))
+        owner = rows.client if rows.keepable else ""
+        found = [self._row(part, owner, depth, kept) for part in parts]
+        return torch.cat(found).to(self._device)
+
+    def _row(self, row: torch.Tensor, client: str, depth: int, kept: KeptStates) -> torch.Tensor:
+        """Return one row after its first ``depth`` blocks, none of which its client trains."""
+        key = _digest(row)
+        known = kept.find(client, key)
+        if known is not None and known.depth == depth:
+            return known.states
+        first, states = 0, row
+        if known is not None and known.depth < depth:
+            first, states = known.depth, known.states
+        self._masks.set_idle(self._within(first, depth))
+        with torch.no_grad():
+            # in memory of its own, so that where it lay in a message does not matter either
+            entering = states.to(self._device, self._dtype).clone()
+            found: torch.Tensor = self._blocks(entering, [len(row)], first, depth).cpu()
+        if known is None or known.depth < depth:
+            kept.keep(client, key, depth, found)
+        return found
+
+    def _lowest(self, ranks: Sequence[int], *, drops: bool = False) -> int:
+        """Return the lowest block with a rank, or with any projection where inputs are dropped.
+
+        The blocks' number where there is none.
+        """
+        trained = (at for at, r in zip(self._at, ranks, strict=True) if r > 0 or drops)
+        return min(trained, default=self._end)
+
+    def _within(self, first: int, last: int) -> list[int]:
+        return [index for index, at in enumerate(self._at) if first <= at < last]
+
+    def _set_masks(self, rows: Sequence[Rows], chosen: Iterable[int]) -> None:
+        places = self._blocks.places([r.lengths for r in rows])
+        self._masks.set([r.ranks for r in rows], places, self._device, chosen)
+
+
+def _digest(row: torch.Tensor) -> str:
+    """Return what names a row as it was received."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(f"{row.dtype}{tuple(row.shape)}".encode())
+    found.update(row.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
