@@ -69,7 +69,7 @@ class EdgeParts:
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
             digest,
-            self.scenario.model.dtype,
+            self.scenario.model.precision,
         )
 
 

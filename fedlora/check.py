@@ -28,6 +28,7 @@ from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
 from fedlora.split import Checkpoint, Cut, find_family, language_head, model_folder
 from fedlora.split.conformity import check_conformity
+from fedlora.split.few_bits import check_form as check_weights
 from fedlora.storage.files import check_folder
 from fedlora.tasks import (
     Tokenizer,
@@ -227,3 +228,5 @@ def _check_places(scenario: Scenario, cut: Cut) -> None:
     places = place_blocks(compute.device_map, compute.device, range(cut.start, cut.stop))
     for place in {compute.device, *places.values(), *compute.max_memory} - {"disk"}:
         check_device(place)
+        if scenario.model.few_bits:
+            check_weights(scenario.model.few_bits, place)

@@ -16,6 +16,8 @@ from clients.edge_client import EdgeClient
 from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import AdapterState
+from fedlora.split import find_family
+from fedlora.split.few_bits import compute_as_kept
 from fedlora.split.whole import load_whole
 from fedlora.tasks import IGNORED, Sample
 
@@ -63,6 +65,10 @@ class Unsplit:
         self.pooled = self.parts.model.task.pooled
         folder = self.parts.checkpoint.folder
         base = load_whole(folder, pooled=self.pooled, dtype=torch.float32)
+        if form := scenario.model.few_bits:
+            cut = self.parts.model.geometry.cut
+            layers = find_family(self.parts.checkpoint).layers
+            compute_as_kept(base, layers, range(cut.start, cut.stop), form)
         prefix = "" if self.pooled else f"{base.base_model_prefix}."
         names = [prefix + name.removesuffix(".A") for name in adapter if name.endswith(".A")]
         config = PeftLoraConfig(

@@ -33,6 +33,8 @@ from fedlora.lora.export import Adapter
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
+from fedlora.split import Checkpoint, Cut, find_family
+from fedlora.split.few_bits import check_form, compute_as_kept
 from fedlora.split.resolve import is_hub_name
 from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from fedlora.storage.files import replace_file
@@ -134,6 +136,9 @@ class _Plan:
         self._classifier: Classifier | None = None
         self._padding: Padding | None = None
         self.why_not = ""
+        form = self._scenario.model.few_bits if self._scenario else None
+        if form and format_ == "merged":
+            check_form(form, "cpu")
         if self._pooled and format_ == "gguf-ready":
             raise FedloraError(
                 "--format gguf-ready cannot hold the head of a classifier, as llama.cpp's adapters "
@@ -188,7 +193,8 @@ class _Plan:
         adapter, head = self._adapter, self._head
         if self._format == "merged":
             truncated = adapter.truncated(self._ranks)
-            truncated.merge(out, _model(self._folder), partial(self._whole, out))
+            model = _model(self._folder)
+            truncated.merge(out, model, partial(self._whole, out), self._compute_as_kept)
         else:
             if self._classifier is not None and head is not None:
                 prefix = self._classifier.prefix
@@ -204,6 +210,15 @@ class _Plan:
                 _write_device_files(self._folder, out, self._adapter)
         self._write_head(out)
         self._write_card(out)
+
+    def _compute_as_kept(self, model: Any) -> None:
+        """Give a model the matrices that the adapter was trained over."""
+        form = self._scenario.model.few_bits if self._scenario else None
+        if self._scenario is not None and form:
+            checkpoint, config = Checkpoint(self._source()), self._scenario.model
+            cut = Cut.of(checkpoint, config.client_front, config.client_back)
+            layers = find_family(checkpoint).layers
+            compute_as_kept(model, layers, range(cut.start, cut.stop), form)
 
     def _whole(self, out: Path, merged: Any, source: Path) -> Any:
         """Return a merged model with the head, and write its tokenizer."""

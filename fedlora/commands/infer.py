@@ -26,6 +26,7 @@ from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
+from fedlora.split.few_bits import compute_as_kept
 from fedlora.split.whole import load_whole
 from fedlora.tasks import (
     Tokenizer,
@@ -173,8 +174,8 @@ def _device(
     set_verbosity_error()  # and of a backbone that does not fit, one sentence
     path = model_folder(model) if model else model_folder(facts.model, revision)
     checkpoint = Checkpoint(path)  # says in a sentence what is wrong with a folder
-    find_family(checkpoint)
-    Cut.of(checkpoint, 0, 0)
+    family = find_family(checkpoint)
+    cut = Cut.of(checkpoint, facts.client_front, facts.client_back)
     tokenizer = load_tokenizer(path)
     try:
         base: nn.Module = load_whole(path, pooled=task_class(facts.task.kind).pooled).eval()
@@ -182,6 +183,8 @@ def _device(
         raise FedloraError(
             f"the model in {path} cannot be loaded ({_first_line(error)}); copy it anew"
         ) from None
+    if facts.weights != "fp32":
+        compute_as_kept(base, family.layers, range(cut.start, cut.stop), facts.weights)
     if head is not None and not task_class(facts.task.kind).pooled:
         output = base.get_output_embeddings()  # type: ignore[operator]
         output.weight = nn.Parameter(head.weight.to(output.weight.dtype))

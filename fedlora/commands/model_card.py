@@ -42,6 +42,7 @@ def model_card(
         f"# {what} trained with fedlora\n",
         f"- Base model: `{name}`" + (f", commit `{export.revision}`" if export.revision else ""),
         f"- Form: {_form(export)}",
+        *_weights(export, scenario),
         *_task(export, pooled, scenario),
         *_data(scenario, summary),
         *_metric(summary),
@@ -84,6 +85,20 @@ def _form(export: Export) -> str:
     shown = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     whose = "" if export.client is None else f", as client {export.client} has it"
     return f"`{export.format_}`, {len(export.ranks)} projections, {shown}{whose}"
+
+
+def _weights(export: Export, scenario: Scenario | None) -> list[str]:
+    """Say over which weights the adapter was trained, if not over the base model's own."""
+    form = None if scenario is None else scenario.model.few_bits
+    if form is None or scenario is None:
+        return []
+    front, back = scenario.model.client_front, scenario.model.client_back
+    but = f", but for the first {front} and the last {back}" if front or back else ""
+    line = f"- Quantised base: trained over blocks whose matrices are kept as {form}{but}"
+    if export.merged:
+        return [f"{line}; the weights here hold what these come to, so that they compute the same"]
+    line += "; over the base model as it is answers differ a little: `fedlora infer` and "
+    return [line + "`fedlora export --format merged` compute with the same matrices as the run"]
 
 
 def _task(export: Export, pooled: bool, scenario: Scenario | None) -> list[str]:

@@ -26,18 +26,32 @@ class TaskFacts:
         Its ``data.prompt_separator``.
     chat
         Whether the chat template renders its records, as ``DataConfig.renders`` says it.
+    weights, client_front, client_back
+        In what the server kept its blocks' matrices (``ModelConfig.weights``), over which the
+        adapter was trained, and how many blocks it did not have.
     """
 
     model: str
     task: TaskConfig
     prompt_separator: str
     chat: Literal["auto", "yes", "no"] = "no"
+    weights: Literal["fp32", "bf16", "int8", "nf4"] = "fp32"
+    client_front: int = 0
+    client_back: int = 0
 
     @classmethod
     def of(cls, scenario: Scenario) -> TaskFacts:
         """Return the facts of a scenario."""
-        data = scenario.data
-        return cls(scenario.model.path, scenario.task, data.prompt_separator, data.renders)
+        data, model = scenario.data, scenario.model
+        return cls(
+            model.path,
+            scenario.task,
+            data.prompt_separator,
+            data.renders,
+            model.few_bits or "fp32",
+            model.client_front,
+            model.client_back,
+        )
 
 
 def prompt_ids(facts: TaskFacts, tokenizer: Tokenizer, text: str) -> list[int]:

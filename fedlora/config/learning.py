@@ -21,6 +21,10 @@ class ModelConfig:
         Local folder, ``package:NAME/SUB/FOLDER`` inside an installed package, or a hub name.
     dtype
         Precision of the frozen weights and of the server's compute.
+    weights
+        In how many bits the server keeps the matrices of its blocks, which are made dense for each
+        product: ``bf16``, ``int8`` (by torchao) or ``nf4`` (by bitsandbytes; QLoRA); ``fp32``
+        keeps them in ``dtype``. Adapters, norms and the clients' blocks stay in ``dtype``.
     client_front, client_back
         Number of frozen decoder blocks that stay on the client before and after the server's part.
     server_norm
@@ -30,6 +34,7 @@ class ModelConfig:
 
     path: str = "package:simulations/quickstart/decoder"
     dtype: Literal["fp32", "bf16"] = "fp32"
+    weights: Literal["fp32", "bf16", "int8", "nf4"] = "fp32"
     client_front: int = within(0, 0, 1000)
     client_back: int = within(0, 0, 1000)
     server_norm: bool = False
@@ -41,6 +46,18 @@ class ModelConfig:
             f"model.server_norm is true, and model.client_back leaves {self.client_back} blocks on "
             "the client, which come before the final norm; set one of them to false or 0",
         )
+
+    @property
+    def few_bits(self) -> Literal["bf16", "int8", "nf4"] | None:
+        """Form of the server's matrices where they are kept in fewer bits than ``dtype``'s."""
+        if self.weights == self.dtype:
+            return None
+        return None if self.weights == "fp32" else self.weights
+
+    @property
+    def precision(self) -> str:
+        """What both sides must agree on: ``dtype``, and the form of the matrices if another."""
+        return f"{self.dtype}, {self.few_bits}" if self.few_bits else self.dtype
 
 
 @dataclass(frozen=True)

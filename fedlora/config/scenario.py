@@ -16,6 +16,7 @@ from fedlora.config.learning import (
     TrainConfig,
 )
 from fedlora.config.observe import ObserveConfig
+from fedlora.config.placement import is_away
 from fedlora.config.privacy import PrivacyPolicy
 from fedlora.config.ranges import check_ranges, within
 from fedlora.config.robust import RobustConfig
@@ -93,6 +94,7 @@ class Scenario:
             "compute.reuse_blocks is true and link.reuse is false, by which devices say what may "
             "be kept of their rows; set link.reuse to true",
         )
+        self._check_weights()
         self._check_generate()
         self._check_ends()
         taking_part = self.federation.clients_per_round or self.federation.clients
@@ -106,6 +108,17 @@ class Scenario:
             f"robust.hostile is {self.robust.hostile} with {taking_part} clients a round; a robust "
             f"average needs at least {2 * self.robust.hostile + 1}, so add clients, or set "
             "robust.average to mean",
+        )
+
+    def _check_weights(self) -> None:
+        """Refuse few bits for blocks that are brought from where the checkpoint has them."""
+        form, compute = self.model.few_bits, self.compute
+        away = [place for place in compute.device_map if is_away(place, compute.device)]
+        key = "compute.max_memory" if compute.max_memory else "compute.device_map"
+        require(
+            not form or not (away or compute.max_memory),
+            f"model.weights is {form!r}, and {key} has blocks brought to the device as the "
+            "checkpoint has them; set model.weights to fp32, or keep all blocks on devices",
         )
 
     def _check_generate(self) -> None:

@@ -52,7 +52,7 @@ class Stage:
     ) -> None:
         self._device = device
         self.blocks = Blocks(checkpoint, start, stop, final=final, dtype=dtype, load=False)
-        placement = Placement(self.blocks, scenario.compute)
+        placement = Placement(self.blocks, scenario.compute, scenario.model.few_bits)
         placement.load()
         _turn_weights(self.blocks)
         lora = replace(scenario.lora, dropout=0.0)

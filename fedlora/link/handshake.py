@@ -22,7 +22,7 @@ class Identity:
     config_digest, weights_digest, tokenizer_digest
         SHA-256 of the model's configuration, its weight index and its tokenizer.
     dtype
-        Precision of the frozen weights.
+        Precision of the frozen weights, and the form in which the server keeps its own.
     """
 
     protocol: int
@@ -41,7 +41,7 @@ _MEND = {
     "config_digest": "give both sides the same config.json",
     "weights_digest": "give both sides the same checkpoint",
     "tokenizer_digest": "give both sides the same tokenizer",
-    "dtype": "set model.dtype alike on both sides",
+    "dtype": "set model.dtype and model.weights alike on both sides",
 }
 
 

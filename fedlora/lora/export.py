@@ -246,6 +246,7 @@ class Adapter:
         folder: Path,
         model: str = "",
         finish: Callable[[Any, Path], Any] | None = None,
+        prepare: Callable[[Any], None] | None = None,
     ) -> None:
         """Write the whole model with the adapter added into its weights, and its tokenizer.
 
@@ -258,6 +259,8 @@ class Adapter:
         finish
             Given the merged model and the folder that it came from, makes what is written, and
             writes the tokenizer.
+        prepare
+            Changes the model in place before the adapter is added.
 
         Raises
         ------
@@ -275,6 +278,8 @@ class Adapter:
             base = load_whole(source, pooled=self.task_type != "CAUSAL_LM")
         except (OSError, ValueError, FedloraError) as error:
             raise self._lost(error) from None
+        if prepare is not None:
+            prepare(base)
         with tempfile.TemporaryDirectory() as place:
             self.save(Path(place))
             merged = PeftModel.from_pretrained(base, place).merge_and_unload()

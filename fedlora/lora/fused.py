@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import ADAPTER, LoraProjection
 from fedlora.lora.masks import RankMasks
+from fedlora.split.few_bits import FewBitLinear
 
 
 def fuse(
@@ -33,8 +34,8 @@ def fuse(
 ) -> int:
     """Compute projections by ``FusedLora`` where it computes the same; return how many.
 
-    Others stay PEFT's: those whose base weight is not here (``compute.device_map``), is quantised,
-    or of another precision than the factors, and those whose input is dropped out before A.
+    Others stay PEFT's: those whose base weight is not here (``compute.device_map``), or is computed
+    in another precision than the factors, and those whose input is dropped out before A.
 
     Parameters
     ----------
@@ -50,9 +51,9 @@ def fuse(
         module: Any = projection.module
         base = module.get_base_layer()
         if (
-            type(base) in (nn.Linear, Conv1D)
+            type(base) in (nn.Linear, Conv1D, FewBitLinear)
             and not hasattr(base, "_hf_hook")
-            and base.weight.dtype == projection.A.dtype
+            and getattr(base, "compute_dtype", base.weight.dtype) == projection.A.dtype
             and isinstance(module.lora_dropout[ADAPTER], nn.Identity)
         ):
             module.forward = FusedLora(index, projection, masks, by_client)
@@ -113,6 +114,8 @@ class FusedLora:
     def base(self, x: torch.Tensor) -> torch.Tensor:
         """Return the frozen layer's product, (tokens, d_out)."""
         layer = self.layer
+        if isinstance(layer, FewBitLinear):
+            return layer.product(x)
         if isinstance(layer, Conv1D):
             return torch.addmm(layer.bias, x, layer.weight)
         return nn.functional.linear(x, layer.weight, layer.bias)
@@ -120,6 +123,8 @@ class FusedLora:
     def base_gradient(self, g: torch.Tensor) -> torch.Tensor:
         """Return the gradient at the frozen layer's input, (tokens, d_in)."""
         layer = self.layer
+        if isinstance(layer, FewBitLinear):
+            return layer.gradient(g)
         weight: torch.Tensor = layer.weight
         return g @ (weight.T if isinstance(layer, Conv1D) else weight)
 

@@ -15,6 +15,7 @@ from fedlora.link.ends import WIDTH as ENDS_WIDTH
 from fedlora.link.tokens import token_bytes
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import DTYPES, Checkpoint
+from fedlora.split.few_bits import predicted_bytes
 from fedlora.split.slice import edge_tensors
 from fedlora.tasks import task_class
 from fedlora.tasks.plugin import head_of, make_task
@@ -146,7 +147,8 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         up + once,
         down,
         up if reused else up + once,
-        (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width,
+        (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width
+        - _spared(scenario, checkpoint, geometry),
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens),
         kept,
@@ -196,6 +198,18 @@ def _adapters(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry) ->
     targets = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
     shapes = [checkpoint.entries[f"{name}.weight"].shape for name in targets]
     return scenario.lora.r_max * sum(map(sum, shapes))
+
+
+def _spared(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry) -> int:
+    """Return the bytes that matrices in few bits take less than as they are computed with."""
+    form, width = scenario.model.few_bits, DTYPES[scenario.model.dtype].itemsize
+    if form is None:
+        return 0
+    spared = 0
+    for name in linear_modules(checkpoint, geometry.cut):
+        d_out, d_in = checkpoint.entries[f"{name}.weight"].shape
+        spared += width * d_out * d_in - predicted_bytes(d_out, d_in, form, width)
+    return spared
 
 
 def _activations(

@@ -62,7 +62,7 @@ class ServerRun:
             self.checkpoint.config_digest,
             self.checkpoint.weights_digest,
             tokenizer_digest(task, self.checkpoint),
-            scenario.model.dtype,
+            scenario.model.precision,
         )
         self.engine = SplitEngine(self.checkpoint, scenario)
         self.air = Air(scenario)

@@ -105,6 +105,8 @@ def draw_model(d: Drawing) -> None:
     models = [k for k in kinds() if not language or d.wild or is_causal(k)]
     d.set("_model", *["quickstart"] * (len(models) // 2), *models)
     d.some(0.12, "model.dtype", "bf16", "bf16", "fp32")
+    # those of libraries that are slow to import are tried in tests/split
+    d.some(0.12, "model.weights", "bf16", "fp32", wild=["int4", "", 8])
     d.some(0.15, "model.client_front", 1, wild=[2, 3, 4, 9, -1])
     d.some(0.12, "model.client_back", 1, wild=[2, 3, 4, 9])
     if d.wild or not d["model.client_back"]:

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedlora.config import Scenario
-from fedlora.split import Checkpoint, find_family, model_folder
+from fedlora.split import Checkpoint, Cut, find_family, model_folder
+from fedlora.split.few_bits import compute_as_kept
 from fedlora.tasks import IGNORED, Sample, task_class
 
 
@@ -46,6 +47,11 @@ class Whole:
         # AutoModel would leave an embedding random that is stored under the head's name
         self.base = getattr(model, name) if self.pooled and causal else model
         self.prefix = "" if self.pooled else f"{name}."
+        if form := scenario.model.few_bits:
+            checkpoint, own = Checkpoint(folder), scenario.model
+            cut = Cut.of(checkpoint, own.client_front, own.client_back)
+            layers = find_family(checkpoint).layers
+            compute_as_kept(model, layers, range(cut.start, cut.stop), form)
         out = self.base.get_output_embeddings()
         if out is not None:  # its own, where it was tied to the input's
             out.weight = nn.Parameter(out.weight.detach().clone(), requires_grad=False)

@@ -98,7 +98,7 @@ def open_served(
         checkpoint.config_digest,
         checkpoint.weights_digest,
         tokenizer_digest(task_class(scenario.task.kind), checkpoint),
-        scenario.model.dtype,
+        scenario.model.precision,
     )
     ranks = last_ranks(run)
     count = len(engine.projections)

@@ -125,7 +125,7 @@ class SplitEngine:
         # the server's own copy of what devices hold, where they send tokens in its place
         sends_tokens = scenario.link.sends_tokens
         self.vocabulary = TokenEmbedding(checkpoint, self.dtype) if sends_tokens else None
-        self.placement = Placement(self.blocks, scenario.compute)
+        self.placement = Placement(self.blocks, scenario.compute, scenario.model.few_bits)
         self.placement.load()
         self.projections = add_lora(self.blocks, scenario.lora, scenario.seed)
         if scenario.lora.start:

@@ -22,6 +22,7 @@ from fedlora.errors import FedloraError
 from fedlora.lora.device import check_device
 from fedlora.lora.layers import LoraProjection
 from fedlora.split import Blocks
+from fedlora.split.few_bits import FewBitLinear, check_form, keep_in_few_bits, linear_names
 
 
 class AwayWeights(Mapping[str, torch.Tensor]):
@@ -65,6 +66,8 @@ class Placement:
         The server's part, built but without weights.
     config
         Device, map and limits.
+    form
+        In which few bits matrices are kept (``ModelConfig.few_bits``); None: as they are.
 
     Attributes
     ----------
@@ -77,8 +80,10 @@ class Placement:
         When a place or a block does not exist, or blocks are away and nothing is checkpointed.
     """
 
-    def __init__(self, blocks: Blocks, config: ComputeConfig) -> None:
+    def __init__(self, blocks: Blocks, config: ComputeConfig, form: str | None = None) -> None:
         self._blocks = blocks
+        self._form = form
+        self._few: list[str] = []
         self._device = torch.device(config.device)
         self._checkpoint = config.checkpoint
         numbers = range(blocks.start, blocks.start + len(blocks.layers))
@@ -87,22 +92,37 @@ class Placement:
             self.places |= _within(blocks, config.max_memory)
         for place in set(self.places.values()) - {"disk"}:
             check_device(place)
+            if form:
+                check_form(form, place)
         away = [n for n, place in self.places.items() if is_away(place, config.device)]
         if away and not config.checkpoint:
             raise FedloraError(
                 f"compute.max_memory leaves block {away[0]} in {self.places[away[0]]}; set "
                 "compute.checkpoint to true, or allow more"
             )
+        if away and form:
+            raise FedloraError(
+                f"model.weights is {form!r}, and block {away[0]} is in {self.places[away[0]]}, from"
+                " where it is brought as it is; set model.weights to fp32"
+            )
         self._away = set(away)
         self._weights = AwayWeights(blocks.read)
 
     def load(self) -> None:
-        """Give every parameter its tensor; one of a block that is away gets a stand-in.
+        """Give every parameter its tensor; one that is away, or kept in few bits, gets a stand-in.
 
         A stand-in has type and shape but one number, so that PEFT can be put on the block.
         """
-        for name, _ in list(self._blocks.model.named_parameters()):
+        if self._form:
+            names = linear_names(self._blocks.model)
+            self._few = [name for name in names if self._blocks.block_of(name) is not None]
+        few = {f"{name}.weight" for name in self._few}
+        for name, parameter in list(self._blocks.model.named_parameters()):
             number = self._blocks.block_of(name)
+            if name in few:
+                stand_in = torch.zeros(1, dtype=parameter.dtype).expand(parameter.shape)
+                self._blocks.assign(name, stand_in)
+                continue
             tensor = self._blocks.read(name)
             if number in self._away:
                 held = None if self.places[number] == "disk" else tensor
@@ -116,6 +136,8 @@ class Placement:
         """Bring what is resident to its device, and hook the rest; call it once LoRA is there."""
         from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
+        for name in self._few:
+            self._keep_in_few_bits(name)
         for number, layer in enumerate(self._blocks.layers, self._blocks.start):
             place = self.places[number]
             if number in self._away:
@@ -134,6 +156,17 @@ class Placement:
                 inner: Any = layer.forward
                 layer.forward = update_wrapper(partial(_checkpointed, inner), inner)
         assert all(p.A.device.type != "meta" and p.A.requires_grad for p in projections)
+
+    def _keep_in_few_bits(self, name: str) -> None:
+        """Read a matrix and put it where its stand-in is, in few bits."""
+        number = self._blocks.block_of(name)
+        assert number is not None and self._form is not None
+        module: Any = self._blocks.model.get_submodule(name)
+        module = getattr(module, "base_layer", module)
+        weight = self._blocks.read(f"{name}.weight").to(self.places[number])
+        by_output = weight if isinstance(module, nn.Linear) else weight.T
+        layer = FewBitLinear(by_output, module.bias, self._form)
+        keep_in_few_bits(self._blocks.model, name, layer)
 
     def _hook(self, layer: nn.Module, prefix: str) -> None:
         """Put hooks on modules with stand-ins, and move all other tensors to the device."""
