@@ -22,6 +22,7 @@ CYCLES = [
     "ranks.strategy=support.rank_cycles:RankCycles",
     "ranks.options.cycles=[[1],[0,3],[2]]",
 ]
+UPPER = "ranks.strategy=support.rank_cycles:UpperHalf"
 LANGUAGE = ["task.kind=causal_lm", "train.embedding=true", "train.accumulate=2"]
 
 
@@ -31,7 +32,8 @@ def gradients(federation: Federation) -> list[torch.Tensor]:
 
     def step(number: int, shared: Any = (), own: Any = update.optimizer.step) -> None:
         if not found:
-            found.extend(f.grad.clone() for p in update.projections for f in (p.A, p.B))
+            factors = [factor for p in update.projections for factor in (p.A, p.B)]
+            found.extend(torch.zeros_like(f) if f.grad is None else f.grad.clone() for f in factors)
         own(number, shared)
 
     update.optimizer.step = step  # type: ignore[method-assign]
@@ -45,8 +47,14 @@ def gradients(federation: Federation) -> list[torch.Tensor]:
         [*CYCLES, "compute.checkpoint=true", "head.share=step"],
         [*LANGUAGE, "federation.clients=4", "partition.min_rows=2"],
         ["robust.average=median", "robust.hostile=1", "compute.checkpoint=true"],
+        [UPPER, "compute.reuse_blocks=true", "compute.checkpoint=true"],
     ],
-    ids=["mixed ranks, checkpointed", "trained embedding, accumulated", "median, checkpointed"],
+    ids=[
+        "mixed ranks, checkpointed",
+        "trained embedding, accumulated",
+        "median, checkpointed",
+        "lower blocks kept, checkpointed",
+    ],
 )
 def test_a_steps_gradients_are_those_of_one_batch_of_all(tiny, records, overrides):
     few = ["train.rounds=1", "train.steps=1", *overrides]
