@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from transformers.pytorch_utils import Conv1D
 
 from fedlora.lora.export import Adapter
 from fedlora.printable import printable
@@ -112,6 +111,6 @@ def export(server: ServerRun) -> Adapter:
         server.scenario.lora.alpha,
         name,
         "CAUSAL_LM" if language else "FEATURE_EXTRACTION",
-        any(isinstance(m, Conv1D) for m in server.engine.blocks.layers.modules()),
+        server.engine.blocks.fan_in_fan_out,
         revision,
     )

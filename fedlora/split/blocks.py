@@ -68,6 +68,12 @@ class Blocks(nn.Module):
         Precision of the weights and the computation.
     load
         False leaves every parameter without storage, for whoever calls ``assign``.
+
+    Attributes
+    ----------
+    fan_in_fan_out
+        Whether the checkpoint has linear layers that are stored by input (GPT-2's ``Conv1D``), in
+        whatever form they are kept here.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class Blocks(nn.Module):
         dtype: torch.dtype,
         load: bool = True,
     ) -> None:
+        from transformers.pytorch_utils import Conv1D
+
         super().__init__()
         self.family: Family = find_family(checkpoint)
         self._config = checkpoint.config
@@ -93,6 +101,7 @@ class Blocks(nn.Module):
             options["attn_implementation"] = packed_attention()
         self.model = empty_model(checkpoint, **options)
         self._keep(start, stop, final)
+        self.fan_in_fan_out = any(isinstance(m, Conv1D) for m in self.layers.modules())
         self._loader = Loader(checkpoint, self.family, dtype)
         if load:
             for name, _ in list(self.model.named_parameters()):

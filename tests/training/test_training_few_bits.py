@@ -22,6 +22,7 @@ from fedlora.link.handshake import check_identity
 from fedlora.lora.fused import FusedLora
 from fedlora.lora.layers import LoraProjection, add_lora
 from fedlora.server.compute.placement import Placement
+from fedlora.server.results import export
 from fedlora.split import Blocks, Checkpoint, few_bits
 from fedlora.split.few_bits import LIBRARIES, FewBitLinear, predicted_bytes
 
@@ -211,3 +212,8 @@ def test_a_client_that_expects_other_matrices_is_refused(tiny, records):
     other = replace(identity, dtype="fp32")
     with pytest.raises(ProtocolError, match=r"model\.weights alike"):
         check_identity(identity, other.to_dict())
+
+
+def test_an_export_of_gpt2_says_how_the_base_stores_its_matrices(tiny, records):
+    federation = Federation(scenario(tiny["gpt2"], records, "model.weights=bf16"))
+    assert export(federation.server).fan_in_fan_out
