@@ -57,12 +57,12 @@ def _play(kind: str, sessions: list[dict[str, Any]], node_config: dict[str, Any]
         return device(sessions[0], node_config)
     if kind == "host":
         return host(sessions)
-    from simulations.bench import stream_peers  # here, so that a device's imports are its own
+    from simulations.bench.stream import peers  # here, so that a device's imports are its own
 
     if kind == "echo":
-        stream_peers.echo(sessions[0])
+        peers.echo(sessions[0])
     else:
-        stream_peers.idle(sessions)
+        peers.idle(sessions)
     return {"error": ""}
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from simulations.bench import edge, generation, overlap, robust, scale, text
+from simulations.bench import edge, few_bits, generation, overlap, robust, scale, text
 from simulations.bench.bits import measure as bits
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
 from simulations.bench.settings import MALLOC_NO_MMAP, Settings
 from simulations.bench.speed import contest_steps, speed_in_process, speed_over_tls
-from simulations.bench.stream_cost import exchange, idle_streams
+from simulations.bench.stream.cost import exchange, idle_streams
 
 # Large blocks then come from the heap and stay mapped, instead of faulting in anew at every use.
 NO_MMAP_ENVIRONMENT = {
@@ -30,7 +30,7 @@ class Experiment:
     ----------
     kind
         ``speed``, ``text``, ``bits``, ``edge``, ``scale``, ``overlap``, ``robust``, ``reuse``,
-        ``generate`` or ``stream``.
+        ``weights``, ``generate`` or ``stream``.
     model
         Name of the model, or of what is measured without one.
     measure
@@ -85,6 +85,10 @@ def experiments(settings: Settings) -> list[Experiment]:
     for model in settings.robust_models:
         found.append(Experiment("robust", model, robust.robust_averages, robust.ticks))
         found.append(Experiment("reuse", model, robust.reused_blocks, robust.ticks))
+    for model in settings.weights_models:
+        found.append(Experiment("weights", model, few_bits.few_bits, few_bits.ticks))
+    for name in settings.weights_scenarios:
+        found.append(Experiment("weights", name, few_bits.loss, few_bits.loss_ticks))
     for model in settings.generate_models:
         found.append(
             Experiment(

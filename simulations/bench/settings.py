@@ -36,6 +36,10 @@ class Settings:
         Which models are measured in halves of so many clients.
     robust_models, robust_clients
         Which models are measured with robust averages, with how many clients.
+    weights_models
+        Which models' frozen blocks are held in fewer bits beside fp32.
+    weights_scenarios, weights_steps
+        What is trained over such blocks, for how many steps.
     generate_models
         Which models write: shapes of GPT-2 and SmolLM2-135M with random weights, TinyStories.
     generate_clients, generate_prompt, generate_tokens
@@ -77,6 +81,9 @@ class Settings:
     overlap_clients: int = 8
     robust_models: tuple[str, ...] = ("minilm", "decoder")
     robust_clients: int = 8
+    weights_models: tuple[str, ...] = ("minilm", "gpt2")
+    weights_scenarios: tuple[str, ...] = ("e2e-tinystories",)
+    weights_steps: int = 50
     generate_models: tuple[str, ...] = ("gpt2", "smollm2", "tinystories")
     generate_clients: int = 8
     generate_prompt: int = 48
@@ -122,6 +129,9 @@ QUICK = Settings(
     overlap_clients=2,
     robust_models=("decoder",),
     robust_clients=3,
+    weights_models=("gpt2",),
+    weights_scenarios=("quickstart",),
+    weights_steps=1,
     generate_models=("gpt2",),
     generate_clients=2,
     generate_prompt=4,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fedlora.errors import FedloraError
 from simulations.bench.command import bench
+from simulations.bench.few_bits import forms
 from simulations.bench.figures import Figure
 from simulations.bench.settings import QUICK, Settings
 from simulations.bench.tables import print_figures
@@ -58,6 +59,7 @@ BITS = {
     *("bits_a_sample", "to_fedavg_lora", "to_fedavg_lora_delivered_each_round", "accuracy"),
     *("accuracy_of_fedavg_lora", "accuracy_lost", "edgeflowertune_to_fedavg_lora"),
 }
+REUSE = ("kept", "kept_to_computed_anew", "kept_to_all_blocks_trained", "loss_difference")
 OTHERS = (
     {
         f"edge.gpt2.{task}.{measured}"
@@ -88,6 +90,9 @@ OTHERS = (
         for link in ("in_process", "own_links_20_mbit", "shared_link_20_mbit")
         for measured in ("halves", "halves_to_whole", "loss_difference")
     }
+    | {f"reuse.decoder.{name}" for name in REUSE}
+    | {f"weights.gpt2.{form}.{name}_to_fp32" for form in forms() for name in ("bytes", "speed")}
+    | {f"weights.quickstart.{form}.loss_to_fp32" for form in forms()}
     | {f"generate.gpt2.few_bits.{name}" for name in FEW_BITS}
     | {f"generate.gpt2.leave_early.{name}" for name in LEAVE_EARLY}
     | {f"generate.gpt2.slow_link.{name}" for name in SLOW_LINK}

@@ -1,0 +1,1 @@
+"""The stream by itself: what an exchange takes, and what idle streams do."""
