@@ -17,6 +17,7 @@ from fedlora.generation.stage import Stage
 from fedlora.geometry import Geometry
 from fedlora.lora.device import check_device
 from fedlora.lora.export import Adapter
+from fedlora.lora.targets import choose_targets
 from fedlora.split import DTYPES, Checkpoint, Cut, find_family
 from fedlora.split.family import Loader
 from fedlora.tasks import require_texts, task_class
@@ -113,6 +114,8 @@ class GenerationEngine:
                 family = find_family(checkpoint)
                 loader = Loader(checkpoint, family, self.dtype)
                 self._early = family.final_stage(checkpoint.config, loader).to(self.device)
+        stages = [stage for stage in (self._first, self._last) if stage is not None]
+        choose_targets([name for stage in stages for name in stage.linear], scenario.lora.targets)
         self.blocks = self._first.blocks
         self._alpha, self.r_max = scenario.lora.alpha, scenario.lora.r_max
         self.version = ""

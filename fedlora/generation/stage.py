@@ -12,8 +12,9 @@ from fedlora.config import Scenario
 from fedlora.generation.attention import BatchRows
 from fedlora.generation.pages import RowPages
 from fedlora.lora.fused import fuse
-from fedlora.lora.layers import add_lora, set_adapter_dropout
+from fedlora.lora.layers import LoraProjection, add_lora, linear_names, set_adapter_dropout
 from fedlora.lora.masks import RankMasks
+from fedlora.lora.targets import targets_among
 from fedlora.server.compute.placement import Placement
 from fedlora.split import Blocks, Checkpoint
 
@@ -36,8 +37,10 @@ class Stage:
     ----------
     blocks
         The blocks.
+    linear
+        Names of the linear modules in the undivided base model.
     projections
-        Those with LoRA layers, in order.
+        Those with LoRA layers, in order; none where ``lora.targets`` names no module here.
     """
 
     def __init__(
@@ -55,8 +58,12 @@ class Stage:
         placement = Placement(self.blocks, scenario.compute, scenario.model.few_bits)
         placement.load()
         _turn_weights(self.blocks)
-        lora = replace(scenario.lora, dropout=0.0)
-        self.projections = add_lora(self.blocks, lora, scenario.seed)
+        self.linear = list(linear_names(self.blocks))
+        self.projections: list[LoraProjection] = []
+        lora = scenario.lora
+        if here := targets_among(self.linear, lora.targets):
+            lora = replace(lora, dropout=0.0, targets=here)
+            self.projections = add_lora(self.blocks, lora, scenario.seed)
         placement.attach(self.projections)
         set_adapter_dropout(self.projections, training=False)
         self._masks = RankMasks(self.projections, lora.r_max)

@@ -69,7 +69,8 @@ def add_lora(blocks: Blocks, config: LoraConfig, seed: int) -> list[LoraProjecti
     FedloraError
         When a target names no linear module of the blocks.
     """
-    targets = choose_targets(_linear(blocks), config.targets)
+    linear = linear_names(blocks)
+    targets = [linear[name] for name in choose_targets(list(linear), config.targets)]
     peft_config = PeftLoraConfig(
         r=config.r_max,
         lora_alpha=config.alpha,
@@ -92,13 +93,15 @@ def set_adapter_dropout(projections: Sequence[LoraProjection], training: bool) -
         projection.module.lora_dropout.train(training)
 
 
-def _linear(blocks: Blocks) -> list[str]:
+def linear_names(blocks: Blocks) -> dict[str, str]:
+    """Return the name of each linear module here by what the undivided base model calls it."""
     prefix = blocks.family.layers + "."
-    return [
+    here = [
         prefix + name
         for name, module in blocks.layers.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     ]
+    return {blocks.original_name(name): name for name in here}
 
 
 def _projections(blocks: Blocks) -> Iterator[LoraProjection]:

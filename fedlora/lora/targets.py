@@ -35,8 +35,8 @@ def choose_targets(
         return list(linear)
     chosen: set[str] = set()
     for target in wanted:
-        matches = [name for name in linear if f".{name}".endswith(f".{target}")]
-        away = [name for name in everywhere if f".{name}".endswith(f".{target}")]
+        matches = [name for name in linear if _named(name, target)]
+        away = [name for name in everywhere if _named(name, target)]
         if not matches and away:
             raise FedloraError(
                 f"lora.targets names {shown(target)}, which model.client_front or "
@@ -51,6 +51,15 @@ def choose_targets(
             )
         chosen.update(matches)
     return [name for name in linear if name in chosen]
+
+
+def targets_among(linear: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return those of ``lora.targets`` that name any of these modules."""
+    return tuple(t for t in wanted if t == ALL_LINEAR or any(_named(name, t) for name in linear))
+
+
+def _named(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
 
 
 def linear_modules(checkpoint: Checkpoint, cut: Cut) -> list[str]:

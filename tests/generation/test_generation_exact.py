@@ -18,6 +18,7 @@ from fedlora.generation.pages import RowPages
 from fedlora.registry import resolve
 from fedlora.split import Checkpoint
 from fedlora.split.family import Family
+from fedlora.split.few_bits import LIBRARIES
 
 CAUSAL = [kind for kind in ACCEPTED if resolve("families", kind, Family).causal]
 QUICK = ("gpt2", "gemma3_text", "stablelm")
@@ -58,6 +59,23 @@ def test_rows_of_any_age_and_rank_have_the_logits_of_the_unsplit_model(kind, tmp
     for row, ids in enumerate(texts()):
         expected = split.unsplit(str(row))(input_ids=torch.tensor([ids])).logits[0]
         assert float((torch.cat(found[row]) - expected).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "nf4"])
+@torch.no_grad()
+def test_blocks_in_few_bits_have_the_logits_of_the_model_with_their_matrices(form, tmp_path):
+    if library := LIBRARIES.get(form):
+        pytest.importorskip(library, reason=f"needs fedlora[{library}]")
+    split = Generation(tmp_path, "llama", (R_MAX,), f"model.weights={form}")
+    ends, pages, ids = split.text_ends(), RowPages(8), texts()[1]
+    found, position = [], 0
+    for count in (len(ids) - 2, 1, 1):
+        up = ends.embed(ids[position : position + count], position)
+        states = split.engine.forward([NewTokens(pages, up, split.ranks["0"])])[0]
+        found.append(ends.logits(states, 0, count))
+        position += count
+    expected = split.unsplit()(input_ids=torch.tensor([ids])).logits[0]
+    assert float((torch.cat(found) - expected).abs().max()) < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -249,3 +249,14 @@ def test_a_server_without_it_says_how_it_is_started(tmp_path):
     row.open()
     answer = plain.server.carry(Frame(m.GEN_REST, "0", 9, {"session": row._session, "last": 1}))
     assert "0 tokens of session" in answer.fields["reason"]
+
+
+@pytest.mark.parametrize("target", ["1.self_attn.q_proj", "3.mlp.up_proj"])
+def test_adapters_on_one_side_of_where_tokens_leave_are_those_of_the_whole_model(tmp_path, target):
+    split = Generation(tmp_path, "llama", (4,), f'lora.targets=["{target}"]', leave_after=AFTER)
+    ids, ends, row = PROMPTS[1], split.text_ends(), split.engine.new_row()
+    split.engine.forward([NewTokens(row, ends.embed(ids, 0), split.ranks["0"])])
+    waiting = WaitingTokens(row, len(ids), split.ranks["0"])
+    logits = ends.logits(split.engine.finish([waiting])[0], 0, len(ids))
+    expected = split.unsplit()(input_ids=torch.tensor([ids])).logits[0]
+    assert float((logits - expected).abs().max()) < 1e-4

@@ -178,3 +178,17 @@ def test_targets_of_a_cut_model_keep_their_names_in_the_whole_model(
     for projection in engine.projections:
         original = whole.get_submodule(projection.name)
         assert torch.equal(projection.module.get_base_layer().weight, original.weight)
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("gpt2", "2.attn.c_attn"), ("bert", "2.attention.self.query")]
+)
+def test_a_target_with_a_blocks_number_is_that_block_of_the_whole_model(
+    checkpoints, family, target
+):
+    front = type(Scenario().model)(client_front=1)
+    scenario = Scenario(model=front, lora=LoraConfig(targets=(target,)))
+    (projection,) = SplitEngine(Checkpoint(checkpoints[family]), scenario).projections
+    assert projection.layer == 2
+    whole = AutoModel.from_pretrained(checkpoints[family]).get_submodule(projection.name)
+    assert torch.equal(projection.module.get_base_layer().weight, whole.weight)

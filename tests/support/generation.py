@@ -26,6 +26,7 @@ from fedlora.generation.server import GenerationServer
 from fedlora.link import PROTOCOL, Identity
 from fedlora.lora.export import Adapter
 from fedlora.split import Back, Checkpoint, Front, LanguageHead
+from fedlora.split.few_bits import compute_as_kept
 from support.architectures import tiny
 
 R_MAX, ALPHA = 4, 8.0
@@ -110,6 +111,9 @@ class Generation:
         """Return Hugging Face's model with the adapter that this client would be given."""
         if client not in self._unsplit:
             model = AutoModelForCausalLM.from_pretrained(self.folder)
+            if form := self.scenario.model.few_bits:
+                held = range(self.checkpoint.blocks)
+                compute_as_kept(model, self.engine.blocks.family.layers, held, form)
             if any(self.ranks[client]):
                 place = self.folder / f"adapter-{client}"
                 self.adapter.save(place, self.ranks[client])
