@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,7 +40,7 @@ from fedlora.import_path import (
     leave_working_folder,
     working_folder,
 )
-from fedlora.terminal import open_streams, reader_gone, silence
+from fedlora.terminal import leave_out_chatter, open_streams, reader_gone, silence
 from fedlora.verbs import add_plugin_verbs
 
 app = typer.Typer(
@@ -361,8 +360,7 @@ def _call(arguments: list[str]) -> int:
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and status 2."""
     open_streams()
-    # What transformers tells its callers of its own future is no news to users of fedlora.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    leave_out_chatter()
     try:
         with _sheltered():
             status = _call(sys.argv[1:])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import logging
 import os
 import select
 import sys
 import unicodedata
+import warnings
 from typing import Any
 
 _ERRORS = "fedlora.another"
@@ -32,6 +34,17 @@ def open_streams() -> None:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) < _LEAST_COLUMNS:
         os.environ["COLUMNS"] = str(_LEAST_COLUMNS)  # lines that wrap tell more than empty columns
+
+
+def leave_out_chatter() -> None:
+    """Leave out what libraries tell of their own future, and of kernels that they lack.
+
+    transformers imports torchao and bitsandbytes wherever they are installed.
+    """
+    for module in ("transformers", "ray"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def show_anything(stream: Any) -> None:

@@ -7,7 +7,6 @@ message with the stream's address, the certificate to pin and a token that opens
 from __future__ import annotations
 
 import os
-import warnings
 
 # Before Flower or Ray start anything: neither is to call home.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -20,9 +19,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedlora.errors import FedloraError
 from fedlora.import_path import put_bundles_last
+from fedlora.terminal import leave_out_chatter
 
-# What Ray tells of its own future, where Flower starts it, is no news of the run.
-warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+leave_out_chatter()
 
 app = ServerApp()
 

@@ -7,6 +7,7 @@ bitsandbytes' (QLoRA, arXiv 2305.14314; a scale for each 64 weights); bf16 is to
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
@@ -224,7 +225,7 @@ def _kept(weight: torch.Tensor, form: str) -> nn.Parameter:
 
 
 def _int8(weight: torch.Tensor) -> nn.Parameter:
-    with _quiet("torchao"):
+    with quietly():
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     d_out, d_in = weight.shape
@@ -235,29 +236,28 @@ def _int8(weight: torch.Tensor) -> nn.Parameter:
 
 
 def _bitsandbytes() -> Any:
-    with _quiet("bitsandbytes"):
+    with quietly():
         import bitsandbytes
 
     return bitsandbytes
 
 
-class _quiet:  # noqa: N801  # reads as a function
-    """Silence what a library says of kernels that it lacks, while it is imported."""
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Silence what the libraries say of kernels that they lack, while they are imported.
 
-    def __init__(self, library: str) -> None:
-        self._loggers = [logging.getLogger(name) for name in (library, "torch.utils._pytree")]
-
-    def __enter__(self) -> None:
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *_: object) -> None:
-        self._warnings.__exit__(None, None, None)
-        for logger, level in zip(self._loggers, self._levels, strict=True):
+    PEFT imports them wherever they are installed, once it puts its layers into a model.
+    """
+    loggers = [logging.getLogger(n) for n in (*LIBRARIES.values(), "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 

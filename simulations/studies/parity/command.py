@@ -47,6 +47,12 @@ def parity(
             f"{base.federation.clients_per_round or 'all'} clients and accumulates "
             f"{base.train.accumulate}; parity needs head.share=step, all clients, accumulate 1"
         )
+    if base.privacy.enabled:
+        key = "epsilon" if base.privacy.epsilon is not None else "sigma"
+        raise FedloraError(
+            f"privacy.{key} is {getattr(base.privacy, key)}, and plain PEFT adds no noise; parity "
+            f"needs privacy.{key}=none"
+        )
     check_scenario(base)
     check_new_file(json_, "--json", overwrite=overwrite)
     trials = [Trial(seed) for seed in range(seeds)]
