@@ -24,8 +24,12 @@ ROWS, WIDTH, CLASSES, DRAWS = 6, 16, 4, 3000
 SIGMA, C = 1.5, 0.05
 
 
-@pytest.mark.slow
-def test_prediction_is_within_5_percent_in_every_projection_of_the_shipped_decoder() -> None:
+@pytest.mark.parametrize(
+    ("draws", "apart"), [(20, 0.5), pytest.param(2000, 0.05, marks=pytest.mark.slow)]
+)
+def test_prediction_is_near_in_every_projection_of_the_shipped_decoder(
+    draws: int, apart: float
+) -> None:
     text = [
         "privacy.release=full",
         "head.share=personal",
@@ -35,10 +39,10 @@ def test_prediction_is_within_5_percent_in_every_projection_of_the_shipped_decod
         "evaluate.baseline=false",
         "evaluate.report=false",
     ]
-    found = compare(with_overrides(find_scenario("quickstart-private"), text), draws=2000)
+    found = compare(with_overrides(find_scenario("quickstart-private"), text), draws=draws)
     assert len(found) > 20
     for energy in found:
-        assert energy.predicted == pytest.approx(energy.measured, rel=0.05), energy
+        assert energy.predicted == pytest.approx(energy.measured, rel=apart), energy
 
 
 def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

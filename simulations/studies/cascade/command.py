@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 def cascade(
     scenario: Annotated[str, typer.Argument(help="Scenario under privacy.")] = "quickstart-private",
-    sigma: Annotated[str, typer.Option(help="Noises, separated by commas.")] = "0.5,1,2,4",
+    sigma: Annotated[
+        str, typer.Option(help="Noises, separated by commas; `none` leaves the loss out.")
+    ] = "0.5,1,2,4",
     draws: Annotated[int, typer.Option(min=2, help="Backward passes of each kind.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds before energies are taken.")] = 1,
     out: Annotated[
@@ -45,8 +47,7 @@ def cascade(
 ) -> None:
     """Predict the privacy noise in every adapter, measure it, and follow the loss.
 
-    Writes `cascade.json` and `cascade.png`. An empty `--sigma` leaves the loss
-    out.
+    Writes `cascade.json` and `cascade.png`.
     """
     from clients.simulated_data import SimulatedData
     from fedlora.check import check_scenario
@@ -63,7 +64,7 @@ def cascade(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
     check_scenario(base)
-    sigmas = read_numbers("--sigma", sigma, example="0.5,1,2") if sigma else []
+    sigmas = [] if sigma == "none" else read_numbers("--sigma", sigma, example="0.5,1,2")
     trials = [Trial(None), *map(Trial, [0.0, *sigmas] if sigmas else [])]
     folder = StudyFolder(
         out or dated_folder(Path("cascade")),

@@ -10,7 +10,7 @@ import torch
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.link import Frame, messages as m
+from fedlora.link.requests import Batch
 from fedlora.privacy.mechanisms import Full, SystemNoise, mechanism_of, release
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from simulations.in_process import Handler, Record, connect
@@ -66,7 +66,10 @@ def compare(scenario: Scenario, draws: int) -> list[Energy]:
     server = connect(scenario, Record(), workers=1, wrap=keep)
     server.training.run()
     engine, space = server.engine, server.training.ranking.space
-    rows = [_batch(client.handle, engine) for client in clients]
+    batches, cohort = server.training.batches, server.cohort
+    replies = cohort.exchange({c: Batch(**batches.fields(c)) for c in cohort.clients})
+    batch = batches.read(replies, scenario.train.batch_size)
+    rows = [ClientRows(a.packed, a.lengths, engine.full_ranks(), c) for c, a in batch.items()]
     z = engine.forward(rows, train=True)
     sigmas = [client.release.spent()["sigma"] for client in clients]
     policy, noise = scenario.privacy, SystemNoise()
@@ -90,11 +93,6 @@ def compare(scenario: Scenario, draws: int) -> list[Energy]:
     return [
         Energy(p.layer, p.name, a, b) for p, a, b in zip(space.projections, *found, strict=True)
     ]
-
-
-def _batch(handle: Callable[[Frame], Frame], engine: SplitEngine) -> ClientRows:
-    tensors = handle(Frame(m.BATCH)).tensors
-    return ClientRows(tensors["activation"], tensors["lengths"].tolist(), engine.full_ranks())
 
 
 def _mean_energy(
