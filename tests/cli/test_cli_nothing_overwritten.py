@@ -21,13 +21,14 @@ PRIVATE = [
     *("--set", "channel.deliver_every=1", "--set", "channel.model=rayleigh"),
 ]
 AIR = ["--set", "channel.deliver_every=1", "--set", "channel.model=rayleigh"]
+NOISELESS = ["quickstart", "--set", "privacy.epsilon=none"]
 FOLDERS = {
     "run": (["SCENARIO"], "events.jsonl"),
     "rehearse": (["SCENARIO"], "events.jsonl"),
     "export": (["RUN"], "adapter_config.json"),
     "slice": (["MODEL"], "edge.json"),
     "cascade": (["quickstart-private"], "cascade.json"),
-    "parity": (["quickstart"], "trials.jsonl"),
+    "parity": (NOISELESS, "trials.jsonl"),
     "participation": (["quickstart", "--participants", "2"], "participation.csv"),
     "compare": (["SCENARIO", "--strategies", "greedy", *AIR], "trials.jsonl"),
     "train-policy": (["quickstart"], "settings.toml"),
@@ -36,7 +37,7 @@ FOLDERS = {
 """The commands that write a folder: what they need, and what marks a folder of theirs."""
 
 FILES = {
-    **{"audit": ["RUN"], "bench": ["--quick"], "parity": ["quickstart"], "site": ["RUN"]},
+    **{"audit": ["RUN"], "bench": ["--quick"], "parity": NOISELESS, "site": ["RUN"]},
     **{"fuzz": ["--trials", "1"], "check": ["quickstart"], "plan": ["quickstart"]},
 }
 """The commands that write a file, with --json."""
