@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from simulations.bench import edge, few_bits, generation, overlap, robust, scale, text
+from simulations.bench import edge, generation, scale, text
+from simulations.bench.beside import few_bits, overlap, reuse, robust, runs
 from simulations.bench.bits import measure as bits
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
@@ -83,10 +84,10 @@ def experiments(settings: Settings) -> list[Experiment]:
     for model in settings.overlap_models:
         found.append(Experiment("overlap", model, overlap.overlapped, overlap.ticks))
     for model in settings.robust_models:
-        found.append(Experiment("robust", model, robust.robust_averages, robust.ticks))
-        found.append(Experiment("reuse", model, robust.reused_blocks, robust.ticks))
+        found.append(Experiment("robust", model, robust.robust_averages, runs.ticks))
+        found.append(Experiment("reuse", model, reuse.reused_blocks, runs.ticks))
     for model in settings.weights_models:
-        found.append(Experiment("weights", model, few_bits.few_bits, few_bits.ticks))
+        found.append(Experiment("weights", model, few_bits.few_bits, runs.ticks))
     for name in settings.weights_scenarios:
         found.append(Experiment("weights", name, few_bits.loss, few_bits.loss_ticks))
     for model in settings.generate_models:

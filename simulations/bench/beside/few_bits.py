@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 
 from torch import nn
 
-from fedlora.config import with_overrides
+from fedlora.config import Scenario, with_overrides
 from fedlora.scenarios import find_scenario
 from fedlora.server.compute.engine import SplitEngine
+from fedlora.split import Checkpoint, model_folder
 from fedlora.split.few_bits import LIBRARIES, FewBitLinear
-from simulations.bench.contest import SPLIT, Contest
+from simulations.bench.beside.runs import beside, small_load
+from simulations.bench.contest import SPLIT
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
-from simulations.bench.robust import OtherRun
 from simulations.bench.settings import Settings
-from simulations.bench.speed import contest_steps
-from simulations.bench.workload import Load, Workload
-from simulations.in_process import Record, connect, run
+from simulations.in_process import Record, run
 
 BYTES_AT_MOST: Mapping[str, float] = {"bf16": 0.52, "int8": 0.30, "nf4": 0.18}
 LOSS_AT_MOST: Mapping[str, float] = {"bf16": 1.02, "int8": 1.02, "nf4": 1.05}
@@ -45,41 +42,22 @@ def kept_bytes(engine: SplitEngine) -> int:
 
 def few_bits(context: Context, model: str, tick: Tick) -> list[Figure]:
     """Compare steps over blocks in each form with those over fp32, and what the blocks take."""
-    settings = context.settings
-    load = Load(
-        context.model(model),
-        "classification",
-        settings.robust_clients,
-        settings.scale_rows,
-        settings.scale_length,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(load, contest_steps(settings), Path(folder))
-        contest = Contest(settings.warm_up, settings.pairs, tick)
-        fp32 = with_overrides(workload.scenario, ["compute.threads=1"])
-        kept = {form: with_overrides(fp32, [f"model.weights={form}"]) for form in forms()}
-        contest.others_rows = set(kept)  # over other matrices, whose loss is another
-        server = connect(fp32, contest)
-        contest.baselines = {form: OtherRun(scenario) for form, scenario in kept.items()}
-        whole = kept_bytes(server.engine)
-        sizes = {form: kept_bytes(connect(own, Record()).engine) for form, own in kept.items()}
-        server.training.run()
-        server.end()
+    ways = {form: [f"model.weights={form}"] for form in forms()}
+    load = small_load(context, model)
+    contest = beside(context.settings, load, tick, [], ways, other_losses=set(ways))
+    plain = with_overrides(Scenario(), [f"model.path={load.model}"])
+    checkpoint = Checkpoint(model_folder(load.model))
+    whole = kept_bytes(SplitEngine(checkpoint, plain))
     figures = []
-    for form in kept:
-        share, speed = sizes[form] / whole, contest.speed_ratio(form, SPLIT)
+    for form, way in ways.items():
+        share = kept_bytes(SplitEngine(checkpoint, with_overrides(plain, way))) / whole
+        speed, spread = contest.speed_ratio(form, SPLIT), contest.ratio_quartiles(form, SPLIT)
         least = BF16_SPEED_AT_LEAST if form == "bf16" else None
-        spread = contest.ratio_quartiles(form, SPLIT)
         figures += [
             Figure(f"{form}.bytes_to_fp32", share, "ratio", at_most=BYTES_AT_MOST[form]),
             Figure(f"{form}.speed_to_fp32", speed, "ratio", least, None, *spread),
         ]
     return figures
-
-
-def ticks(settings: Settings) -> int:
-    """Return the steps of the contest."""
-    return contest_steps(settings)
 
 
 def loss(context: Context, name: str, tick: Tick) -> list[Figure]:

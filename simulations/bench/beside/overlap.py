@@ -6,28 +6,23 @@ client's own, and over one that all clients share, which carries a frame a direc
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 from clients.edge_client import EdgeClient
-from fedlora.config import with_overrides
 from fedlora.link import Frame
+from simulations.bench.beside.runs import Wrap, beside
 from simulations.bench.contest import SPLIT, Contest
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
-from simulations.bench.robust import OtherRun
 from simulations.bench.settings import Settings
 from simulations.bench.speed import contest_steps
-from simulations.bench.workload import Load, Workload
-from simulations.in_process import Handler, connect
+from simulations.bench.workload import Load
+from simulations.in_process import Handler
 
 RATE_BPS = 20e6
 WHOLE = "whole"
-Wrap = Callable[[EdgeClient], Handler]
 
 
 def held(*, shared: bool) -> Wrap:
@@ -87,17 +82,8 @@ def _contest(context: Context, model: str, wrap: Wrap, tick: Tick) -> Contest:
         settings.speed_rows,
         settings.speed_length,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(load, contest_steps(settings), Path(folder))
-        # One thread each: OpenMP's teams of several runs would wait for each other's cores.
-        whole = with_overrides(workload.scenario, ["compute.threads=1"])
-        halves = with_overrides(whole, ["train.overlap=true"])
-        contest = Contest(settings.warm_up, settings.pairs, tick)
-        server = connect(halves, contest, load.clients, wrap)
-        contest.baselines = {WHOLE: OtherRun(whole, load.clients, wrap)}
-        server.training.run()
-        server.end()
-    return contest
+    own, whole = ["train.overlap=true"], {WHOLE: list[str]()}
+    return beside(settings, load, tick, own, whole, workers=load.clients, wrap=wrap)
 
 
 def ticks(settings: Settings) -> int:
