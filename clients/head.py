@@ -82,13 +82,13 @@ class ClientHead:
             parameter.data.copy_(self._initial[name])
             parameter.grad = None
         self._optimizer = None
-        if self._parameters:
+        if self._parameters and self.share != "step":  # there the server's steps
             self._optimizer = torch.optim.AdamW(self._parameters.values(), weight_decay=decay)
         for name, parameter in self._front.items():
             parameter.data.copy_(self._initial_front[name])
             parameter.grad = None
         self._front_optimizer = None
-        if self._front:
+        if self._front and self.front_share != "step":
             self._front_optimizer = torch.optim.AdamW(self._front.values(), weight_decay=decay)
 
     def begin_batches(self) -> None:

@@ -226,6 +226,31 @@ def test_a_command_that_checks_a_scenario_imports_no_heavy_library():
     assert not {"transformers", "peft", "ray", "flwr", "accelerate"} & set(heavy_after(code))
 
 
+def test_a_mistyped_key_is_refused_before_torch_is_imported():
+    code = "import sys; sys.argv = ['fedlora', 'run', 'quickstart', '--set', 'train.roundz=3']\n"
+    code += "import fedlora.cli\ntry:\n    fedlora.cli.main()\nexcept SystemExit as end:\n"
+    code += "    print(end.code, [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "2 []"
+    assert "train.roundz" in done.stderr
+
+
+def test_a_simulation_deals_its_records_without_the_libraries_of_partitioners():
+    """They take 2 s and 130 MiB in each process that deals."""
+    code = "from fedlora.config import PartitionConfig as P; from fedlora.tasks.partition import "
+    code += "partition; r = [{'l': str(n % 3)} for n in range(60)]\nfor kind in 'iid', 'dirichlet':"
+    code += (
+        "\n    partition(r, P(kind=kind, min_rows=1), 2, 'l', 0)\nimport sys\nprint([m for m in "
+    )
+    code += "('datasets', 'flwr_datasets', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_loading_the_client_app_imports_no_package_that_a_server_app_is_importing():
     """Flower's simulation loads both at once, in two threads, and one can find half a package."""
     code = (

@@ -1,4 +1,8 @@
-"""``fedlora run``: a simulation in its own Flower, followed to its end."""
+"""``fedlora run``: a simulation in its own Flower, followed to its end.
+
+What takes a second to import is imported where it is needed: a key that is mistyped is refused
+without.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from fedlora.check import check_run
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.import_path import plugin_folders
@@ -18,11 +21,9 @@ from fedlora.launch.killed import ended, memory
 from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
 from fedlora.launch.temporary import parent_folder, temporary_folder
 from fedlora.report import RunFolder
-from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
-from fedlora.server.unfinished import going_on, summarise_rounds
 from fedlora.storage.outputs import dated_folder
 
 
@@ -80,6 +81,8 @@ def check_beforehand(scenario: Scenario, console: Console | None = None) -> None
     """
     parent_folder()
     with (console or Console()).status("checking the scenario, its model and its data"):
+        from fedlora.check import check_run
+
         check_run(scenario)
 
 
@@ -104,6 +107,9 @@ def follow_simulation(
     FedloraError
         When the run failed; what was finished stays in the folder.
     """
+    from fedlora.report.page import write_report
+    from fedlora.server.unfinished import going_on
+
     console = console or Console()
     told = f"through Flower, into {escape(str(folder.path))}"
     console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}")
@@ -153,6 +159,9 @@ def with_plugins(scenario: Scenario) -> Scenario:
 
 def _keep_partial(folder: RunFolder) -> None:
     """Write summary and report of the rounds that were finished, if any."""
+    from fedlora.report.page import write_report
+    from fedlora.server.unfinished import summarise_rounds
+
     if folder.read_metrics() and folder.read_summary() is None:
         summarise_rounds(folder)
         write_report(folder)

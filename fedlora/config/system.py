@@ -294,7 +294,9 @@ class ComputeConfig:
         above the lowest adapted block where ``lora.dropout`` acts.
     reuse_blocks_mib
         MiB that it keeps in all, an equal share for each client, until the client leaves, trains a
-        lower block, or the run ends. What does not fit is computed each time.
+        lower block, or the run ends. What does not fit is computed each time. The baseline, which
+        trains no block, keeps what rows are after all of them within it, whatever ``reuse_blocks``
+        is.
     reuse_blocks_folder
         Folder on the server's disk in which it keeps them in place of memory, as
         ``link.reuse_folder`` does. Where nothing can be written there, training goes on and says

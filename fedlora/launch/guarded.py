@@ -22,7 +22,6 @@ import psutil
 from fedlora.errors import FedloraError
 from fedlora.launch.flower_commands import TOOLS, start_s
 from fedlora.launch.guard import END_S
-from fedlora.link.stream.address import check_listens
 from fedlora.machine import stretch
 
 _GONE_S = 3.0
@@ -254,6 +253,8 @@ def _answers(
 
 def _is_taken(port: int) -> bool:
     """Tell whether nothing else can listen on a port of loopback."""
+    from fedlora.link.stream.address import check_listens  # its room imports torch: one second
+
     try:
         check_listens("127.0.0.1", port)
     except FedloraError:

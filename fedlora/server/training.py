@@ -164,25 +164,24 @@ class Training:
         self._begin("baseline")
         zero = dict.fromkeys(self.cohort.clients, self.engine.zero_ranks())
         if self.engine.geometry.trains_head:
-            steps = self.scenario.train.steps
-            for round_ in range(1, self.scenario.train.rounds + 1):
-                self._round = round_
-                chosen = self._select(round_)
-                self.cohort.begin_round()
-                present = self.cohort.ask(chosen, Round(round_))
-                tally = self._steps.run(
-                    list(present),
-                    zero,
-                    (round_ - 1) * steps,
-                    self.sharing.step_head,
-                    train=False,
-                )
-                self.sharing.end_round(tally.asked, tally.rows)
+            with self.engine.frozen():
+                for round_ in range(1, self.scenario.train.rounds + 1):
+                    self._baseline_round(round_, zero)
         evaluation = self._evaluator.run(self.cohort.clients, zero, {}, writes=False)
         self.outcome.before, _ = self.outcome.of(evaluation.total)
         self.recorder.append_event(
             "round", phase="baseline", metric=self.outcome.before, metric_name=self.outcome.name
         )
+
+    def _baseline_round(self, round_: int, zero: Mapping[str, Sequence[int]]) -> None:
+        self._round = round_
+        chosen = self._select(round_)
+        self.cohort.begin_round()
+        present = self.cohort.ask(chosen, Round(round_))
+        steps = self.scenario.train.steps
+        first = (round_ - 1) * steps
+        tally = self._steps.run(list(present), zero, first, self.sharing.step_head, train=False)
+        self.sharing.end_round(tally.asked, tally.rows)
 
     def _train_round(self, round_: int) -> None:
         """Run reports, ranks, steps, head, delivery and evaluation, then note the round."""

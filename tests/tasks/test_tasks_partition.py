@@ -240,3 +240,42 @@ def test_classes_too_small_for_a_dirichlet_draw_are_refused_with_a_mend_that_hel
         partition(records, config, 2, "label", 0)
     for kind in ("iid", "shards"):
         assert len(partition(records, KINDS[kind], 2, "label", 0)) == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_iid_and_dirichlet_deal_as_the_partitioners_of_flwr_datasets_do(seed):
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
+    rng = np.random.default_rng(seed)
+    count, clients, alpha = int(rng.integers(60, 400)), int(rng.integers(2, 9)), rng.uniform(0.2, 3)
+    records, smallest = _records(count, seed=seed), 1 + seed
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(count)
+    names = sorted({record["label"] for record in records})
+    groups = [names.index(records[row]["label"]) for row in order]
+    table = Dataset.from_dict({"row": order, "group": groups})
+    theirs = {"iid": IidPartitioner(clients)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws that are repeated
+        while "dirichlet" not in theirs:
+            drawn = DirichletPartitioner(
+                clients,
+                "group",
+                float(alpha),
+                smallest,
+                shuffle=False,
+                seed=int(draw.integers(2**31)),
+            )
+            drawn.dataset = table
+            try:
+                drawn.load_partition(0)
+            except ValueError:  # it gives up after eleven draws, at which we take the next seed
+                continue
+            theirs["dirichlet"] = drawn
+    theirs["iid"].dataset = table
+    for kind, partitioner in theirs.items():
+        config = PartitionConfig(kind=kind, alpha=float(alpha), min_rows=smallest)
+        ours = partition(records, config, clients, "label", seed)
+        expected = [sorted(partitioner.load_partition(k)["row"]) for k in range(clients)]
+        assert [part.tolist() for part in ours] == expected

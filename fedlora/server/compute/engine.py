@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from fedlora.lora.masks import RankMasks
 from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
+from fedlora.server.compute.frozen_rows import FrozenRows, Lacking
+from fedlora.server.compute.kept_states import KeptStates
 from fedlora.server.compute.placement import Placement
 from fedlora.server.compute.prefix import Prefix
 from fedlora.split import DTYPES, Blocks, Checkpoint, TokenEmbedding, pool_packed
@@ -146,6 +149,7 @@ class SplitEngine:
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
+        self._frozen: FrozenRows | None = None
         self._snr = SnrMeter(len(self.projections))
 
     @property
@@ -172,6 +176,21 @@ class SplitEngine:
         list of torch.Tensor
             For each client what goes down: (rows, width) if pooled, else packed (tokens, width).
         """
+        if self._frozen is not None and not train and not any(any(r.ranks) for r in rows):
+
+            def lacking(found: Sequence[Lacking]) -> list[torch.Tensor]:
+                own = [
+                    dataclasses.replace(rows[r.place], activation=r.packed, lengths=r.lengths)
+                    for r in found
+                ]
+                return self._forward(own, train=False, exchange=exchange)
+
+            return self._frozen.forward(rows, lacking)
+        return self._forward(rows, train=train, exchange=exchange)
+
+    def _forward(
+        self, rows: Sequence[ClientRows], *, train: bool, exchange: int
+    ) -> list[torch.Tensor]:
         lengths = [length for r in rows for length in r.lengths]
         set_adapter_dropout(self.projections, train)
         drops = train and self.scenario.lora.dropout > 0
@@ -187,6 +206,24 @@ class SplitEngine:
             self._begin()
         sizes = [len(r.lengths) if self.pool else sum(r.lengths) for r in rows]
         return list(torch.split(output.detach().float(), sizes))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Compute each row that may be kept once in this context, in steps that train no rank."""
+        if not self.scenario.train.embedding:
+            mib = self.scenario.compute.reuse_blocks_mib
+            limit_bytes = (mib << 20) // max(1, self.scenario.federation.clients)
+            self._frozen = FrozenRows(KeptStates(limit_bytes), pooled=bool(self.pool))
+        try:
+            yield
+        finally:
+            self._frozen = None
+
+    def retain(self, clients: Collection[str]) -> None:
+        """Forget what is kept of all other clients' rows."""
+        self.prefix.retain(clients)
+        if self._frozen is not None:
+            self._frozen.retain(clients)
 
     def set_aside(self) -> OpenBatch:
         """Give away the batch that went forward for training, so that another can."""

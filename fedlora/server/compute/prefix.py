@@ -8,7 +8,6 @@ depends on what else is in the batch: so it has the same bits whether it was kep
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -18,7 +17,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.lora.layers import LoraProjection
 from fedlora.lora.masks import RankMasks
-from fedlora.server.compute.kept_states import KeptStates, states_kept
+from fedlora.server.compute.kept_states import KeptStates, row_digest, states_kept
 from fedlora.split import DTYPES, Blocks
 
 
@@ -154,7 +153,7 @@ class Prefix:
 
     def _row(self, row: torch.Tensor, client: str, depth: int, kept: KeptStates) -> torch.Tensor:
         """Return one row after its first ``depth`` blocks, none of which its client trains."""
-        key = _digest(row)
+        key = row_digest(row)
         known = kept.find(client, key)
         if known is not None and known.depth == depth:
             return known.states
@@ -184,11 +183,3 @@ class Prefix:
     def _set_masks(self, rows: Sequence[Rows], chosen: Iterable[int]) -> None:
         places = self._blocks.places([r.lengths for r in rows])
         self._masks.set([r.ranks for r in rows], places, self._device, chosen)
-
-
-def _digest(row: torch.Tensor) -> str:
-    """Return what names a row as it was received."""
-    found = hashlib.blake2b(digest_size=16)
-    found.update(f"{row.dtype}{tuple(row.shape)}".encode())
-    found.update(row.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

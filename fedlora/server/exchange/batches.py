@@ -86,7 +86,7 @@ class Batches:
         """
         if self.kept is not None:
             self.kept.retain(self._cohort.clients)
-        self._engine.prefix.retain(self._cohort.clients)
+        self._engine.retain(self._cohort.clients)
         sent: dict[str, SentActivation] = {}
         for client, reply in replies.items():
             try:
