@@ -9,9 +9,8 @@ from typing import Literal
 
 import torch
 
-from fedlora.checks import shown
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.geometry import Geometry
 from fedlora.participation import check_uploads
 from fedlora.privacy.plan import check_classes, plan_release

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from numbers import Real
 from typing import Any
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 
 EPSILON_MAX = 50.0  # exp(50) is no bound on any likelihood ratio that an attacker could reach
 
@@ -18,25 +18,6 @@ _LONGEST_HOST = 253  # RFC 1035
 
 BANDWIDTH_MIN_HZ, BANDWIDTH_MAX_HZ = 1.0, 1e13
 """No radio link has less or more; within them no reckoning of rates overflows."""
-
-_SHOWN = 80  # characters of a value that a sentence quotes
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ``FedloraError(message)`` unless the condition holds."""
-    if not condition:
-        raise FedloraError(message)
-
-
-def shown(value: object) -> str:
-    """Return a value as a sentence quotes it: whole where it is short, else its two ends."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no whole number of over 4,300 digits
-        text = "a number of over 4,300 digits"
-    if len(text) <= _SHOWN:
-        return text
-    return f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"
 
 
 def finite(value: object) -> float | None:

@@ -1,9 +1,16 @@
-"""The errors that fedlora raises on purpose."""
+"""The errors that fedlora raises on purpose, and how a value or a peer's text stands in them."""
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+MOST_CHARACTERS = 300  # of a peer's text
+_SHOWN = 80  # characters of a value that a sentence quotes
 
 
 class FedloraError(ValueError):
@@ -37,3 +44,45 @@ class ClientLate(ClientLost):
 
 class NoClientsLeft(FedloraError):
     """No client is left in a round; with devices it is begun again when some are back."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``FedloraError(message)`` unless the condition holds."""
+    if not condition:
+        raise FedloraError(message)
+
+
+def shown(value: object) -> str:
+    """Return a value as a sentence quotes it: whole where it is short, else its two ends."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        text = "a number of over 4,300 digits"
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"
+
+
+def printable(text: Any, most: int = MOST_CHARACTERS) -> str:
+    """Return at most so many characters of a peer's text without line breaks or control codes."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:most])
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's type, place and text in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of a stranger's, too
+        text = "its text cannot be had"
+    text = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+    return f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}: {text}"
+
+
+class LineFormatter(logging.Formatter):
+    """Writes a record's message as one line, whatever got into it; tracebacks are our own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # of the base class
+        """See ``logging.Formatter``."""
+        record.message = printable(record.message, len(record.message))
+        return super().formatMessage(record)

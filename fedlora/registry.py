@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, described, printable
 from fedlora.import_path import (
     add_plugin_folder,
     is_below,
@@ -29,7 +29,6 @@ from fedlora.import_path import (
     plugin_folders,
     working_folder,
 )
-from fedlora.printable import described, printable
 
 _SHOWN = 80  # characters of a name or of options that a sentence quotes
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlora.checks import number, shown, whole
+from fedlora.checks import number, whole
+from fedlora.errors import shown
 from fedlora.ranks import FedloraError
 
 _KEY = "ranks.options."

@@ -32,7 +32,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "config link split",
         "storage",
         "batch_order checks registry scaffold unicode verbs",
-        "errors import_path machine printable terminal",
+        "errors import_path machine terminal",
     ),
     "fedlora.server": (
         "app",

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clients.gateway.faults import RequestFault, error_response
-from fedlora.checks import shown
+from fedlora.errors import shown
 
 _HERE = frozenset(("127.0.0.1", "localhost", "::1"))
 

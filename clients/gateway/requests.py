@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from clients.gateway.faults import RequestFault
 from clients.generation.sampling import Sampling
-from fedlora.checks import number, shown, whole
-from fedlora.errors import FedloraError
+from fedlora.checks import number, whole
+from fedlora.errors import FedloraError, shown
 from fedlora.unicode import require_unicode
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from clients.owner import Door
 from fedlora.config import LinkConfig
-from fedlora.errors import ClientLost, FedloraError, ProtocolError
+from fedlora.errors import ClientLost, FedloraError, ProtocolError, printable
 from fedlora.generation.admission import agreed
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.geometry import Geometry
@@ -19,7 +19,6 @@ from fedlora.link import PROTOCOL, Frame, messages as m
 from fedlora.link.stream.backoff import Backoff
 from fedlora.link.stream.client.asking import AskingStream
 from fedlora.link.stream.node_proof import CHALLENGE_BYTES, fingerprint, prove
-from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.generation")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.checks import number, require, whole
-from fedlora.errors import FedloraError
+from fedlora.checks import number, whole
+from fedlora.errors import FedloraError, require
 
 _MOST_BLOCKS = 1 << 16
 

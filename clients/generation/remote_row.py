@@ -10,11 +10,10 @@ import torch
 
 from clients.owner import Door, Leaving, Private
 from fedlora.config import LinkConfig
-from fedlora.errors import ClientLost, ProtocolError
+from fedlora.errors import ClientLost, ProtocolError, printable
 from fedlora.generation.bounds import REFUSALS, GenerationRefused, Refusal
 from fedlora.geometry import Geometry
 from fedlora.link import Frame, Identity, create_codec, messages as m, pack, unpack
-from fedlora.printable import printable
 
 ALLOWED = "generate-allowed"
 """Key of the node configuration by which embeddings of a prompt leave beside a limit."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fedlora.checks import number, require, whole
+from fedlora.checks import number, whole
+from fedlora.errors import require
 
 _MOST_ID = 1 << 31
 _SEEDS = 1 << 63

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clients.generation.remote_row import RemoteRow
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, printable
 from fedlora.link import REASON, closed_words
-from fedlora.printable import printable
 from fedlora.site import audit
 from fedlora.site.words import FINISHED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedlora.checks import require
+from fedlora.errors import require
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 

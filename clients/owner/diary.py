@@ -27,9 +27,8 @@ from clients.owner.wishes import wishes
 from clients.owner.words import log_whole
 from fedlora.checks import finite
 from fedlora.config import ClientLimit, scenario_from_toml
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, printable
 from fedlora.link import REASON, Frame, closed_words, messages as m
-from fedlora.printable import printable
 from fedlora.privacy.accounting import epsilon_of
 from fedlora.site import audit
 from fedlora.site.tally import Tally, settle

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from clients.owner.words import about
-from fedlora.checks import shown
 from fedlora.config import DataConfig, NodeKeys, Scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.tasks import task_class
 from fedlora.tasks.forecast import Forecast
 

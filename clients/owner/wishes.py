@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.config import Scenario
-from fedlora.printable import printable
+from fedlora.errors import printable
 
 _MOST_CHARACTERS = 100
 

@@ -12,8 +12,7 @@ from fedlora.channel.channel import Channel
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.state import ChannelState
 from fedlora.config import ChannelConfig
-from fedlora.errors import FedloraError
-from fedlora.printable import described
+from fedlora.errors import FedloraError, described
 
 _ASKED = [(client, block) for client in (0, 1, 7) for block in (0, 1, 2, 40, 3, 5_000, 1)]
 _SETTINGS = (

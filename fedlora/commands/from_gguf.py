@@ -8,8 +8,7 @@ from pathlib import Path
 
 import typer
 
-from fedlora.checks import shown
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.split import Checkpoint, find_family, resolve_path
 from fedlora.storage.outputs import FolderKind
 from fedlora.tasks import load_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 from fedlora.commands.card_lines import PACKAGE, Export, loading_lines
 from fedlora.commands.prompts import TaskFacts
 from fedlora.config import Scenario
-from fedlora.printable import printable
+from fedlora.errors import printable
 
 _HUB = "hub:"
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import shown
 from fedlora.config import Scenario, TaskConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.tasks import Tokenizer, renders_chat
 
 

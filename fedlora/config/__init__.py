@@ -5,7 +5,6 @@ applies ``--set section.key=value``, ``scenario_to_toml`` writes it back as it w
 value is checked when it is read; an error quotes the value and the mend.
 """
 
-from fedlora.checks import require
 from fedlora.config.channel import (
     LONGEST_S,
     MOST_WALKED_BLOCKS,
@@ -48,6 +47,7 @@ from fedlora.config.toml import (
     scenario_to_toml,
     with_overrides,
 )
+from fedlora.errors import require
 
 __all__ = [
     "ENDS",

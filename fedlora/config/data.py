@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from fedlora.checks import require, shown
 from fedlora.config.ranges import check_ranges, within
+from fedlora.errors import require, shown
 
 AXES: Final = ("record", "port", "time", "feature")
 """What an axis of an array of series may be, in the order in which they are used."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import require
 from fedlora.config.channel import SNR_LIMIT_DB
 from fedlora.config.ranges import check_ranges, within
+from fedlora.errors import require
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedlora.checks import require, shown
 from fedlora.config.forecast import ForecastConfig
 from fedlora.config.ranges import check_ranges, within
+from fedlora.errors import require, shown
 
 
 @dataclass(frozen=True)

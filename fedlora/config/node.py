@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from fedlora.checks import require
 from fedlora.config.data import check_columns
 from fedlora.config.node_values import Report, read_value
 from fedlora.config.privacy import ClientLimit
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, require
 
 _DATA_KEYS: Final = (
     *("test", "text", "label", "columns", "record_separator", "pattern", "prompt_separator"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
-from fedlora.checks import shown
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 
 T = TypeVar("T")
 

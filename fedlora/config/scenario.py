@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedlora.checks import require, shown
 from fedlora.config.channel import ChannelConfig
 from fedlora.config.data import DataConfig, PartitionConfig
 from fedlora.config.learning import (
@@ -28,7 +27,7 @@ from fedlora.config.system import (
     LinkConfig,
     RanksConfig,
 )
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, require, shown
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedlora.checks import check_host, require, shown
+from fedlora.checks import check_host
 from fedlora.config.placement import is_away, parse_blocks
 from fedlora.config.ranges import check_ranges, within
+from fedlora.errors import require, shown
 
 Payload = Literal["activation", "representation", "gradient"]
 PAYLOADS: tuple[Payload, ...] = ("activation", "representation", "gradient")

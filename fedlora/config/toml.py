@@ -17,10 +17,9 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from fedlora.checks import require, shown
 from fedlora.config.data import check_one_form
 from fedlora.config.scenario import Scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, require, shown
 from fedlora.unicode import require_unicode
 
 T = TypeVar("T")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedlora.checks import shown
 from fedlora.config import LinkConfig
-from fedlora.errors import ProtocolError
+from fedlora.errors import ProtocolError, shown
 from fedlora.geometry import Geometry
 from fedlora.link import Frame, codec_profile, messages as m
 from fedlora.link.stream.node_proof import KnownDevice, check_proof, names_host

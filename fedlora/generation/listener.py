@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import grpc
 
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import FedloraError, ProtocolError, printable
 from fedlora.generation.admission import Admission
 from fedlora.generation.server import GenerationServer
 from fedlora.generation.usage import Usage
@@ -32,7 +32,6 @@ from fedlora.link.stream.protocol import (
     channel_options,
 )
 from fedlora.link.stream.server.refusals import Refusals
-from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.generation")
 

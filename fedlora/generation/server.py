@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedlora.checks import shown
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.generation.bounds import CacheBounds, GenerationRefused, field_of
 from fedlora.generation.engine import GenerationEngine
 from fedlora.generation.scheduler import Scheduler

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedlora.checks import shown
+from fedlora.errors import shown
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
 from fedlora.generation.pages import RowPages, pages_for
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from fedlora.errors import ProtocolError
+from fedlora.errors import ProtocolError, described
 from fedlora.link.codec import Codec
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.machine import stretch
-from fedlora.printable import described
 
 _WIDTH = 24
 _DRAWS = 400

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from fedlora.errors import FedloraError, ProtocolError
-from fedlora.printable import printable
+from fedlora.errors import FedloraError, ProtocolError, printable
 
 REASON: Final = "reason"
 """Field of a message that holds the kind, or in a simulation a sentence."""

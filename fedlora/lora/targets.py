@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fedlora.checks import shown
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.split import Checkpoint, Cut, find_family
 
 ALL_LINEAR = "all-linear"

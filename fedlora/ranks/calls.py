@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, described
 from fedlora.machine import stretch, waited_s
-from fedlora.printable import described
 from fedlora.ranks.space import RankDecision, RankSpace
 
 

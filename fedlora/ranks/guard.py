@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora.errors import FedloraError
-from fedlora.printable import described
+from fedlora.errors import FedloraError, described
 from fedlora.ranks.calls import Caller, CallError, read_decisions
 from fedlora.ranks.reports import ClientOutcome, ClientReport
 from fedlora.ranks.space import RankDecision, RankSpace

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from fedlora.errors import FedloraError
-from fedlora.printable import printable
+from fedlora.errors import FedloraError, printable
 from fedlora.report.run_folder import RunFolder
 
 

@@ -36,7 +36,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from fedlora.checks import finite
-from fedlora.printable import printable
+from fedlora.errors import printable
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import bits_text, count_text, number_text, seconds_text
 

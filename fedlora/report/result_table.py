@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlora.printable import printable
+from fedlora.errors import printable
 from fedlora.storage.files import replace_file
 
 _LATEX = {

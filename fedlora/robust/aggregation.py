@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora.checks import shown
 from fedlora.config import RobustConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.registry import blaming, make, resolve
 from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.mixing import Mixed

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from fedlora.errors import described
 from fedlora.machine import stretch
-from fedlora.printable import described
 from fedlora.robust.base import Block, RobustAverage
 
 _SHAPES = ((3, 5), (2, 7))  # components and width of the blocks of a step

@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors.torch import save
 
+from fedlora.errors import printable
 from fedlora.lora.export import Adapter
-from fedlora.printable import printable
 from fedlora.report import RunFolder, client_ids
 from fedlora.report.gallery import write_holdings
 from fedlora.report.summary import Summary

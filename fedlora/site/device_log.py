@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from fedlora.printable import LineFormatter, printable
+from fedlora.errors import LineFormatter, printable
 
 NAME: Final = "device.log"
 MOST_BYTES: Final = 1 << 20

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedlora.printable import printable
+from fedlora.errors import printable
 from fedlora.site.history import GOING_ON, KILLED, History, Session
 from fedlora.site.ledgers import Verified
 from fedlora.site.words import LEFT, budget_text, left_text, rows_text, wants_text

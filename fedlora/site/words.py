@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fedlora.checks import finite
+from fedlora.errors import printable
 from fedlora.link.reasons import KINDS, Reason
-from fedlora.printable import printable
 
 LEFT: Final = (
     *("activations", "identifiers", "lengths", "gradients", "head", "metrics", "statistics"),

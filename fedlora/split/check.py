@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from fedlora.errors import FedloraError
-from fedlora.printable import described
+from fedlora.errors import FedloraError, described
 from fedlora.split.blocks import Blocks, Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.conformity import compare, quiet

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError, ProtocolError
-from fedlora.printable import described
+from fedlora.errors import FedloraError, ProtocolError, described
 from fedlora.split import Checkpoint, model_folder
 from fedlora.split.embeddings import token_embedding
 from fedlora.tasks.base import Counts, Sample, Task, TaskLoss, task_class, vectors_of

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig
-from fedlora.errors import ProtocolError
+from fedlora.errors import ProtocolError, shown
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import IGNORED, RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.columns import Record, require_column

@@ -8,9 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 
 Record: TypeAlias = Mapping[str, Any]
 """Named values: strings where it was read from a file of texts."""

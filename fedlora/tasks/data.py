@@ -13,9 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.split import resolve_path
 from fedlora.tasks.columns import NoValue, as_cells, require_column
 from fedlora.tasks.delimited import csv_records, lines, tsv_records

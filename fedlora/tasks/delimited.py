@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 
 _SHOWN_CHARACTERS = 40
 _MAX_CELL_CHARACTERS = 1 << 24  # of a csv; beyond, a quote was left open

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig, Scenario
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, task_class
 from fedlora.tasks.columns import Record

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.checks import shown
 from fedlora.config import DataConfig
+from fedlora.errors import shown
 from fedlora.tasks.chat import Span, check_messages, read_messages, render_turns
 from fedlora.tasks.columns import Record
 from fedlora.tasks.tokenizer import Tokenizer

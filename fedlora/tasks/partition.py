@@ -16,9 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedlora.checks import shown
 from fedlora.config import PartitionConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.tasks.columns import Record, require_column
 
 Rows: TypeAlias = npt.NDArray[np.int64]

@@ -10,10 +10,9 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.checks import shown
 from fedlora.config import Scenario
 from fedlora.config.data import AXES
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.split import resolve_path
 from fedlora.tasks.arrays import FORMATS, read_arrays
 from fedlora.tasks.columns import Record

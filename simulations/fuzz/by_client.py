@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedlora.checks import shown
+from fedlora.errors import shown
 from fedlora.ranks import ClientReport, FedloraError, RankDecision, RankSpace, RankStrategy
 
 

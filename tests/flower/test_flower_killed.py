@@ -11,13 +11,12 @@ import ray
 
 from fedlora.commands.run import follow_simulation
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml
-from fedlora.errors import ClientLost, FedloraError
+from fedlora.errors import ClientLost, FedloraError, printable
 from fedlora.launch import killed
 from fedlora.launch.killed import Memory, ended, ended_by_ray, memory
 from fedlora.launch.simulation import FlowerSimulation
 from fedlora.link.base import ClientLink
 from fedlora.link.requests import Step
-from fedlora.printable import printable
 from fedlora.report import RunFolder
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member

@@ -18,12 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
     ssh_key_fingerprint,
 )
 
-from fedlora.checks import shown
 from fedlora.commands.doctor_server import examine_model
 from fedlora.commands.finding import Finding, refused
 from fedlora.config import DataConfig, NodeKeys, dashed
 from fedlora.config.node_text import is_file, lost_keys
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.tasks import Record, label_of, load_records, require_column
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # of NIST, which are those that Flower takes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from fedlora.errors import printable
 from fedlora.link.frame import Frame
-from fedlora.printable import printable
 
 SERVICE: Final = "fedlora.Link"
 METHOD: Final = "Stream"

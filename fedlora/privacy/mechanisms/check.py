@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from fedlora.config import PrivacyPolicy, Scenario, Unit
-from fedlora.errors import FedloraError
-from fedlora.printable import described
+from fedlora.errors import FedloraError, described
 from fedlora.privacy.accounting import (
     ORDERS,
     Charge,

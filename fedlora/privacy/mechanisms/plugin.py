@@ -10,10 +10,8 @@ from typing import Final
 import torch
 
 from fedlora import registry
-from fedlora.checks import shown
 from fedlora.config import PrivacyPolicy
-from fedlora.errors import FedloraError
-from fedlora.printable import described
+from fedlora.errors import FedloraError, described, shown
 from fedlora.privacy.mechanisms.base import Mechanism
 from fedlora.privacy.mechanisms.full import Full
 from fedlora.privacy.mechanisms.labels import Labels

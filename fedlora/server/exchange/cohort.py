@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError
+from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError, printable
 from fedlora.link import Frame, messages as m, told
 from fedlora.link.message import Message
-from fedlora.printable import printable
 from fedlora.server.exchange.member import BookFrame, Member, natural
 from fedlora.server.exchange.patience import Patience
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from fedlora.printable import printable
+from fedlora.errors import printable
 from fedlora.server.exchange.member import natural
 
 log = logging.getLogger("fedlora.server")

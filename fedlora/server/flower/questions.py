@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, printable
 from fedlora.launch.killed import ended_by_ray
 from fedlora.link import ERROR, told
-from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.server")
 

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from fedlora.checks import shown
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.unicode import require_unicode
 
 Message: TypeAlias = Mapping[str, Any]

@@ -19,8 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from fedlora.checks import shown
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 
 Span: TypeAlias = tuple[int, int]
 

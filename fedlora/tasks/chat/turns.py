@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import jinja2
 
-from fedlora.checks import shown
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.tasks.chat.messages import Message, TurnFault
 from fedlora.tasks.chat.template import ChatTemplates, Span
 

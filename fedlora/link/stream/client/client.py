@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from fedlora.errors import ClientLost, FedloraError, ProtocolError
+from fedlora.errors import ClientLost, FedloraError, ProtocolError, printable
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.local import Handler
 from fedlora.link.reasons import Words, closed_words
@@ -28,7 +28,6 @@ from fedlora.link.stream.protocol import (
     channel_options,
     farewell,
 )
-from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import grpc.aio
 import torch
 
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import FedloraError, ProtocolError, printable
 from fedlora.link.frame import Frame, encode_frame, peek_frame
 from fedlora.link.messages import HELLO, LEAVE, WELCOME
 from fedlora.link.stream.link_rate import MOST_BYTES
@@ -29,7 +29,6 @@ from fedlora.link.stream.protocol import (
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.terms import StreamTerms
 from fedlora.link.stream.tokens import TokenStore
-from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.errors import FedloraError, ProtocolError, printable
 from fedlora.link.stream import tls
 from fedlora.link.stream.malloc import keep_freed_memory
 from fedlora.link.stream.protocol import (
@@ -30,7 +30,6 @@ from fedlora.link.stream.server.refusals import Refusals
 from fedlora.link.stream.server.terms import Admit, StreamTerms
 from fedlora.link.stream.session_secrets import ResumeSecrets
 from fedlora.link.stream.tokens import TokenStore
-from fedlora.printable import printable
 
 log = logging.getLogger("fedlora.link")
 
