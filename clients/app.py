@@ -57,7 +57,7 @@ def _log_of(
     """Return the owner's log of a device; a simulation writes none."""
     if simulated:
         return contextlib.nullcontext()
-    from fedlora.config.node import states_folder
+    from fedlora.config import states_folder
     from fedlora.site.device_log import device_log
 
     return device_log(states_folder(node_config), f"client {node_config.get('partition-id')}")
@@ -71,7 +71,7 @@ def hello(message: Message, context: Context) -> Message:
 
     def answer() -> Mapping[str, Any]:
         from clients.owner import Door, OwnerTerms, about
-        from fedlora.config.node import NodeKeys
+        from fedlora.config import NodeKeys
 
         with about("keys"):
             keys = NodeKeys.read(node_config)

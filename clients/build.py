@@ -23,21 +23,21 @@ from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import PROTOCOL, Frame, Identity, messages as m
 from fedlora.ranks import DataStatistics
-from fedlora.split import DTYPES, Back, Checkpoint, Front, model_folder
-from fedlora.split.conformity import check_conformity
+from fedlora.split import DTYPES, Back, Checkpoint, Front, check_conformity, model_folder
 from fedlora.tasks import (
     Sample,
     Tokenizer,
     check_front,
     check_length,
     check_pool,
+    check_text_scores,
     check_unit,
     end_tokens,
     fitting_tokenizer,
+    head_of,
+    make_task,
     task_class,
 )
-from fedlora.tasks.plugin import head_of, make_task
-from fedlora.tasks.text_scores import check_text_scores
 
 log = logging.getLogger("fedlora.edge")
 

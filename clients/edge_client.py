@@ -33,12 +33,21 @@ from clients.reports import Report
 from fedlora.batch_order import BatchStream
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Codec, Frame, messages as m, pack_ends, unpack, unpack_ends
-from fedlora.link.requests import Embedding, Round, RoundEnd, Step
+from fedlora.link import (
+    Codec,
+    Embedding,
+    Frame,
+    Round,
+    RoundEnd,
+    Step,
+    messages as m,
+    pack_ends,
+    unpack,
+    unpack_ends,
+)
 from fedlora.privacy.ledger import BudgetSpentError
 from fedlora.ranks import DataStatistics
-from fedlora.tasks import Sample, TaskLoss
-from fedlora.tasks.classification import Classification
+from fedlora.tasks import Classification, Sample, TaskLoss
 
 Fields = Mapping[str, Any]
 

@@ -15,8 +15,7 @@ from torch import nn
 
 from fedlora.geometry import Geometry
 from fedlora.split import Back, Front, pool_packed
-from fedlora.tasks import Sample, Task, TaskLoss, vectors_of
-from fedlora.tasks.plugin import loss_of
+from fedlora.tasks import Sample, Task, TaskLoss, loss_of, vectors_of
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,8 @@ from clients.head import ClientHead
 from clients.held_out_texts import HeldOutTexts
 from clients.owner import Private, PrivateSamples, Reporting
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, messages as m
-from fedlora.link.requests import EvalBegin
-from fedlora.tasks import Counts, Sample
-from fedlora.tasks.plugin import counts_of
-from fedlora.tasks.scores import ScoreCounts
+from fedlora.link import EvalBegin, Frame, messages as m
+from fedlora.tasks import Counts, Sample, ScoreCounts, counts_of
 
 
 class Evaluation:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from clients.owner import Private, PrivateSamples
-from fedlora.tasks import IGNORED, Sample
-from fedlora.tasks.text_scores import TextCounts
+from fedlora.tasks import IGNORED, Sample, TextCounts
 
 log = logging.getLogger("fedlora.edge")
 

@@ -21,10 +21,10 @@ from fedlora.tasks import (
     encode_records,
     holdout_split,
     label_column,
+    partition,
     require_column,
     task_class,
 )
-from fedlora.tasks.partition import partition
 
 
 class SimulatedData:

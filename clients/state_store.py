@@ -13,11 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clients.edge_client import EdgeClient
-from fedlora.config import Scenario
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig, Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame, messages as m
-from fedlora.link.requests import Keep, Restore
+from fedlora.link import Frame, Keep, Restore, messages as m
 from fedlora.storage.state import RoundStates
 
 log = logging.getLogger("fedlora.edge")

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedlora.commands.resume import resume_simulation
 from fedlora.commands.run import run_simulation
 from fedlora.config import Scenario, assignment, with_overrides
-from fedlora.report.result import RunResult
+from fedlora.report import RunResult
 from fedlora.scenarios import find_scenario
 
 Overrides = Mapping[str, object] | Sequence[str]

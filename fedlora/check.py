@@ -26,22 +26,28 @@ from fedlora.privacy.mechanisms import blaming, mechanism_class, mechanism_of
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
-from fedlora.split import Checkpoint, Cut, find_family, language_head, model_folder
-from fedlora.split.conformity import check_conformity
-from fedlora.split.few_bits import check_form as check_weights
-from fedlora.storage.files import check_folder
+from fedlora.split import (
+    Checkpoint,
+    Cut,
+    check_conformity,
+    check_form as check_weights,
+    find_family,
+    language_head,
+    model_folder,
+)
+from fedlora.storage import check_folder
 from fedlora.tasks import (
     Tokenizer,
     check_form,
     check_length,
     check_pool,
+    check_text_scores,
     check_unit,
     fitting_tokenizer,
     renders_chat,
     require_texts,
     task_class,
 )
-from fedlora.tasks.text_scores import check_text_scores
 
 Check: TypeAlias = Callable[[], object]
 

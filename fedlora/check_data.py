@@ -28,14 +28,15 @@ from fedlora.tasks import (
     check_single,
     class_names,
     encode_records,
+    head_of,
     holdout_split,
     label_column,
+    make_task,
+    partition,
     require_column,
     task_class,
     vectors_of,
 )
-from fedlora.tasks.partition import partition
-from fedlora.tasks.plugin import head_of, make_task
 
 _log = logging.getLogger(__name__)
 FILES: tuple[Literal["train"], Literal["test"]] = ("train", "test")

@@ -10,8 +10,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import Labels, Logits, mechanism_of
 from fedlora.split import Checkpoint, Cut, cut_widths, embedding_width
-from fedlora.tasks import head_trains, task_class
-from fedlora.tasks.classification import Classification
+from fedlora.tasks import Classification, head_trains, task_class
 
 _RAW_BITS, _RAW_ROWS = 32, 16  # fp32; rows that a plain loop pads to the longest of them
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import explained, replace_file
+from fedlora.storage import explained, replace_file
 
 SHARED: Final = "$FEDLORA_SHARED/"
 """What paths of such files begin with in a scenario."""

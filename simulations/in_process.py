@@ -17,14 +17,13 @@ from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.link import Frame, LocalLink, edge_executor
 from fedlora.observe.outcome import logging_to, outcome_in
 from fedlora.observe.recorder import observed
-from fedlora.report import RoundRecord, RunFolder
+from fedlora.report import RoundRecord, RunFolder, RunResult
 from fedlora.report.page import write_report
-from fedlora.report.result import RunResult
 from fedlora.scenarios import find_scenario
 from fedlora.server.results import write_results
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder
-from fedlora.storage.outputs import dated_folder
+from fedlora.storage import dated_folder
 
 Handler = Callable[[Frame], Frame]
 

@@ -16,9 +16,7 @@ from clients.edge_client import EdgeClient
 from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import AdapterState
-from fedlora.split import find_family
-from fedlora.split.few_bits import compute_as_kept
-from fedlora.split.whole import load_whole
+from fedlora.split import compute_as_kept, find_family, load_whole
 from fedlora.tasks import IGNORED, Sample
 
 _EVALUATION_ROWS = 64

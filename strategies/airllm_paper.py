@@ -30,7 +30,7 @@ from fedlora.ranks import (
     RankStrategy,
     RankVector,
 )
-from strategies.airllm.sampler import sample
+from strategies.airllm import sample
 from strategies.options import check_numbers, check_policy, check_seed
 
 Array = NDArray[np.float64]

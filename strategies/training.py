@@ -22,8 +22,7 @@ from fedlora.ranks import (
     RankStrategy,
     RankVector,
 )
-from strategies.airllm.features import ChannelMemory, Held, budget_rank, coverage
-from strategies.airllm.plan import trained_ranks
+from strategies.airllm import ChannelMemory, Held, budget_rank, coverage, trained_ranks
 
 RULES = ("delivered", "held", "shared", "r_max")
 

@@ -9,7 +9,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
-from support.house import PACKAGES, ROOT, arrows, child, circle, modules, path_of
+from support.house import (
+    PACKAGES,
+    ROOT,
+    arrows,
+    child,
+    circle,
+    imports_per_100_lines,
+    modules,
+    path_of,
+)
 
 ALLOWED = {
     "fedlora": {"fedlora"},
@@ -93,6 +102,7 @@ MOVED = {
 """Old paths that stay for plug-ins until release 0.3, and what our own files import instead."""
 
 FILE_LINES, FUNCTION_LINES, FOLDER_FILES = 400, 90, 24
+IMPORTS_PER_100_LINES = 3.2
 EDGE = (
     "transformers", "peft", "ray", "datasets", "flwr", "opacus", "accelerate", "pandas", "pyarrow",
     "scipy",
@@ -192,6 +202,14 @@ def test_files_functions_and_folders_stay_small():
                 yield f"{folder} has {files} files, of {FOLDER_FILES}; divide it into rooms"
 
     report(wrong())
+
+
+def test_who_reads_a_file_is_seldom_sent_to_another():
+    found = imports_per_100_lines()
+    assert found <= IMPORTS_PER_100_LINES, (
+        f"{found:.3f} imports of our own for each 100 lines, of {IMPORTS_PER_100_LINES}; import "
+        "by a room's door, or put into one file what is one concept"
+    )
 
 
 def heavy_after(code: str) -> list[str]:

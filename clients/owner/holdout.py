@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import read_object, replace_file
+from fedlora.storage import read_object, replace_file
 
 FORMAT = "fedlora-holdout/1"
 

@@ -31,8 +31,7 @@ from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import gradient_sigma
 from fedlora.privacy.ledger import Receipt
 from fedlora.privacy.mechanisms import NoiseSource, release_sum
-from fedlora.tasks import task_class
-from fedlora.tasks.metrics import NoisedCounts
+from fedlora.tasks import NoisedCounts, task_class
 
 log = logging.getLogger("fedlora.edge")
 

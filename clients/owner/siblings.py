@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clients.owner.origins import content
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.privacy.ledger import Book, record_ids
 from fedlora.tasks import Record

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import psutil
 
-from fedlora.config.node_text import lost_keys
+from fedlora.config import lost_keys
 from fedlora.errors import FedloraError
 
 _OPTION = "--node-config"

@@ -32,8 +32,7 @@ from clients.release.messages import MessageRelease
 from clients.release.private import UploadRelease
 from clients.release.randomised import RandomisedRelease
 from clients.release.upload_noise import UploadNoise
-from fedlora.config import PrivacyPolicy, Scenario
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig, PrivacyPolicy, Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import (
     InsecureNoise,

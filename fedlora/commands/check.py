@@ -15,8 +15,7 @@ from rich.text import Text
 from fedlora.config import Scenario
 from fedlora.preview import Load, RowView, Sizes, find_faults, predict_sizes, read_all, view_rows
 from fedlora.split import Checkpoint, model_folder
-from fedlora.storage.files import replace_file
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file, replace_file
 
 _CLASSES = 6  # columns of the table
 _TOKENS = 400  # of a row that is shown

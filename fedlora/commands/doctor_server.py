@@ -51,8 +51,7 @@ def examine_server(
 
 def examine_model(path: str) -> Iterator[Finding]:
     """Look at a model folder or edge package; its digests must be those of the server's."""
-    from fedlora.split import Checkpoint, model_folder
-    from fedlora.split.tokenizer_files import has_tokenizer
+    from fedlora.split import Checkpoint, has_tokenizer, model_folder
     from fedlora.tasks import load_tokenizer
 
     try:
@@ -72,7 +71,7 @@ def examine_model(path: str) -> Iterator[Finding]:
 
 def _conformity(checkpoint: Checkpoint) -> Finding:
     """Tell how a model's ends compare with Hugging Face's own code."""
-    from fedlora.split.conformity import check_conformity
+    from fedlora.split import check_conformity
 
     what = "beside transformers"
     if not checkpoint.manifest and not importlib.util.find_spec("transformers"):

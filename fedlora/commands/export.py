@@ -33,12 +33,17 @@ from fedlora.lora.export import Adapter
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.server.results import head_file
-from fedlora.split import Checkpoint, Cut, find_family
-from fedlora.split.few_bits import check_form, compute_as_kept
-from fedlora.split.resolve import is_hub_name
-from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
-from fedlora.storage.files import replace_file
-from fedlora.storage.outputs import FolderKind
+from fedlora.split import (
+    TOKENIZER_FILES,
+    Checkpoint,
+    Cut,
+    check_form,
+    compute_as_kept,
+    copy_tokenizer,
+    find_family,
+    is_hub_name,
+)
+from fedlora.storage import FolderKind, replace_file
 from fedlora.tasks import load_tokenizer, renders_chat, task_class
 
 DEVICE_FILE = "fedlora.json"

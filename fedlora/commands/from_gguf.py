@@ -10,7 +10,7 @@ import typer
 
 from fedlora.errors import FedloraError, shown
 from fedlora.split import Checkpoint, find_family, resolve_path
-from fedlora.storage.outputs import FolderKind
+from fedlora.storage import FolderKind
 from fedlora.tasks import load_tokenizer
 
 _KIND = FolderKind("model", (), ())

@@ -18,16 +18,21 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from fedlora.commands.export import DEVICE_FILE
 from fedlora.commands.prompts import TaskFacts, prompt_ids
 from fedlora.commands.run_model import chosen_adapter, chosen_head, read_head
-from fedlora.config import load_scenario
-from fedlora.config.toml import read_section
+from fedlora.config import load_scenario, read_section
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import HEAD, Head, with_head
 from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
-from fedlora.split import Checkpoint, Cut, find_family, model_folder, pool_packed
-from fedlora.split.few_bits import compute_as_kept
-from fedlora.split.whole import load_whole
+from fedlora.split import (
+    Checkpoint,
+    Cut,
+    compute_as_kept,
+    find_family,
+    load_whole,
+    model_folder,
+    pool_packed,
+)
 from fedlora.tasks import (
     Tokenizer,
     lacking_token,

@@ -17,12 +17,9 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.planning import Forecast, forecast
 from fedlora.preview import Sizes
-from fedlora.report.records import cut_bits
-from fedlora.report.rows import bits_column
-from fedlora.report.units import bits_text, energy_text, seconds_text
+from fedlora.report import bits_column, bits_text, cut_bits, energy_text, seconds_text
 from fedlora.split import Checkpoint, model_folder
-from fedlora.storage.files import replace_file
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file, replace_file
 
 _CLIENTS = 32  # rows of the table
 

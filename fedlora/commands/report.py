@@ -22,12 +22,10 @@ def report(
 
     All of it follows from the run's records, which stay as they are.
     """
-    from fedlora.report import RunFolder
+    from fedlora.report import RunFolder, result_rows, write_tables
     from fedlora.report.figure import parse_formats
     from fedlora.report.gallery import write_holdings
     from fedlora.report.page import write_report
-    from fedlora.report.result_table import write_tables
-    from fedlora.report.rows import result_rows
 
     formats, folder = parse_formats(figures), RunFolder(run_folder)
     if not folder.read_metrics():

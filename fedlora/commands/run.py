@@ -24,7 +24,7 @@ from fedlora.report import RunFolder
 from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
-from fedlora.storage.outputs import dated_folder
+from fedlora.storage import dated_folder
 
 
 def run_simulation(

@@ -10,8 +10,7 @@ import typer
 
 from fedlora.commands.options import OverwriteOption
 from fedlora.errors import FedloraError
-from fedlora.storage.files import json_line, replace_file
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file, json_line, replace_file
 
 
 def site(
@@ -51,7 +50,7 @@ def _show(folder: Path | None, file: Path | None, last: int, *, overwrite: bool)
         When the folder is no device's, its audit file was changed, a ledger is not whole, or the
         file is there.
     """
-    from fedlora.config.node import NodeKeys
+    from fedlora.config import NodeKeys
     from fedlora.site.audit import NAME
     from fedlora.site.history import read_history
     from fedlora.site.ledgers import verify_ledgers

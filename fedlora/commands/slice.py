@@ -11,7 +11,7 @@ from fedlora.commands.options import BackOption, FrontOption, OverwriteOption, T
 from fedlora.errors import FedloraError
 
 if TYPE_CHECKING:
-    from fedlora.split.slice import Package
+    from fedlora.split import Package
 
 
 def slice_(
@@ -71,8 +71,7 @@ def slice_model(
         When the model cannot be read or cut so, there is no such task, the run cannot generate, or
         the folder is in use.
     """
-    from fedlora.split import model_folder
-    from fedlora.split.slice import slice_checkpoint
+    from fedlora.split import model_folder, slice_checkpoint
     from fedlora.tasks import load_tokenizer, task_class
 
     if (Path(model) / "events.jsonl").is_file():
@@ -105,8 +104,7 @@ def _slice_run(folder: Path, out: Path, client: str | None, *, overwrite: bool) 
     from fedlora.generation.engine import check_generates
     from fedlora.lora.export import Adapter
     from fedlora.report import RunFolder
-    from fedlora.split import Checkpoint, model_folder
-    from fedlora.split.slice import slice_checkpoint
+    from fedlora.split import Checkpoint, model_folder, slice_checkpoint
     from fedlora.tasks import load_tokenizer
 
     run = read_package(folder, client)

@@ -13,7 +13,8 @@ from fedlora.config.channel import (
     ReportConfig,
     ScheduleConfig,
 )
-from fedlora.config.data import DataConfig, PartitionConfig
+from fedlora.config.data import AXES, DataConfig, PartitionConfig
+from fedlora.config.forecast import ForecastConfig
 from fedlora.config.learning import (
     FrontConfig,
     HeadConfig,
@@ -23,10 +24,11 @@ from fedlora.config.learning import (
     TrainConfig,
 )
 from fedlora.config.node import NodeKeys, dashed, shown_default, states_folder
+from fedlora.config.node_text import is_file, lost_keys
 from fedlora.config.node_values import Report
 from fedlora.config.observe import ObserveConfig
 from fedlora.config.placement import is_away, parse_blocks, place_blocks
-from fedlora.config.privacy import ClientLimit, PrivacyPolicy, Unit
+from fedlora.config.privacy import SIGMA_MAX, SIGMA_MIN, ClientLimit, PrivacyPolicy, Unit
 from fedlora.config.robust import RobustConfig
 from fedlora.config.scenario import Scenario
 from fedlora.config.system import (
@@ -43,6 +45,9 @@ from fedlora.config.system import (
 from fedlora.config.toml import (
     assignment,
     load_scenario,
+    parse_toml,
+    read_section,
+    scenario_from_table,
     scenario_from_toml,
     scenario_to_toml,
     with_overrides,
@@ -50,10 +55,13 @@ from fedlora.config.toml import (
 from fedlora.errors import require
 
 __all__ = [
+    "AXES",
     "ENDS",
     "LONGEST_S",
     "MOST_WALKED_BLOCKS",
     "PAYLOADS",
+    "SIGMA_MAX",
+    "SIGMA_MIN",
     "SNR_LIMIT_DB",
     "ChannelConfig",
     "ClientLimit",
@@ -62,6 +70,7 @@ __all__ = [
     "End",
     "EvaluateConfig",
     "FederationConfig",
+    "ForecastConfig",
     "FrontConfig",
     "HeadConfig",
     "LinkConfig",
@@ -84,10 +93,15 @@ __all__ = [
     "assignment",
     "dashed",
     "is_away",
+    "is_file",
     "load_scenario",
+    "lost_keys",
     "parse_blocks",
+    "parse_toml",
     "place_blocks",
+    "read_section",
     "require",
+    "scenario_from_table",
     "scenario_from_toml",
     "scenario_to_toml",
     "shown_default",

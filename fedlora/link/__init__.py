@@ -1,23 +1,76 @@
 """How a client and the server talk: frames, messages, codecs, and links that carry them."""
 
 from fedlora.link.base import ClientLink
-from fedlora.link.codec import Codec, codec_profile, create_codec, pack, unpack
-from fedlora.link.ends import ends_rows, pack_ends, unpack_ends
-from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.link.codec import Codec, Fp32Codec, codec_profile, create_codec, pack, unpack
+from fedlora.link.distinct import DistinctCodec, places_bits
+from fedlora.link.ends import WIDTH, ends_rows, pack_ends, unpack_ends
+from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
-from fedlora.link.local import LocalLink, edge_executor
-from fedlora.link.reasons import ERROR, NUMBERS, REASON, Words, closed_words, through_flower, told
+from fedlora.link.local import Handler, LocalLink, edge_executor
+from fedlora.link.message import Message
+from fedlora.link.reasons import (
+    ERROR,
+    KINDS,
+    NUMBERS,
+    REASON,
+    Reason,
+    Words,
+    closed_words,
+    through_flower,
+    told,
+)
+from fedlora.link.replies import Gradient, Metrics, Ready
+from fedlora.link.requests import (
+    Again,
+    Batch,
+    Embedding,
+    End,
+    Eval,
+    EvalBegin,
+    Head,
+    Keep,
+    Phase,
+    Restore,
+    Round,
+    RoundEnd,
+    Step,
+)
+from fedlora.link.tokens import TokensCodec, token_bytes
 
 __all__ = [
     "ERROR",
+    "KINDS",
     "NUMBERS",
     "PROTOCOL",
     "REASON",
+    "WIDTH",
+    "Again",
+    "Batch",
     "ClientLink",
     "Codec",
+    "DistinctCodec",
+    "Embedding",
+    "End",
+    "Eval",
+    "EvalBegin",
+    "Fp32Codec",
     "Frame",
+    "Gradient",
+    "Handler",
+    "Head",
     "Identity",
+    "Keep",
     "LocalLink",
+    "Message",
+    "Metrics",
+    "Phase",
+    "Ready",
+    "Reason",
+    "Restore",
+    "Round",
+    "RoundEnd",
+    "Step",
+    "TokensCodec",
     "Words",
     "check_identity",
     "closed_words",
@@ -29,7 +82,10 @@ __all__ = [
     "ends_rows",
     "pack",
     "pack_ends",
+    "peek_frame",
+    "places_bits",
     "through_flower",
+    "token_bytes",
     "told",
     "unpack",
     "unpack_ends",

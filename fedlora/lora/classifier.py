@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from fedlora.errors import FedloraError
-from fedlora.split import Checkpoint, find_family
-from fedlora.split.family import Loader
+from fedlora.split import Checkpoint, Loader, find_family
 
 HEAD = "score"
 """What transformers calls the linear map in classes of decoders."""
@@ -215,7 +214,7 @@ def write_padding(model: Any, source: Path, folder: Path, padding: Padding) -> N
     """
     from transformers import AutoTokenizer
 
-    from fedlora.split.tokenizer_files import copy_tokenizer
+    from fedlora.split import copy_tokenizer
 
     copy_tokenizer(source, folder)
     number = padding.token_id

@@ -18,10 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedlora.errors import FedloraError
-from fedlora.split import model_folder, published_name
-from fedlora.split.tokenizer_files import copy_tokenizer
-from fedlora.split.whole import load_whole
-from fedlora.storage.files import json_line, replace_file
+from fedlora.split import copy_tokenizer, load_whole, model_folder, published_name
+from fedlora.storage import json_line, replace_file
 
 # PEFT's layout.
 PREFIX = "base_model.model."

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import ADAPTER, LoraProjection
 from fedlora.lora.masks import RankMasks
-from fedlora.split.few_bits import FewBitLinear
+from fedlora.split import FewBitLinear
 
 
 def fuse(

@@ -15,8 +15,7 @@ from fedlora.errors import FedloraError
 from fedlora.lora.export import A_WEIGHT, B_WEIGHT, PREFIX, WEIGHTS_FILE
 from fedlora.lora.peft_settings import KEY, PLAIN, PeftSettings
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.split import Checkpoint, Cut, find_family, language_head
-from fedlora.split.embeddings import token_embedding
+from fedlora.split import Checkpoint, Cut, find_family, language_head, token_embedding
 
 _HEAD, _POOLER = "lm_head", "pooler"
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from fedlora.errors import FedloraError
 from fedlora.observe.json_log import JsonFormatter
-from fedlora.report import RunFolder
-from fedlora.report.notices import NoticeHandler
+from fedlora.report import NoticeHandler, RunFolder
 
 log = logging.getLogger("fedlora.server")
 

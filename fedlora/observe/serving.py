@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.observe.prometheus import counter, gauge, metrics_server
 from fedlora.report import RunFolder, bits_text, count_text, seconds_text
-from fedlora.storage.files import read_object
+from fedlora.storage import read_object
 
 _FRESH_S = 5.0
 """A file that was written so lately is of a server that lives; it writes one each second."""

@@ -7,10 +7,14 @@ import math
 import torch
 
 from fedlora.config import ENDS, PAYLOADS, End, LinkConfig, Payload
-from fedlora.link import create_codec, ends_rows, pack
-from fedlora.link.distinct import places_bits
-from fedlora.link.ends import WIDTH as ENDS_WIDTH
-from fedlora.link.tokens import token_bytes
+from fedlora.link import (
+    WIDTH as ENDS_WIDTH,
+    create_codec,
+    ends_rows,
+    pack,
+    places_bits,
+    token_bytes,
+)
 
 _STEP = 1.3  # between the numbers of rows that are encoded; others lie on the line between two
 _EXACT = 8  # so few rows are encoded each

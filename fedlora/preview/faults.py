@@ -19,10 +19,10 @@ from fedlora.tasks import (
     encode_records,
     fitting_tokenizer,
     label_column,
+    make_task,
+    partition,
     task_class,
 )
-from fedlora.tasks.partition import partition
-from fedlora.tasks.plugin import make_task
 
 T = TypeVar("T")
 

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.config import Scenario, with_overrides
-from fedlora.config.toml import parse_toml, scenario_from_table
+from fedlora.config import Scenario, parse_toml, scenario_from_table, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario, scenario_path
 

@@ -23,10 +23,10 @@ from fedlora.tasks import (
     fitting_tokenizer,
     holdout_split,
     label_column,
+    make_task,
+    partition,
     task_class,
 )
-from fedlora.tasks.partition import partition
-from fedlora.tasks.plugin import make_task
 
 _SHOWN_ROWS = 3
 _SHOWN_NUMBERS = 4

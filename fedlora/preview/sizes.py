@@ -10,15 +10,10 @@ import torch
 
 from fedlora.config import End, Payload, Scenario
 from fedlora.geometry import Geometry
-from fedlora.link import create_codec, ends_rows
-from fedlora.link.ends import WIDTH as ENDS_WIDTH
-from fedlora.link.tokens import token_bytes
+from fedlora.link import WIDTH as ENDS_WIDTH, create_codec, ends_rows, token_bytes
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.split import DTYPES, Checkpoint
-from fedlora.split.few_bits import predicted_bytes
-from fedlora.split.slice import edge_tensors
-from fedlora.tasks import task_class
-from fedlora.tasks.plugin import head_of, make_task
+from fedlora.split import DTYPES, Checkpoint, edge_tensors, predicted_bytes
+from fedlora.tasks import head_of, make_task, task_class
 
 _CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm
 _ADAM_BYTES = 16  # of a parameter that trains, in fp32: itself, its gradient, two moments

@@ -1,18 +1,42 @@
 """What a run leaves behind: records, summary, tables, plots, a page."""
 
-from fedlora.report.records import ClientRecord, RoundRecord, Rounds, client_ids
-from fedlora.report.run_folder import RunFolder
-from fedlora.report.units import ABSENT, bits_text, count_text, number_text, seconds_text
+from fedlora.report.notices import NoticeHandler
+from fedlora.report.records import ClientRecord, RoundRecord, Rounds, client_ids, cut_bits, mean
+from fedlora.report.result import RunResult
+from fedlora.report.result_table import write_tables
+from fedlora.report.rows import bits_column, result_rows
+from fedlora.report.run_folder import RUN, RunFolder
+from fedlora.report.summary import Summary
+from fedlora.report.units import (
+    ABSENT,
+    bits_text,
+    bytes_text,
+    count_text,
+    energy_text,
+    number_text,
+    seconds_text,
+)
 
 __all__ = [
     "ABSENT",
+    "RUN",
     "ClientRecord",
+    "NoticeHandler",
     "RoundRecord",
     "Rounds",
     "RunFolder",
+    "RunResult",
+    "Summary",
+    "bits_column",
     "bits_text",
+    "bytes_text",
     "client_ids",
     "count_text",
+    "cut_bits",
+    "energy_text",
+    "mean",
     "number_text",
+    "result_rows",
     "seconds_text",
+    "write_tables",
 ]

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 
 INK = "#24292f"
 MUTED = "#6b7480"

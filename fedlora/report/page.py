@@ -26,7 +26,7 @@ from fedlora.report.rows import (
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
 from fedlora.report.units import ABSENT, bits_text, bytes_text, count_text, number_text
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 
 STATED = ("epsilon", "delta", "adjacency", "covers", "excludes", "guarantee")
 MAX_NOTICES = 20

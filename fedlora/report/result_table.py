@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora.errors import printable
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 
 _LATEX = {
     "\\": r"\textbackslash{}",

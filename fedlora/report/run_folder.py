@@ -18,7 +18,8 @@ from fedlora.checks import finite
 from fedlora.errors import FedloraError, LineFormatter
 from fedlora.report.records import RoundRecord
 from fedlora.report.summary import Summary
-from fedlora.storage.files import (
+from fedlora.storage import (
+    FolderKind,
     append_line,
     explained,
     is_locked,
@@ -28,7 +29,6 @@ from fedlora.storage.files import (
     read_object,
     replace_file,
 )
-from fedlora.storage.outputs import FolderKind
 
 RUN = FolderKind(
     "run",

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fedlora.check import check_plugins
 from fedlora.config import Scenario, load_scenario
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.link import Frame, messages as m
-from fedlora.link.replies import Ready
-from fedlora.link.requests import Keep, Restore
+from fedlora.link import Frame, Keep, Ready, Restore, messages as m
 from fedlora.report import RunFolder
 from fedlora.server.best import BestRound
 from fedlora.server.exchange.member import natural
-from fedlora.storage.files import lock_file, replace_file
+from fedlora.storage import lock_file, replace_file
 from fedlora.storage.state import RoundStates
 
 if TYPE_CHECKING:

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame, create_codec, messages as m, pack
-from fedlora.link.replies import Metrics
-from fedlora.link.requests import Eval, EvalBegin
+from fedlora.link import Eval, EvalBegin, Frame, Metrics, create_codec, messages as m, pack
 from fedlora.registry import blaming
 from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
@@ -19,10 +17,7 @@ from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.uploads import Activation
 from fedlora.server.steps import Ranks
-from fedlora.tasks import Counts, Task
-from fedlora.tasks.metrics import ClassificationCounts
-from fedlora.tasks.scores import ScoreCounts
-from fedlora.tasks.text_scores import TextCounts
+from fedlora.tasks import ClassificationCounts, Counts, ScoreCounts, Task, TextCounts
 
 _TELL_EVERY_S = 1.0
 

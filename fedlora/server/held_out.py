@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fedlora.checks import finite
-from fedlora.report.records import mean
+from fedlora.report import mean
 from fedlora.server.evaluation import Evaluation
-from fedlora.tasks import Counts, Task
-from fedlora.tasks.metrics import ClassificationCounts
-from fedlora.tasks.scores import ScoreCounts
-from fedlora.tasks.text_scores import TextCounts
+from fedlora.tasks import ClassificationCounts, Counts, ScoreCounts, Task, TextCounts
 
 
 def counts_of(round_: int, evaluation: Evaluation) -> dict[str, Any]:

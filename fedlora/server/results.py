@@ -13,16 +13,14 @@ from safetensors.torch import save
 
 from fedlora.errors import printable
 from fedlora.lora.export import Adapter
-from fedlora.report import RunFolder, client_ids
+from fedlora.report import RunFolder, Summary, client_ids
 from fedlora.report.gallery import write_holdings
-from fedlora.report.summary import Summary
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.held_out import full_evaluation
 from fedlora.server.run import ServerRun
 from fedlora.split import published_name
-from fedlora.storage.files import replace_file
-from fedlora.tasks import task_class
-from fedlora.tasks.plugin import make_task
+from fedlora.storage import replace_file
+from fedlora.tasks import make_task, task_class
 
 log = logging.getLogger("fedlora.server")
 

@@ -11,8 +11,7 @@ import torch
 from fedlora.channel import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import PROTOCOL, ClientLink, Frame, Identity, check_identity
-from fedlora.link.requests import End
+from fedlora.link import PROTOCOL, ClientLink, End, Frame, Identity, check_identity
 from fedlora.observe.status import ClientStatus
 from fedlora.ranks import RankSpace
 from fedlora.server.air import Air
@@ -22,10 +21,15 @@ from fedlora.server.exchange.member import Member
 from fedlora.server.exchange.watch import Watch
 from fedlora.server.ranking import Ranking
 from fedlora.server.training import Recorder, Training
-from fedlora.split import Checkpoint, model_folder
-from fedlora.split.conformity import check_conformity
-from fedlora.tasks import check_labels, check_length, check_pool, task_class, tokenizer_digest
-from fedlora.tasks.text_scores import check_text_scores
+from fedlora.split import Checkpoint, check_conformity, model_folder
+from fedlora.tasks import (
+    check_labels,
+    check_length,
+    check_pool,
+    check_text_scores,
+    task_class,
+    tokenizer_digest,
+)
 
 _MAX_ROWS = 1 << 40
 

@@ -20,8 +20,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, NoClientsLeft, ProtocolError
-from fedlora.link import Frame, create_codec, messages as m, pack
-from fedlora.link.requests import Batch, Embedding, Step
+from fedlora.link import Batch, Embedding, Frame, Step, create_codec, messages as m, pack
 from fedlora.lora.adamw import clip_global_norm
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.compute.shared_head import SharedHead

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fedlora.config import Scenario
 from fedlora.errors import NoClientsLeft
-from fedlora.link.requests import Phase, Round
+from fedlora.link import Phase, Round
 from fedlora.participation import draw_clients
 from fedlora.privacy.plan import check_release
 from fedlora.ranks import ClientReport, RankDecision

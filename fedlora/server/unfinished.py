@@ -7,8 +7,7 @@ import shlex
 
 from fedlora.config import load_scenario
 from fedlora.lora.export import Adapter
-from fedlora.report import RunFolder, client_ids
-from fedlora.report.summary import Summary
+from fedlora.report import RunFolder, Summary, client_ids
 from fedlora.server.exchange.spending import statement_of_rounds
 from fedlora.storage.state import RoundStates
 

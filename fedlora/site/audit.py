@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import explained, json_line
+from fedlora.storage import explained, json_line
 
 NAME: Final = "audit.jsonl"
 ASKED: Final = "asked"

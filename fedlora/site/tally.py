@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import explained, open_private
+from fedlora.storage import explained, open_private
 
 _PREFIX = "tally-"
 _SLOT_BYTES = 2048

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from fedlora.checks import finite
 from fedlora.errors import printable
-from fedlora.link.reasons import KINDS, Reason
+from fedlora.link import KINDS, Reason
 
 LEFT: Final = (
     *("activations", "identifiers", "lengths", "gradients", "head", "metrics", "statistics"),

@@ -2,27 +2,69 @@
 
 from fedlora.split.blocks import Blocks, Cut, cut_widths, embedding_width, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
+from fedlora.split.conformity import check_conformity
 from fedlora.split.edge import Back, Front, TokenEmbedding, pool_packed
-from fedlora.split.embeddings import LanguageHead, language_head
-from fedlora.split.family import find_family
-from fedlora.split.resolve import model_folder, published_name, resolve_path
+from fedlora.split.embeddings import LanguageHead, language_head, token_embedding
+from fedlora.split.family import Family, Loader, find_family
+from fedlora.split.few_bits import (
+    LIBRARIES,
+    FewBitLinear,
+    check_form,
+    compute_as_kept,
+    keep_in_few_bits,
+    linear_names,
+    predicted_bytes,
+)
+from fedlora.split.resolve import is_hub_name, model_folder, published_name, resolve_path
+from fedlora.split.slice import (
+    RUN_FILE,
+    RUN_HEAD,
+    RUN_SCENARIO,
+    Package,
+    edge_tensors,
+    slice_checkpoint,
+)
+from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, has_tokenizer
+from fedlora.split.whole import load_whole
 
 __all__ = [
     "DTYPES",
+    "LIBRARIES",
+    "RUN_FILE",
+    "RUN_HEAD",
+    "RUN_SCENARIO",
+    "TOKENIZER_FILES",
     "Back",
     "Blocks",
     "Checkpoint",
     "Cut",
+    "Family",
+    "FewBitLinear",
     "Front",
     "LanguageHead",
+    "Loader",
+    "Package",
     "TokenEmbedding",
+    "check_conformity",
+    "check_form",
+    "compute_as_kept",
+    "copy_tokenizer",
     "cut_widths",
+    "edge_tensors",
     "embedding_width",
     "find_family",
+    "has_tokenizer",
+    "is_hub_name",
+    "keep_in_few_bits",
     "language_head",
+    "linear_names",
+    "load_whole",
     "model_folder",
     "pad_rows",
     "pool_packed",
+    "predicted_bytes",
     "published_name",
     "resolve_path",
+    "slice_checkpoint",
+    "token_embedding",
 ]

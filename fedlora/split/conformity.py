@@ -28,7 +28,7 @@ from fedlora.split.embeddings import LanguageHead
 from fedlora.split.family import find_family
 from fedlora.split.layout import check_layout
 from fedlora.split.manifest import Conformity
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 
 _LENGTHS = [5, 3]
 _BOUND = 1e-5  # fp32

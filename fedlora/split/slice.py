@@ -21,7 +21,7 @@ from fedlora.split.embeddings import language_head
 from fedlora.split.family import find_family
 from fedlora.split.manifest import FILE, Manifest
 from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
-from fedlora.storage.outputs import FolderKind
+from fedlora.storage import FolderKind
 
 SETTINGS = "generation_config.json"
 RUN_FILE, RUN_SCENARIO, RUN_HEAD = "run.json", "scenario.toml", "head.safetensors"

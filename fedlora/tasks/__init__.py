@@ -14,6 +14,7 @@ from fedlora.tasks.base import (
     task_class,
     vectors_of,
 )
+from fedlora.tasks.classification import Classification
 from fedlora.tasks.columns import (
     Record,
     check_form,
@@ -37,20 +38,29 @@ from fedlora.tasks.encoding import (
 from fedlora.tasks.end_tokens import end_tokens
 from fedlora.tasks.errors import ErrorCounts
 from fedlora.tasks.language_records import renders_chat
-from fedlora.tasks.partition import Rows, holdout_split
+from fedlora.tasks.metrics import ClassificationCounts, NoisedCounts
+from fedlora.tasks.partition import Rows, holdout_split, partition
+from fedlora.tasks.plugin import counts_of, head_of, loss_of, make_task
+from fedlora.tasks.scores import ScoreCounts
+from fedlora.tasks.text_scores import TextCounts, check_text_scores
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "IGNORED",
+    "Classification",
+    "ClassificationCounts",
     "Counts",
     "ErrorCounts",
+    "NoisedCounts",
     "Record",
     "RecordError",
     "Rows",
     "Sample",
+    "ScoreCounts",
     "Tally",
     "Task",
     "TaskLoss",
+    "TextCounts",
     "Tokenizer",
     "check_form",
     "check_front",
@@ -58,11 +68,14 @@ __all__ = [
     "check_length",
     "check_pool",
     "check_single",
+    "check_text_scores",
     "check_unit",
     "class_names",
+    "counts_of",
     "encode_records",
     "end_tokens",
     "fitting_tokenizer",
+    "head_of",
     "head_trains",
     "holdout_split",
     "label_column",
@@ -70,6 +83,9 @@ __all__ = [
     "lacking_token",
     "load_records",
     "load_tokenizer",
+    "loss_of",
+    "make_task",
+    "partition",
     "renders_chat",
     "require_column",
     "require_texts",

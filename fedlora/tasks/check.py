@@ -15,8 +15,7 @@ from torch import nn
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError, described
-from fedlora.split import Checkpoint, model_folder
-from fedlora.split.embeddings import token_embedding
+from fedlora.split import Checkpoint, model_folder, token_embedding
 from fedlora.tasks.base import Counts, Sample, Task, TaskLoss, task_class, vectors_of
 from fedlora.tasks.columns import class_names, label_column
 from fedlora.tasks.encoding import encode_records, fitting_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.tasks.lift import Lift
 from fedlora.tasks.prony import go_on
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.tasks.lift import Lift
 from fedlora.tasks.prony import go_on
 

@@ -10,8 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.config import Scenario
-from fedlora.config.data import AXES
+from fedlora.config import AXES, Scenario
 from fedlora.errors import FedloraError, shown
 from fedlora.split import resolve_path
 from fedlora.tasks.arrays import FORMATS, read_arrays

@@ -14,7 +14,7 @@ from rich.table import Table
 from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file
 from simulations.options import OverwriteOption, SetOption, require_plain_ends
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _check_free(json_: Path | None, folder: RunFolder | None, *, overwrite: bool
 def _write(result: dict[str, Any], folder: RunFolder | None, json_: Path | None) -> list[str]:
     """Write figures and plots, and a run's report; return where they are."""
     from fedlora.report.page import write_report
-    from fedlora.storage.files import replace_file
+    from fedlora.storage import replace_file
     from simulations.audit.plot import draw_all
 
     text = (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()

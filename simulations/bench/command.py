@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedlora.errors import FedloraError
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file
 from simulations.bench.experiments import NO_MMAP_ENVIRONMENT, Experiment, experiments
 from simulations.bench.figures import Figure
 from simulations.bench.models import is_here

@@ -12,8 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora.config import Scenario
 from fedlora.server.compute.engine import SplitEngine
-from fedlora.split import Checkpoint, model_folder
-from fedlora.split.whole import load_whole
+from fedlora.split import Checkpoint, load_whole, model_folder
 from fedlora.tasks import Task
 from simulations.bench.workload import Workload
 

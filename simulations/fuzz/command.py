@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedlora.storage.files import json_line, replace_file
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file, json_line, replace_file
 from simulations.options import OverwriteOption
 
 if TYPE_CHECKING:

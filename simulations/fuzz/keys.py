@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from simulations.fuzz.drawing import Drawing
 from simulations.fuzz.keys_air import BY_CLIENT, draw_air, draw_ranks
 from simulations.fuzz.keys_privacy import draw_privacy, draw_robust

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from fedlora.registry import names, resolve
-from fedlora.split.family import Family
+from fedlora.split import Family
 
 SIZES = {
     "vocab_size": 101,

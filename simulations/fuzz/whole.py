@@ -12,8 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedlora.config import Scenario
-from fedlora.split import Checkpoint, Cut, find_family, model_folder
-from fedlora.split.few_bits import compute_as_kept
+from fedlora.split import Checkpoint, Cut, compute_as_kept, find_family, model_folder
 from fedlora.tasks import IGNORED, Sample, task_class
 
 

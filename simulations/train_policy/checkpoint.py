@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import PPO
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 from simulations.train_policy.environment import FederationEnv
 from simulations.train_policy.replay import Refiner, Replay
 

@@ -53,7 +53,7 @@ def train_policy(
     """
     import torch
 
-    from fedlora.storage.files import held_folder
+    from fedlora.storage import held_folder
     from simulations.studies.compare.reward import require_losses
     from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder

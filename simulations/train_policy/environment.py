@@ -14,9 +14,7 @@ from fedlora.config import Scenario
 from simulations.studies.compare.reward import Losses
 from simulations.train_policy.episode import Episode
 from simulations.train_policy.replay import Replay
-from strategies.airllm.features import STATE_FEATURES, Weights
-from strategies.airllm.network import LATENT
-from strategies.airllm.policy import Policy
+from strategies.airllm import LATENT, STATE_FEATURES, Policy, Weights
 
 LIMIT = 3.0
 """Latents before their tanh stay within this."""

@@ -17,8 +17,7 @@ from fedlora.ranks import ClientOutcome, ClientReport, RankDecision, RankSpace, 
 from simulations.in_process import Record, connect
 from simulations.studies.compare.reward import Losses, client_rewards, losses_by_round
 from simulations.train_policy.warm_start import fading_of
-from strategies.airllm.features import Weights
-from strategies.airllm.policy import Policy
+from strategies.airllm import Policy, Weights
 from strategies.airllm.strategy import AirLlm, Sight
 
 Array = NDArray[np.float64]

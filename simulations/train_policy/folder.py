@@ -9,8 +9,7 @@ from typing import Any
 
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.storage.files import held_folder, replace_file
-from fedlora.storage.outputs import FolderKind
+from fedlora.storage import FolderKind, held_folder, replace_file
 from simulations.studies.compare.reward import Losses
 from simulations.train_policy.setting import Setting
 

@@ -11,7 +11,7 @@ from torch import nn
 from simulations.train_policy.environment import FederationEnv
 from simulations.train_policy.teacher import Demonstrations
 from simulations.train_policy.warm_start import fit
-from strategies.airllm.network import Actor
+from strategies.airllm import Actor
 
 LOG_STD = -1.2
 """Logarithm of the exploration around the teacher's latents, before their tanh."""

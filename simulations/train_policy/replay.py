@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from simulations.train_policy.warm_start import noise_loss
-from strategies.airllm.network import Denoiser
+from strategies.airllm import Denoiser
 
 CAPACITY = 10_000
 WARM_UP = 128

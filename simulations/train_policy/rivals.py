@@ -16,8 +16,7 @@ from simulations.train_policy.profile import Profile
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import Fading, Result
 from simulations.train_policy.warm_start import fading_of
-from strategies.airllm.features import Weights
-from strategies.airllm.policy import Policy
+from strategies.airllm import Policy, Weights
 from strategies.airllm.strategy import AirLlm
 from strategies.greedy import Greedy
 from strategies.hold import Hold

@@ -12,7 +12,7 @@ from fedlora.checks import number
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from simulations.train_policy.seeds import FIRST_SEED
-from strategies.airllm.features import MOST_BIT_PRICE, MOST_END_WEIGHT, Weights
+from strategies.airllm import MOST_BIT_PRICE, MOST_END_WEIGHT, Weights
 
 _ZERO = 0.25
 """How often each weight is 0, its limit, which random numbers alone would never meet."""

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedlora.ranks import ClientReport, DataStatistics, RankSpace
 from simulations.train_policy.profile import Profile
-from strategies.airllm.features import (
+from strategies.airllm import (
     NO_WEIGHTS,
     ChannelMemory,
     Held,

@@ -15,7 +15,7 @@ from fedlora.ranks import RankSpace
 from simulations.in_process import Record, connect
 from simulations.studies.compare.reward import Losses
 from simulations.studies.compare.trial import run_reference
-from simulations.studies.kit.folder import write_table
+from simulations.studies.kit import write_table
 from simulations.train_policy.checkpoint import read_checkpoint, restore, save_checkpoint
 from simulations.train_policy.curves import draw_curves
 from simulations.train_policy.environment import FederationEnv
@@ -36,8 +36,7 @@ from simulations.train_policy.warm_start import (
     joined,
     teach_plans,
 )
-from strategies.airllm.plan import draft
-from strategies.airllm.policy import Policy, load_policy
+from strategies.airllm import Policy, draft, load_policy
 
 GAMES = 800
 CLONE_STEPS = 10_000

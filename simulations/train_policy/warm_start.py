@@ -14,10 +14,16 @@ from fedlora.ranks import Projection, RankSpace
 from simulations.train_policy.profile import Profile
 from simulations.train_policy.setting import Setting
 from simulations.train_policy.teacher import Demonstrations, Fading, demonstrate
-from strategies.airllm.features import projection_features
-from strategies.airllm.network import LATENT, Actor, Denoiser
-from strategies.airllm.plan import draft, drafted_parts
-from strategies.airllm.sampler import TRAIN_TIMESTEPS, add_noise
+from strategies.airllm import (
+    LATENT,
+    TRAIN_TIMESTEPS,
+    Actor,
+    Denoiser,
+    add_noise,
+    draft,
+    drafted_parts,
+    projection_features,
+)
 
 TRAIN_LATENT = -0.2
 CONDITION_DROPOUT = 0.1

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedlora.ranks import FedloraError
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 from strategies.airllm.features import PROJECTION_FEATURES, STATE_FEATURES, WEIGHT_FEATURES
 from strategies.airllm.network import CHANNELS, LATENT, Actor, Denoiser
 from strategies.airllm.sampler import sample

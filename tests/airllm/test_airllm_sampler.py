@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strategies.airllm.sampler import add_noise, alpha_bar, ddim_step, sample, timesteps
+from strategies.airllm import add_noise, sample
+from strategies.airllm.sampler import alpha_bar, ddim_step, timesteps
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is needed as the oracle")
 

@@ -21,16 +21,18 @@ from fedlora.ranks import (
     pack_state,
     unpack_state,
 )
-from strategies.airllm.features import STATE_FEATURES, WEIGHT_FEATURES, projection_features
-from strategies.airllm.network import Actor
-from strategies.airllm.plan import (
-    SMALLEST_SHARE,
-    TILT_STEP,
-    delivered_ranks,
+from strategies.airllm import (
+    STATE_FEATURES,
+    Actor,
+    Policy,
     draft,
+    load_policy,
+    projection_features,
     trained_ranks,
 )
-from strategies.airllm.policy import SHIPPED, Policy, load_policy
+from strategies.airllm.features import WEIGHT_FEATURES
+from strategies.airllm.plan import SMALLEST_SHARE, TILT_STEP, delivered_ranks
+from strategies.airllm.policy import SHIPPED
 from strategies.airllm.strategy import AirLlm
 
 

@@ -23,15 +23,19 @@ from simulations.train_policy.teacher import (
     demonstrate,
 )
 from simulations.train_policy.warm_start import noise_loss, random_space
-from strategies.airllm.features import (
+from strategies.airllm import (
+    LATENT,
     MOST_BIT_PRICE,
     MOST_END_WEIGHT,
     STATE_FEATURES,
+    Denoiser,
     Weights,
+    draft,
+    drafted_parts,
     projection_features,
 )
-from strategies.airllm.network import CHANNELS, LATENT, Denoiser
-from strategies.airllm.plan import delivered_ranks, draft, drafted_parts
+from strategies.airllm.network import CHANNELS
+from strategies.airllm.plan import delivered_ranks
 from strategies.greedy import Greedy
 from strategies.hold import Hold
 

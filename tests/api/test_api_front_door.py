@@ -17,8 +17,7 @@ from transformers import AutoModel
 import fedlora
 import simulations
 from fedlora.api import assignments
-from fedlora.report import RunFolder
-from fedlora.report.result import RunResult
+from fedlora.report import RunFolder, RunResult
 from fedlora.server.results import export
 from simulations.examples import loop
 

@@ -22,7 +22,7 @@ from fedlora.report import RunFolder
 from fedlora.site.history import read_history
 from fedlora.site.show import lines
 from fedlora.split import Checkpoint
-from fedlora.storage.files import json_line, replace_file
+from fedlora.storage import json_line, replace_file
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])

@@ -11,9 +11,8 @@ import typer
 from fedlora.cli import app
 from fedlora.commands.run import run_simulation
 from fedlora.errors import FedloraError
-from fedlora.report import RunFolder
-from fedlora.report.run_folder import RUN
-from fedlora.storage.outputs import dated_folder
+from fedlora.report import RUN, RunFolder
+from fedlora.storage import dated_folder
 from fedlora.verbs import add_all_verbs
 
 PRIVATE = [

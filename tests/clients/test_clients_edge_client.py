@@ -17,8 +17,7 @@ from fedlora.errors import FedloraError, ProtocolError
 from fedlora.geometry import Geometry
 from fedlora.link import Frame, messages as m
 from fedlora.split import Back, Checkpoint, Front
-from fedlora.tasks import Sample
-from fedlora.tasks.classification import Classification
+from fedlora.tasks import Classification, Sample
 
 SAMPLES = [Sample(tuple(range(3, 3 + length)), length % 3) for length in (2, 5, 3, 4, 6)]
 WIDTH = 32

@@ -14,8 +14,7 @@ from fedlora import registry
 from fedlora.channel import build_channel
 from fedlora.channel.models.base import ChannelModel
 from fedlora.channel.schedule.base import ClientLoad, Scheduler, build_scheduler
-from fedlora.config import ChannelConfig, RanksConfig, ScheduleConfig
-from fedlora.config.robust import RobustConfig
+from fedlora.config import ChannelConfig, RanksConfig, RobustConfig, ScheduleConfig
 from fedlora.errors import FedloraError
 from fedlora.ranks import GuardedStrategy, Projection, RankSpace, RankStrategy, create_strategy
 from fedlora.ranks.reports import ClientReport

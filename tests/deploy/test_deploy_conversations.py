@@ -10,7 +10,7 @@ from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.launch.guarded import free_port
-from fedlora.split.slice import slice_checkpoint
+from fedlora.split import slice_checkpoint
 
 pytestmark = pytest.mark.e2e
 

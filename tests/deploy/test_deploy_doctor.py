@@ -16,7 +16,7 @@ from fedlora.commands.certs import write_certificates
 from fedlora.commands.doctor_server import examine_model, examine_server, split_address
 from fedlora.errors import FedloraError
 from fedlora.launch.guarded import free_port
-from fedlora.split.slice import slice_checkpoint
+from fedlora.split import slice_checkpoint
 
 DECODER = Path(__file__).parents[2] / "simulations" / "quickstart" / "decoder"
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from fedlora.cli import app
 from fedlora.commands.keys import node_keys
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.launch.guarded import free_port
 

@@ -15,7 +15,7 @@ from fedlora.commands.doctor_server import examine_server
 from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.launch.guarded import free_port
 from fedlora.server.results import export
-from fedlora.split.slice import slice_checkpoint
+from fedlora.split import slice_checkpoint
 from simulations.in_process import Record, run
 
 pytestmark = pytest.mark.e2e

@@ -21,8 +21,7 @@ import fedlora.server.flower.questions
 import fedlora.server.flower.sessions
 from clients.device import take_part
 from clients.state_store import ClientStateStore
-from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_overrides
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys, Scenario, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.launch.guarded import free_port
 from fedlora.link import Frame, through_flower

@@ -17,8 +17,16 @@ from fedlora.config import Scenario, scenario_from_toml
 from fedlora.errors import FedloraError
 from fedlora.link import LocalLink, edge_executor
 from fedlora.server.run import ServerRun
-from fedlora.split import Back, Blocks, Checkpoint, Cut, Front, find_family, language_head
-from fedlora.split.slice import slice_checkpoint
+from fedlora.split import (
+    Back,
+    Blocks,
+    Checkpoint,
+    Cut,
+    Front,
+    find_family,
+    language_head,
+    slice_checkpoint,
+)
 from simulations.in_process import Record
 
 DECODER = Path(__file__).parents[2] / "simulations" / "quickstart" / "decoder"

@@ -15,8 +15,7 @@ from fedlora.errors import ClientLost, FedloraError, printable
 from fedlora.launch import killed
 from fedlora.launch.killed import Memory, ended, ended_by_ray, memory
 from fedlora.launch.simulation import FlowerSimulation
-from fedlora.link.base import ClientLink
-from fedlora.link.requests import Step
+from fedlora.link import ClientLink, Step
 from fedlora.report import RunFolder
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member

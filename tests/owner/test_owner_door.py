@@ -16,11 +16,9 @@ import torch
 from clients.head import ClientHead
 from clients.owner import Door, Leaving, OwnerTerms, Private, PrivateSamples
 from clients.owner.table import TABLE, rows
-from fedlora.config import HeadConfig, TrainConfig
-from fedlora.config.node import NodeKeys
+from fedlora.config import HeadConfig, NodeKeys, TrainConfig
 from fedlora.errors import FedloraError
-from fedlora.link import messages as m
-from fedlora.link.reasons import KINDS
+from fedlora.link import KINDS, messages as m
 from fedlora.privacy.accounting import Charge
 from fedlora.privacy.ledger import Ledger
 from fedlora.tasks import Sample

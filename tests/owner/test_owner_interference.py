@@ -19,7 +19,7 @@ from clients.release import build as build_release
 from clients.release.private import PrivateRelease
 from fedlora.privacy.accounting import epsilon_of
 from fedlora.privacy.accounting.rdp import ORDERS
-from fedlora.tasks.metrics import ClassificationCounts
+from fedlora.tasks import ClassificationCounts
 from simulations.audit.device.interference import DeviceAudit, audit_device
 from simulations.audit.device.spending import Left
 from simulations.audit.device.world import World

@@ -14,7 +14,7 @@ from clients.owner import check_arrived
 from clients.owner.typed import options_in
 from clients.process import in_simulation
 from fedlora.commands.keys import node_keys
-from fedlora.config.node import NodeKeys, dashed
+from fedlora.config import NodeKeys, dashed
 from fedlora.config.node_text import keys_in
 from fedlora.errors import FedloraError
 

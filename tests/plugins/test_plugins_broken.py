@@ -13,12 +13,17 @@ from torch import nn
 from fedlora.channel import build_channel
 from fedlora.channel.models.base import ChannelModel
 from fedlora.channel.schedule.base import Scheduler
-from fedlora.config import ChannelConfig, PrivacyPolicy, RobustConfig, ScheduleConfig, TaskConfig
-from fedlora.config.data import DataConfig
+from fedlora.config import (
+    ChannelConfig,
+    DataConfig,
+    PrivacyPolicy,
+    RobustConfig,
+    ScheduleConfig,
+    TaskConfig,
+)
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import create_codec, pack, unpack
+from fedlora.link import Codec, Fp32Codec, create_codec, pack, unpack
 from fedlora.link.check import check_codec
-from fedlora.link.codec import Codec, Fp32Codec
 from fedlora.privacy.mechanisms import Mechanism, mechanism_of
 from fedlora.ranks import RankStrategy
 from fedlora.registry import resolve
@@ -26,10 +31,18 @@ from fedlora.robust.aggregation import create_average, robust_mean
 from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.check import check_average
 from fedlora.server.air import Air
-from fedlora.split.family import Family
-from fedlora.tasks import Sample, Task, TaskLoss
-from fedlora.tasks.classification import Classification
-from fedlora.tasks.plugin import counts_of, head_of, loss_of, make_task, samples_of
+from fedlora.split import Family
+from fedlora.tasks import (
+    Classification,
+    Sample,
+    Task,
+    TaskLoss,
+    counts_of,
+    head_of,
+    loss_of,
+    make_task,
+)
+from fedlora.tasks.plugin import samples_of
 
 BASES = {
     "averages": RobustAverage,

@@ -6,13 +6,13 @@ import pytest
 
 from fedlora.config import (
     ClientLimit,
+    NodeKeys,
     PrivacyPolicy,
     Scenario,
     scenario_from_toml,
     scenario_to_toml,
     with_overrides,
 )
-from fedlora.config.node import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.privacy.plan import check_samples
 

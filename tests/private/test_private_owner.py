@@ -14,8 +14,7 @@ from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private, local_scenario, own_number
 from clients.owner.origins import origins
 from clients.simulated_data import SimulatedData
-from fedlora.config import ClientLimit, Scenario, with_overrides
-from fedlora.config.node import NodeKeys
+from fedlora.config import ClientLimit, NodeKeys, Scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import Charge, rdp_epsilon

@@ -14,8 +14,7 @@ from clients.device import take_part
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms, Private, content
 from clients.simulated_data import SimulatedData
-from fedlora.config import ClientLimit, PrivacyPolicy, Scenario, scenario_to_toml
-from fedlora.config.node import NodeKeys
+from fedlora.config import ClientLimit, NodeKeys, PrivacyPolicy, Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import Charge

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedlora.report import RoundRecord, RunFolder
-from fedlora.report.summary import Summary
+from fedlora.report import RoundRecord, RunFolder, Summary
 
 SCENARIO = 'name = "intents <over> a & fading link"\nseed = 3\n\n[lora]\nr_max = 8\n'
 PROJECTIONS = [

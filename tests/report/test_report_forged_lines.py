@@ -9,8 +9,7 @@ import logging
 from rich.console import Console
 
 from fedlora.observe.json_log import JsonFormatter
-from fedlora.report import RunFolder
-from fedlora.report.notices import NoticeHandler
+from fedlora.report import NoticeHandler, RunFolder
 from fedlora.report.progress import ProgressView
 
 FORGED = (

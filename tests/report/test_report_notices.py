@@ -8,8 +8,7 @@ import logging
 from rich.console import Console
 
 from fedlora.ranks import GuardedStrategy, Projection, RankSpace, RankStrategy
-from fedlora.report import RunFolder
-from fedlora.report.notices import NoticeHandler
+from fedlora.report import NoticeHandler, RunFolder
 from fedlora.report.page import render
 from fedlora.report.progress import ProgressView
 

@@ -13,8 +13,9 @@ import pytest
 
 import fedlora
 from fedlora.errors import FedloraError
+from fedlora.report import Summary
 from fedlora.report.records import DIRECTIONS
-from fedlora.report.summary import Summary, commit, versions
+from fedlora.report.summary import commit, versions
 
 ALWAYS = {
     "metric_name",

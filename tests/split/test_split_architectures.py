@@ -18,9 +18,17 @@ from transformers.models.auto.modeling_auto import (
 
 from fedlora.errors import FedloraError
 from fedlora.registry import resolve
-from fedlora.split import Back, Blocks, Checkpoint, Cut, Front, LanguageHead, find_family
-from fedlora.split.conformity import check_conformity
-from fedlora.split.family import Family
+from fedlora.split import (
+    Back,
+    Blocks,
+    Checkpoint,
+    Cut,
+    Family,
+    Front,
+    LanguageHead,
+    check_conformity,
+    find_family,
+)
 
 ARCHITECTURES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES})
 LENGTHS = [9, 5, 7]

@@ -21,11 +21,17 @@ from transformers import (
 )
 
 from fedlora.errors import FedloraError
-from fedlora.split import Checkpoint, LanguageHead, conformity, family, language_head
-from fedlora.split.conformity import check_conformity
-from fedlora.split.embeddings import token_embedding
+from fedlora.split import (
+    Checkpoint,
+    LanguageHead,
+    check_conformity,
+    conformity,
+    family,
+    language_head,
+    slice_checkpoint,
+    token_embedding,
+)
 from fedlora.split.families.llama import Llama
-from fedlora.split.slice import slice_checkpoint
 
 SMALL = {"vocab_size": 53, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 Tensors = dict[str, torch.Tensor]

@@ -8,8 +8,7 @@ from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from fedlora.registry import names, resolve
-from fedlora.split import Checkpoint, TokenEmbedding
-from fedlora.split.family import Family
+from fedlora.split import Checkpoint, Family, TokenEmbedding
 from simulations.fuzz.models import SIZES
 
 KINDS = [kind for kind in names("families") if kind in CONFIG_MAPPING]

@@ -12,7 +12,7 @@ from support.tiny_models import CAUSAL, CONFIGS
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedlora.errors import FedloraError
-from fedlora.split.whole import load_whole
+from fedlora.split import load_whole
 
 
 def rewrite(source: Path, target: Path, change) -> Path:

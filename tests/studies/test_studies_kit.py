@@ -15,7 +15,7 @@ from support.cheap_study import TRIALS, Trial, study_folder
 
 from fedlora.errors import FedloraError
 from simulations.options import read_numbers
-from simulations.studies.kit.run import run_missing
+from simulations.studies.kit import run_missing
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:

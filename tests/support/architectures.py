@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from fedlora.registry import names, resolve
-from fedlora.split.family import Family
+from fedlora.split import Family
 
 ACCEPTED = names("families")
 SIZES = {

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config import Scenario
-from simulations.studies.kit.folder import StudyFolder, write_table
-from simulations.studies.kit.run import run_missing
+from simulations.studies.kit import StudyFolder, run_missing, write_table
 
 TRIALS = 24
 

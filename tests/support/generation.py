@@ -25,8 +25,7 @@ from fedlora.generation.engine import GenerationEngine
 from fedlora.generation.server import GenerationServer
 from fedlora.link import PROTOCOL, Identity
 from fedlora.lora.export import Adapter
-from fedlora.split import Back, Checkpoint, Front, LanguageHead
-from fedlora.split.few_bits import compute_as_kept
+from fedlora.split import Back, Checkpoint, Front, LanguageHead, compute_as_kept
 from support.architectures import tiny
 
 R_MAX, ALPHA = 4, 8.0

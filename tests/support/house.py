@@ -88,3 +88,23 @@ def circle(edges: Mapping[str, set[str]]) -> list[str]:
         if found := search(start, []):
             return found
     return []
+
+
+def imports_per_100_lines() -> float:
+    """Return how many statements import what is ours, for each 100 lines of the four packages.
+
+    A name of another file is one hop for who reads; a room's door makes one of many.
+    """
+    statements = lines = 0
+    for path in modules().values():
+        text = path.read_text(encoding="utf-8")
+        lines += text.count("\n")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "" if node.level == 0 else PACKAGES[0]]
+            else:
+                continue
+            statements += sum(name.partition(".")[0] in PACKAGES for name in names)
+    return 100 * statements / lines

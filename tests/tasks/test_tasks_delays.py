@@ -13,7 +13,7 @@ from support.federation import Federation, relative
 from support.values import UnsplitValues, scenario, without_tokenizer
 
 from fedlora.check import check_scenario
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.errors import FedloraError
 from fedlora.tasks.delay_modules import DelayFront, DelayHead
 from fedlora.tasks.prony import go_on

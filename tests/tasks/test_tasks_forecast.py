@@ -17,8 +17,7 @@ from support.values import UnsplitValues, scenario, without_tokenizer
 
 from clients.owner import content
 from fedlora.check import check_scenario
-from fedlora.config import scenario_from_toml, scenario_to_toml, with_overrides
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig, scenario_from_toml, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.tasks import task_class

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.tasks.metrics import ClassificationCounts, LanguageCounts
+from fedlora.tasks import ClassificationCounts
+from fedlora.tasks.metrics import LanguageCounts
 
 
 def _values(counts: ClassificationCounts | LanguageCounts) -> dict[str, float]:

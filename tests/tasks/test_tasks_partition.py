@@ -9,8 +9,8 @@ import pytest
 
 from fedlora.config import PartitionConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks import holdout_split
-from fedlora.tasks.partition import label_table, partition
+from fedlora.tasks import holdout_split, partition
+from fedlora.tasks.partition import label_table
 
 
 def _records(count, labels=4, speakers=30, seed=0):

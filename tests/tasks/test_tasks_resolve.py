@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.split import model_folder, resolve_path
-from fedlora.split.resolve import is_hub_name
+from fedlora.split import is_hub_name, model_folder, resolve_path
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from fedlora.errors import ProtocolError
-from fedlora.tasks.scores import BINS, ScoreCounts
+from fedlora.tasks import ScoreCounts
+from fedlora.tasks.scores import BINS
 
 
 def drawn(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from fedlora.errors import ProtocolError
-from fedlora.tasks.text_scores import TextCounts
+from fedlora.tasks import TextCounts
 
 PAIRS = [
     ("the lamp is on in the red car now", "the lamp is off in the red car"),

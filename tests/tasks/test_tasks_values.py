@@ -30,8 +30,7 @@ from fedlora.preview.sizes import predict_sizes
 from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario
 from fedlora.server.run import ServerRun
-from fedlora.split import Checkpoint
-from fedlora.split.tokenizer_files import has_tokenizer
+from fedlora.split import Checkpoint, has_tokenizer
 from fedlora.tasks import ErrorCounts
 from simulations.in_process import Record
 

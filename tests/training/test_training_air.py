@@ -17,7 +17,7 @@ from clients.edge_client import EdgeClient
 from fedlora.channel import ChannelState
 from fedlora.link import Frame
 from fedlora.ranks import ClientReport
-from fedlora.report.summary import Summary
+from fedlora.report import Summary
 
 RANKS = [[1, 3, 1, 2], [3, 3, 1, 1], [3, 1, 1, 3]]
 ARRIVES = [[True, False, True, True], [False, False, True, True], [False, True, True, False]]

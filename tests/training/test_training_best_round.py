@@ -16,8 +16,7 @@ from clients.owner.scenario import local_scenario
 from clients.owner.terms import SCORES
 from clients.owner.wishes import wishes
 from clients.state_store import ClientStateStore
-from fedlora.config import EvaluateConfig
-from fedlora.config.node import NodeKeys
+from fedlora.config import EvaluateConfig, NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.participation import check_best
 from fedlora.report import RunFolder

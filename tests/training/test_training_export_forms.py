@@ -22,7 +22,7 @@ from fedlora.config import scenario_to_toml
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.results import export, write_results
-from fedlora.split.slice import slice_checkpoint
+from fedlora.split import slice_checkpoint
 from fedlora.tasks import load_tokenizer
 
 LANGUAGE = ["task.kind=causal_lm"]

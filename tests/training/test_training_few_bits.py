@@ -18,13 +18,12 @@ from fedlora.check import check_scenario
 from fedlora.commands.export import export_run
 from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link.handshake import check_identity
+from fedlora.link import check_identity
 from fedlora.lora.fused import FusedLora
 from fedlora.lora.layers import LoraProjection, add_lora
 from fedlora.server.compute.placement import Placement
 from fedlora.server.results import export
-from fedlora.split import Blocks, Checkpoint, few_bits
-from fedlora.split.few_bits import LIBRARIES, FewBitLinear, predicted_bytes
+from fedlora.split import LIBRARIES, Blocks, Checkpoint, FewBitLinear, few_bits, predicted_bytes
 
 
 def needs(form: str) -> None:

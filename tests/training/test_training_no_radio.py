@@ -8,9 +8,9 @@ import pytest
 from support.federation import Federation, scenario
 
 from fedlora.config import ChannelConfig, DataConfig, Scenario, scenario_from_toml
+from fedlora.report import Summary, result_rows
 from fedlora.report.records import client_totals
-from fedlora.report.rows import client_table, headline, result_rows
-from fedlora.report.summary import Summary
+from fedlora.report.rows import client_table, headline
 from fedlora.server.flower.run import resolved
 
 FACTS = {"metric_name": "accuracy", "higher_is_better": True, "clients": 3, "seed": 0}

@@ -7,9 +7,8 @@ from support.federation import LABELS
 
 from fedlora.config import DataConfig, TaskConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks import IGNORED, Sample, load_tokenizer
+from fedlora.tasks import IGNORED, Classification, Sample, load_tokenizer
 from fedlora.tasks.causal_lm import CausalLanguageModelling
-from fedlora.tasks.classification import Classification
 
 PROMPT = DataConfig(prompt_separator="w5")
 

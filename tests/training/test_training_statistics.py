@@ -15,7 +15,7 @@ from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
 from clients.reports import device_report
 from clients.text_statistics import text_statistics
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
 from fedlora.ranks import (

@@ -18,8 +18,7 @@ from fedlora.check import check_plugins
 from fedlora.commands.export import export_run
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.report import RunFolder
-from fedlora.report.rows import result_rows
+from fedlora.report import RunFolder, result_rows
 from fedlora.server.results import write_results
 from fedlora.site.words import wants_text
 from fedlora.tasks import load_tokenizer

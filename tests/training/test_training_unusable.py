@@ -15,8 +15,7 @@ from clients.build import load_parts
 from clients.own_records import OwnRecords
 from clients.simulated_data import SimulatedData
 from fedlora.check import check_scenario
-from fedlora.config import Scenario
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys, Scenario
 from fedlora.errors import FedloraError
 from fedlora.server.run import ServerRun
 from fedlora.tasks import IGNORED

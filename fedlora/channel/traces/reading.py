@@ -12,7 +12,7 @@ from fedlora.channel.traces import bytes_logs, drives, fcc, own, packets, sessio
 from fedlora.channel.traces.text import read_text
 from fedlora.channel.traces.track import Recording
 from fedlora.errors import FedloraError
-from fedlora.split.resolve import resolve_path
+from fedlora.split import resolve_path
 
 
 @dataclass(frozen=True)

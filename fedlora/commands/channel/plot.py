@@ -17,7 +17,7 @@ from fedlora.channel.traces.replay import PacketRate, choose
 from fedlora.channel.traces.track import Link
 from fedlora.errors import FedloraError
 from fedlora.report.figure import COLOURS, GRID, label, legend, panels, save
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file
 
 _SNR, _RATE = ("down_snr_db", "snr_db"), ("down_rate_bps", "rate_bps")
 _DRAWN = 4  # clients in the picture

@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedlora.commands.doctor_server import examine_model
 from fedlora.commands.finding import Finding, refused
-from fedlora.config import DataConfig, NodeKeys, dashed
-from fedlora.config.node_text import is_file, lost_keys
+from fedlora.config import DataConfig, NodeKeys, dashed, is_file, lost_keys
 from fedlora.errors import FedloraError, shown
 from fedlora.tasks import Record, label_of, load_records, require_column
 

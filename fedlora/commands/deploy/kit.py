@@ -62,7 +62,7 @@ def kit(
     )
     from fedlora.link.stream.address import address_of
     from fedlora.scaffold.kit import SERVER as SERVER_FOLDER, Kit, site_folder
-    from fedlora.storage.outputs import check_new_file
+    from fedlora.storage import check_new_file
 
     _check_home(home)
     if host[0].startswith("*"):
@@ -105,15 +105,14 @@ def _archive(out: Path, name: str) -> Path:
 
 def _write(out: Path, name: str, entries: Sequence[Entry]) -> None:
     from fedlora.scaffold.kit import archive
-    from fedlora.storage.files import replace_file
+    from fedlora.storage import replace_file
 
     replace_file(_archive(out, name), archive(name, entries), private=True)
 
 
 def _package(model: str, out: Path) -> Path:
     """Return an edge package of the model, which is made unless it is one."""
-    from fedlora.split import Checkpoint, model_folder
-    from fedlora.split.slice import slice_checkpoint
+    from fedlora.split import Checkpoint, model_folder, slice_checkpoint
 
     source = model_folder(model)
     if Checkpoint(source).manifest is not None:

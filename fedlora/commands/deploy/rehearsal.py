@@ -20,16 +20,14 @@ from fedlora.config import ChannelConfig, NodeKeys, Scenario, scenario_to_toml, 
 from fedlora.errors import FedloraError
 from fedlora.launch.deployment import RESTART_S, Deployment, write_node_config
 from fedlora.launch.killed import ended
-from fedlora.report import RunFolder
+from fedlora.report import RunFolder, bytes_text, count_text, seconds_text
 from fedlora.report.page import write_report
 from fedlora.report.progress import ProgressView
 from fedlora.report.table import print_result
-from fedlora.report.units import bytes_text, count_text, seconds_text
 from fedlora.scenarios import find_scenario
 from fedlora.site.history import read_history
-from fedlora.split import model_folder
-from fedlora.split.slice import slice_checkpoint
-from fedlora.storage.outputs import dated_folder
+from fedlora.split import model_folder, slice_checkpoint
+from fedlora.storage import dated_folder
 
 _LOOK_S = 0.5
 NAME = "rehearsal"

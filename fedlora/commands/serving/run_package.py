@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from fedlora.config import Scenario, load_scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.report import RunFolder
-from fedlora.split.slice import RUN_FILE, RUN_HEAD, RUN_SCENARIO
+from fedlora.split import RUN_FILE, RUN_HEAD, RUN_SCENARIO
 from fedlora.tasks import head_trains
 
 _FORMAT: Final = 1

@@ -100,7 +100,7 @@ def serve(
     Devices call `fedlora generate` or `fedlora chat` with `--server`. Embedding, head and texts are
     theirs; here are blocks, adapter, and each session's keys and values.
     """
-    from fedlora.storage.outputs import check_new_file
+    from fedlora.storage import check_new_file
 
     # Before torch is loaded: threads that wait must not spin on cores that others want.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -203,7 +203,7 @@ def _frame_bytes(most: int, server: Any) -> int:
 
 def _watch(place: Path, usage: Any) -> None:
     """Write down how serving goes, for ``fedlora top``, until the process is interrupted."""
-    from fedlora.storage.files import json_line, replace_file
+    from fedlora.storage import json_line, replace_file
 
     writes = True
     while True:
@@ -221,7 +221,7 @@ def _watch(place: Path, usage: Any) -> None:
 def _close(options: ServeOptions, usage: Any) -> None:
     """Say what serving came to."""
     from fedlora.report import bits_text
-    from fedlora.storage.files import json_line, replace_file
+    from fedlora.storage import json_line, replace_file
 
     told = usage.told()
     totals, a_token = told["totals"], told["a_token"]

@@ -18,8 +18,7 @@ from fedlora.link import PROTOCOL, Identity
 from fedlora.lora.export import Adapter
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
-from fedlora.split import Checkpoint, model_folder
-from fedlora.split.conformity import check_conformity
+from fedlora.split import Checkpoint, check_conformity, model_folder
 from fedlora.tasks import task_class, tokenizer_digest
 
 

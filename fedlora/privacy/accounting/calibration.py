@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedlora.checks import EPSILON_MAX, check_target
-from fedlora.config.privacy import SIGMA_MAX, SIGMA_MIN, PrivacyPolicy
+from fedlora.config import SIGMA_MAX, SIGMA_MIN, PrivacyPolicy
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting.rdp import (
     ORDERS,

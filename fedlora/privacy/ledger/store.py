@@ -29,8 +29,7 @@ from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.privacy.ledger.records import Book
-from fedlora.storage import journal
-from fedlora.storage.files import lock_file
+from fedlora.storage import journal, lock_file
 
 log = logging.getLogger("fedlora.edge")
 

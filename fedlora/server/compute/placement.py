@@ -21,8 +21,7 @@ from fedlora.config import ComputeConfig, is_away, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.lora.device import check_device
 from fedlora.lora.layers import LoraProjection
-from fedlora.split import Blocks
-from fedlora.split.few_bits import FewBitLinear, check_form, keep_in_few_bits, linear_names
+from fedlora.split import Blocks, FewBitLinear, check_form, keep_in_few_bits, linear_names
 
 
 class AwayWeights(Mapping[str, torch.Tensor]):

@@ -9,8 +9,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, create_codec, messages as m
-from fedlora.link.replies import Gradient
+from fedlora.link import Frame, Gradient, create_codec, messages as m
 from fedlora.privacy.mechanisms import blaming, mechanism_of, shaped
 from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
 from fedlora.server.compute.engine import SplitEngine

@@ -10,8 +10,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, create_codec, messages as m
-from fedlora.link.requests import Again
+from fedlora.link import Again, Frame, create_codec, messages as m
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort

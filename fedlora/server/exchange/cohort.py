@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError, printable
-from fedlora.link import Frame, messages as m, told
-from fedlora.link.message import Message
+from fedlora.link import Frame, Message, messages as m, told
 from fedlora.server.exchange.member import BookFrame, Member, natural
 from fedlora.server.exchange.patience import Patience
 

@@ -14,8 +14,7 @@ from itertools import accumulate
 import torch
 
 from fedlora.config import Scenario
-from fedlora.link import Frame, create_codec, pack
-from fedlora.link.requests import Step
+from fedlora.link import Frame, Step, create_codec, pack
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.exchange import head_space

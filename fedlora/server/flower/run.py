@@ -23,9 +23,8 @@ from fedlora.import_path import plugin_folders
 from fedlora.launch.working_folder import go_where_started, is_told
 from fedlora.observe.outcome import logging_to, outcome_in
 from fedlora.observe.recorder import observed
-from fedlora.report import RunFolder
+from fedlora.report import RUN, RunFolder
 from fedlora.report.page import write_report
-from fedlora.report.run_folder import RUN
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.flower.console import narrated
@@ -34,7 +33,7 @@ from fedlora.server.flower.nodes import RECORD, Node, find_nodes
 from fedlora.server.flower.sessions import Places, Sessions
 from fedlora.server.results import export, write_results
 from fedlora.server.run import ServerRun
-from fedlora.storage.outputs import dated_folder
+from fedlora.storage import dated_folder
 
 log = logging.getLogger("fedlora.server")
 

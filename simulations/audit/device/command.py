@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedlora.storage.files import json_line, replace_file
+from fedlora.storage import json_line, replace_file
 from simulations.audit.device.interference import DeviceAudit, audit_device
 
 

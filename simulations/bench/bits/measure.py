@@ -20,12 +20,10 @@ from statistics import fmean
 from typing import Any
 
 from fedlora.config import Scenario, with_overrides
-from fedlora.link.codec import Fp32Codec
-from fedlora.link.distinct import DistinctCodec
+from fedlora.link import DistinctCodec, Fp32Codec, TokensCodec
 from fedlora.link.entropy import EntropyCodec
 from fedlora.link.rotated import RotatedCodec
-from fedlora.link.tokens import TokensCodec
-from fedlora.report.records import cut_bits
+from fedlora.report import cut_bits
 from fedlora.scenarios import find_scenario
 from simulations.bench.bits.federated_lora import Averaged, FederatedLora
 from simulations.bench.context import Context, Tick

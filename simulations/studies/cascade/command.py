@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import json_line, replace_file
-from fedlora.storage.outputs import dated_folder
+from fedlora.storage import dated_folder, json_line, replace_file
 from simulations.options import (
     OverwriteOption,
     SetOption,
@@ -55,8 +54,7 @@ def cascade(
     from simulations.studies.cascade.plot import draw
     from simulations.studies.cascade.trend import Curve
     from simulations.studies.cascade.trial import Trial, run_trial
-    from simulations.studies.kit.folder import StudyFolder
-    from simulations.studies.kit.run import run_missing
+    from simulations.studies.kit import StudyFolder, run_missing
 
     base = open_scenario(scenario, set_, check=False, texts="fedlora cascade")
     if not base.privacy.enabled:

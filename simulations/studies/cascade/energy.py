@@ -10,7 +10,7 @@ import torch
 from clients.edge_client import EdgeClient
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.link.requests import Batch
+from fedlora.link import Batch
 from fedlora.privacy.mechanisms import Full, SystemNoise, mechanism_of, release
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from simulations.in_process import Handler, Record, connect

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedlora.config import Scenario, scenario_to_toml
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 
 PAGE = "report.html"
 

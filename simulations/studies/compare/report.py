@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.config import Scenario
-from fedlora.report.result_table import write_tables
+from fedlora.report import write_tables
 from fedlora.tasks import task_class
 from simulations.studies.compare.frontier import (
     EQUIVALENCE_COLUMNS,
@@ -33,7 +33,7 @@ from simulations.studies.compare.statistics import (
 )
 from simulations.studies.compare.store import CompareFolder
 from simulations.studies.compare.trial import Result
-from simulations.studies.kit.folder import write_table
+from simulations.studies.kit import write_table
 
 _NAME_WIDTH, _FIGURES_WIDTH = 14, 66
 _MEANS = "Mean over seeds, with half of the 95% confidence interval"

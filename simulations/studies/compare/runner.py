@@ -10,7 +10,7 @@ from fedlora.config import Scenario
 from simulations.studies.compare.reward import Losses
 from simulations.studies.compare.store import CompareFolder
 from simulations.studies.compare.trial import Trial, run_reference, run_trial
-from simulations.studies.kit.run import run_missing
+from simulations.studies.kit import run_missing
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 from simulations.studies.compare.trial import Result
-from simulations.studies.kit.folder import StudyFolder, write_table
-from simulations.studies.kit.results import Results
+from simulations.studies.kit import Results, StudyFolder, write_table
 
 COLUMNS = (
     "strategy",

@@ -11,8 +11,7 @@ from typing import Any
 
 from fedlora.config import Scenario, load_scenario, scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.storage.files import explained, held_folder, replace_file
-from fedlora.storage.outputs import FolderKind
+from fedlora.storage import FolderKind, explained, held_folder, replace_file
 from simulations.studies.kit.results import Key, Record, Results
 
 TRIALS, SCENARIO = "trials.jsonl", "scenario.toml"

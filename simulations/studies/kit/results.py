@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import append_line, read_lines
+from fedlora.storage import append_line, read_lines
 
 Record = Mapping[str, Any]
 Key = Any

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import json_line, replace_file
-from fedlora.storage.outputs import check_new_file, dated_folder
+from fedlora.storage import check_new_file, dated_folder, json_line, replace_file
 from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ def parity(
 ) -> None:
     """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
     from fedlora.check import check_scenario
-    from simulations.studies.kit.folder import StudyFolder
-    from simulations.studies.kit.run import run_missing
+    from simulations.studies.kit import StudyFolder, run_missing
     from simulations.studies.parity.trial import Trial, run_trial
 
     base = open_scenario(scenario, set_, check=False, texts="fedlora parity")

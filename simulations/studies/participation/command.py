@@ -48,8 +48,7 @@ def participation(
     """
     from rich.console import Console
 
-    from simulations.studies.kit.folder import StudyFolder, write_table
-    from simulations.studies.kit.run import run_missing
+    from simulations.studies.kit import StudyFolder, run_missing, write_table
     from simulations.studies.participation.study import Setting, run_setting
 
     base = open_scenario(scenario, set_)

@@ -42,9 +42,8 @@ def poison(
     """
     from fedlora.check import check_scenario
     from fedlora.config import scenario_to_toml
-    from fedlora.storage.files import explained, held_file
-    from simulations.studies.kit.results import Results
-    from simulations.studies.kit.run import run_missing
+    from fedlora.storage import explained, held_file
+    from simulations.studies.kit import Results, run_missing
     from simulations.studies.poison.attackers import POISONS
     from simulations.studies.poison.trial import AVERAGES, Trial, run_trial
 

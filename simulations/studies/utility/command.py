@@ -55,8 +55,7 @@ def utility(
     differs within these.
     """
     from fedlora.check import check_scenario
-    from simulations.studies.kit.folder import write_table
-    from simulations.studies.kit.run import run_missing
+    from simulations.studies.kit import run_missing, write_table
     from simulations.studies.utility.plot import draw
 
     base = open_scenario(scenario, set_, check=False, texts="fedlora utility")

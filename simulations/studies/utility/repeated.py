@@ -28,8 +28,7 @@ from fedlora.privacy.accounting import calibrate_sigma, planned_uploads
 from fedlora.scenarios import find_scenario
 from simulations.in_process import Federation, Record
 from simulations.noisy_activations import NoisyActivations
-from simulations.studies.kit.results import Results
-from simulations.studies.kit.run import run_missing
+from simulations.studies.kit import Results, run_missing
 
 WAYS = ("once", "anew")
 _PLAIN = (

@@ -13,7 +13,7 @@ from typing import Any
 from fedlora.config import PrivacyPolicy, Scenario, with_overrides
 from fedlora.errors import FedloraError
 from simulations.in_process import Record, connect
-from simulations.studies.kit.folder import StudyFolder
+from simulations.studies.kit import StudyFolder
 
 NO_NOISE = "none"
 
