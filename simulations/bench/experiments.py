@@ -97,6 +97,12 @@ def experiments(settings: Settings) -> list[Experiment]:
                 setting="in_process.default_malloc",
             )
         )
+        found.append(
+            Experiment(
+                *("generate", model, generation.generate_over_tls, generation.over_tls_ticks),
+                setting="over_tls",
+            )
+        )
     for model in settings.agreement_models:
         found.append(
             Experiment(

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
-from clients.generation.connection import Credentials, ServerConnection
 from clients.generation.drafts import DraftHistory, Drafts
 from clients.generation.pace import DraftPace
 from clients.generation.sampling import Sampler, Sampling
 from clients.generation.writer import Writer
-from clients.owner import Door, OwnerTerms
-from fedlora.generation.admission import Admission
-from fedlora.generation.listener import GenerationListener
-from fedlora.generation.server import GenerationServer
-from fedlora.generation.usage import Usage
-from fedlora.launch.keys import write_keys
-from fedlora.link.stream.node_proof import read_known_devices, read_node_key
-from fedlora.link.stream.tls import read_identity
 from simulations.bench.context import Context, Tick
 from simulations.bench.figures import Figure
-from simulations.bench.generation.bed import Bed
 from simulations.bench.generation.delayed import DelayedPort
 from simulations.bench.generation.drafts import LONGEST, people_texts
+from simulations.bench.generation.served import ServedBed
 from simulations.bench.settings import Settings
 
 ROUND_TRIP_S = 0.05
@@ -53,57 +42,11 @@ class _Dictated(Sampler):
         return self._written[self.drawn - 1]
 
 
-class _Server(Bed):
-    """A model behind TLS and a node key."""
-
-    def __init__(self, path: str, certs: Path) -> None:
-        super().__init__(path)
-        if not certs.exists():
-            write_keys(certs, ["localhost"], 1)
-        self._certs = certs
-        self._server = GenerationServer(
-            self.engine, self.scenario, self.identity, default=self.full_ranks
-        )
-        identity = read_identity(certs / "server.pem", certs / "server.key")
-        self.listener = GenerationListener(
-            self._server,
-            self._admission(identity.certificate_pem),
-            Usage(self.scenario, self._server),
-            "127.0.0.1",
-            0,
-            identity=identity,
-            max_frame_bytes=self.scenario.link.max_frame_mib << 20,
-        )
-
-    @contextlib.contextmanager
-    def writer(self, port: int, pace: DraftPace) -> Iterator[Writer]:
-        """Give a device whose stream is open; nobody else asks meanwhile."""
-        key = read_node_key(self._certs / "node0")
-        credentials = Credentials((self._certs / "ca.crt").read_bytes(), key)
-        door = Door(OwnerTerms())
-        link, geometry = self.scenario.link, self.engine.geometry
-        way = ServerConnection((f"localhost:{port}",), credentials, door, link, geometry)
-        way.connect()
-        try:
-            yield Writer(self.text_ends(), self.row(way.ask, way.client), (), pace)
-        finally:
-            way.close()
-
-    def end(self) -> None:
-        """End the listener and the server's thread."""
-        self.listener.stop(0.0)
-        self._server.end()
-
-    def _admission(self, certificate_pem: bytes) -> Admission:
-        link, known = self.scenario.link, read_known_devices(self._certs)
-        return Admission(link, self.engine.geometry, known, certificate_pem)
-
-
 @dataclass
 class _Contest:
     """The same texts with drafts and without, pair by pair."""
 
-    server: _Server
+    server: ServedBed
     port: int
     history: DraftHistory
     pace: DraftPace = field(default_factory=lambda: DraftPace(LONGEST))
@@ -150,7 +93,7 @@ def slow_link(context: Context, model: str, tick: Tick) -> list[Figure]:
         Whose tokens are written; its blocks compute.
     """
     settings, figures = context.settings, list[Figure]()
-    server = _Server(context.model(model), context.folder / "certs")
+    server = ServedBed(context.model(model), context.folder / "certs")
     try:
         history, people, odd = _texts(server, settings)
         for milliseconds in (1000 * ROUND_TRIP_S, 0.0):
@@ -177,7 +120,7 @@ def ticks(settings: Settings) -> int:
 
 
 def _texts(
-    server: _Server, settings: Settings
+    server: ServedBed, settings: Settings
 ) -> tuple[DraftHistory, list[list[Text]], list[list[Text]]]:
     """Return what was written before, and texts of people and of chance for each pair."""
     rng, vocabulary = random.Random(0), server.checkpoint.size("vocab_size")

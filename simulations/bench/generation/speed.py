@@ -33,7 +33,7 @@ END_TO_END = {"gpt2": 0.8 * 2.5, "smollm2": 0.8 * 3.2}
 
 
 @dataclass
-class _Timed:
+class Timed:
     """Seconds of each way, and the gaps between one client's tokens, over all pairs."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class _Timed:
         return [slow / fast for slow, fast in pairs]
 
 
-class _Bed(Bed):
+class SpeedBed(Bed):
     """A server with a random adapter, prompts, and clients of ranks 1 to 8."""
 
     def __init__(self, path: str, settings: Settings) -> None:
@@ -85,13 +85,15 @@ class _Bed(Bed):
 
 def generate_in_process(context: Context, model: str, tick: Tick) -> list[Figure]:
     """Measure the server alone, all clients end to end, and one client beside PEFT."""
-    bed = _Bed(context.model(model), context.settings)
-    timed = _Timed()
+    bed = SpeedBed(context.model(model), context.settings)
+    timed = Timed()
     try:
         with torch.no_grad():
             _server_alone(bed, timed, tick)
             _end_to_end(bed, timed, tick)
-            agree = _beside_peft(bed, timed, context.folder, tick)
+            adapter = context.folder / "adapter"
+            bed.adapter.save(adapter)
+            agree = beside_peft(bed, timed, adapter, tick, lambda: bed.writer("as it is"))
     finally:
         bed.server.end()
     figures = [*_figures(bed, timed, model), Figure("single_tokens_as_hf", agree, "ratio")]
@@ -105,7 +107,7 @@ def ticks(settings: Settings) -> int:
     return 3 * (settings.warm_up + settings.pairs)
 
 
-def _pairs(bed: _Bed, timed: _Timed, tick: Tick) -> Iterator[None]:
+def _pairs(bed: SpeedBed, timed: Timed, tick: Tick) -> Iterator[None]:
     """Go on for all pairs; what the first ones took is forgotten."""
     before = {name: len(found) for name, found in timed.seconds.items()}
     marks = len(timed.first_s), len(timed.between_s)
@@ -118,7 +120,7 @@ def _pairs(bed: _Bed, timed: _Timed, tick: Tick) -> Iterator[None]:
         tick()
 
 
-def _server_alone(bed: _Bed, timed: _Timed, tick: Tick) -> None:
+def _server_alone(bed: SpeedBed, timed: Timed, tick: Tick) -> None:
     """Feed embeddings in, and compute no head."""
     engine, steps = bed.engine, bed.settings.generate_tokens
     mixed, full = list(bed.ranks.values()), [bed.full_ranks] * len(bed.ranks)
@@ -148,7 +150,7 @@ def _server_alone(bed: _Bed, timed: _Timed, tick: Tick) -> None:
         timed.run("server_in_turn", in_turn)
 
 
-def _end_to_end(bed: _Bed, timed: _Timed, tick: Tick) -> None:
+def _end_to_end(bed: SpeedBed, timed: Timed, tick: Tick) -> None:
     """Let all clients write, with frames, heads and sampling, on the same cores."""
 
     def write(client: str, note: bool) -> None:
@@ -178,16 +180,31 @@ def _end_to_end(bed: _Bed, timed: _Timed, tick: Tick) -> None:
         timed.run("in_turn", in_turn)
 
 
-def _beside_peft(bed: _Bed, timed: _Timed, folder: Path, tick: Tick) -> float:
-    """Let one client and PEFT's model write alike; return the share of equal tokens."""
+def beside_peft(
+    bed: SpeedBed, timed: Timed, adapter: Path, tick: Tick, new_writer: Callable[[], Writer]
+) -> float:
+    """Let one client and PEFT's model write alike; return the share of equal tokens.
+
+    Parameters
+    ----------
+    bed
+        The model, whose whole gets the adapter.
+    timed
+        Is given the seconds of ``single`` and ``hf``.
+    adapter
+        Folder of the adapter.
+    tick
+        Is called after each pair.
+    new_writer
+        Gives the client for each text.
+    """
     from peft import PeftModel
 
-    bed.adapter.save(folder / "adapter")
-    unsplit = PeftModel.from_pretrained(bed.whole, str(folder / "adapter")).eval()
+    unsplit = PeftModel.from_pretrained(bed.whole, str(adapter)).eval()
     prompt, most, found = bed.prompts[0], bed.settings.generate_tokens, [list[int]()] * 2
 
     def ours() -> None:
-        writer = bed.writer("as it is")
+        writer = new_writer()
         found[0] = list(writer.tokens(prompt, Sampler(_GREEDY), most))
         writer.close()
 
@@ -209,7 +226,7 @@ def _beside_peft(bed: _Bed, timed: _Timed, folder: Path, tick: Tick) -> float:
     return float(sum(a == b for a, b in zip(*found, strict=True)) / most)
 
 
-def _figures(bed: _Bed, timed: _Timed, model: str) -> list[Figure]:
+def _figures(bed: SpeedBed, timed: Timed, model: str) -> list[Figure]:
     ratios = (
         (
             *("server_batched_to_in_turn", "server_batched", "server_in_turn"),

@@ -1,0 +1,57 @@
+"""One client over TLS, its server a process of its own, beside Hugging Face's ``generate``."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from clients.generation.pace import DraftPace
+from simulations.bench.context import Context, Tick
+from simulations.bench.figures import Figure
+from simulations.bench.generation.served import server_process, writer_over_tls
+from simulations.bench.generation.speed import (
+    END_TO_END,
+    SpeedBed,
+    Timed,
+    beside_peft,
+)
+from simulations.bench.settings import Settings
+
+_TARGET = 0.85
+
+
+@torch.no_grad()
+def generate_over_tls(context: Context, model: str, tick: Tick) -> list[Figure]:
+    """Let one client write over a stream that is open, and PEFT's model in this process.
+
+    Both write the same prompts alike, pair by pair. Loopback stands for the link, so that what is
+    measured is what the split costs beside the link's own delay.
+
+    Parameters
+    ----------
+    model
+        Which one writes.
+    """
+    bed, timed = SpeedBed(context.model(model), context.settings), Timed()
+    adapter, certs = context.folder / "adapter", context.folder / "certs"
+    bed.server.end()  # another process serves
+    bed.adapter.save(adapter)
+    with (
+        server_process(context.model(model), certs, adapter) as port,
+        writer_over_tls(bed, certs, port, DraftPace(0)) as writer,
+    ):
+        agree = beside_peft(bed, timed, adapter, tick, lambda: writer)
+    low, middle, high = statistics.quantiles(timed.ratio("single", "hf"), n=4, method="inclusive")
+    goal = _TARGET if model in END_TO_END else None
+    each = 1000 * statistics.median(timed.seconds["single"]) / context.settings.generate_tokens
+    return [
+        Figure("single_to_hf", middle, "ratio", goal, None, low, high),
+        Figure("single_a_token_ms", each, "ms"),
+        Figure("single_tokens_as_hf", agree, "ratio"),
+    ]
+
+
+def ticks(settings: Settings) -> int:
+    """Return how often progress is reported."""
+    return settings.warm_up + settings.pairs

@@ -1,0 +1,150 @@
+"""A model behind TLS and a node key, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from clients.generation.connection import Credentials, ServerConnection
+from clients.generation.pace import DraftPace
+from clients.generation.writer import Writer
+from clients.owner import Door, OwnerTerms
+from fedlora.errors import FedloraError
+from fedlora.generation.admission import Admission
+from fedlora.generation.listener import GenerationListener
+from fedlora.generation.server import GenerationServer
+from fedlora.generation.usage import Usage
+from fedlora.launch.keys import write_keys
+from fedlora.link.stream.node_proof import read_known_devices, read_node_key
+from fedlora.link.stream.tls import read_identity
+from fedlora.lora.export import Adapter
+from simulations.bench.generation.bed import Bed
+
+
+class ServedBed(Bed):
+    """A model that listens on loopback.
+
+    Parameters
+    ----------
+    path
+        Scenario path of the model.
+    certs
+        Folder of the keys, which are made if need be.
+    adapter
+        Folder of the adapter; None for one that changes nothing.
+    """
+
+    def __init__(self, path: str, certs: Path, adapter: Path | None = None) -> None:
+        super().__init__(path)
+        if adapter is not None:
+            self.engine.load(Adapter.load(adapter))
+        if not certs.exists():
+            write_keys(certs, ["localhost"], 1)
+        self._certs = certs
+        self._server = GenerationServer(
+            self.engine, self.scenario, self.identity, default=self.full_ranks
+        )
+        identity = read_identity(certs / "server.pem", certs / "server.key")
+        self.listener = GenerationListener(
+            self._server,
+            self._admission(identity.certificate_pem),
+            Usage(self.scenario, self._server),
+            "127.0.0.1",
+            0,
+            identity=identity,
+            max_frame_bytes=self.scenario.link.max_frame_mib << 20,
+        )
+
+    @contextlib.contextmanager
+    def writer(self, port: int, pace: DraftPace) -> Iterator[Writer]:
+        """Give a device whose stream is open; nobody else asks meanwhile."""
+        with writer_over_tls(self, self._certs, port, pace) as found:
+            yield found
+
+    def end(self) -> None:
+        """End the listener and the server's thread."""
+        self.listener.stop(0.0)
+        self._server.end()
+
+    def _admission(self, certificate_pem: bytes) -> Admission:
+        link, known = self.scenario.link, read_known_devices(self._certs)
+        return Admission(link, self.engine.geometry, known, certificate_pem)
+
+
+@contextlib.contextmanager
+def writer_over_tls(bed: Bed, certs: Path, port: int, pace: DraftPace) -> Iterator[Writer]:
+    """Give a device that has a model's two ends and a stream to a server of its blocks.
+
+    Parameters
+    ----------
+    bed
+        The model.
+    certs
+        Folder of the keys.
+    port
+        The server's, on loopback.
+    pace
+        How long drafts are.
+    """
+    key = read_node_key(certs / "node0")
+    credentials = Credentials((certs / "ca.crt").read_bytes(), key)
+    door, link, geometry = Door(OwnerTerms()), bed.scenario.link, bed.engine.geometry
+    way = ServerConnection((f"localhost:{port}",), credentials, door, link, geometry)
+    way.connect()
+    try:
+        yield Writer(bed.text_ends(), bed.row(way.ask, way.client), (), pace)
+    finally:
+        way.close()
+
+
+@contextlib.contextmanager
+def server_process(path: str, certs: Path, adapter: Path) -> Iterator[int]:
+    """Serve a model from a process of its own, and give its port.
+
+    Parameters
+    ----------
+    path, certs, adapter
+        As for ``ServedBed``.
+
+    Raises
+    ------
+    FedloraError
+        When the process ends before it listens.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, path, str(certs), str(adapter)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            told = process.stdout.readline()
+            if not told.strip().isdecimal():
+                process.wait()
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+                raise FedloraError(f"the server's process ended with {process.returncode}: {last}")
+            yield int(told)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def main() -> None:
+    """Serve what the command line names until the input ends."""
+    path, certs, adapter = sys.argv[1:]
+    bed = ServedBed(path, Path(certs), Path(adapter))
+    print(bed.listener.port, flush=True)
+    sys.stdin.read()
+    bed.end()
+
+
+if __name__ == "__main__":
+    main()
