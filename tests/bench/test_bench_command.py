@@ -97,6 +97,10 @@ OTHERS = (
     | {f"generate.gpt2.leave_early.{name}" for name in LEAVE_EARLY}
     | {f"generate.gpt2.slow_link.{name}" for name in SLOW_LINK}
     | {
+        f"generate.gpt2.over_tls.{measured}"
+        for measured in ("single_to_hf", "single_a_token_ms", "single_tokens_as_hf")
+    }
+    | {
         f"generate.gpt2.in_process.default_malloc.{measured}"
         for measured in (
             *("server_batched_to_in_turn", "mixed_to_equal_ranks", "batched_to_in_turn"),
