@@ -98,12 +98,17 @@ OTHERS = (
     | {f"generate.gpt2.slow_link.{name}" for name in SLOW_LINK}
     | {
         f"generate.gpt2.over_tls.{measured}"
-        for measured in ("single_to_hf", "single_a_token_ms", "single_tokens_as_hf")
+        for measured in (
+            *("single_to_hf", "single_to_hf_processor_time", "single_a_token_ms"),
+            "single_tokens_as_hf",
+        )
     }
     | {
         f"generate.gpt2.in_process.default_malloc.{measured}"
         for measured in (
             *("server_batched_to_in_turn", "mixed_to_equal_ranks", "batched_to_in_turn"),
+            *("server_batched_to_in_turn_processor_time", "mixed_to_equal_ranks_processor_time"),
+            *("batched_to_in_turn_processor_time", "single_to_hf_processor_time"),
             *("single_to_hf", "single_tokens_as_hf", "batched", "single", "hf"),
             *("ttft_ms", "ttft_p95_ms", "between_tokens_ms", "between_tokens_p95_ms"),
         )

@@ -25,6 +25,7 @@ from fedlora.launch.keys import write_keys
 
 LENGTH = 90
 DELAY_S = 0.01  # each way, so that there is a middle of a sentence
+EARLY = ("--leave-after", "1", "--leave-at", "0.0031")  # about half of all tokens
 DRAWN = ("--temperature", "0.9", "--seed", "5", "--max-new-tokens", str(LENGTH))
 
 
@@ -59,7 +60,7 @@ class World:
         self.servers[number] = start(
             self.root / f"server-{number}",
             *("serve", self.run, "--certs", self.certs, "--port", 0),
-            *("--stats", stats, "--overwrite"),
+            *("--leave-after", 1, "--stats", stats, "--overwrite"),
         )
 
     def listens(self, number: int) -> None:
@@ -130,7 +131,8 @@ def rest_of(device: Any) -> str:
 @pytest.mark.e2e
 def test_a_server_a_link_and_a_device_that_are_killed_in_mid_sentence_change_no_text(tmp_path):
     with world(tmp_path) as all_:
-        prompts = dict.fromkeys(RANKS, ("dog 1?", *DRAWN))
+        prompts = dict.fromkeys(RANKS, ("dog 1?", *DRAWN, *EARLY))
+        prompts["1"] = ("dog 1?", *DRAWN)
         expected = {client: all_.whole(client, *prompts[client]) for client in RANKS}
         assert len(set(expected.values())) == 3
         homes = {client: tmp_path / f"home-{client}" for client in RANKS}

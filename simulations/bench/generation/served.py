@@ -6,7 +6,9 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from clients.generation.connection import Credentials, ServerConnection
@@ -101,9 +103,30 @@ def writer_over_tls(bed: Bed, certs: Path, port: int, pace: DraftPace) -> Iterat
         way.close()
 
 
+@dataclass(frozen=True)
+class ServerProcess:
+    """A model that is served from a process of its own.
+
+    Attributes
+    ----------
+    port
+        On loopback.
+    """
+
+    port: int
+    _process: subprocess.Popen[str]
+
+    def processor_s(self) -> float:
+        """Return the processor time of all its threads so far."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+
 @contextlib.contextmanager
-def server_process(path: str, certs: Path, adapter: Path) -> Iterator[int]:
-    """Serve a model from a process of its own, and give its port.
+def server_process(path: str, certs: Path, adapter: Path) -> Iterator[ServerProcess]:
+    """Serve a model from a process of its own.
 
     Parameters
     ----------
@@ -123,26 +146,27 @@ def server_process(path: str, certs: Path, adapter: Path) -> Iterator[int]:
             stderr=errors,
             text=True,
         )
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout is not None
         try:
-            told = process.stdout.readline()
-            if not told.strip().isdecimal():
+            told = process.stdout.readline().strip()
+            if not told.isdecimal():
                 process.wait()
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
                 raise FedloraError(f"the server's process ended with {process.returncode}: {last}")
-            yield int(told)
+            yield ServerProcess(int(told), process)
         finally:
             process.kill()
             process.communicate()
 
 
 def main() -> None:
-    """Serve what the command line names until the input ends."""
+    """Serve what the command line names, and tell its processor time for each line of input."""
     path, certs, adapter = sys.argv[1:]
     bed = ServedBed(path, Path(certs), Path(adapter))
     print(bed.listener.port, flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:
+        print(time.process_time(), flush=True)
     bed.end()
 
 

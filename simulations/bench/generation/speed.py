@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -34,22 +34,50 @@ END_TO_END = {"gpt2": 0.8 * 2.5, "smollm2": 0.8 * 3.2}
 
 @dataclass
 class Timed:
-    """Seconds of each way, and the gaps between one client's tokens, over all pairs."""
+    """Seconds of each way, and the gaps between one client's tokens, over all pairs.
 
+    Attributes
+    ----------
+    clock
+        Tells the processor time of all that takes part, in seconds.
+    seconds, processor
+        By the clock and of the processor, by name.
+    first_s, between_s
+        What each text's first token took, and what was between its tokens.
+    """
+
+    clock: Callable[[], float] = time.process_time
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[float]] = field(default_factory=dict)
     first_s: list[float] = field(default_factory=list)
     between_s: list[float] = field(default_factory=list)
 
     def run(self, name: str, work: Callable[[], None]) -> None:
         """Time a piece of work."""
-        begun = time.perf_counter()
+        used, begun = self.clock(), time.perf_counter()
         work()
         self.seconds.setdefault(name, []).append(time.perf_counter() - begun)
+        self.processor.setdefault(name, []).append(self.clock() - used)
 
     def ratio(self, name: str, over: str) -> list[float]:
         """Return by what ``over`` takes longer, pair by pair."""
-        pairs = zip(self.seconds[over], self.seconds[name], strict=True)
-        return [slow / fast for slow, fast in pairs]
+        return _ratios(self.seconds, name, over)
+
+    def processor_ratio(self, name: str, over: str) -> list[float]:
+        """Return by what ``over`` takes more of the processor, pair by pair."""
+        return _ratios(self.processor, name, over)
+
+    def forget_after(self, marks: Mapping[str, int], first: int, between: int) -> None:
+        """Forget all but the first so many of each."""
+        for kept in (self.seconds, self.processor):
+            for name, found in kept.items():
+                del found[marks.get(name, 0) :]
+        del self.first_s[first:], self.between_s[between:]
+
+
+def _ratios(kept: Mapping[str, Sequence[float]], name: str, over: str) -> list[float]:
+    pairs = zip(kept[over], kept[name], strict=True)
+    return [slow / fast for slow, fast in pairs]
 
 
 class SpeedBed(Bed):
@@ -114,9 +142,7 @@ def _pairs(bed: SpeedBed, timed: Timed, tick: Tick) -> Iterator[None]:
     for number in range(bed.settings.warm_up + bed.settings.pairs):
         yield
         if number < bed.settings.warm_up:
-            for name, found in timed.seconds.items():
-                del found[before.get(name, 0) :]
-            del timed.first_s[marks[0] :], timed.between_s[marks[1] :]
+            timed.forget_after(before, *marks)
         tick()
 
 
@@ -241,6 +267,8 @@ def _figures(bed: SpeedBed, timed: Timed, model: str) -> list[Figure]:
         pairs = timed.ratio(fast, slow)
         low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
         figures.append(Figure(name, middle, "ratio", target, None, low, high))
+        used = statistics.median(timed.processor_ratio(fast, slow))
+        figures.append(Figure(f"{name}_processor_time", used, "ratio"))
     tokens = bed.settings.generate_tokens
     for name, clients in (("batched", len(bed.ranks)), ("single", 1), ("hf", 1)):
         speed = clients * tokens / statistics.median(timed.seconds[name])
