@@ -25,7 +25,7 @@ from fedlora.launch.keys import write_keys
 
 LENGTH = 90
 DELAY_S = 0.01  # each way, so that there is a middle of a sentence
-EARLY = ("--leave-after", "1", "--leave-at", "0.0031")  # about half of all tokens
+EARLY = ("--leave-after", "1", "--leave-at", "0.0031")  # some of the tokens
 DRAWN = ("--temperature", "0.9", "--seed", "5", "--max-new-tokens", str(LENGTH))
 
 
@@ -110,6 +110,13 @@ def world(root: Path) -> Iterator[World]:
                 server.wait()
 
 
+def left_early(home: Path) -> int:
+    """Return how many tokens of a text left early, as its device's ``--stats`` says."""
+    told = re.search(r", (\d+) left early", (home / "err.txt").read_text())
+    assert told
+    return int(told[1])
+
+
 def begun(device: Any, characters: int) -> str:
     """Return the first characters of what a device writes."""
     text = ""
@@ -133,7 +140,11 @@ def test_a_server_a_link_and_a_device_that_are_killed_in_mid_sentence_change_no_
     with world(tmp_path) as all_:
         prompts = dict.fromkeys(RANKS, ("dog 1?", *DRAWN, *EARLY))
         prompts["1"] = ("dog 1?", *DRAWN)
-        expected = {client: all_.whole(client, *prompts[client]) for client in RANKS}
+        expected = {
+            client: all_.whole(client, *prompt, "--stats", home=tmp_path / f"whole-{client}")
+            for client, prompt in prompts.items()
+        }
+        assert all(5 < left_early(tmp_path / f"whole-{client}") < LENGTH - 5 for client in "02")
         assert len(set(expected.values())) == 3
         homes = {client: tmp_path / f"home-{client}" for client in RANKS}
         devices = {
@@ -169,11 +180,14 @@ def test_a_server_a_link_and_a_device_that_are_killed_in_mid_sentence_change_no_
 def test_twenty_random_kills_leave_twenty_identical_texts(tmp_path):
     rng = random.Random(19)
     with world(tmp_path) as all_:
-        expected = all_.whole("1", "dog 1?", *DRAWN)
+        ways = DRAWN, (*DRAWN, *EARLY)
+        texts = [all_.whole("1", "dog 1?", *way) for way in ways]
+        assert texts[0] != texts[1]
         for trial in range(20):
+            way, expected = ways[trial % 2], texts[trial % 2]
             victim = rng.choice(["server", "device", "link"])
             home = tmp_path / f"trial-{trial}"
-            device = all_.write("1", "dog 1?", *DRAWN, home=home)
+            device = all_.write("1", "dog 1?", *way, home=home)
             found = begun(device, rng.randint(1, 3 * len(expected) // 4))
             time.sleep(rng.uniform(0, 2 * DELAY_S))
             if victim == "link":
