@@ -7,7 +7,7 @@ from torch import nn
 
 from fedlora.config import ForecastConfig
 from fedlora.tasks.lift import Lift
-from fedlora.tasks.prony import go_on
+from fedlora.tasks.recurrences import recurrences
 
 _HIDDEN = 32
 _CONTEXT = 8
@@ -43,7 +43,7 @@ class DelayFeatures(nn.Module):
 
     def __init__(self, config: ForecastConfig) -> None:
         super().__init__()
-        self._order, self._ahead = config.base_order, config.horizon
+        self._config = config
         self.numbers = 2 * config.history + 2
 
     @torch.no_grad()
@@ -54,14 +54,14 @@ class DelayFeatures(nn.Module):
         -------
         tuple of torch.Tensor
             Features of each delay, shape (samples, delays, numbers), and what can be weighed,
-            complex, shape (samples, delays, candidates, horizon): predictions by the recurrence of
-            the order asked for, by that of order 1, the last value, and the number that the past
-            was divided by, so that the head may also tell steps of its own.
+            complex, shape (samples, delays, candidates, horizon): predictions by the recurrence
+            asked for and by another, the last value, and the number that the past was divided by,
+            so that the head may also tell steps of its own.
         """
         taps = delays_of(history)
         last = taps[..., -1:]
         wide = taps.to(torch.complex128)
-        told = [go_on(wide, order, self._ahead).to(taps.dtype) for order in (self._order, 1)]
+        told = [ahead.to(taps.dtype) for ahead in recurrences(wide, self._config)]
         power = taps.abs().square().mean(-1, keepdim=True).sqrt() + _LEAST
         unit = power * last.where(last != 0, 1.0) / last.where(last != 0, 1.0).abs()
         turned = taps / unit
@@ -105,7 +105,7 @@ class DelayHead(nn.Module):
     """Weighs, for each delay and step ahead, what recurrences predict, and adds to it.
 
     Weights are complex and follow from the delay's own features and from what the model tells of
-    its place. They begin at the recurrence alone, which is PAD without angles. A channel that is
+    its place. They begin at the recurrence of ``base`` alone. A channel that is
     turned by a phase is predicted turned by it, exactly.
 
     Parameters

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedlora.config import DataConfig, Scenario
+from fedlora.config.forecast import ForecastConfig
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.columns import Record
@@ -75,9 +76,7 @@ class Forecast(Task):
     def front(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; in fp32, as it may train."""
         del checkpoint, dtype
-        config = self.config.forecast
-        made = {"linear": LinearFront, "channel": ChannelFront, "delay": DelayFront}[config.front]
-        return seeded(lambda: made(config, width), seed)
+        return seeded(lambda: front_module(self.config.forecast, width), seed)
 
     def embed(self, front: nn.Module, samples: Sequence[Sample]) -> torch.Tensor:
         """See ``Task``; all sequences are of one length."""
@@ -87,9 +86,7 @@ class Forecast(Task):
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; in fp32, since it trains."""
         del checkpoint, dtype
-        config = self.config.forecast
-        made = DelayHead if config.front == "delay" else ForecastHead
-        return seeded(lambda: made(config, width), seed + 1)
+        return seeded(lambda: head_module(self.config.forecast, width), seed + 1)
 
     def loss(
         self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool
@@ -144,6 +141,18 @@ class Forecast(Task):
         if self.config.forecast.loss == "mse":
             return error.square().mean((1, 2))
         return (error * scale).square().sum((1, 2)) / steps.square().sum((1, 2))
+
+
+def front_module(config: ForecastConfig, width: int) -> nn.Module:
+    """Return a front with weights that are drawn, to vectors of so many numbers."""
+    made = {"linear": LinearFront, "channel": ChannelFront, "delay": DelayFront}[config.front]
+    return made(config, width)
+
+
+def head_module(config: ForecastConfig, width: int) -> nn.Module:
+    """Return the head that goes with that front; see ``front_module``."""
+    made = DelayHead if config.front == "delay" else ForecastHead
+    return made(config, width)
 
 
 def _measured(history: torch.Tensor, snr_db: Sequence[float]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedlora.config import ForecastConfig
 from fedlora.tasks.lift import Lift
-from fedlora.tasks.prony import go_on
+from fedlora.tasks.recurrences import recurrence
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -138,7 +138,7 @@ class ForecastHead(nn.Module):
         self.mix = nn.Linear(config.history, config.horizon)
         self.history = nn.Linear(config.history, config.horizon, bias=False)
         nn.init.zeros_(self.history.weight)
-        self._base = (config.base_order, config.horizon) if config.base == "pad" else None
+        self._base = config if config.base != "none" else None
         if self._base:  # training begins with what is corrected
             nn.init.zeros_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)
@@ -163,14 +163,14 @@ class ForecastHead(nn.Module):
         mixed = self.mix(steps.transpose(1, 2)) + self.history(history.transpose(1, 2))
         predicted: torch.Tensor = mixed.transpose(1, 2)
         if self._base:
-            predicted = predicted + self.gain * _goes_on(history, *self._base)
+            predicted = predicted + self.gain * _goes_on(history, self._base)
         return predicted
 
 
 @torch.no_grad()
-def _goes_on(history: torch.Tensor, order: int, ahead: int) -> torch.Tensor:
-    """Return what PAD predicts of histories (samples, steps, features), without angles."""
+def _goes_on(history: torch.Tensor, config: ForecastConfig) -> torch.Tensor:
+    """Return what recurrences over delays predict of histories (samples, steps, features)."""
     real, imaginary = history.double().chunk(2, -1)
     taps = torch.fft.ifft(torch.complex(real, imaginary), dim=-1).transpose(1, 2)
-    told = torch.fft.fft(go_on(taps, order, ahead).transpose(1, 2), dim=-1)
+    told = torch.fft.fft(recurrence(taps, config).transpose(1, 2), dim=-1)
     return torch.cat([told.real, told.imag], -1).float()

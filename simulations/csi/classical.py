@@ -1,4 +1,4 @@
-"""Predictors without a network: last value, autoregression, and PAD."""
+"""Predictors without a network: last value, autoregression, PAD, and common recurrences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedlora.tasks.covariance import go_on_together
 from fedlora.tasks.prony import go_on
 from simulations.csi.metrics import responses
 from simulations.csi.windows import Windows
@@ -81,7 +82,33 @@ def prony(windows: Windows, order: int = 8) -> torch.Tensor:
     torch.Tensor
         In units of the data.
     """
-    taps = torch.fft.ifft(responses(windows.known()), dim=-1).transpose(1, 2)  # (n, delays, steps)
-    told = go_on(taps, order, windows.ahead.shape[1])
-    ahead = torch.fft.fft(told.transpose(1, 2), dim=-1)
+    return _of_taps(go_on(_taps(windows), order, windows.ahead.shape[1]))
+
+
+def covariance(windows: Windows, order: int = 5) -> torch.Tensor:
+    """Predict each delay by a recurrence that its neighbours fit, too; see ``go_on_together``.
+
+    Parameters
+    ----------
+    windows
+        Samples of channels.
+    order
+        Past steps of the recurrence.
+
+    Returns
+    -------
+    torch.Tensor
+        In units of the data.
+    """
+    return _of_taps(go_on_together(_taps(windows), order, windows.ahead.shape[1], neighbours=1))
+
+
+def _taps(windows: Windows) -> torch.Tensor:
+    """Return the delays of histories in units of the data, shape (samples, delays, steps)."""
+    return torch.fft.ifft(responses(windows.known()), dim=-1).transpose(1, 2)
+
+
+def _of_taps(taps: torch.Tensor) -> torch.Tensor:
+    """Return features (samples, steps, features) of delays."""
+    ahead = torch.fft.fft(taps.transpose(1, 2), dim=-1)
     return torch.cat([ahead.real, ahead.imag], -1).float()

@@ -89,6 +89,7 @@ def _conditions(folder: Path, groups: Mapping[Key, list[Row]], most: int) -> Pat
         ("gru", "federated", most),
         ("transformer", "union", most),
         ("llm4cp", "union", most),
+        ("covariance, order 5", "untrained", most),
         ("PAD, order 2", "untrained", most),
         ("autoregression", "union", most),
         ("last value", "untrained", most),

@@ -10,7 +10,7 @@ from torch import nn
 from fedlora.config.forecast import ForecastConfig
 from fedlora.tasks.forecast_modules import ChannelBranch
 
-NETWORKS = ("gru", "lstm", "rnn", "transformer", "llm4cp")
+NETWORKS = ("gru", "ends", "lstm", "rnn", "transformer", "llm4cp")
 
 
 def network(name: str, config: ForecastConfig, model_path: str = "") -> nn.Module:
@@ -21,10 +21,12 @@ def network(name: str, config: ForecastConfig, model_path: str = "") -> nn.Modul
     name
         Of ``NETWORKS``.
     config
-        History, horizon and features.
+        History, horizon and features; of ``ends`` all of it.
     model_path
-        Folder of a checkpoint, whose blocks ``llm4cp`` takes.
+        Folder of a checkpoint, whose blocks ``llm4cp`` takes, and whose width ``ends`` have.
     """
+    if name == "ends":
+        return Ends(config, model_path)
     if name == "transformer":
         return Transformer(config)
     if name == "llm4cp":
@@ -66,6 +68,34 @@ class Recurrent(nn.Module):
             found, state = self.cells(steps[-1], state)
             steps.append(steps[-1] + self.out(found))
         return torch.cat(steps, 1)
+
+
+class Ends(nn.Module):
+    """The split model's front and head with no blocks between them: what the blocks are worth.
+
+    Parameters
+    ----------
+    config
+        Of the forecast.
+    model_path
+        Folder of a checkpoint, for its width.
+    """
+
+    def __init__(self, config: ForecastConfig, model_path: str) -> None:
+        super().__init__()
+        from transformers import AutoConfig
+
+        from fedlora.tasks.forecast import front_module, head_module
+
+        width = int(AutoConfig.from_pretrained(model_path).hidden_size)
+        self._places = config.places
+        self.front, self.head = front_module(config, width), head_module(config, width)
+
+    def forward(self, history: torch.Tensor) -> torch.Tensor:
+        """Map (samples, history, features) to (samples, horizon, features)."""
+        vectors = self.front(history.reshape(len(history), self._places, -1))
+        ahead: torch.Tensor = self.head(vectors, history)
+        return ahead
 
 
 class Transformer(nn.Module):

@@ -20,10 +20,12 @@ from simulations.csi.windows import Data, Windows
 
 How = Literal["untrained", "own", "union", "federated"]
 SPLIT = "split"
-CLASSICAL = ("last value", "PAD, order 2", "PAD, order 8")
+CLASSICAL = ("last value", "PAD, order 2", "PAD, order 8", "covariance, order 5")
 AUTOREGRESSION = "autoregression"
-EQUAL_BYTES = ("gru",)
+EQUAL_BYTES = ("gru", "ends")
 """Networks that are trained by FedAvg, within the bytes of the split run."""
+LEAST_PASSES = 20
+"""Over the samples, of networks that begin with nothing; what they compute is not on the air."""
 TEST_SNR_DB = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 
 Predictor = Callable[[Windows], torch.Tensor]
@@ -197,7 +199,8 @@ class Laboratory:
         if trial.model == "last value":
             return classical.last_value
         order = int(trial.model.rpartition(" ")[2])
-        return lambda windows: classical.prony(windows, order)
+        method = classical.covariance if trial.model.startswith("cov") else classical.prony
+        return lambda windows: method(windows, order)
 
     def _split(self, trial: Trial) -> tuple[Predictor, list[dict[str, Any]], dict[str, int], int]:
         sites, base = self._sites(trial), self._base
@@ -237,7 +240,7 @@ class Laboratory:
             nets = {}
             for site, part in zip(sites, parts, strict=True):
                 curve, test = [], self.data.test.of(site)
-                nets[site] = train(made(), part, Recipe(self._epochs, size), trial.seed, watch)
+                nets[site] = train(made(), part, self._recipe(trial, size), trial.seed, watch)
                 curves.append(curve)
             curve = _pooled(curves, self._energies(sites))
             numbers = trained_numbers(nets[sites[0]])
@@ -246,15 +249,21 @@ class Laboratory:
         net = made()
         numbers, kinds = trained_numbers(net), {}
         if trial.how == "union":
-            recipe = Recipe(self._epochs, size * len(sites))
+            recipe = self._recipe(trial, size * len(sites))
             train(net, self.data.train, recipe, trial.seed, watch)
         else:
             rounds = max(1, split_bytes // (2 * 4 * numbers * len(sites)))
-            recipe = Recipe(self._epochs, size)
+            recipe = self._recipe(trial, size)
             kinds["weights"] = federated_average(net, parts, recipe, rounds, trial.seed, watch)
             for point in curve:
                 point["bytes"] = kinds["weights"] * point["round"] // rounds
         return _predictor(net), curve, kinds, numbers
+
+    def _recipe(self, trial: Trial, size: int) -> Recipe:
+        """Return how a network learns; ends as the split model does."""
+        if trial.model == "ends":
+            return Recipe(self._epochs, size, lr=self._base.train.lr)
+        return Recipe(max(self._epochs, LEAST_PASSES), size)
 
     def _sites(self, trial: Trial) -> list[int]:
         return list(range(len(self.data.sites)))[: trial.sites]

@@ -1,0 +1,37 @@
+"""Which recurrences a channel forecast begins with."""
+
+from __future__ import annotations
+
+import torch
+
+from fedlora.config.forecast import ForecastConfig
+from fedlora.tasks.covariance import go_on_together
+from fedlora.tasks.prony import go_on
+
+_LONG = 8
+
+
+def recurrence(taps: torch.Tensor, config: ForecastConfig) -> torch.Tensor:
+    """Return what ``task.forecast.base`` predicts of complex delays (..., delays, steps).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (..., delays, horizon).
+    """
+    if config.base == "pad":
+        return go_on(taps, config.base_order, config.horizon)
+    return go_on_together(taps, config.base_order, config.horizon, neighbours=1)
+
+
+def recurrences(taps: torch.Tensor, config: ForecastConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return that, and what a second one predicts that errs otherwise.
+
+    Beside PAD it is one of a single step; beside ``covariance`` a longer one that more neighbours
+    have in common, which noise disturbs less and different paths more.
+    """
+    first = recurrence(taps, config)
+    if config.base == "pad":
+        return first, go_on(taps, 1, config.horizon)
+    order = min(_LONG, config.history // 2)
+    return first, go_on_together(taps, order, config.horizon, neighbours=3)
