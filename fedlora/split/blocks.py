@@ -90,7 +90,7 @@ class Blocks(nn.Module):
 
         super().__init__()
         self.family: Family = find_family(checkpoint)
-        self._config = checkpoint.config
+        self.config = checkpoint.config
         self.start = start
         cut = Cut(checkpoint.blocks, start, stop)
         self._entering_width = cut_widths(checkpoint, cut, final=final)[0]
@@ -167,18 +167,21 @@ class Blocks(nn.Module):
         """
         if self.family.packs:
             spread, places = packed[None], None
-            at = positions(lengths, self.family.first_position(self._config), packed.device)
+            at = positions(lengths, self.family.first_position(self.config), packed.device)
             told: dict[str, Any] = {"position_ids": at[None], ROW_LENGTHS: list(lengths)}
         else:
             spread, mask, places = pad_rows(packed, lengths)
             told = {"attention_mask": mask}
-        states = self._run(spread, told, first, len(self.layers) if last is None else last)
+        states = self.run(spread, told, first, len(self.layers) if last is None else last)
         return states[0] if places is None else states.reshape(-1, states.shape[-1])[places]
 
-    def _run(
+    def run(
         self, states: torch.Tensor, told: Mapping[str, Any], first: int, last: int
     ) -> torch.Tensor:
-        """Let Hugging Face's model run a stretch of its blocks on (rows, tokens, width)."""
+        """Let Hugging Face's model run a stretch of its blocks on (rows, tokens, width).
+
+        ``told`` are the model's other arguments: positions and lengths, or a mask.
+        """
         if (first, last) == (0, len(self.layers)):
             whole: torch.Tensor = self.model(
                 inputs_embeds=states, use_cache=False, **told
@@ -224,10 +227,10 @@ class Blocks(nn.Module):
         """
         if not self.family.generates:
             raise FedloraError(
-                f"model_type {self._config.get('model_type')!r} cannot generate, as its modules do "
+                f"model_type {self.config.get('model_type')!r} cannot generate, as its modules do "
                 "not take up rows where they ended; use a family that does (docs/models.md)"
             )
-        first = self.family.first_position(self._config)
+        first = self.family.first_position(self.config)
         places = [
             torch.arange(first + start, first + start + count, device=packed.device)
             for start, count in zip(starts, counts, strict=True)

@@ -7,7 +7,7 @@ compute everything but attention on it as it is. Attention is Hugging Face's own
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -130,6 +130,62 @@ def _rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return tensor.view(heads, rows, tokens // rows, width).transpose(0, 1)
 
 
+def attend_once(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: Sequence[slice],
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Let one query of each row attend to the tokens that it sees.
+
+    Parameters
+    ----------
+    module
+        The attention module.
+    query
+        Shape (1, heads, rows, width of a head).
+    key, value
+        Of all rows' tokens, (1, heads or fewer, tokens, width of a head).
+    seen
+        Which of the tokens each row's query sees.
+    options
+        As in ``attend``.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (1, rows, heads, width of a head).
+    """
+    by_length: dict[int, list[int]] = {}
+    for row, own in enumerate(seen):
+        by_length.setdefault(own.stop - own.start, []).append(row)
+    found: list[torch.Tensor | None] = [None] * len(seen)
+    for rows in by_length.values():  # one call for rows of one length
+        k, v = (torch.cat([own[:, :, seen[row]] for row in rows]) for own in (key, value))
+        q = query[0].transpose(0, 1)[rows].unsqueeze(2)
+        output = _attention(module, options)(module, q, k, v, None, **options)[0]
+        for row, own in zip(rows, output, strict=True):
+            found[row] = own
+    return torch.cat([own for own in found if own is not None])[None]
+
+
+def is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Tell whether tokens see the ones before them alone."""
+    told = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if told is None else told)
+
+
+def _attention(module: nn.Module, options: Mapping[str, Any]) -> Any:
+    """Return transformers' attention, or the family's own where scores have a soft cap."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if options.get("softcap") is not None:  # which no other than its own eager attention has
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return sdpa_attention_forward
+
+
 def _attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -139,22 +195,18 @@ def _attend(
     options: dict[str, Any],
 ) -> torch.Tensor:
     """Attend in rows of one length; gives (rows, length, heads, width of a head)."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+    causal = is_causal(module, options)
     length = query.shape[2]
-    if options.get("softcap") is not None:
-        # In no other than the family's own eager attention, where a mask is added to the scores.
+    if options.get("softcap") is not None:  # there a mask is added to the scores
         seen = _seen(length, window or length, causal, query.device)
         hidden: torch.Tensor | None
         hidden = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)
-        attention = sys.modules[type(module).__module__].eager_attention_forward
     else:
         reaches = window is not None and length > window
         hidden = _seen(length, window or length, causal, query.device) if reaches else None
-        attention = sdpa_attention_forward
-    output: torch.Tensor = attention(module, query, key, value, hidden, **options)[0]
+    output: torch.Tensor = _attention(module, options)(
+        module, query, key, value, hidden, **options
+    )[0]
     return output
 
 

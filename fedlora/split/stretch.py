@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 
-class _Place(nn.Module):
+class Place(nn.Module):
     """A block's place in the loop, with the attributes that loops ask blocks for."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -28,7 +28,7 @@ class _Place(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-class _PassedBy(_Place):
+class _PassedBy(Place):
     """Gives what came in, or the states that the stretch begins with."""
 
     states: torch.Tensor | None = None
@@ -39,7 +39,7 @@ class _PassedBy(_Place):
         return args[0] if args else kwargs["hidden_states"]
 
 
-class Last(_Place):
+class Last(Place):
     """Computes the block that the stretch ends with, and notes what comes out.
 
     Attributes

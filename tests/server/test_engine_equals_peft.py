@@ -29,10 +29,10 @@ def tokens() -> dict[str, list[torch.Tensor]]:
     }
 
 
-def make_engine(folder, pools: bool) -> SplitEngine:
+def make_engine(folder, pool: str) -> SplitEngine:
     scenario = Scenario(
         lora=LoraConfig(r_max=R_MAX, alpha=ALPHA),
-        task=TaskConfig(kind="classification" if pools else "causal_lm", pool="mean"),
+        task=TaskConfig(kind="classification" if pool else "causal_lm", pool=pool or "mean"),
         train=TrainConfig(embedding=True),
     )
     engine = SplitEngine(Checkpoint(folder), scenario)
@@ -69,13 +69,14 @@ def peft_at(folder, engine: SplitEngine, ranks: list[int]) -> tuple[nn.Module, d
     return model, chosen
 
 
-def unsplit_loss(model: nn.Module, head: torch.Tensor, rows, pooled: bool) -> torch.Tensor:
-    """Unreduced loss of one client, row by row: mean-pooled class 1, or next token."""
+def unsplit_loss(model: nn.Module, head: torch.Tensor, rows, pool: str) -> torch.Tensor:
+    """Unreduced loss of one client, row by row: class 1 of the pooled row, or next token."""
     total = torch.zeros(())
     for ids in rows:
         states = model(input_ids=ids[None]).last_hidden_state[0]
-        if pooled:
-            logits = states.mean(0) @ head[:CLASSES].T
+        if pool:
+            vector = {"mean": states.mean(0), "last": states[-1], "cls": states[0]}[pool]
+            logits = vector @ head[:CLASSES].T
             total = total + nn.functional.cross_entropy(logits, torch.tensor(1))
         else:
             logits = states[:-1] @ head.T
@@ -83,9 +84,9 @@ def unsplit_loss(model: nn.Module, head: torch.Tensor, rows, pooled: bool) -> to
     return total
 
 
-def client_gradient(back, head, z, rows, pooled: bool) -> tuple[float, torch.Tensor]:
+def client_gradient(back, head, z, rows, pool: str) -> tuple[float, torch.Tensor]:
     z = z.clone().requires_grad_()
-    if pooled:
+    if pool:
         target = torch.ones(len(rows), dtype=torch.long)
         loss = nn.functional.cross_entropy(z @ head[:CLASSES].T, target, reduction="sum")
     else:
@@ -101,30 +102,30 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(torch.dist(a, b) <= 1e-5 * b.norm() + 1e-7)
 
 
-@pytest.mark.parametrize("pooled", [True, False], ids=["classification", "language"])
+@pytest.mark.parametrize("pool", ["mean", "last", "cls", ""], ids=lambda pool: pool or "language")
 @pytest.mark.parametrize("family", CONFIGS)
-def test_mixed_ranks_in_one_batch_equal_clients_run_alone_through_peft(checkpoints, family, pooled):
-    if not pooled and family not in CAUSAL:
-        pytest.skip("encoders are not trained as language models")
-    one_batch_equals_clients_alone(checkpoints[family], pooled)
+def test_mixed_ranks_in_one_batch_equal_clients_run_alone_through_peft(checkpoints, family, pool):
+    if (not pool and family not in CAUSAL) or (pool == "cls" and family in CAUSAL):
+        pytest.skip("no such task")
+    one_batch_equals_clients_alone(checkpoints[family], pool)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ACCEPTED)
 def test_so_do_those_of_every_accepted_architecture(kind, tmp_path):
     causal = tiny(kind, tmp_path)
-    for pooled in [True, False] if causal else [True]:
-        one_batch_equals_clients_alone(tmp_path, pooled)
+    for pool in ["mean", "last", "" if causal else "cls"]:
+        one_batch_equals_clients_alone(tmp_path, pool)
 
 
-def one_batch_equals_clients_alone(folder: Path, pooled: bool) -> None:
+def one_batch_equals_clients_alone(folder: Path, pool: str) -> None:
     checkpoint = Checkpoint(folder)
-    engine = make_engine(folder, pooled)
+    engine = make_engine(folder, pool)
     ranks, data = mixed_ranks(engine), tokens()
     cut = Cut.of(checkpoint, 0, 0)
     front = Front(checkpoint, cut, torch.float32)
-    back = Back(checkpoint, cut, torch.float32, final=not pooled)
-    width = engine.geometry.representation_width if pooled else front.tokens.weight.shape[1]
+    back = Back(checkpoint, cut, torch.float32, final=not pool)
+    width = engine.geometry.representation_width if pool else front.tokens.weight.shape[1]
     head = 0.3 * torch.randn(101, width, generator=torch.Generator().manual_seed(9))
 
     uploads = [
@@ -133,7 +134,7 @@ def one_batch_equals_clients_alone(folder: Path, pooled: bool) -> None:
     ]
     z = engine.forward(uploads, train=True)
     answers = [
-        client_gradient(back, head, part, rows, pooled)
+        client_gradient(back, head, part, rows, pool)
         for part, rows in zip(z, data.values(), strict=True)
     ]
     weights = [float(len(rows)) for rows in data.values()]
@@ -147,7 +148,7 @@ def one_batch_equals_clients_alone(folder: Path, pooled: bool) -> None:
         embedding.register_forward_hook(
             lambda _m, _i, out, kept=embedded: (out.requires_grad_(), kept.append(out))[0]
         )
-        loss = unsplit_loss(model, head, rows, pooled)
+        loss = unsplit_loss(model, head, rows, pool)
         grads = torch.autograd.grad(
             loss, [*embedded, *(p for p in model.parameters() if p.requires_grad)]
         )

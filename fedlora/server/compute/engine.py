@@ -25,7 +25,7 @@ from fedlora.server.compute.frozen_rows import FrozenRows, Lacking
 from fedlora.server.compute.kept_states import KeptStates
 from fedlora.server.compute.placement import Placement
 from fedlora.server.compute.prefix import Prefix
-from fedlora.split import DTYPES, Blocks, Checkpoint, TokenEmbedding, pool_packed
+from fedlora.split import DTYPES, Blocks, Checkpoint, TokenEmbedding
 from fedlora.tasks import task_class
 
 log = logging.getLogger("fedlora.server")
@@ -144,6 +144,7 @@ class SplitEngine:
             self.projections,
             self.masks,
             scenario,
+            self.pool,
             together=self.update.by_client is not None,
         )
         self._rows: Sequence[ClientRows] = ()
@@ -191,16 +192,12 @@ class SplitEngine:
     def _forward(
         self, rows: Sequence[ClientRows], *, train: bool, exchange: int
     ) -> list[torch.Tensor]:
-        lengths = [length for r in rows for length in r.lengths]
         set_adapter_dropout(self.projections, train)
         drops = train and self.scenario.lora.dropout > 0
         with torch.random.fork_rng(enabled=drops):
             if drops:
                 torch.manual_seed((self.scenario.seed << 32 | exchange) % 2**63)
             packed, output = self.prefix.forward(rows, train=train)
-            if self.pool:
-                with torch.set_grad_enabled(train):
-                    output = pool_packed(output, lengths, self.pool)
         if train:
             self._rows, self._input, self._output = rows, packed, output
             self._begin()

@@ -18,7 +18,8 @@ from fedlora.config import Scenario
 from fedlora.lora.layers import LoraProjection
 from fedlora.lora.masks import RankMasks
 from fedlora.server.compute.kept_states import KeptStates, row_digest, states_kept
-from fedlora.split import DTYPES, Blocks
+from fedlora.split import DTYPES, Blocks, pool_packed
+from fedlora.split.pooled import POOLS, run_pooled
 
 
 class Rows(Protocol):
@@ -48,12 +49,19 @@ class Rows(Protocol):
 class Prefix:
     """Runs a batch through the blocks, with a graph from where somebody trains.
 
+    Where pooling takes one token of a row, the last block is computed at that token alone. It is
+    computed at all of them where the family does not pack rows, where a client's gradients are kept
+    apart, where activations are recomputed (``compute.checkpoint``), and in training with
+    ``lora.dropout``, which would draw otherwise.
+
     Parameters
     ----------
     blocks, projections, masks
         The server's part of the model.
     scenario
         Its model, LoRA, training and compute sections are used.
+    pool
+        How rows become one vector each; None where they do not.
     together
         Whether all clients' rows enter at the same block, as robust averages need it.
     """
@@ -64,9 +72,13 @@ class Prefix:
         projections: Sequence[LoraProjection],
         masks: RankMasks,
         scenario: Scenario,
+        pool: str | None,
         *,
         together: bool,
     ) -> None:
+        self._pool = pool
+        whole = together or scenario.compute.checkpoint or not blocks.family.packs
+        self._one_token = pool in POOLS and not whole
         self._blocks, self._masks, self._together = blocks, masks, together
         self._at = [p.layer - blocks.start for p in projections]
         self._end = len(blocks.layers)
@@ -93,7 +105,8 @@ class Prefix:
         Returns
         -------
         tuple
-            The packed input where it is trained, else None, and the packed hidden states.
+            The packed input where it is trained, else None, and what goes down: a vector for each
+            row where rows are pooled, else one for each token.
         """
         if self._kept is not None:
             return None, self._staged(rows, self._kept, train=train)
@@ -101,13 +114,14 @@ class Prefix:
         lengths = [length for r in rows for length in r.lengths]
         self._set_masks(rows, range(len(self._at)))
         enters = packed.requires_grad_() if train and self._enters_trained else None
-        floor = 0
+        floor = graph = 0
         if train and enters is None:
-            floor = min(self._lowest(r.ranks) for r in rows)
+            graph = min(self._lowest(r.ranks) for r in rows)
+            floor = min(graph, self._end - 1) if self._one_token else graph
         with torch.no_grad():
             states = self._blocks(packed, lengths, 0, floor) if floor else packed
-        with torch.set_grad_enabled(train):
-            return enters, self._blocks(states, lengths, floor)
+        with torch.set_grad_enabled(train and graph < self._end):
+            return enters, self._to_the_end(rows, states, floor, train=train)
 
     def retain(self, clients: Collection[str]) -> None:
         """Forget what is kept of all other clients."""
@@ -119,6 +133,26 @@ class Prefix:
         if self._kept is not None:
             self._kept.close()
 
+    def _to_the_end(
+        self, rows: Sequence[Rows], states: torch.Tensor, first: int, *, train: bool
+    ) -> torch.Tensor:
+        """Run packed states from block ``first`` on, and pool them; masks are set."""
+        lengths = [length for r in rows for length in r.lengths]
+        output: torch.Tensor
+        if self._pool is None:
+            output = self._blocks(states, lengths, first)
+            return output
+        if first == self._end or not self._one_token or (train and self._dropout):
+            output = self._blocks(states, lengths, first)
+            return pool_packed(output, lengths, self._pool)
+
+        def enter() -> None:
+            places = [len(r.lengths) for r in rows]
+            last = self._within(self._end - 1, self._end)
+            self._masks.set([r.ranks for r in rows], places, self._device, last)
+
+        return run_pooled(self._blocks, states, lengths, self._pool, first, enter)
+
     def _staged(self, rows: Sequence[Rows], kept: KeptStates, *, train: bool) -> torch.Tensor:
         """Let each client's rows enter at the lowest block that it trains."""
         depths = [self._lowest(r.ranks, drops=train and self._dropout) for r in rows]
@@ -128,16 +162,25 @@ class Prefix:
             self._entering(r, depth, kept, train=train)
             for r, depth in zip(rows, depths, strict=True)
         ]
-        for first, last in pairwise([*sorted(set(depths)), self._end]):
+        for first, last in pairwise(sorted({*depths, self._end})):
             here = [place for place, depth in enumerate(depths) if depth <= first]
             self._set_masks([rows[place] for place in here], self._within(first, last))
             packed = torch.cat([states[place] for place in here])
-            lengths = [length for place in here for length in rows[place].lengths]
+            own = [rows[place] for place in here]
+            lengths = [length for r in own for length in r.lengths]
+            ends = last == self._end
             with torch.set_grad_enabled(train):
-                output = self._blocks(packed, lengths, first, last)
-            parts = torch.split(output, [sum(rows[place].lengths) for place in here])
-            for place, part in zip(here, parts, strict=True):
+                if ends:
+                    output = self._to_the_end(own, packed, first, train=train)
+                else:
+                    output = self._blocks(packed, lengths, first, last)
+            pooled = ends and self._pool is not None
+            sizes = [len(r.lengths) if pooled else sum(r.lengths) for r in own]
+            for place, part in zip(here, torch.split(output, sizes), strict=True):
                 states[place] = part
+        for place, depth in enumerate(depths):  # who trains nothing has passed all blocks
+            if depth == self._end and self._pool is not None:
+                states[place] = pool_packed(states[place], rows[place].lengths, self._pool)
         return torch.cat(states)
 
     def _entering(self, rows: Rows, depth: int, kept: KeptStates, *, train: bool) -> torch.Tensor:

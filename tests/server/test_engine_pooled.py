@@ -1,0 +1,113 @@
+"""The last block at pooled tokens alone: what it saves is computed, what it cannot is not tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.federation import scenario
+
+from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.split import Checkpoint
+
+LENGTHS = [[5, 3], [4, 9, 4], [2]]
+
+
+def make_engine(folder: Path, *settings: str) -> SplitEngine:
+    engine = SplitEngine(Checkpoint(folder), scenario(folder, folder, *settings))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for projection in engine.projections:
+            projection.B.normal_(std=0.05, generator=generator)
+    return engine
+
+
+def batch(engine: SplitEngine, lowest: int = 0) -> list[ClientRows]:
+    generator = torch.Generator().manual_seed(4)
+    width = engine.geometry.activation_width
+    ranks = [
+        [(client + 1) * (p.layer >= lowest) for p in engine.projections] for client in range(3)
+    ]
+    return [
+        ClientRows(torch.randn(sum(n), width, generator=generator), n, ranks[c], str(c), True)
+        for c, n in enumerate(LENGTHS)
+    ]
+
+
+def gradients(engine: SplitEngine, rows: list[ClientRows]) -> list[torch.Tensor]:
+    z = engine.forward(rows, train=True)
+    generator = torch.Generator().manual_seed(8)
+    engine.backward([torch.randn(part.shape, generator=generator) for part in z], [1.0] * len(z))
+    found = [f.grad for p in engine.projections for f in (p.A, p.B) if f.grad is not None]
+    return [*z, *(grad.clone() for grad in found)]
+
+
+@pytest.mark.parametrize(
+    ("family", "pool", "name"),
+    [
+        ("bert", "cls", "output.dense"),
+        ("llama", "last", "down_proj"),
+        ("gpt2", "last", "mlp.c_proj"),
+    ],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_the_last_block_computes_its_mlp_at_one_token_of_each_row(
+    checkpoints, family, pool, name, train
+):
+    engine = make_engine(checkpoints[family], f"task.pool={pool}")
+    last = engine.blocks.layers[-1]
+    seen: list[int] = []
+    for own, module in last.named_modules():
+        if own.endswith(name) and "attention" not in own:
+            module.register_forward_pre_hook(lambda _, x: seen.append(x[0][..., 0].numel()))
+    engine.forward(batch(engine), train=train)
+    assert seen == [sum(map(len, LENGTHS))]
+
+
+SAVED = ["compute.checkpoint=true"]
+"""Makes the engine compute all tokens: what the pooled ones are compared with."""
+
+
+@pytest.mark.parametrize("family", ["bert", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("lowest", [0, 3, 4])
+@pytest.mark.parametrize("more", [[], ["compute.reuse_blocks=true"]], ids=["", "reuse"])
+def test_pooled_tokens_and_gradients_are_those_of_all_tokens(checkpoints, family, lowest, more):
+    pool = f"task.pool={'cls' if family == 'bert' else 'last'}"
+    whole, one = (
+        make_engine(checkpoints[family], pool, *SAVED),
+        make_engine(checkpoints[family], pool, *more),
+    )
+    expected, found = (gradients(engine, batch(engine, lowest)) for engine in (whole, one))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.dist(a, b) <= 1e-5 * b.norm() + 1e-7
+
+
+@pytest.mark.parametrize("setting", ["robust.average=median", "lora.dropout=0.5", *SAVED])
+def test_all_tokens_are_computed_where_one_would_change_the_result(checkpoints, setting):
+    more = ["robust.hostile=1"] if "median" in setting else []
+    engine = make_engine(checkpoints["llama"], "task.pool=last", setting, *more)
+    seen: list[int] = []
+    last = engine.blocks.layers[-1]
+    last.mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0][..., 0].numel()))
+    engine.forward(batch(engine), train=True)
+    assert seen == [sum(map(sum, LENGTHS))]
+
+
+def test_a_block_that_attends_by_other_means_is_computed_at_all_tokens(checkpoints, monkeypatch):
+    engine = make_engine(checkpoints["llama"], "task.pool=last")
+    plain = engine.forward(batch(engine), train=False)
+    attention = type(engine.blocks.layers[-1].self_attn)
+    forward = attention.forward
+
+    def own(self: Any, hidden_states: torch.Tensor, **told: Any) -> Any:
+        if self.layer_idx < 3:
+            return forward(self, hidden_states, **told)
+        return hidden_states, None
+
+    monkeypatch.setattr(attention, "forward", own)
+    found = engine.forward(batch(engine), train=False)
+    assert [part.shape for part in found] == [part.shape for part in plain]
+    assert all(torch.isfinite(part).all() for part in found)
