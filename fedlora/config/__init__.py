@@ -24,8 +24,7 @@ from fedlora.config.learning import (
     TrainConfig,
 )
 from fedlora.config.node import NodeKeys, dashed, shown_default, states_folder
-from fedlora.config.node_text import is_file, lost_keys
-from fedlora.config.node_values import Report
+from fedlora.config.node_values import Report, is_file, lost_keys
 from fedlora.config.observe import ObserveConfig
 from fedlora.config.placement import is_away, parse_blocks, place_blocks
 from fedlora.config.privacy import SIGMA_MAX, SIGMA_MIN, ClientLimit, PrivacyPolicy, Unit

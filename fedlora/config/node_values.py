@@ -1,9 +1,10 @@
-"""Values of a node configuration, read strictly: Flower hands over text, numbers or truth."""
+"""Values of a node configuration as a person types them, read strictly from what Flower makes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from fedlora.errors import FedloraError
@@ -133,3 +134,37 @@ def read_value(name: str, key: str, value: Any) -> Any:
     """
     read: Callable[[str, Any], Any] = _READ.get(name, _text)
     return read(key, value)
+
+
+_PAIR = re.compile(r"""([A-Za-z0-9_.-]+)\s*=\s*(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"']+)""")
+_FILE = ".toml"
+
+
+def lost_keys(text: str, arrived: Collection[str]) -> str:
+    """Return the sentence for pairs that Flower dropped; empty where it dropped none.
+
+    Parameters
+    ----------
+    text
+        What was typed for ``--node-config``: pairs, or the name of a ``.toml`` file.
+    arrived
+        The keys as Flower handed them over.
+    """
+    lost = [key for key in keys_in(text) if key not in arrived]
+    if not lost:
+        return ""
+    return (
+        f"--node-config names {', '.join(lost)}, and Flower handed over "
+        f"{', '.join(sorted(arrived)) or 'nothing'}: it drops a pair with blanks round =; "
+        "write key=value without blanks"
+    )
+
+
+def is_file(text: str) -> bool:
+    """Tell whether Flower reads this as the name of a file with the configuration."""
+    return text.endswith(_FILE)
+
+
+def keys_in(text: str) -> list[str]:
+    """Return the keys that a person means who types this; none of a file's name."""
+    return [] if is_file(text) else [match[1] for match in _PAIR.finditer(text)]

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.checks import finite
-from fedlora.observe.observer import Observer
-from fedlora.observe.status import RunState
+from fedlora.observe.observer import Observer, RunState
 from fedlora.report import RoundRecord
 
 

@@ -1,13 +1,85 @@
-"""Who looks on while a run goes: TensorBoard, Prometheus, or whoever is given the recorder."""
+"""Who looks on while a run goes, and what a run's state is by its events and rounds."""
 
 from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
-from fedlora.observe.status import RunState
-from fedlora.report import RoundRecord
+from fedlora.checks import finite
+from fedlora.report import ClientRecord, RoundRecord
+from fedlora.report.progress import PhaseProgress
+
+
+class ClientStatus(TypedDict, total=False):
+    """One client at one moment.
+
+    ``state`` is ``connected``, ``awaited`` (it owes an answer for seconds), ``late`` (the
+    step went on without it) or ``lost``, ``reason`` why it is lost;
+    ``last_seen`` the time of its last frame, in seconds since the epoch; ``misses`` the deadlines
+    that it has missed in this round and the times it was lost in the run; ``wire_up`` and
+    ``wire_down`` bytes since the run began; ``answer_seconds`` from the last request to its answer.
+    """
+
+    state: str
+    reason: str
+    last_seen: float | None
+    misses: int
+    wire_up: int
+    wire_down: int
+    answer_seconds: float | None
+
+
+class RunState:
+    """What is known of a run so far.
+
+    Attributes
+    ----------
+    phase
+        The present phase; None before the first.
+    rounds
+        Finished rounds of training.
+    last
+        The last of them.
+    clients
+        What the server last knew of each client.
+    totals
+        Sums over finished rounds: ``air_seconds``, ``late_deliveries``.
+    """
+
+    def __init__(self) -> None:
+        self.phase: PhaseProgress | None = None
+        self.rounds = 0
+        self.last: RoundRecord = {}
+        self.clients: Mapping[str, ClientStatus] = {}
+        self.totals = {"air_seconds": 0.0, "late_deliveries": 0.0}
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Take in one event; see ``fedlora.report.progress``."""
+        kind = event.get("event")
+        if kind == "phase":
+            self.phase = PhaseProgress(event)
+        elif kind in ("step", "evaluation", "round"):
+            if self.phase is None:  # in a folder whose beginning was lost
+                self.phase = PhaseProgress({"name": event.get("phase", "train"), **event})
+            self.phase.apply(event)
+
+    def note_round(self, record: RoundRecord) -> None:
+        """Take in a finished round."""
+        self.rounds += 1
+        self.last = record
+        self.totals["air_seconds"] += finite(record.get("air_seconds")) or 0.0
+        self.totals["late_deliveries"] += finite(record.get("late_deliveries")) or 0.0
+
+    def client_record(self, client: str) -> ClientRecord:
+        """Return a client's part of the last round; empty when it had none."""
+        return (self.last.get("clients") or {}).get(client, {})
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest epsilon that a client of the last round has spent; None without privacy."""
+        found = [finite(c.get("epsilon")) for c in (self.last.get("clients") or {}).values()]
+        return max((e for e in found if e is not None), default=None)
 
 
 class Observer(ABC):  # noqa: B024 (both may be left as they are)

@@ -10,8 +10,7 @@ from fedlora import __version__
 from fedlora.checks import finite
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.observe.observer import Observer
-from fedlora.observe.status import RunState
+from fedlora.observe.observer import Observer, RunState
 from fedlora.report import RoundRecord
 
 STATES = ("connected", "awaited", "late", "lost")

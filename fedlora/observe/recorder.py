@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from fedlora.checks import finite
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.observe.observer import Observer
-from fedlora.observe.status import ClientStatus, RunState
+from fedlora.observe.observer import ClientStatus, Observer, RunState
 from fedlora.report import RoundRecord, RunFolder, number_text
 
 log = logging.getLogger("fedlora.server")

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.checks import finite
+from fedlora.observe.observer import ClientStatus, RunState
 from fedlora.observe.serving import serving_lines
-from fedlora.observe.status import ClientStatus, RunState
 from fedlora.report import ABSENT, RunFolder, bits_text, count_text, number_text, seconds_text
 
 _HEADER_LINES = 8

@@ -12,7 +12,7 @@ from fedlora.channel import ChannelState
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import PROTOCOL, ClientLink, End, Frame, Identity, check_identity
-from fedlora.observe.status import ClientStatus
+from fedlora.observe.observer import ClientStatus
 from fedlora.ranks import RankSpace
 from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 from fedlora.errors import FedloraError
-from simulations.bench.context import Context
+from simulations.bench.context import Context, Settings
 from simulations.bench.experiments import experiments
 from simulations.bench.machine import machine_facts
-from simulations.bench.settings import Settings
 
 
 def main() -> None:

@@ -18,10 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from fedlora.errors import FedloraError
 from fedlora.storage import check_new_file
+from simulations.bench.context import QUICK, Figure, Settings
 from simulations.bench.experiments import NO_MMAP_ENVIRONMENT, Experiment, experiments
-from simulations.bench.figures import Figure
 from simulations.bench.models import is_here
-from simulations.bench.settings import QUICK, Settings
 from simulations.bench.tables import print_figures
 from simulations.options import OverwriteOption
 

@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 
 from simulations.bench.contest import Contest
-from simulations.bench.context import Context, Tick
+from simulations.bench.context import Context, Figure, Tick
 from simulations.bench.federation import over_tls
-from simulations.bench.figures import Figure
 from simulations.bench.workload import Load, Workload
 
 STEPS = 3

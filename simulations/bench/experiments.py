@@ -9,9 +9,7 @@ from functools import partial
 from simulations.bench import edge, generation, scale, text
 from simulations.bench.beside import few_bits, overlap, reuse, robust, runs
 from simulations.bench.bits import measure as bits
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
-from simulations.bench.settings import MALLOC_NO_MMAP, Settings
+from simulations.bench.context import MALLOC_NO_MMAP, Context, Figure, Settings, Tick
 from simulations.bench.speed import contest_steps, speed_in_process, speed_over_tls
 from simulations.bench.stream.cost import exchange, idle_streams
 

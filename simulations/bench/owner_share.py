@@ -56,7 +56,7 @@ def share(scenario: Scenario) -> tuple[float, float]:
         run(scenario, Record(), workers=1)
     finally:
         profiles[0].disable()
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     seconds = time.perf_counter() - begun
     return sum(door_seconds(pstats.Stats(profile)) for profile in profiles) / seconds, seconds
 

@@ -6,11 +6,9 @@ import tempfile
 from pathlib import Path
 
 from simulations.bench.contest import SPLIT, Contest
-from simulations.bench.context import Context, Tick
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.federation import over_tls
-from simulations.bench.figures import Figure
 from simulations.bench.machine import memory_mib
-from simulations.bench.settings import Settings
 from simulations.bench.speed import UNSPLIT, contest_steps, in_process, over_stream
 from simulations.bench.workload import Load, Workload
 

@@ -6,11 +6,9 @@ import tempfile
 from pathlib import Path
 
 from simulations.bench.contest import SPLIT, Contest
-from simulations.bench.context import Context, Tick
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.federation import over_tls
-from simulations.bench.figures import Figure
 from simulations.bench.in_turn import InTurn
-from simulations.bench.settings import Settings
 from simulations.bench.unsplit import Unsplit
 from simulations.bench.workload import Load, Workload
 from simulations.in_process import connect

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.figures import Figure
+from simulations.bench.context import Figure
 
 _SPEED = "speed."
 _COLUMNS = ("split", "unsplit", "split_to_unsplit", "split_to_in_turn", "in_turn_to_unsplit")

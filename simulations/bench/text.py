@@ -31,9 +31,7 @@ from fedlora.scenarios import find_scenario
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.tasks import IGNORED, Sample, Task, load_tokenizer, task_class
 from simulations.bench.contest import SPLIT, Contest
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
-from simulations.bench.settings import Settings
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.unsplit import Undivided
 from simulations.in_process import connect
 

@@ -105,7 +105,8 @@ def covariance(windows: Windows, order: int = 5) -> torch.Tensor:
 
 def _taps(windows: Windows) -> torch.Tensor:
     """Return the delays of histories in units of the data, shape (samples, delays, steps)."""
-    return torch.fft.ifft(responses(windows.known()), dim=-1).transpose(1, 2)
+    taps: torch.Tensor = torch.fft.ifft(responses(windows.known()), dim=-1)
+    return taps.transpose(1, 2)
 
 
 def _of_taps(taps: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,7 @@ from rich.console import Console
 from fedlora.errors import FedloraError
 from simulations.bench.beside.few_bits import forms
 from simulations.bench.command import bench
-from simulations.bench.figures import Figure
-from simulations.bench.settings import QUICK, Settings
+from simulations.bench.context import QUICK, Figure, Settings
 from simulations.bench.tables import print_figures
 
 UNITS = {

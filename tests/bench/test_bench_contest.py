@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from simulations.bench.contest import SPLIT, Contest
+from simulations.bench.context import QUICK
 from simulations.bench.models import model_path
-from simulations.bench.settings import QUICK
 from simulations.bench.speed import IN_TURN, UNSPLIT, in_process
 from simulations.bench.workload import Load
 

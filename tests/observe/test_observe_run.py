@@ -79,8 +79,8 @@ def test_endpoint_is_on_loopback_and_ends_with_the_run(watched):
 
 def test_epsilon_is_shown_where_it_is_spent(tmp_path):
     pytest.importorskip("prometheus_client")
+    from fedlora.observe.observer import RunState
     from fedlora.observe.prometheus import PrometheusObserver
-    from fedlora.observe.status import RunState
 
     state, observer = RunState(), PrometheusObserver(Scenario())
     record = {"round": 1, "clients": {"0": {"epsilon": 2.5}, "1": {"epsilon": 3.0}}}

@@ -15,7 +15,7 @@ from clients.owner.typed import options_in
 from clients.process import in_simulation
 from fedlora.commands.keys import node_keys
 from fedlora.config import NodeKeys, dashed
-from fedlora.config.node_text import keys_in
+from fedlora.config.node_values import keys_in
 from fedlora.errors import FedloraError
 
 OWN = {"data": "own.csv", "text": "text", "label": "label", "model": "package"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.observe.status import ClientStatus
+from fedlora.observe.observer import ClientStatus
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import BookFrame
 

@@ -14,9 +14,7 @@ from fedlora.split import Checkpoint, model_folder
 from fedlora.split.few_bits import LIBRARIES, FewBitLinear
 from simulations.bench.beside.runs import beside, small_load
 from simulations.bench.contest import SPLIT
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
-from simulations.bench.settings import Settings
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.in_process import Record, run
 
 BYTES_AT_MOST: Mapping[str, float] = {"bf16": 0.52, "int8": 0.30, "nf4": 0.18}

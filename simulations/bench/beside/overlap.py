@@ -14,9 +14,7 @@ from clients.edge_client import EdgeClient
 from fedlora.link import Frame
 from simulations.bench.beside.runs import Wrap, beside
 from simulations.bench.contest import SPLIT, Contest
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
-from simulations.bench.settings import Settings
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.speed import contest_steps
 from simulations.bench.workload import Load
 from simulations.in_process import Handler

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from fedlora.ranks import ClientReport, RankDecision, RankSpace, RankStrategy
 from simulations.bench.beside.runs import beside, small_load
 from simulations.bench.contest import SPLIT
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Tick
 
 REUSED_AT_LEAST = 1.3
 _ANEW, _ALL = "computed_anew", "all_blocks_trained"

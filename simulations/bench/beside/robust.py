@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from simulations.bench.beside.runs import beside, small_load
 from simulations.bench.contest import SPLIT
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Tick
 
 AVERAGES: Mapping[str, list[str]] = {
     "median": ["robust.average=median"],

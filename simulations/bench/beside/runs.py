@@ -12,8 +12,7 @@ from clients.edge_client import EdgeClient
 from fedlora.config import Scenario, with_overrides
 from fedlora.report import RoundRecord
 from simulations.bench.contest import Contest
-from simulations.bench.context import Context, Tick
-from simulations.bench.settings import Settings
+from simulations.bench.context import Context, Settings, Tick
 from simulations.bench.speed import contest_steps
 from simulations.bench.workload import Load, Workload
 from simulations.in_process import Handler, connect

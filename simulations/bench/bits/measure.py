@@ -26,9 +26,7 @@ from fedlora.link.rotated import RotatedCodec
 from fedlora.report import cut_bits
 from fedlora.scenarios import find_scenario
 from simulations.bench.bits.federated_lora import Averaged, FederatedLora
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
-from simulations.bench.settings import Settings
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.in_process import Federation, Record
 
 BEST: Mapping[str, tuple[str, ...]] = {

@@ -11,11 +11,9 @@ import torch
 from fedlora.generation.engine import NewTokens
 from fedlora.generation.pages import RowPages
 from fedlora.link import Codec, create_codec, pack, unpack
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.bed import Bed
 from simulations.bench.generation.drafts import BEGUN, people_or_chance
-from simulations.bench.settings import Settings
 
 TARGET = 0.995
 _CODECS: Mapping[str, Mapping[str, Any]] = {

@@ -12,7 +12,7 @@ from clients.generation.drafts import DraftHistory, Drafts
 from fedlora.errors import FedloraError
 from fedlora.split import resolve_path
 from fedlora.tasks import load_tokenizer
-from simulations.bench.figures import Figure
+from simulations.bench.context import Figure
 from simulations.bench.generation.bed import Bed
 
 _DATA = "$FEDLORA_SHARED/data/e2e/train.txt"

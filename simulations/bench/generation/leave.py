@@ -15,11 +15,9 @@ from clients.generation.writer import Writer
 from fedlora.generation.early_rows import EarlyRow
 from fedlora.generation.engine import NewTokens, WaitingTokens
 from fedlora.generation.server import GenerationServer
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.bed import Bed
 from simulations.bench.generation.drafts import BEGUN, people_or_chance
-from simulations.bench.settings import Settings
 
 _THRESHOLDS = (0.3, 0.5, 0.7, 0.9, 0.99)
 _GREEDY = Sampling()

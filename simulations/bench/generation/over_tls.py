@@ -8,8 +8,7 @@ import time
 import torch
 
 from clients.generation.pace import DraftPace
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.served import server_process, writer_over_tls
 from simulations.bench.generation.speed import (
     END_TO_END,
@@ -17,7 +16,6 @@ from simulations.bench.generation.speed import (
     Timed,
     beside_peft,
 )
-from simulations.bench.settings import Settings
 
 _TARGET = 0.85
 

@@ -14,12 +14,10 @@ from clients.generation.drafts import DraftHistory, Drafts
 from clients.generation.pace import DraftPace
 from clients.generation.sampling import Sampler, Sampling
 from clients.generation.writer import Writer
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.delayed import DelayedPort
 from simulations.bench.generation.drafts import LONGEST, people_texts
 from simulations.bench.generation.served import ServedBed
-from simulations.bench.settings import Settings
 
 ROUND_TRIP_S = 0.05
 _FASTER, _NEVER_BELOW = 1.6, 0.98

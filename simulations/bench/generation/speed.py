@@ -21,11 +21,9 @@ from fedlora.generation.pages import RowPages
 from fedlora.generation.server import GenerationServer
 from fedlora.lora.export import Adapter
 from fedlora.split.whole import load_whole
-from simulations.bench.context import Context, Tick
-from simulations.bench.figures import Figure
+from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.bed import R_MAX, Bed
 from simulations.bench.generation.drafts import texts_are_here, tokens_an_exchange
-from simulations.bench.settings import Settings
 
 _GREEDY = Sampling()
 END_TO_END = {"gpt2": 0.8 * 2.5, "smollm2": 0.8 * 3.2}

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from fedlora.link import ClientLink, Frame, LocalLink, edge_executor, messages as m
-from simulations.bench.context import Context, Tick
+from simulations.bench.context import Context, Figure, Tick
 from simulations.bench.federation import Door, EdgeProcess, accept_all, admit_all
-from simulations.bench.figures import Figure
 from simulations.bench.machine import memory_mib
 
 _TIMEOUT_S = 60.0
