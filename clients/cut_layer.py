@@ -15,9 +15,10 @@ from clients.edge_model import EdgeModel
 from clients.kept_tokens import keep_tokens
 from clients.owner import DATA, Leaving, Private, PrivateSamples
 from clients.release.base import GradientRelease
+from clients.representations import Representations
 from clients.sent_rows import SentRows
 from fedlora.config import ENDS, PAYLOADS, Payload, Scenario
-from fedlora.link import Frame, create_codec, pack, unpack
+from fedlora.link import Frame, create_codec, pack
 from fedlora.privacy.mechanisms import zero_sum_basis
 from fedlora.tasks import IGNORED, Sample, TaskLoss
 
@@ -42,6 +43,8 @@ class CutLayer:
     ----------
     sent
         Which samples' activations the server keeps.
+    representations
+        Reads what comes down.
     targets
         Whether the open batch comes down, and its gradient goes up, at learnt tokens alone.
     r_cut
@@ -70,6 +73,7 @@ class CutLayer:
         self.codecs = {
             payload: create_codec(**link.codec(payload), vocabulary=front) for payload in PAYLOADS
         }
+        self.representations = Representations(scenario, self.codecs["representation"])
         self.ends = {end: create_codec(**scenario.link.codec(end)) for end in ENDS}
 
     def activation(
@@ -129,21 +133,44 @@ class CutLayer:
         """Tell whether the server of a request keeps rows, and the owner lets it."""
         return "kept" in request.fields and self.release.door.terms.retention
 
-    def representation(self, frame: Frame, samples: Sequence[Sample]) -> torch.Tensor:
+    def forget(self) -> None:
+        """Take it that the server keeps nothing of this client."""
+        self.sent.forget()
+        self.representations.forget()
+
+    def held(self, numbers: Sequence[int]) -> Parts:
+        """Return what leaves of which representations of samples are here."""
+        held = self.representations.held(numbers)
+        return {} if held is None else {"held": self.release.door.public(held)}
+
+    def representation(
+        self, frame: Frame, samples: Sequence[Sample], numbers: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return the representation that a request holds, 0 where none is sent.
+
+        Parameters
+        ----------
+        frame
+            The request.
+        samples
+            What it is of.
+        numbers
+            Their numbers in the client's data, where the server and this client keep what they
+            exchange of them.
 
         Raises
         ------
         ProtocolError
             When it is not that of these samples.
         """
-        rows = sum(self.model.rows_of([sample.length for sample in samples]))
-        codec, width = self.codecs["representation"], self.r_cut or self.model.width
+        sizes = self.model.rows_of([sample.length for sample in samples])
+        width = self.r_cut or self.model.width
         if not self.targets:
-            return unpack(frame.tensors, "representation", codec, (rows, width))
+            return self.representations.read(frame.tensors, width, sizes, numbers)
         learnt = _targets(samples)
-        sent = unpack(frame.tensors, "representation", codec, (int(learnt.sum()), width))
-        whole = sent.new_zeros(rows, width)
+        counts = [int(own.sum()) for own in torch.split(learnt, list(sizes))]
+        sent = self.representations.read(frame.tensors, width, counts, numbers)
+        whole = sent.new_zeros(sum(sizes), width)
         whole[learnt] = sent
         return whole
 

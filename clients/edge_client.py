@@ -114,6 +114,7 @@ class EdgeClient:
             texts=texts,
         )
         self._batch: list[int] = []
+        self._named = False
         self._pending: Private[torch.Tensor] | None = None
         self._losses: list[tuple[Leaving[float], float]] = []
         self._samples_seen = 0
@@ -179,6 +180,7 @@ class EdgeClient:
             "position": self.batches.position,
             "samples": self._samples_seen,
             "sent": self._cut.sent.state_dict(),
+            "levels": self._cut.representations.state_dict(),
         }
 
     def load_state_dict(self, state: Fields) -> None:
@@ -189,10 +191,11 @@ class EdgeClient:
         self._samples_seen = state["samples"]
         if "sent" in state:  # releases before 0.2 kept nothing of it
             self._cut.sent.load_state_dict(state["sent"])
+            self._cut.representations.load_state_dict(state["levels"])
 
     def forget_sent(self) -> None:
-        """Take it that the server keeps no activation of this client."""
-        self._cut.sent.forget()
+        """Take it that the server keeps nothing of this client."""
+        self._cut.forget()
 
     def _ready(self, frame: Frame) -> Frame:
         """Say that all is ready, and what a measured link carries before the first round."""
@@ -202,7 +205,7 @@ class EdgeClient:
 
     def _phase(self, frame: Frame) -> Frame:
         self.restart()
-        self._cut.sent.forget()
+        self._cut.forget()
         self.release.begin_phase()
         return self._cut.reply(m.READY, frame, tensors=self._shared_weights())
 
@@ -303,7 +306,8 @@ class EdgeClient:
         return self._cut.reply(m.RESULT, frame, fields)
 
     def _loss(self, frame: Frame, samples: Sequence[Sample]) -> TaskLoss:
-        z, mean = self._cut.representation(frame, samples), self.release.sample_mean
+        numbers = self._batch if self._named else None
+        z, mean = self._cut.representation(frame, samples, numbers), self.release.sample_mean
         head = self._cut.head(self.head.module)
         loss = self.model.loss(head, z, samples, sample_mean=mean)
         return dataclasses.replace(loss, gradient=self._cut.answered(loss.gradient, samples))
@@ -322,10 +326,12 @@ class EdgeClient:
         self._batch = self.batches.indices()
         train = self.scenario.train.embedding
         self._cut.heed(frame)
-        named = self._cut.names_rows(frame) and not train
+        self._named = self._cut.names_rows(frame) and not train
         e, tensors = self._cut.activation(
-            self.train, self._batch, self._batch, train=train, named=named
+            self.train, self._batch, self._batch, train=train, named=self._named
         )
+        if self._named:
+            tensors |= self._cut.held(self._batch)
         self._pending = e if train else None
         return tensors
 

@@ -43,6 +43,7 @@ _ROWS = Part("number of records, never what is in them", ("public",))
 _SPENT = Part("what the ledger has booked, never records", ("public",))
 _LENGTHS = Part("tokens of each text, places of each sequence", ("public",))
 _NAMES = Part("which record is which again, under numbers drawn at random", ("public",))
+_HELD = Part("what the server sent of each record, and whether it is still there", ("public",))
 _TARGETS = Part(
     "which tokens of a text are learnt: where prompts and turns end",
     ("allowed",),
@@ -125,6 +126,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "lengths": _LENGTHS,
         "targets": _TARGETS,
         **dict.fromkeys(("ids", "fresh"), _NAMES),
+        "held": _HELD,
         "written": Part("whether the rows are texts that are being written", ("public",)),
     },
     m.GRADIENT: {
@@ -143,6 +145,7 @@ TABLE: Final[Mapping[str, Mapping[str, Part]]] = {
         "lengths": _LENGTHS,
         "targets": _TARGETS,
         **dict.fromkeys(("ids", "fresh"), _NAMES),
+        "held": _HELD,
     },
     m.ROUND_REPORT: {
         "samples": _ROWS,
@@ -221,6 +224,7 @@ _COUNTED: Final = {
     "targets": "lengths",
     "ids": "identifiers",
     "fresh": "identifiers",
+    "held": "identifiers",
     "gradient": "gradients",
     "kept": "gradients",
     "head_gradient": "head",

@@ -102,6 +102,11 @@ class LinkConfig:
     reuse_folder
         Folder on the server's disk in which it keeps them in place of memory, so that as much fits
         as ``reuse_mib`` says: readable for its own user alone, and deleted when they are forgotten.
+    residual_mib
+        MiB that the server keeps in all of representations that it has sent, an equal share for
+        each client, which keeps as much: where ``representation`` is ``entropy`` (or a plug-in that
+        remembers), a sample's next one is written as what is left of the last one. What is read is
+        the same. Needs ``reuse``, by whose names samples are known.
     targets_only
         Whether a language model's representations and gradients travel at the positions alone that
         are learnt: exact, and the rest never leaves the server. Clients tell which they are, so not
@@ -146,6 +151,7 @@ class LinkConfig:
     reuse: bool = True
     reuse_mib: int = within(1024, 1, 1 << 20)
     reuse_folder: str = ""
+    residual_mib: int = within(64, 1, 1 << 20, zero="all is written whole")
     targets_only: bool = True
     keep: float = within(1.0, 0.01, 1.0)
     host: str = "127.0.0.1"
@@ -178,6 +184,10 @@ class LinkConfig:
     def sends_tokens(self) -> bool:
         """Whether activations go as the tokens that they stand for."""
         return self.activation == _TOKENS
+
+    def residual_bytes(self, clients: int) -> int:
+        """Return what each of so many clients, and the server of each, keeps of representations."""
+        return (self.residual_mib << 20) // clients if self.reuse else 0
 
     def codec(self, payload: Payload | End, *, tokens: bool = True) -> dict[str, Any]:
         """Return what ``create_codec`` makes the codec of a payload from.

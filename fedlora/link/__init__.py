@@ -1,11 +1,22 @@
 """How a client and the server talk: frames, messages, codecs, and links that carry them."""
 
 from fedlora.link.base import ClientLink
-from fedlora.link.codec import Codec, Fp32Codec, codec_profile, create_codec, pack, unpack
+from fedlora.link.codec import (
+    Codec,
+    Fp32Codec,
+    RememberingCodec,
+    codec_profile,
+    create_codec,
+    pack,
+    pack_beside,
+    unpack,
+    unpack_beside,
+)
 from fedlora.link.distinct import DistinctCodec, places_bits
 from fedlora.link.ends import WIDTH, ends_rows, pack_ends, unpack_ends
 from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
+from fedlora.link.levels import KeptLevels, Levels
 from fedlora.link.local import Handler, LocalLink, edge_executor
 from fedlora.link.message import Message
 from fedlora.link.reasons import (
@@ -60,12 +71,15 @@ __all__ = [
     "Head",
     "Identity",
     "Keep",
+    "KeptLevels",
+    "Levels",
     "LocalLink",
     "Message",
     "Metrics",
     "Phase",
     "Ready",
     "Reason",
+    "RememberingCodec",
     "Restore",
     "Round",
     "RoundEnd",
@@ -81,6 +95,7 @@ __all__ = [
     "encode_frame",
     "ends_rows",
     "pack",
+    "pack_beside",
     "pack_ends",
     "peek_frame",
     "places_bits",
@@ -88,5 +103,6 @@ __all__ = [
     "token_bytes",
     "told",
     "unpack",
+    "unpack_beside",
     "unpack_ends",
 ]

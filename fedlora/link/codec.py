@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link.levels import Levels
 from fedlora.registry import blaming, make, resolve, signature_of
 
 
@@ -50,6 +51,51 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         """Return the fp32 tensor; raise ``ProtocolError`` for parts of another shape or dtype."""
+
+
+class RememberingCodec(Codec):
+    """A codec that writes rows as differences to what it wrote of them before.
+
+    What is read, and what is then remembered, is that of ``encode`` and ``decode``, whatever was
+    known: it changes the bits that travel alone.
+    """
+
+    @abstractmethod
+    def remembers(self, width: int) -> int:
+        """Return the levels of a row of this width; 0 where its rows are not written apart."""
+
+    @abstractmethod
+    def encode_beside(
+        self, x: torch.Tensor, known: Levels
+    ) -> tuple[dict[str, torch.Tensor], Levels]:
+        """Return the parts of a tensor as ``encode`` does, and the levels that they stand for.
+
+        Parameters
+        ----------
+        x
+            Shape (rows, width).
+        known
+            What the reader has of each row.
+        """
+
+    @abstractmethod
+    def decode_beside(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], known: Levels
+    ) -> tuple[torch.Tensor, Levels]:
+        """Return the fp32 tensor and its levels.
+
+        Parameters
+        ----------
+        parts, shape
+            As for ``decode``.
+        known
+            What the reader has of each row; whoever wrote the parts may have known less.
+
+        Raises
+        ------
+        ProtocolError
+            As ``decode`` does, and for differences to what is not known.
+        """
 
 
 class Fp32Codec(Codec):
@@ -162,6 +208,19 @@ def pack(
     rows = x.detach().reshape(-1, x.shape[-1])
     with blaming(f"{_title(codec)} of {name}", type(codec)):
         parts = codec.encode(rows) if key is None else codec.encode_drawn(rows, key)
+    return _tensors(name, parts, codec)
+
+
+def pack_beside(
+    name: str, x: torch.Tensor, codec: RememberingCodec, known: Levels
+) -> tuple[dict[str, torch.Tensor], Levels]:
+    """Return the same where the reader has levels of the rows, and the levels that are sent."""
+    with blaming(f"{_title(codec)} of {name}", type(codec)):
+        parts, levels = codec.encode_beside(x.detach().reshape(-1, x.shape[-1]), known)
+    return _tensors(name, parts, codec), levels
+
+
+def _tensors(name: str, parts: object, codec: Codec) -> dict[str, torch.Tensor]:
     if not isinstance(parts, dict) or not all(isinstance(p, torch.Tensor) for p in parts.values()):
         raise FedloraError(
             f"{_title(codec)} of {name} returns a {type(parts).__name__} from encode(); expected a "
@@ -180,10 +239,38 @@ def unpack(
     ProtocolError
         When it is missing, has another shape or dtype than announced, or is not finite.
     """
+    return _read(tensors, name, codec, shape, codec.decode)
+
+
+def unpack_beside(
+    tensors: Mapping[str, torch.Tensor],
+    name: str,
+    codec: RememberingCodec,
+    shape: tuple[int, int],
+    known: Levels,
+) -> tuple[torch.Tensor, Levels]:
+    """Return the same where levels of the rows are known, and the levels that were sent."""
+    levels: list[Levels] = []
+
+    def decode(parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
+        x, own = codec.decode_beside(parts, shape, known)
+        levels.append(own)
+        return x
+
+    return _read(tensors, name, codec, shape, decode), levels[0]
+
+
+def _read(
+    tensors: Mapping[str, torch.Tensor],
+    name: str,
+    codec: Codec,
+    shape: tuple[int, int],
+    decode: Callable[[Mapping[str, torch.Tensor], tuple[int, int]], torch.Tensor],
+) -> torch.Tensor:
     parts = {k[len(name) :]: t for k, t in tensors.items() if k.partition(".")[0] == name}
     try:
         with blaming(f"{_title(codec)} of {name}", type(codec)):
-            x = codec.decode(parts, shape)
+            x = decode(parts, shape)
     except ProtocolError:
         raise
     except FedloraError as error:  # of parts that a peer may have made on purpose

@@ -102,6 +102,9 @@ class Activation(Message):
     ids, fresh
         Where the server keeps rows: identifier of each row of the batch (int64), and whether it is
         sent (uint8).
+    held
+        Where the client keeps representations: a digest (int32) of what it has of each row of the
+        batch; see ``fedlora.link.levels``.
     written
         Whether the rows are texts that are being written, in an evaluation.
     """
@@ -113,6 +116,7 @@ class Activation(Message):
     targets: Annotated[Tensors, Group("targets")] = field(default_factory=dict)
     ids: Annotated[Tensors, Group("ids")] = field(default_factory=dict)
     fresh: Annotated[Tensors, Group("fresh")] = field(default_factory=dict)
+    held: Annotated[Tensors, Group("held")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Gradient(Message):
         At the cut, as the codec of ``link.gradient`` writes it.
     head
         Unreduced gradient of a common head.
-    activation, lengths, targets, ids, fresh
+    activation, lengths, targets, ids, fresh, held
         The next batch, where it was asked for; see ``Activation``.
     """
 
@@ -152,6 +156,7 @@ class Gradient(Message):
     targets: Annotated[Tensors, Group("targets")] = field(default_factory=dict)
     ids: Annotated[Tensors, Group("ids")] = field(default_factory=dict)
     fresh: Annotated[Tensors, Group("fresh")] = field(default_factory=dict)
+    held: Annotated[Tensors, Group("held")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A row is cut into groups of ``group`` numbers. Each is multiplied by random signs and by Hadamard's
 matrix, which spreads single large channels over the group (as in QuaRot, Ashkboos et al. 2024, and
 in randomised Hadamard mean estimation, Suresh et al. 2017), and rounded to one of 2^bits levels
-between the ends of its range. Levels are written with Huffman's code (deflate's, from zlib) where
+between the ends of its range. Bytes are written with Huffman's code (deflate's, from zlib) where
 that takes less than ``bits`` each.
 
 ===========  ========================================================================
@@ -30,23 +30,21 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError
+from fedlora.link import huffman
 from fedlora.link.codec import Codec
 from fedlora.link.distinct import PLACES, merged, sent_rows, spread
+from fedlora.link.huffman import Bytes
 from fedlora.link.rotation import GROUPS, LEAST_SCALE, Rotation, hadamard_matrix, round_up, uniform
 
 VERSION = 1
 BITS = range(2, 9)
 _PROFILE = re.compile(r"\.rot(\d{1,3})-b(\d)-g(\d{1,4})-s(\d{1,10})(-h)?")
-
-Levels = npt.NDArray[np.uint8]
 
 
 class RotatedCodec(Codec):
@@ -146,15 +144,14 @@ class RotatedCodec(Codec):
             )
         return suffix, seed, match[5] is not None
 
-    def _write(self, levels: Levels) -> tuple[Levels, bool]:
+    def _write(self, levels: Bytes) -> tuple[Bytes, bool]:
         """Return levels as bytes, and whether these are Huffman's."""
-        huffman = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-        coded = huffman.compress(levels.tobytes()) + huffman.flush()
+        coded = huffman.write(levels)
         if len(coded) < math.ceil(len(levels) * self.bits / 8):
-            return np.frombuffer(bytearray(coded), np.uint8), True
+            return coded, True
         return np.packbits(np.unpackbits(levels[:, None], axis=1)[:, 8 - self.bits :]), False
 
-    def _read(self, stream: Levels, count: int, *, coded: bool) -> Levels:
+    def _read(self, stream: Bytes, count: int, *, coded: bool) -> Bytes:
         if not coded:
             if len(stream) != math.ceil(count * self.bits / 8):
                 raise ProtocolError(
@@ -163,13 +160,7 @@ class RotatedCodec(Codec):
                 )
             bits = np.unpackbits(stream, count=count * self.bits).reshape(count, self.bits)
             return np.packbits(bits, axis=1).ravel() >> np.uint8(8 - self.bits)
-        huffman = zlib.decompressobj(-15)
-        try:
-            levels = np.frombuffer(huffman.decompress(stream.tobytes(), count + 1), np.uint8)
-        except zlib.error as error:
-            raise ProtocolError(f"payload is not in Huffman's code ({error})") from None
-        if len(levels) != count or not huffman.eof or huffman.unused_data:
-            raise ProtocolError(f"payload has other than the expected {count} levels")
+        levels = huffman.read(torch.from_numpy(stream), count)
         if count and int(levels.max()) > self._most:
             raise ProtocolError(f"payload has a level beyond those of {self.bits} bits")
         return levels

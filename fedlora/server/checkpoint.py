@@ -125,6 +125,7 @@ class Checkpoints:
         rows = state.get("rows")  # releases before 0.2 had none
         back = self.restore_clients(training, training.cohort.clients, rows=rows is not None)
         training.batches.load_state_dict(rows or {}, back)
+        training.batches.representations.load_state_dict(state.get("levels", {}), back)
         training.air.load_state_dict(state["air"])  # what went down for this counted before
 
     def restore_clients(
@@ -235,6 +236,7 @@ def _state_of(training: Training) -> dict[str, Any]:
         "ranking": training.ranking.state_dict(),
         "air": training.air.state_dict(),
         "rows": training.batches.state_dict(),
+        "levels": training.batches.representations.state_dict(),
         "spending": training.spending.state_dict(),
         "metrics": training.outcome.fields(),
         "evaluated": training.evaluated,

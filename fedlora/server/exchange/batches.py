@@ -15,6 +15,7 @@ from fedlora.server.air import Air
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.kept_rows import KeptRows, rows_on_disk
+from fedlora.server.exchange.representations import Representations
 from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
 
 log = logging.getLogger("fedlora.server")
@@ -29,6 +30,13 @@ class Batches:
         As for ``StepLoop``.
     air
         Books what is asked again because the server has begun again.
+
+    Attributes
+    ----------
+    kept
+        Rows that need not be sent again; None where none are kept.
+    representations
+        Writes what goes down for the rows.
     """
 
     def __init__(self, scenario: Scenario, engine: SplitEngine, cohort: Cohort, air: Air) -> None:
@@ -41,6 +49,7 @@ class Batches:
                 "which whoever runs the server can read"
             )
         self._targets_only = engine.geometry.targets_only(scenario)
+        self.representations = Representations(scenario, cohort, pooled=engine.pool is not None)
         self.kept: KeptRows | None = None
         # A sample's activation stays the same where the embedding does not train.
         if scenario.link.reuse and not scenario.train.embedding:
@@ -52,12 +61,14 @@ class Batches:
         """Forget all rows at the end of a run."""
         if self.kept is not None:
             self.kept.close()
+        self.representations.retain(())
         self._engine.prefix.close()
 
     def begin_phase(self) -> None:
         """Forget all rows: what training costs does not depend on a baseline before it."""
         if self.kept is not None:
             self.kept.retain(())
+        self.representations.retain(())
 
     def fields(self, client: str) -> dict[str, Any]:
         """Return what a request that an activation answers says of it, and of the last one."""
@@ -86,6 +97,7 @@ class Batches:
         if self.kept is not None:
             self.kept.retain(self._cohort.clients)
         self._engine.retain(self._cohort.clients)
+        self.representations.retain(self._cohort.clients)
         sent: dict[str, SentActivation] = {}
         for client, reply in replies.items():
             try:

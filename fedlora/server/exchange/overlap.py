@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 
 from fedlora.config import Scenario
-from fedlora.link import Frame, Step, create_codec, pack
+from fedlora.link import Frame, Step
 from fedlora.server.compute.engine import ClientRows, SplitEngine
 from fedlora.server.compute.shared_head import SharedHead
 from fedlora.server.exchange import head_space
@@ -99,7 +99,6 @@ class StepExchange:
     ) -> None:
         self._scenario, self._engine, self._cohort = scenario, engine, cohort
         self._batches, self._answers = batches, answers
-        self._codec = create_codec(**scenario.link.codec("representation"))
 
     def run(
         self,
@@ -198,7 +197,7 @@ class StepExchange:
                 step,
                 rank=self._told(ranks[client]),
                 **self._batches.fields(client),
-                representation=pack("representation", part, self._codec),
+                representation=self._batches.representations.pack(client, batch[client], part),
                 head=shared,
             )
             for client, part in down.items()

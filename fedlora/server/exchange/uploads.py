@@ -30,14 +30,23 @@ class Activation:
     targets
         Which tokens are learnt, shape (sum of lengths,): only those go down again, and their
         gradients come up. None where all do.
-    keepable
-        Whether its device lets the server keep what it sees of these rows (``retention``).
+    ids
+        Identifiers of the rows; None where the device does not let the server keep what it sees of
+        them (``retention``).
+    held
+        Digests of the representations that the device has of them, int32; None where it has none.
     """
 
     packed: torch.Tensor
     lengths: Sequence[int]
     targets: torch.Tensor | None = None
-    keepable: bool = False
+    ids: Sequence[int] | None = None
+    held: torch.Tensor | None = None
+
+    @property
+    def keepable(self) -> bool:
+        """Whether the server may keep what it sees of these rows."""
+        return self.ids is not None
 
     @property
     def answered(self) -> list[int]:
@@ -94,10 +103,13 @@ class SentActivation:
         The rows; None for one that is named only.
     ids
         Their identifiers; None where the client names none.
+    held
+        See ``Activation``.
     """
 
     rows: list[Row | None]
     ids: list[int] | None
+    held: torch.Tensor | None = None
 
     @property
     def missing(self) -> list[int]:
@@ -119,7 +131,7 @@ class SentActivation:
             targets = torch.cat([_all_targets(row) for row in rows])
         packed = torch.cat([row.packed for row in rows])
         lengths = [len(row.packed) for row in rows]
-        return Activation(packed, lengths, targets, keepable=self.ids is not None)
+        return Activation(packed, lengths, targets, self.ids, self.held)
 
 
 def _all_targets(row: Row) -> torch.Tensor:
@@ -151,7 +163,16 @@ def read_activation(
     if sizes:
         packed = unpack(frame.tensors, "activation", codec, (sum(sizes), width))
         sent = map(Row, torch.split(packed, sizes), _read_targets(frame, sizes))
-    return SentActivation([next(sent) if new else None for new in fresh], ids)
+    rows = [next(sent) if new else None for new in fresh]
+    return SentActivation(rows, ids, _read_held(frame, ids))
+
+
+def _read_held(frame: Frame, ids: list[int] | None) -> torch.Tensor | None:
+    """Return what a client has of the rows' representations, where it tells it."""
+    held = frame.tensors.get("held")
+    if held is not None and (ids is None or held.dtype != torch.int32 or len(ids) != held.numel()):
+        raise ProtocolError("what it has of rows is told by an int32 for each identifier")
+    return held
 
 
 def _read_targets(frame: Frame, sizes: Sequence[int]) -> Sequence[torch.Tensor | None]:
