@@ -69,9 +69,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "rotated",
         "distinct replies requests",
         "ends tokens entropy",
-        "rotation",
+        "huffman rotation",
         "codec message",
-        "frame handshake messages reasons",
+        "frame handshake levels messages reasons",
     ),
     "clients": (
         "app",
@@ -83,7 +83,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "cut_layer",
         "head held_out_texts release",
-        "edge_model kept_tokens owner process reports sent_rows text_statistics",
+        "edge_model kept_tokens owner process reports representations sent_rows text_statistics",
     ),
     "simulations": (
         "csi train_policy",

@@ -57,7 +57,7 @@ def show_plan(
     planned, sizes = found
     if json_file is not None:
         content = {"scenario": scenario.name, **dataclasses.asdict(planned)}
-        content["server_bytes"] = sizes.server
+        content["server_bytes"] = sizes.server + planned.remembered_bytes
         replace_file(json_file, f"{json.dumps(content, indent=1)}\n".encode())
     _print(console, scenario, planned, sizes)
     return True
@@ -123,8 +123,11 @@ def _lines(planned: Forecast, sizes: Sizes) -> list[str]:
         lines.append(f"air time: {slowest}, modelled; slowest client, every round{late}")
     up, down = (bits_text(planned.evaluation[way]) for way in ("up", "down"))
     lines.append(f"evaluation, apart: {up} up, {down} down")
+    held, levels = sizes.server + planned.remembered_bytes, ""
+    if planned.remembered_bytes:  # the clients hold the same, each its own
+        levels = f" and levels of representations {planned.remembered_bytes / 1e6:.1f}"
     lines.append(
-        f"memory of the server, beside Python and torch: about {sizes.server / 1e6:.0f} MB, of it "
-        f"kept activations {planned.kept_bytes / 1e6:.0f}"
+        f"memory of the server, beside Python and torch: about {held / 1e6:.0f} MB, of it kept "
+        f"activations {planned.kept_bytes / 1e6:.0f}{levels}"
     )
     return lines + [f"note: {note}" for note in planned.notes]

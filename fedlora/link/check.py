@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from fedlora.errors import ProtocolError, described
-from fedlora.link.codec import Codec
+from fedlora.link.codec import Codec, RememberingCodec
 from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.link.levels import Levels
 from fedlora.machine import stretch
 
 _WIDTH = 24
@@ -42,7 +43,7 @@ def check_codec(make: Callable[[], object]) -> list[str]:
         return [f"it cannot be made ({described(error)}); expected a codec"]
     if not (isinstance(codec, Codec) and isinstance(other, Codec)):
         return [f"{codec!r:.80} is no codec; give a class that inherits from Codec"]
-    for part in (_written, _read, _drawn, _hostile, _pace):
+    for part in (_written, _read, _drawn, _remembered, _hostile, _pace):
         try:
             findings = list(dict.fromkeys(part(codec, other)))
         except _Finding as finding:
@@ -174,6 +175,46 @@ def _drawn(codec: Codec, other: Codec) -> Iterator[str]:
             f"the mean of {len(keys)} draws of encode_drawn is off by {worst:.2g} more than chance "
             "allows; expected no bias, as gradients are added up over steps"
         )
+
+
+def _remembered(codec: Codec, other: Codec) -> Iterator[str]:
+    """Hold a codec that remembers to its word: it reads the same, whatever was known."""
+    if not isinstance(codec, RememberingCodec) or not isinstance(other, RememberingCodec):
+        return
+    wide = torch.randn(7, 64, generator=torch.Generator().manual_seed(3))
+    for name, x in (*_batches(), ("rows of 64 numbers", wide)):
+        try:
+            yield from _remembered_of(name, x, codec, other)
+        except Exception as error:
+            yield (
+                f"encode_beside or decode_beside raised {described(error)} for {name}; expected "
+                "parts, and what they stand for"
+            )
+
+
+def _remembered_of(
+    name: str, x: torch.Tensor, codec: RememberingCodec, other: RememberingCodec
+) -> Iterator[str]:
+    shape, numbers = (len(x), int(x.shape[1])), codec.remembers(x.shape[1])
+    if not numbers:
+        return
+    nothing = Levels.unknown(shape[0], numbers)
+    whole = _decode(other, _encode(codec, x, name), shape, name)
+    _, before = codec.encode_beside(x.flip(0), nothing)
+    some = torch.where(torch.arange(shape[0]) % 2 == 0, before.steps, nothing.steps)
+    for known in (nothing, before, Levels(before.numbers, some)):
+        parts, sent = codec.encode_beside(x, known)
+        found, read = other.decode_beside(_carried(parts, name), shape, known)
+        if not torch.equal(found, whole):
+            yield (
+                f"what decode_beside reads of {name} depends on what was known before; expected "
+                "what decode reads"
+            )
+        if not (torch.equal(sent.numbers, read.numbers) and torch.equal(sent.steps, read.steps)):
+            yield (
+                f"encode_beside and decode_beside remember other levels of {name}; expected the "
+                "same at both ends"
+            )
 
 
 def _hostile(codec: Codec, _: Codec) -> Iterator[str]:

@@ -18,6 +18,7 @@ Bits = dict[str, int]
 """By kind of payload."""
 
 _LENGTH, _NAME, _NUMBER = 32, 64 + 8, 32  # bits of a length, of an identifier and whether it is new
+_DIGEST, _STEP = 32, 4  # bits of a digest, and bytes of the step that a row's levels are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,8 @@ class PlannedClient:
     ----------
     lengths
         Tokens of the rows of the round, in the order of training.
+    kept_bytes, remembered_bytes
+        Activations that the server keeps of it, and levels of representations.
     """
 
     def __init__(self, number: int, samples: ClientSamples, terms: Terms) -> None:
@@ -95,7 +98,13 @@ class PlannedClient:
         self._noised = scenario.privacy.activation_sigma is not None
         self._limit = (scenario.link.reuse_mib << 20) // max(1, scenario.federation.clients)
         self._kept: set[int] = set()
-        self.kept_bytes = 0
+        self.kept_bytes = self.remembered_bytes = 0
+        self._levels = 0
+        if self._named:
+            width = scenario.link.r_cut or terms.geometry.representation_width
+            self._levels = terms.sizes.remembered(width)
+        self._remembers = scenario.link.residual_bytes(max(1, scenario.federation.clients))
+        self._remembered: set[int] = set()
         self._targets = terms.geometry.targets_only(scenario)
         self._batch: list[int] = []
         self.lengths: list[int] = []
@@ -105,10 +114,14 @@ class PlannedClient:
         self._batch = self._order.indices()
         samples = [self._train[i] for i in self._batch]
         self.lengths += [len(ids) for ids, _ in samples]
-        return self._activation(samples, self._batch)
+        bits = self._activation(samples, self._batch)
+        if not self._remembered.isdisjoint(self._batch):
+            bits["control"] += _DIGEST * len(self._batch)
+        return bits
 
     def down(self) -> Bits:
-        """Return what the step of the open batch sends down."""
+        """Return what the step of the open batch sends down: a representation as if whole."""
+        self._remember()
         scenario, geometry = self._terms.scenario, self._terms.geometry
         width = scenario.link.r_cut or geometry.representation_width
         bits = {"representation": self._size("representation", self._rows(), width)}
@@ -186,6 +199,17 @@ class PlannedClient:
                 return
             self._kept.add(number)
             self.kept_bytes += size
+
+    def _remember(self) -> None:
+        """Remember levels as ``fedlora.link.levels`` does, of each sample that fits."""
+        if not self._levels:
+            return
+        for number in self._batch:
+            rows = self._rows_of([self._train[number]])
+            size = 0 if number in self._remembered else rows * (self._levels + _STEP)
+            if self.remembered_bytes + size <= self._remembers:
+                self._remembered.add(number)
+                self.remembered_bytes += size
 
     def _rows(self) -> int:
         return self._rows_of([self._train[i] for i in self._batch])

@@ -8,6 +8,7 @@ import torch
 
 from fedlora.config import ENDS, PAYLOADS, End, LinkConfig, Payload
 from fedlora.link import (
+    RememberingCodec,
     WIDTH as ENDS_WIDTH,
     create_codec,
     ends_rows,
@@ -40,6 +41,11 @@ class PayloadBits:
         self._codecs = {payload: create_codec(**link.codec(payload)) for payload in named}
         self._exact_ends = {end: link.codec(end)["name"] == "fp32" for end in ENDS}
         self._known: dict[tuple[Payload | End, int, int], int] = {}
+
+    def remembered(self, width: int) -> int:
+        """Return the levels of a representation's row of this width that both ends remember."""
+        codec = self._codecs["representation"]
+        return codec.remembers(width) if isinstance(codec, RememberingCodec) else 0
 
     def of_end(self, end: End, numbers: int) -> int:
         """Return the bits of so many numbers of a head or front that clients share."""

@@ -47,8 +47,8 @@ class Forecast:
         Of the raw cut; see ``Geometry.raw_bits``.
     samples
         Rows that are trained on, each time.
-    kept_bytes
-        Activations that the server keeps at the end.
+    kept_bytes, remembered_bytes
+        Activations that the server keeps at the end, and levels of representations.
     notes
         What may come otherwise, and why.
     """
@@ -59,6 +59,7 @@ class Forecast:
     raw_bits: int
     samples: int
     kept_bytes: int
+    remembered_bytes: int
     notes: tuple[str, ...]
 
 
@@ -128,6 +129,7 @@ class _Walk:
             raw_bits=self.raw_bits + again * raw,
             samples=self.samples + again * samples,
             kept_bytes=sum(client.kept_bytes for client in self.clients.values()),
+            remembered_bytes=sum(client.remembered_bytes for client in self.clients.values()),
             notes=tuple(self._notes(walked)),
         )
 
@@ -243,6 +245,11 @@ class _Walk:
             notes.append("evaluate.patience may end the run before its last round")
         if "rotated" in {scenario.link.codec(own)["name"] for own in (*PAYLOADS, *ENDS)}:
             notes.append("what rotated takes depends on what it writes, by about a percent")
+        if any(client.remembered_bytes for client in self.clients.values()):
+            notes.append(
+                "representations are counted whole, which is the most: what is left of a sample's "
+                "last one (link.residual_mib) takes less, by how much depends on how training goes"
+            )
         return notes
 
 

@@ -191,6 +191,7 @@ def draw_federation(d: Drawing) -> None:
     if d.wild or (language and d.chance(0.2)):
         d.set("link.keep", 0.3, 0.8, wild=[0, -1, 1.5, 0.001])
     d.some(0.1, "link.reuse_mib", 64, 4096, wild=[0, 1.5])
+    d.some(0.1, "link.residual_mib", 0, 512, wild=[-1, 1.5, 1 << 21])
     d.some(0.05, "link.step_timeout_s", 120.0, 600.0, wild=[0.0, 1e30])
     d.some(0.05, "link.round_timeout_s", 0.0, 600.0, wild=[-1.0, 1e30])
     d.some(0.05, "link.max_misses", 1, 3, wild=[0, 2**63])

@@ -91,8 +91,9 @@ def plain(rounds: list) -> list[dict]:
         ("head.share=step", "robust.average=median", "robust.momentum=0.9"),
         ("head.share=round", "federation.clients_per_round=2", "channel.deliver_every=1"),
         ("task.kind=causal_lm", "train.embedding=true", "train.accumulate=2"),
+        ("task.kind=causal_lm", "link.representation=entropy", "data.max_rows=24"),
     ],
-    ids=["personal", "step", "momentum", "round", "embedding"],
+    ids=["personal", "step", "momentum", "round", "embedding", "what is left"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, overrides):
     scenario = tiny(*overrides)

@@ -9,6 +9,8 @@ from fedlora.errors import ProtocolError
 from fedlora.link import create_codec
 from fedlora.link.check import check_codec
 from fedlora.link.codec import Bf16Codec, Codec, Fp32Codec, Int8Codec
+from fedlora.link.entropy import EntropyCodec
+from fedlora.link.levels import Levels
 
 
 class Halves(Codec):
@@ -31,10 +33,10 @@ class Halves(Codec):
 
 @pytest.mark.parametrize(
     "make",
-    [Fp32Codec, Bf16Codec, Int8Codec, Halves, *(
+    [Fp32Codec, Bf16Codec, Int8Codec, Halves, EntropyCodec, *(
         lambda bits=bits: create_codec("rotated", bits=bits) for bits in (2, 5, 8)
     )],
-    ids=["fp32", "bf16", "int8", "halves", "rotated-2", "rotated-5", "rotated-8"],
+    ids=["fp32", "bf16", "int8", "halves", "entropy", "rotated-2", "rotated-5", "rotated-8"],
 )  # fmt: skip
 def test_nothing_speaks_against_a_sound_codec(make):
     assert check_codec(make) == []
@@ -114,6 +116,25 @@ class Guesses(Halves):
         return super().decode(parts, shape)
 
 
+class Drifts(EntropyCodec):
+    """Differences to what was read before, which are rounded anew: errors add up."""
+
+    def decode_beside(self, parts, shape, known):
+        x, levels = super().decode_beside(parts, shape, known)
+        return (x * 1.001 if known.known.any() else x), levels
+
+
+class Misremembers(EntropyCodec):
+    def encode_beside(self, x, known):
+        parts, levels = super().encode_beside(x, known)
+        return parts, Levels(levels.numbers + 1, levels.steps)
+
+
+class Unread(EntropyCodec):
+    def decode_beside(self, parts, shape, known):
+        return self.decode(parts, shape), known
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -130,6 +151,9 @@ class Guesses(Halves):
         (Wide, "decode returned torch.float64"),
         (Biased, "draws of encode_drawn is off by"),
         (Keyless, "encode_drawn writes other bytes for the same key"),
+        (Drifts, "depends on what was known before; expected what decode reads"),
+        (Misremembers, "remember other levels of rows of 64 numbers; expected the same"),
+        (Unread, "remember other levels of rows of 64 numbers; expected the same"),
         (Trusting, "decode raised KeyError"),
         (Guesses, "decode takes no part at all; expected a ProtocolError"),
     ],

@@ -92,6 +92,25 @@ def test_what_a_codec_makes_shorter_is_foreseen_within_two_percent(tiny, records
     held_to_a_run(scenario(tiny["gpt2"], records, *LANGUAGE, *coded, *more, *FADING), rel=0.02)
 
 
+def test_what_is_left_of_representations_is_foreseen_whole_and_all_else_to_the_bit(tiny, records):
+    """How much is left depends on how training goes, so that the plan is a bound and says so."""
+    more = ["link.representation=entropy", "link.representation_bits=5", "train.rounds=6"]
+    config = scenario(tiny["gpt2"], records, *LANGUAGE, *more)
+    plan, run = planned(config), Federation(config).run()
+    booked = run.server.air.ledger.totals()["bits"]
+    assert plan.totals["bits"]["up"] == booked["up"]
+    whole, took = (bits["down"]["representation"] for bits in (plan.totals["bits"], booked))
+    assert 0.5 * whole < took < 0.9 * whole
+    assert any("representations are counted whole" in note for note in plan.notes)
+    own = run.server.training.batches.representations._own
+    assert plan.remembered_bytes == sum(kept.nbytes for _, kept in own.values()) > 0
+    off = Federation(scenario(tiny["gpt2"], records, *LANGUAGE, *more, "link.residual_mib=0")).run()
+    booked = off.server.air.ledger.totals()["bits"]
+    assert booked["down"]["representation"] == pytest.approx(
+        whole, rel=0.03
+    )  # by clients of few rows
+
+
 def test_of_tokens_that_are_drawn_the_mean_is_foreseen(tiny, records):
     config = scenario(tiny["gpt2"], records, *LANGUAGE, "link.keep=0.5", "train.rounds=8")
     plan = planned(config).totals["bits"]["up"]

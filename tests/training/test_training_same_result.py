@@ -10,6 +10,7 @@ from support.stream_federation import run_over_stream
 VARIANTS = {
     "classification": ["head.share=step", "evaluate.baseline=true", "train.clip_norm=0.5"],
     "language": ["task.kind=causal_lm", "link.gradient=int8", "link.activation=bf16"],
+    "what is left": ["task.kind=causal_lm", "link.representation=entropy", "train.rounds=4"],
     "dropout": ["lora.dropout=0.2", "head.share=round"],
     "mixed ranks": [
         "ranks.strategy=support.rank_cycles:RankCycles",

@@ -48,18 +48,18 @@ class Representations:
         part
             Shape (rows, width): of each sample one row, or one for each token that comes down.
         """
-        remembers = 0
-        if isinstance(self._codec, RememberingCodec) and self._limit and batch.ids is not None:
-            remembers = self._codec.remembers(part.shape[1])
-        if not remembers:
-            return pack("representation", part, self._codec)
-        assert isinstance(self._codec, RememberingCodec) and batch.ids is not None
-        kept = self._of(client)
-        sizes = [1] * len(batch.ids) if self._pooled else batch.answered
-        told = torch.zeros(len(sizes), dtype=torch.int32) if batch.held is None else batch.held
-        known = kept.find(batch.ids, sizes, remembers, told)
-        tensors, levels = pack_beside("representation", part, self._codec, known)
-        kept.keep(batch.ids, sizes, levels)
+        codec, ids = self._codec, batch.ids
+        kept = self._limit > 0 and ids is not None and client in self._cohort
+        if not (kept and isinstance(codec, RememberingCodec)) or ids is None:
+            return pack("representation", part, codec)
+        levels = codec.remembers(part.shape[1])
+        if not levels:
+            return pack("representation", part, codec)
+        own, sizes = self._of(client), [1] * len(ids) if self._pooled else batch.answered
+        held = torch.zeros(len(ids), dtype=torch.int32) if batch.held is None else batch.held
+        known = own.find(ids, sizes, levels, held)
+        tensors, sent = pack_beside("representation", part, codec, known)
+        own.keep(ids, sizes, sent)
         return tensors
 
     def retain(self, clients: Collection[str]) -> None:

@@ -217,7 +217,9 @@ def _timed() -> Iterator[list[float]]:
     """Add up the seconds in which payloads are written and read."""
     spent, kept = [0.0], []
     for kind in (Fp32Codec, DistinctCodec, RotatedCodec, EntropyCodec, TokensCodec):
-        for name in ("encode", "encode_drawn", "decode"):
+        for name in ("encode", "encode_drawn", "decode", "encode_beside", "decode_beside"):
+            if not hasattr(kind, name):
+                continue
             own: Any = getattr(kind, name)
             kept.append((kind, name, kind.__dict__.get(name)))
             setattr(kind, name, _timing(own, spent))

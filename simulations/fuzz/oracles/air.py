@@ -43,8 +43,8 @@ def _size(link: LinkConfig, payload: Payload, rows: int, width: int) -> int:
         # Rows are filled up to whole groups of 16 numbers at least, with a scale each.
         numbers = rows * max(width, 1 << (width - 1).bit_length()) + 256
         return int(numbers * chosen.get("bits", 6) + 16 * (numbers // 16 + rows) + 8 + 32 * rows)
-    if chosen["name"] == "entropy":  # no code of deflate's is longer than 15 bits
-        return 15 * rows * max(width, 1 << (width - 1).bit_length()) + 15 * 256 + 4096
+    if chosen["name"] == "entropy":  # no code of deflate's is longer than 15 bits; two at most
+        return 15 * rows * max(width, 1 << (width - 1).bit_length()) + rows + 2 * (15 * 256 + 4096)
     bits = {
         "fp32": 32 * width,
         "bf16": 16 * width,
@@ -84,6 +84,8 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
     stream = BatchStream(samples, train.batch_size, scenario.seed, number)
     found: Counter[tuple[str, str]] = Counter()
     reuse, seen = link.reuse and not train.embedding, set[int]()
+    down = link.r_cut or engine.geometry.representation_width
+    remembers, held = reuse and _remembers(link, down), set[int]()
     exchanges = train.total_steps * train.accumulate
     for _ in range(exchanges):
         chosen = stream.indices()
@@ -94,7 +96,6 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         if engine.geometry.targets_only(scenario):
             rows = sum(_learnt(samples[i]) for i in chosen)
             found["up", "control"] += 8 * math.ceil(sum(sent) / 8)
-        down = link.r_cut or engine.geometry.representation_width
         shared = head * (scenario.head.share == "step" and not link.r_cut)
         if link.sends_tokens:
             bits = math.ceil(math.log2(vocabulary))
@@ -102,6 +103,8 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         else:
             found["up", "activation"] += _size(link, "activation", sum(sent), up)
         found["up", "control"] += 32 * len(sent) + 72 * len(chosen) * reuse
+        found["up", "control"] += 32 * len(chosen) * (not held.isdisjoint(chosen))
+        held.update(chosen if remembers else ())
         found["up", "control"] += 8 * math.ceil(rows / 8) * (link.keep < 1)
         found["up", "gradient"] += _size(link, "gradient", rows, down)
         found["up", "head"] += shared
@@ -110,6 +113,12 @@ def _exchanges(trial: Trial, number: int, head: int) -> Counter[tuple[str, str]]
         if train.embedding:
             found["down", "representation"] += _size(link, "gradient", tokens, up)
     return found
+
+
+def _remembers(link: LinkConfig, width: int) -> bool:
+    """Tell whether both ends keep what was sent of rows of this width."""
+    narrow = width < 64 and width % 16 > 0
+    return link.representation == "entropy" and link.residual_mib > 0 and not narrow
 
 
 def _learnt(sample: Sample) -> int:
