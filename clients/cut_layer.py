@@ -63,6 +63,7 @@ class CutLayer:
         self.release = release
         self.sent = SentRows()
         self.targets = False
+        self._opened: Sequence[int] | None = None
         self.r_cut, self._rest = scenario.link.r_cut, None
         if self.r_cut:
             self._rest = _rest_of_a_head(self.r_cut + 1)
@@ -138,13 +139,20 @@ class CutLayer:
         self.sent.forget()
         self.representations.forget()
 
-    def held(self, numbers: Sequence[int]) -> Parts:
-        """Return what leaves of which representations of samples are here."""
-        held = self.representations.held(numbers)
+    def open(self, numbers: Sequence[int] | None) -> Parts:
+        """Open a batch to train on, and return what leaves of what is here of it.
+
+        Parameters
+        ----------
+        numbers
+            Its samples, where both ends keep what they exchange of them; None where they do not.
+        """
+        self._opened = numbers
+        held = None if numbers is None else self.representations.held(numbers)
         return {} if held is None else {"held": self.release.door.public(held)}
 
     def representation(
-        self, frame: Frame, samples: Sequence[Sample], numbers: Sequence[int] | None = None
+        self, frame: Frame, samples: Sequence[Sample], *, train: bool = False
     ) -> torch.Tensor:
         """Return the representation that a request holds, 0 where none is sent.
 
@@ -154,15 +162,15 @@ class CutLayer:
             The request.
         samples
             What it is of.
-        numbers
-            Their numbers in the client's data, where the server and this client keep what they
-            exchange of them.
+        train
+            Whether they are the open batch.
 
         Raises
         ------
         ProtocolError
             When it is not that of these samples.
         """
+        numbers = self._opened if train else None
         sizes = self.model.rows_of([sample.length for sample in samples])
         width = self.r_cut or self.model.width
         if not self.targets:

@@ -114,7 +114,6 @@ class EdgeClient:
             texts=texts,
         )
         self._batch: list[int] = []
-        self._named = False
         self._pending: Private[torch.Tensor] | None = None
         self._losses: list[tuple[Leaving[float], float]] = []
         self._samples_seen = 0
@@ -306,8 +305,7 @@ class EdgeClient:
         return self._cut.reply(m.RESULT, frame, fields)
 
     def _loss(self, frame: Frame, samples: Sequence[Sample]) -> TaskLoss:
-        numbers = self._batch if self._named else None
-        z, mean = self._cut.representation(frame, samples, numbers), self.release.sample_mean
+        z, mean = self._cut.representation(frame, samples, train=True), self.release.sample_mean
         head = self._cut.head(self.head.module)
         loss = self.model.loss(head, z, samples, sample_mean=mean)
         return dataclasses.replace(loss, gradient=self._cut.answered(loss.gradient, samples))
@@ -326,12 +324,11 @@ class EdgeClient:
         self._batch = self.batches.indices()
         train = self.scenario.train.embedding
         self._cut.heed(frame)
-        self._named = self._cut.names_rows(frame) and not train
+        named = self._cut.names_rows(frame) and not train
         e, tensors = self._cut.activation(
-            self.train, self._batch, self._batch, train=train, named=self._named
+            self.train, self._batch, self._batch, train=train, named=named
         )
-        if self._named:
-            tensors |= self._cut.held(self._batch)
+        tensors |= self._cut.open(self._batch if named else None)
         self._pending = e if train else None
         return tensors
 

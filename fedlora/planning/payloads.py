@@ -8,8 +8,8 @@ import torch
 
 from fedlora.config import ENDS, PAYLOADS, End, LinkConfig, Payload
 from fedlora.link import (
-    RememberingCodec,
     WIDTH as ENDS_WIDTH,
+    RememberingCodec,
     create_codec,
     ends_rows,
     pack,
