@@ -17,6 +17,7 @@ from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
 from fedlora.link.stream.address import check_listens
+from fedlora.lora.also import check_also
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
@@ -170,6 +171,7 @@ def model_checks(scenario: Scenario, checkpoint: Checkpoint) -> list[Check]:
         _check_ranks(
             scenario, checkpoint, choose_targets(linear, scenario.lora.targets, everywhere)
         )
+        check_also(scenario, checkpoint, cut)
         if scenario.lora.start:
             read_start(scenario.lora, checkpoint, cut, pooled=not task.language())
 

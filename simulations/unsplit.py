@@ -77,6 +77,11 @@ class Unsplit:
             layer = self.model.base_model.model.get_submodule(name)
             layer.lora_A["default"].weight.data.copy_(adapter[name.removeprefix(prefix) + ".A"])
             layer.lora_B["default"].weight.data.copy_(adapter[name.removeprefix(prefix) + ".B"])
+        for name, tensor in adapter.items():
+            if not name.endswith((".A", ".B")):  # what lora.also names
+                parameter = self.model.base_model.model.get_parameter(prefix + name)
+                parameter.data.copy_(tensor)
+                parameter.requires_grad_()
         self.head = self.clients[0].head.module if self.pooled else None
 
     def train(self) -> UnsplitResult:

@@ -139,6 +139,11 @@ def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: st
             f"the run in {folder.path} has not ended, and its head is written at the end; go on "
             f"with it by fedlora resume {folder.path}"
         )
+    if adapter.also and not any(ranks):
+        raise FedloraError(
+            f"client {client} has rank 0 everywhere, and the run trained norms and positions "
+            "(lora.also) that every client's texts pass; give --rank"
+        )
     with tempfile.TemporaryDirectory() as place:
         if any(ranks):
             adapter.save(Path(place), ranks)

@@ -32,7 +32,7 @@ def chosen_adapter(
     FedloraError
         When both are asked for, the rank is too large, or the client is unknown.
     """
-    adapter = Adapter.load(folder.adapter)
+    adapter = Adapter.load(folder.adapter, takes_also=True)
     count = len(adapter.factors)
     if client is not None and rank is not None:
         raise FedloraError(f"--client {client} and --rank {rank} exclude each other; give one")

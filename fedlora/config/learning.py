@@ -116,6 +116,9 @@ class LoraConfig:
     start
         Folder of a PEFT LoRA adapter to begin from, for example one trained on public data; empty:
         A is drawn and B is 0. Paths are those of ``model.path``.
+    also
+        What of the server's blocks trains whole, beside the adapters, by the mean of all clients'
+        gradients: ``norm``, the gains and offsets of their norms, ``positions``, learned ones.
     """
 
     r_max: int = within(8, 1, 4096)
@@ -124,9 +127,14 @@ class LoraConfig:
     targets: tuple[str, ...] = ("all-linear",)
     freeze_a: bool = False
     start: str = ""
+    also: tuple[Literal["norm", "positions"], ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self, "lora.")
+        require(
+            len(set(self.also)) == len(self.also),
+            f"lora.also is {list(self.also)}; name each once",
+        )
         require(
             bool(self.targets),
             "lora.targets is empty; name modules such as q_proj, or all-linear",

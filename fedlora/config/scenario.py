@@ -94,6 +94,7 @@ class Scenario:
             "be kept of their rows; set link.reuse to true",
         )
         self._check_weights()
+        self._check_also()
         self._check_generate()
         self._check_ends()
         taking_part = self.federation.clients_per_round or self.federation.clients
@@ -118,6 +119,45 @@ class Scenario:
             not form or not (away or compute.max_memory),
             f"model.weights is {form!r}, and {key} has blocks brought to the device as the "
             "checkpoint has them; set model.weights to fp32, or keep all blocks on devices",
+        )
+
+    def _check_also(self) -> None:
+        """Refuse to train norms and positions where a run rests on their being those of the base.
+
+        Raises
+        ------
+        FedloraError
+            See above.
+        """
+        if not self.lora.also:
+            return
+        also, compute = f"lora.also is {list(self.lora.also)}", self.compute
+        key = "compute.max_memory" if compute.max_memory else "compute.device_map"
+        require(
+            self.model.dtype == "fp32" and not self.model.few_bits,
+            f"{also}, which trains in fp32, and the blocks are kept in {self.model.precision}; set "
+            "model.dtype to fp32 and model.weights to it, too, or leave lora.also empty",
+        )
+        require(
+            not compute.device_map and not compute.max_memory,
+            f"{also}, and {key} has blocks brought to the device as the checkpoint has them; keep "
+            "all blocks on one device, or leave lora.also empty",
+        )
+        require(
+            not compute.reuse_blocks,
+            f"{also}, which changes what the lowest blocks make of a row, and compute.reuse_blocks "
+            "keeps that; set one of the two off",
+        )
+        require(
+            not self.robust.enabled and not self.robust.momentum,
+            f"{also}, whose gradients are averaged over clients as a mean, and robust.average is "
+            f"{self.robust.average}; set it to mean, or leave lora.also empty",
+        )
+        require(
+            not self.channel.deliver_every,
+            f"{also}, and with channel.deliver_every {self.channel.deliver_every} a client works "
+            "with what it was last delivered, or with the bare backbone; set it to 0, or leave "
+            "lora.also empty",
         )
 
     def _check_generate(self) -> None:

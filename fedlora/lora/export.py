@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Adapter:
         The model's commit on the hub; None where it is a folder.
     head
         Name and weight of a linear head that goes along (PEFT's ``modules_to_save``).
+    also
+        Norms and positions that were trained whole, by name; they go along in the same way.
     """
 
     factors: Factors
@@ -61,6 +63,7 @@ class Adapter:
     fan_in_fan_out: bool = False
     revision: str | None = None
     head: tuple[str, torch.Tensor] | None = None
+    also: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def r_max(self) -> int:
@@ -69,9 +72,10 @@ class Adapter:
 
     @property
     def version(self) -> str:
-        """Digest of all factors, in their order and in fp32."""
+        """Digest of all factors, and of norms and positions, in their order and in fp32."""
         digest = hashlib.sha256()
-        for factor in itertools.chain.from_iterable(self.factors.values()):
+        factors = itertools.chain.from_iterable(self.factors.values())
+        for factor in itertools.chain(factors, (self.also[name] for name in sorted(self.also))):
             digest.update(factor.detach().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -94,7 +98,8 @@ class Adapter:
             Of the head.
         """
         factors = {prefix + own: pair for own, pair in self.factors.items()}
-        return replace(self, factors=factors, task_type="SEQ_CLS", head=(name, weight))
+        also = {prefix + own: tensor for own, tensor in self.also.items()}
+        return replace(self, factors=factors, task_type="SEQ_CLS", head=(name, weight), also=also)
 
     def save(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
         """Write a folder that ``PeftModel.from_pretrained`` loads, each of its files as a whole.
@@ -127,6 +132,11 @@ class Adapter:
         folder, ranks
             As in ``save``.
         """
+        if self.also:
+            raise FedloraError(
+                f"the run trained {len(self.also)} norms and positions (lora.also), and readers "
+                "that know one alpha take A and B alone; export as merged, and convert that"
+            )
         r_max = self.r_max
         factors = self._at(self._checked(ranks) if ranks is not None else [r_max] * self._count)
         r = max(len(A) for A, _ in factors.values())
@@ -157,6 +167,9 @@ class Adapter:
         from peft import LoraConfig as PeftLoraConfig
 
         names = list(factors)
+        saved = {name.rpartition(".")[0]: None for name in self.also}
+        if self.head:
+            saved[self.head[0]] = None
         config = PeftLoraConfig(
             r=r,
             lora_alpha=alpha,
@@ -167,7 +180,7 @@ class Adapter:
             revision=self.revision,
             task_type=self.task_type,
             fan_in_fan_out=self.fan_in_fan_out,
-            modules_to_save=[self.head[0]] if self.head else None,
+            modules_to_save=list(saved) or None,
             inference_mode=True,
         )
         # What a run writes after each round may be cut off by its end, which PEFT's own writing of
@@ -179,19 +192,27 @@ class Adapter:
         for name, (A, B) in factors.items():
             tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A
             tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B
+        tensors |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in self.also.items()}
         if self.head:
             tensors[f"{PREFIX}{self.head[0]}.weight"] = self.head[1]
         # With a second key safetensors writes them in another order each time.
         replace_file(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
 
     @classmethod
-    def load(cls, folder: Path) -> Adapter:
+    def load(cls, folder: Path, *, takes_also: bool = False) -> Adapter:
         """Read a folder that ``save`` wrote at full rank.
+
+        Parameters
+        ----------
+        folder
+            Where it is.
+        takes_also
+            Whether the caller makes use of norms and positions, too.
 
         Raises
         ------
         FedloraError
-            When it holds no such adapter.
+            When it holds no such adapter, or norms and positions that the caller would leave out.
         """
         try:
             config = json.loads((folder / CONFIG_FILE).read_text())
@@ -204,21 +225,33 @@ class Adapter:
                     )
                     for name in (json.loads(order) if order else config["target_modules"])
                 }
+                also = {
+                    name.removeprefix(PREFIX): file.get_tensor(name)
+                    for name in file.keys()  # noqa: SIM118 - no mapping
+                    if not name.endswith((A_WEIGHT, B_WEIGHT))
+                }
             name, revision = config["base_model_name_or_path"], config.get("revision")
             if revision is None:  # of a release that wrote where the hub's cache lies
                 name, revision = published_name(name, Path(name))
-            return cls(
+            loaded = cls(
                 factors,
                 config["lora_alpha"],
                 name,
                 config["task_type"],
                 bool(config["fan_in_fan_out"]),
                 revision,
+                also=also,
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FedloraError(
                 f"{folder} holds no adapter that can be read ({error}); give a finished run"
             ) from None
+        if also and not takes_also:
+            raise FedloraError(
+                f"{folder} holds {len(also)} norms and positions that its run trained (lora.also), "
+                "and this takes A and B alone; use fedlora export"
+            )
+        return loaded
 
     def source(self, model: str = "") -> Path:
         """Return the folder of the model that the adapter is for.

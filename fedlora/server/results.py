@@ -111,4 +111,5 @@ def export(server: ServerRun) -> Adapter:
         "CAUSAL_LM" if language else "FEATURE_EXTRACTION",
         server.engine.blocks.fan_in_fan_out,
         revision,
+        also={prefix + n: t.float().cpu() for n, t in server.engine.also.values().items()},
     )

@@ -340,5 +340,6 @@ class Training:
         return {
             **self.outcome.fields(),
             "privacy": self._steps.spending.statement(self.cohort.lost),
-            "trainable_parameters": sum(p.A.numel() + p.B.numel() for p in self.engine.projections),
+            "trainable_parameters": sum(p.A.numel() + p.B.numel() for p in self.engine.projections)
+            + len(self.engine.also),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 
@@ -23,7 +24,8 @@ def summarise_rounds(folder: RunFolder) -> None:
     """Write ``summary.json`` from the rounds that were finished and the adapter after the last."""
     rounds = folder.read_metrics()
     scenario = load_scenario(folder.scenario)
-    factors = Adapter.load(folder.adapter).factors.values()
+    adapter = Adapter.load(folder.adapter, takes_also=True)
+    trained = [*itertools.chain.from_iterable(adapter.factors.values()), *adapter.also.values()]
     folder.write_summary(
         Summary.from_rounds(
             rounds,
@@ -31,7 +33,7 @@ def summarise_rounds(folder: RunFolder) -> None:
             higher_is_better=rounds[-1].get("higher_is_better", True),
             clients=len(client_ids(rounds)),
             seed=scenario.seed,
-            trainable_parameters=sum(math.prod(f.shape) for pair in factors for f in pair),
+            trainable_parameters=sum(math.prod(tensor.shape) for tensor in trained),
             privacy=statement_of_rounds(scenario, rounds, folder.read_events()[0]),
             extra={"task": scenario.task.kind, "unfinished": True},
         )

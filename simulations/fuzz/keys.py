@@ -38,6 +38,7 @@ LEFT_OUT = {
     "data.completion": "follows from _form",
     "data.split": "saved datasets are not drawn",
     "lora.start": "follows from _start",
+    "lora.also": "oracles know A and B alone; tests/training holds them to plain PEFT",
     "federation.nodes": "a simulation has none",
     "link.host": "nothing listens in one process",
     "link.port": "nothing listens in one process",

@@ -10,6 +10,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.lora.adamw import ComponentAdamW, clip_global_norm
+from fedlora.lora.also import AlsoTrained
 from fedlora.lora.average import ContributionCount, average_gradients
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import LoraProjection
@@ -33,6 +34,8 @@ class AdapterUpdate:
         object after ``RankMasks``, see ``ClientGradients``.
     scenario
         LoRA, training and robust sections are used.
+    also
+        What trains whole beside them.
 
     Attributes
     ----------
@@ -42,8 +45,10 @@ class AdapterUpdate:
         What the adapter's gradients say of each projection.
     """
 
-    def __init__(self, projections: Sequence[LoraProjection], scenario: Scenario) -> None:
-        self.projections, self.scenario = projections, scenario
+    def __init__(
+        self, projections: Sequence[LoraProjection], scenario: Scenario, also: AlsoTrained
+    ) -> None:
+        self.projections, self.scenario, self.also = projections, scenario, also
         self.average = create_average(scenario.robust)
         self.momentum = ClientMomentum(scenario.robust.momentum)
         self.by_client = ClientGradients(projections) if self.average else None
@@ -66,14 +71,16 @@ class AdapterUpdate:
 
     def kept(self) -> list[torch.Tensor | None]:
         """Return copies of what the step's earlier batches have added up."""
-        gradients = (f.grad for p in self.projections for f in (p.A, p.B))
+        gradients = (parameter.grad for parameter in self._parameters())
         return [None if gradient is None else gradient.clone() for gradient in gradients]
 
     def put_back(self, kept: Sequence[torch.Tensor | None]) -> None:
         """Forget a batch that was added up since ``kept``."""
-        factors = (f for p in self.projections for f in (p.A, p.B))
-        for factor, gradient in zip(factors, kept, strict=True):
-            factor.grad = gradient
+        for parameter, gradient in zip(self._parameters(), kept, strict=True):
+            parameter.grad = gradient
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [f for p in self.projections for f in (p.A, p.B)] + self.also.parameters()
 
     def is_sound(self, weights: Sequence[float | None]) -> bool:
         """Tell whether a step can be taken with what has been added up.
@@ -85,9 +92,7 @@ class AdapterUpdate:
         """
         if self.by_client is not None:
             return True
-        return gradient_size([f.grad for p in self.projections for f in (p.A, p.B)], weights) <= (
-            MOST_NORM
-        )
+        return gradient_size([p.grad for p in self._parameters()], weights) <= MOST_NORM
 
     def end_batch(self, weights: Sequence[float | None]) -> None:
         """Count the batch's clients, when its gradients have been added up.
@@ -100,6 +105,7 @@ class AdapterUpdate:
         for ranks, weight in zip(self._ranks, weights, strict=True):
             if weight is not None:
                 self._count.add(ranks, weight)
+        self.also.count(weights)
         if self.by_client is not None:
             self.by_client.count([weight or 0.0 for weight in weights])
 
@@ -120,11 +126,14 @@ class AdapterUpdate:
             for projection in self.projections:
                 projection.A.grad = None
         gradients = [g for p in self.projections for g in (p.A.grad, p.B.grad) if g is not None]
+        gradients += self.also.average()
         clip_norm = self.scenario.train.clip_norm
         if clip_norm > 0:
             clip_global_norm([*gradients, *shared], clip_norm)
         self.sensitivity.note()
-        self.optimizer.step(self.scenario.train.learning_rate(number), active)
+        rate = self.scenario.train.learning_rate(number)
+        self.optimizer.step(rate, active)
+        self.also.step(rate)
         self._start_step()
 
     def moved(self) -> dict[str, int]:
@@ -185,7 +194,8 @@ class AdapterUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser and the clients' momentum, for a checkpoint between rounds."""
-        return {"optimizer": self.optimizer.state_dict(), "momentum": self.momentum.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict(), "momentum": self.momentum.state_dict()}
+        return {**state, "also": self.also.state_dict()} if self.also.tensors else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, and forget a step or round that was not finished.
@@ -202,6 +212,8 @@ class AdapterUpdate:
         self.sensitivity.take()
         self.optimizer.load_state_dict(state["optimizer"])
         self.momentum.load_state_dict(state["momentum"])
+        if self.also.tensors or state.get("also"):
+            self.also.load_state_dict(state.get("also") or {})
 
     def _forget_round(self) -> None:
         shape = len(self.projections), self.projections[0].A.shape[0]
@@ -210,6 +222,7 @@ class AdapterUpdate:
 
     def _start_step(self) -> None:
         self.optimizer.zero_grad()
+        self.also.begin()
         r_max = self.projections[0].A.shape[0]
         self._count = ContributionCount(len(self.projections), r_max)
 

@@ -14,6 +14,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
+from fedlora.lora.also import AlsoTrained
 from fedlora.lora.device import check_device
 from fedlora.lora.fused import fuse
 from fedlora.lora.layers import add_lora, set_adapter_dropout
@@ -100,6 +101,8 @@ class SplitEngine:
         The token embedding, where clients send tokens (``link.activation``).
     prefix
         Runs batches through the blocks, and keeps what no client trains.
+    also
+        What trains whole beside the adapters.
     update
         Makes the next adapter of the gradients that ``backward`` adds up.
     """
@@ -137,7 +140,8 @@ class SplitEngine:
         self.placement.attach(self.projections)
         self.r_max = scenario.lora.r_max
         self.masks = RankMasks(self.projections, self.r_max)
-        self.update = AdapterUpdate(self.projections, scenario)
+        self.also = AlsoTrained(self.blocks, scenario)
+        self.update = AdapterUpdate(self.projections, scenario, self.also)
         fuse(self.projections, self.masks, self.update.by_client)
         self.prefix = Prefix(
             self.blocks,
@@ -349,8 +353,8 @@ class SplitEngine:
         return self._snr.take()
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """Return a copy of all factors, as ``NAME.A`` and ``NAME.B``."""
-        state = {}
+        """Return a copy of all factors, as ``NAME.A`` and ``NAME.B``, and of ``lora.also``'s."""
+        state = self.also.values()
         for projection in self.projections:
             state[f"{projection.name}.A"] = projection.A.detach().clone()
             state[f"{projection.name}.B"] = projection.B.detach().clone()
@@ -359,6 +363,7 @@ class SplitEngine:
     @torch.no_grad()
     def load_adapter(self, state: AdapterState) -> None:
         """Set all factors from what ``adapter`` returned."""
+        self.also.load(state)
         for projection in self.projections:
             projection.A.copy_(state[f"{projection.name}.A"])
             projection.B.copy_(state[f"{projection.name}.B"])

@@ -85,6 +85,7 @@ class Prefix:
         self._device = torch.device(scenario.compute.device)
         self._dtype = DTYPES[scenario.model.dtype]
         self._enters_trained = scenario.train.embedding
+        self._also = bool(scenario.lora.also)  # at every block, whatever the ranks
         self._dropout = scenario.lora.dropout > 0
         self._kept: KeptStates | None = None
         if scenario.compute.reuse_blocks and not scenario.train.embedding:
@@ -115,7 +116,7 @@ class Prefix:
         self._set_masks(rows, range(len(self._at)))
         enters = packed.requires_grad_() if train and self._enters_trained else None
         floor = graph = 0
-        if train and enters is None:
+        if train and enters is None and not self._also:
             graph = min(self._lowest(r.ranks) for r in rows)
             floor = min(graph, self._end - 1) if self._one_token else graph
         with torch.no_grad():
