@@ -138,13 +138,13 @@ class LinkConfig:
     activation: str = "fp32"
     representation: str = "fp32"
     gradient: str = "fp32"
-    activation_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
-    representation_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
-    gradient_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
+    activation_bits: float = within(0.0, 2.0, 12.0, zero="the codec's own")
+    representation_bits: float = within(0.0, 2.0, 12.0, zero="the codec's own")
+    gradient_bits: float = within(0.0, 2.0, 12.0, zero="the codec's own")
     end_weight: str = "fp32"
     end_gradient: str = "fp32"
-    end_weight_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
-    end_gradient_bits: float = within(0.0, 2.0, 8.0, zero="the codec's own")
+    end_weight_bits: float = within(0.0, 2.0, 12.0, zero="the codec's own")
+    end_gradient_bits: float = within(0.0, 2.0, 12.0, zero="the codec's own")
     group: int = within(128, 16, 256)
     rotation_seed: int = within(0, 0, 2**31 - 1)
     r_cut: int = within(0, 1, 4095, zero="all")

@@ -1,10 +1,10 @@
-"""``rotated``: 2 to 8 bits a number, after a random rotation, with a scale for each group.
+"""``rotated``: 2 to 12 bits a number, after a random rotation, with a scale for each group.
 
 A row is cut into groups of ``group`` numbers. Each is multiplied by random signs and by Hadamard's
 matrix, which spreads single large channels over the group (as in QuaRot, Ashkboos et al. 2024, and
 in randomised Hadamard mean estimation, Suresh et al. 2017), and rounded to one of 2^bits levels
 between the ends of its range. Bytes are written with Huffman's code (deflate's, from zlib) where
-that takes less than ``bits`` each.
+that takes less than ``bits`` each; levels of more than 8 bits are written as they are.
 
 ===========  ========================================================================
 ``s``        signs, +1 or -1, from SHAKE-256 of the seed in the profile
@@ -15,8 +15,8 @@ that takes less than ``bits`` each.
 ``x``        s H (2 k - 2^bits + 1) scale / group, as it is read
 ===========  ========================================================================
 
-Reading takes sums of small whole numbers and one product of at most 24 bits, exact in fp32, so the
-same bytes give the same tensor everywhere. A group is written from its own numbers alone, so a row
+Reading takes sums of whole numbers below 2^22, exact in fp32, and one product, so the same bytes
+give the same tensor everywhere. A group is written from its own numbers alone, so a row
 of 64 numbers or more that is sent again has the same levels. Rounded to the nearest level
 (``encode``), a number of the rotated group is off by at most its scale, and equal rows are written
 once (``fedlora.link.distinct``). Rounded at random (``encode_drawn``), every number read is
@@ -36,15 +36,15 @@ import numpy as np
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import huffman
+from fedlora.link import huffman, wide_levels
 from fedlora.link.codec import Codec
 from fedlora.link.distinct import PLACES, merged, sent_rows, spread
 from fedlora.link.huffman import Bytes
 from fedlora.link.rotation import GROUPS, LEAST_SCALE, Rotation, hadamard_matrix, round_up, uniform
 
 VERSION = 1
-BITS = range(2, 9)
-_PROFILE = re.compile(r"\.rot(\d{1,3})-b(\d)-g(\d{1,4})-s(\d{1,10})(-h)?")
+BITS = range(2, 13)
+_PROFILE = re.compile(r"\.rot(\d{1,3})-b(\d{1,2})-g(\d{1,4})-s(\d{1,10})(-h)?")
 
 
 class RotatedCodec(Codec):
@@ -53,7 +53,7 @@ class RotatedCodec(Codec):
     Parameters
     ----------
     bits
-        Of a number, 2 to 8, before Huffman's code.
+        Of a number, 2 to 12, before Huffman's code.
     group
         Numbers that share a scale and are rotated together: 16 to 256, a power of two. A width that
         is no multiple of it takes the largest such group that divides it. Where none does, zeros
@@ -71,12 +71,12 @@ class RotatedCodec(Codec):
 
     def __init__(self, bits: int = 6, group: int = 128, seed: int = 0) -> None:
         if bits not in BITS:
-            raise FedloraError(f"rotated was given {bits!r:.40} bits; give it 2 to 8")
+            raise FedloraError(f"rotated was given {bits!r:.40} bits; give it 2 to 12")
         if group not in GROUPS:
             told = ", ".join(map(str, GROUPS))
             raise FedloraError(f"rotated was given groups of {group!r:.40}; choose one of {told}")
         self.bits, self.group, self.seed = bits, group, seed
-        self._most = (1 << bits) - 1
+        self._most, self._wide = (1 << bits) - 1, bits > 8
 
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``Codec``; to the nearest level, and equal rows once."""
@@ -103,11 +103,14 @@ class RotatedCodec(Codec):
         stream = parts[suffix]
         if stream.dtype != torch.uint8 or stream.dim() != 1:
             raise ProtocolError(f"payload part is of {stream.dtype}, expected a line of uint8")
-        levels = self._read(stream.numpy(), count, coded=coded)
-        # Whole numbers below 2^17, so that no order of the sums matters. The levels' common offset
+        if self._wide:
+            levels = wide_levels.read(stream.numpy(), count, self.bits).astype(np.float32)
+        else:
+            levels = self._read(stream.numpy(), count, coded=coded).astype(np.float32)
+        # Whole numbers below 2^22, so that no order of the sums matters. The levels' common offset
         # is a vector of equal numbers, all of which the matrix takes to the first column.
         matrix = 2 * hadamard_matrix(group)
-        x = torch.from_numpy(levels.astype(np.float32)).view(-1, group) @ matrix
+        x = torch.from_numpy(levels).view(-1, group) @ matrix
         x[:, 0] -= self._most * group
         x.mul_((scale / group)[:, None])
         return rotation.back(x, seed)
@@ -122,8 +125,12 @@ class RotatedCodec(Codec):
             y.add_(uniform(key, y.numel()).view_as(y)).add_(self._most / 2)
         if not torch.isfinite(scale).all():
             y.zero_()  # the scale tells whoever reads it
-        levels = y.clamp_(0, self._most).to(torch.uint8).flatten().numpy()
-        stream, coded = self._write(levels)
+        levels = y.clamp_(0, self._most).flatten()
+        if self._wide:
+            whole = levels.to(torch.int16).numpy().view(np.uint16)
+            stream, coded = wide_levels.write(whole, self.bits), False
+        else:
+            stream, coded = self._write(levels.to(torch.uint8).numpy())
         name = f".rot{VERSION}-b{self.bits}-g{self.group}-s{self.seed}{'-h' if coded else ''}"
         return {name: torch.from_numpy(stream), ".scale": scale.to(torch.bfloat16)}
 
@@ -142,6 +149,8 @@ class RotatedCodec(Codec):
                 f"payload has profile {suffix}, expected .rot{VERSION}-b{self.bits}-g{self.group}; "
                 "give both sides one release, and the same bits and group"
             )
+        if self._wide and match[5]:
+            raise ProtocolError(f"payload has profile {suffix}, and such levels have no code")
         return suffix, seed, match[5] is not None
 
     def _write(self, levels: Bytes) -> tuple[Bytes, bool]:

@@ -180,7 +180,7 @@ def draw_federation(d: Drawing) -> None:
         if d[f"link.{kind}"] == "entropy" and not d.wild:
             d.some(0.5, f"link.{kind}_bits", 2, 3.25, 5, 6.0)
         elif d.wild or d[f"link.{kind}"] == "rotated":
-            d.some(0.5, f"link.{kind}_bits", 2, 3, 5, 8, wild=[1, 9, 4.5])
+            d.some(0.5, f"link.{kind}_bits", 2, 3, 5, 8, 10, wild=[1, 13, 4.5])
     if d.wild or (not language and d.chance(0.15)):
         d.set("link.r_cut", 0, 3, 3, wild=[1, 2, 5, 4096])
         if d["link.r_cut"] and not d.wild:

@@ -31,7 +31,10 @@ UNITS = {
     "tokens",
     "blocks",
 }
-CODECS = ("int8", "rotated_8", "rotated_8_group_16", "bf16", "entropy_6", "fp32")
+CODECS = (
+    *("int8", "rotated_8", "rotated_8_group_16", "rotated_9_group_16", "rotated_10"),
+    *("bf16", "entropy_6", "fp32"),
+)
 FEW_BITS = {
     f"{name}.{whose}.{measured}"
     for name in (*CODECS, *(f"{c}_after_norm" for c in CODECS), "int8_both_ways_after_norm")

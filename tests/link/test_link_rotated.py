@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Frame, create_codec, decode_frame, encode_frame, pack, unpack
 from fedlora.link.rotated import RotatedCodec
 
-EVERY = pytest.mark.parametrize("bits", [2, 3, 5, 8])
+EVERY = pytest.mark.parametrize("bits", [2, 3, 5, 8, 9, 12])
 
 
 def random(rows: int = 40, width: int = 384, seed: int = 1) -> torch.Tensor:
@@ -120,6 +121,33 @@ def test_the_same_bytes_give_the_tensor_that_they_gave_on_another_machine():
     assert torch.equal(x.double(), exact * torch.tensor(signs, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("bits", [9, 10, 11, 12])
+def test_wide_levels_are_read_as_they_stand_in_the_bytes(bits):
+    """Levels are written down here as digits, one after the other."""
+    levels = [(37 * n * n + 5) % (1 << bits) for n in range(15)] + [(1 << bits) - 1]
+    digits = "".join(f"{level:0{bits}b}" for level in levels)
+    digits += "0" * (-len(digits) % 8)
+    stream = torch.tensor([int(digits[i : i + 8], 2) for i in range(0, len(digits), 8)])
+    parts = {f".rot1-b{bits}-g16-s0": stream.to(torch.uint8), ".scale": torch.ones(1).bfloat16()}
+    x = RotatedCodec(bits, 16).decode(parts, (1, 16))
+    y = 2 * torch.tensor(levels, dtype=torch.float64) - (1 << bits) + 1
+    assert torch.equal(x.double() @ dense(16), y[None])
+    again = RotatedCodec(bits, 16).encode(x)
+    assert torch.allclose(again[".scale"].float(), torch.ones(1), atol=2**-7)
+    with pytest.raises(ProtocolError, match=rf"{len(stream) + 1} bytes of levels, expected 16 of"):
+        longer = torch.cat([stream, stream[:1]]).to(torch.uint8)
+        RotatedCodec(bits, 16).decode({**parts, f".rot1-b{bits}-g16-s0": longer}, (1, 16))
+    coded = {f".rot1-b{bits}-g16-s0-h": stream.to(torch.uint8), ".scale": parts[".scale"]}
+    with pytest.raises(ProtocolError, match="no code"):
+        RotatedCodec(bits, 16).decode(coded, (1, 16))
+
+
+def test_each_bit_more_halves_what_is_off():
+    x = random()
+    off = [float((sent(x, RotatedCodec(bits)) - x).norm() / x.norm()) for bits in range(6, 13)]
+    assert all(1.7 < more / less < 2.3 for more, less in pairwise(off))
+
+
 def test_the_seed_of_what_is_read_comes_with_it():
     x = random()
     parts = pack("z", x, RotatedCodec(8, seed=123))
@@ -182,8 +210,8 @@ def test_numbers_that_are_not_finite_are_refused(bad):
 
 
 def test_bits_that_a_codec_cannot_have_are_refused_with_the_mend():
-    for bits in (1, 9):
-        with pytest.raises(FedloraError, match=rf"link.gradient_bits is {bits}.*2 to 8"):
+    for bits in (1, 13):
+        with pytest.raises(FedloraError, match=rf"link.gradient_bits is {bits}.*2 to 12"):
             LinkConfig(gradient="rotated", gradient_bits=bits)
     with pytest.raises(FedloraError, match=r"link.group is 100; choose one of 16"):
         LinkConfig(group=100)
