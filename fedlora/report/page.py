@@ -198,9 +198,10 @@ def _privacy(privacy: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "covers": _as_list(privacy.get("covers")),
         "excludes": _as_list(privacy.get("excludes")),
         "further": {
-            key.replace("_", " "): _value(value)
-            for key, value in privacy.items()
+            name: _value(value)
+            for key, found in privacy.items()
             if key not in STATED
+            for name, value in _named(key, found)
         },
     }
 
@@ -251,7 +252,17 @@ def _as_list(value: object) -> list[str]:
     return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
+def _named(key: str, value: object) -> list[tuple[str, object]]:
+    """Return a value, or those of a table, each under its own name."""
+    name = key.replace("_", " ")
+    if not isinstance(value, Mapping):
+        return [(name, value)]
+    return [pair for k, v in value.items() for pair in _named(f"{key}: {k}", v)]
+
+
 def _value(value: object) -> str:
+    if value is None:
+        return "none"
     amount = finite(value)
     if amount is not None:
         return f"{amount:g}"

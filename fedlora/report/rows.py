@@ -101,12 +101,12 @@ def client_table(
     """Return the header (name, line break, unit) and a row for each client.
 
     Columns that nobody has a value in are left out, and where it is not ``wide``, as on a terminal
-    of 80 columns, training rows, energy and the statistics of the text.
+    of 80 columns, rows trained on in the last round, energy and the statistics of the text.
     """
     lost = [str(item.rounds_lost) if item.rounds_lost else ABSENT for item in totals]
     columns: list[tuple[str, list[str]]] = [
         ("client", [item.client for item in totals]),
-        ("rows", [count_text(item.rows) if wide else ABSENT for item in totals]),
+        ("rows in\nlast round", [count_text(item.rows) if wide else ABSENT for item in totals]),
         (metric_name, [number_text(item.metric) for item in totals]),
         ("SNR\ndB", [_optional(item.snr_db, "{:.1f}") for item in totals]),
         ("mean\nrank", [_optional(item.mean_rank, "{:.1f}") for item in totals]),

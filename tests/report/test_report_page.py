@@ -103,6 +103,16 @@ def test_privacy_block_says_what_is_covered_and_what_is_not(finished):
         assert statement in text
 
 
+def test_what_else_is_stated_of_privacy_is_told_in_words_and_not_as_code(make_run, make_rounds):
+    zero_out = {"adjacency": "zero-out", "epsilon": 5.25}
+    stated = {"epsilon": 3.0, "delta": 1e-5, "adjacency": "replace_one", "covers": ["labels"]}
+    further = {"excludes": ["texts"], "zero_out": zero_out, "adapter": {"epsilon": None}}
+    text = read(make_run(make_rounds(rounds=1), privacy={**stated, **further})).text
+    for told in ("zero out: adjacency", "zero out: epsilon", "5.25", "adapter: epsilon", "none"):
+        assert told in text
+    assert "{'" not in text and "None" not in text
+
+
 def test_noise_that_can_be_repeated_is_called_no_guarantee(make_run, make_rounds):
     privacy = {"epsilon": 3.0, "delta": 1e-5, "adjacency": "replace_one", "guarantee": False}
     folder = make_run(make_rounds(rounds=1), privacy={**privacy, "covers": [], "excludes": []})
