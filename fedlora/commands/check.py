@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def show_check(
         _print_rows(console, scenario, rows)
     if sizes is not None:
         _print_sizes(console, scenario, sizes)
-    console.print(Text(f"{scenario.name} can be run: fedlora run {name}"), soft_wrap=True)
+    settings = [word for override in overrides for word in ("--set", override)]
+    command = shlex.join(["fedlora", "run", name, *settings])
+    console.print(Text(f"{scenario.name} can be run: {command}"), soft_wrap=True)
     return True
 
 

@@ -131,7 +131,9 @@ class RowView:
     def load(self, max_length: int) -> Load:
         """Return what sizes follow from."""
         tokens = np.minimum(self.lengths, max_length)
-        return Load(float(tokens.mean()), float(np.mean(self.learnt)), int(tokens.sum()))
+        sets = (rows for own in self.samples for rows in (own.train, own.held_out))
+        together = sum(len(ids) for rows in sets for ids, _ in rows)
+        return Load(float(tokens.mean()), float(np.mean(self.learnt)), together)
 
 
 def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:

@@ -28,7 +28,7 @@ class Load:
     tokens, learnt
         Of a row on average, as it is cut: all, and those to be predicted.
     all_tokens
-        Of all rows together; 0 where that is not known.
+        Of all rows together, those held out too; 0 where that is not known.
     """
 
     tokens: float

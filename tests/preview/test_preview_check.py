@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from fedlora import cli
 from fedlora.check import check_run
+from fedlora.commands.check import figures
 from fedlora.config import scenario_to_toml
 from fedlora.link.messages import GRADIENT, STEP
 from fedlora.preview import Load, find_faults, predict_sizes, view_rows
@@ -67,6 +69,27 @@ def test_every_fault_is_told_at_once_and_nothing_is_started(tmp_path, tiny):
         assert sum(word in fault for fault in faults) == 1, (word, faults)
         assert word in told
     assert "nothing was started" in told
+
+
+def test_the_command_that_is_named_at_the_end_runs_what_was_looked_at(tmp_path, tiny):
+    path = records(tmp_path / "rows.jsonl", ["w4 w5"] * 30)
+    (tmp_path / "s.toml").write_text(scenario_to_toml(scenario(tiny, path, "task.kind=causal_lm")))
+    _, told = run(tmp_path / "s.toml", "--set", "train.lr=2e-3", "--set", "name=two words")
+    command = shlex.split(told.rpartition("can be run: ")[2])
+    settings = ["--set", "train.lr=2e-3", "--set", "name=two words"]
+    assert command == ["fedlora", "run", str(tmp_path / "s.toml"), *settings]
+
+
+def test_check_and_plan_say_alike_what_the_server_keeps(tmp_path, tiny):
+    path = records(tmp_path / "rows.jsonl", ["w4 w5", "w6 w7 w8"] * 20)
+    config = scenario(tiny, path, "task.kind=causal_lm", "data.holdout=0.5", "train.rounds=20")
+    (tmp_path / "s.toml").write_text(scenario_to_toml(config))
+    sizes = figures(config)[1]
+    file = tmp_path / "plan.json"
+    planned = CliRunner().invoke(cli.app, ["plan", str(tmp_path / "s.toml"), "--json", str(file)])
+    assert planned.exit_code == 0
+    kept = json.loads(file.read_text())["kept_bytes"]
+    assert sizes.server_kept == pytest.approx(kept, rel=0.02)  # and a bit of a token's target
 
 
 def test_each_record_that_cannot_be_used_is_told_of(tmp_path):
