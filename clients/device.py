@@ -186,7 +186,7 @@ def _load(invitation: Invitation, keys: NodeKeys) -> tuple[SimulatedData, EdgePa
 
 def _data(keys: NodeKeys) -> str:
     """Return where the owner finds the records that a run used."""
-    return str(Path(keys.data).absolute()) if keys.data else "of the scenario"
+    return str(Path(keys.data).absolute()) if keys.data else "the scenario's data"
 
 
 def state_folder(keys: NodeKeys, run: str) -> Path:

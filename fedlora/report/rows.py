@@ -55,6 +55,11 @@ def headline(summary: Mapping[str, Any]) -> str:
     idle = finite(summary.get("untrained_rounds"))
     if idle and idle == finite(summary.get("rounds")):
         done += ", whose adapter was never trained"
+    if metric is None and finite((summary.get("privacy") or {}).get("epsilon")) is not None:
+        return (
+            f"No held-out metric was told {done}: in a run with noise the scenario "
+            "(evaluate.report) and each device's owner (privacy-report) have to allow it."
+        )
     if metric is None:
         return f"No evaluation was reached {done}."
     text = f"{name[:1].upper()}{name[1:]} {number_text(metric)} on held-out data {done}"

@@ -24,7 +24,7 @@ def lines(history: History, ledgers: Sequence[Verified], last: int) -> Iterator[
     """
     sessions = list(history.sessions)
     shown = sessions[-last:]
-    yield f"Runs: {len(sessions)} invitations"
+    yield f"Invitations to runs: {len(sessions)}"
     if len(shown) < len(sessions):
         yield f"  the last {len(shown)}; --last {len(sessions)} shows all"
     for session in shown:
@@ -64,7 +64,7 @@ def _session(session: Session) -> Iterator[str]:
         told = session.state if session.over else f"no answer: {session.state}"
         yield f"    refused    {told}; device.log has the whole sentence"
         return
-    yield f"    records    {rows_text(session.accepted['rows'])}, of {session.accepted['data']}"
+    yield f"    records    {rows_text(session.accepted['rows'])}; {session.accepted['data']}"
     yield f"    round      {session.round}, {session.samples:,} samples"
     yield f"    bytes out  {left_text(session.left)}"
     after = session.ledgers[-1] if session.ledgers else None

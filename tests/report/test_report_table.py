@@ -100,6 +100,12 @@ def test_without_clients_there_is_no_client_table():
     assert clients_table([{"round": 1}]) is None
 
 
+def test_headline_of_a_run_with_noise_says_who_may_let_a_metric_be_told():
+    summary = {"metric": None, "rounds": 3, "clients": 3, "privacy": {"epsilon": 8.0}}
+    assert headline(summary).startswith("No held-out metric was told after 3 rounds with 3 clients")
+    assert "privacy-report" in headline(summary)
+
+
 @pytest.mark.parametrize(
     ("metric", "before", "higher", "words"),
     [

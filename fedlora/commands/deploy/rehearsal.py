@@ -335,8 +335,7 @@ class _Rehearsal:
             )
         self._say(
             f"Recovered: device {name} was killed in round {begun}, was back after "
-            f"{seconds_text(self.killed.back_s)} and took part again in "
-            f"{len(again)} rounds, from round {again[0]} on."
+            f"{seconds_text(self.killed.back_s)} and took part again from round {again[0]} on."
         )
 
     def _say(self, text: str) -> None:
