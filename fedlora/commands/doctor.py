@@ -190,6 +190,23 @@ def _device() -> Iterator[Finding]:
         yield Finding("GPU", f"{name}; use --set compute.device=cuda:0")
     else:
         yield Finding("GPU", "none; the CPU is used")
+    yield Finding("model.weights", _forms())
+
+
+def _forms() -> str:
+    """Say in which forms a server here can keep its blocks' matrices."""
+    from fedlora.split.few_bits import LIBRARIES, check_form
+
+    found = ["fp32"]
+    for form in ("bf16", "int8", "nf4"):
+        try:
+            check_form(form, "cpu")
+            found.append(form)
+        except FedloraError:
+            library = LIBRARIES.get(form)
+            mend = f" (needs fedlora[{library}])" if library else ""
+            found.append(f"not {form}{mend}")
+    return ", ".join(found)
 
 
 _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -24,15 +24,12 @@ def report(
     """
     from fedlora.report import RunFolder, result_rows, write_tables
     from fedlora.report.figure import parse_formats
-    from fedlora.report.gallery import write_holdings
     from fedlora.report.page import write_report
 
     formats, folder = parse_formats(figures), RunFolder(run_folder)
     if not folder.read_metrics():
         raise FedloraError(f"{run_folder} holds no finished round of a run; name a run folder")
     summary = folder.read_summary() or {}
-    if held := summary.get("label_counts"):
-        write_holdings(folder, held, formats)
     page = write_report(folder, formats)
     rows = [row for group in result_rows(summary) for row in group] if summary else []
     if rows:

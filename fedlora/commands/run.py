@@ -117,7 +117,7 @@ def follow_simulation(
         moved = f"{temporary_folder()} leaves the sockets of Ray no room"
         console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
-    before = memory()
+    before, status = memory(), None
     try:
         with FlowerSimulation(request) as simulation:
             with ProgressView(folder, console=console) as view:
@@ -126,7 +126,12 @@ def follow_simulation(
                     console.print("Ray did not start within its 30 s; it is started again")
                     status = view.follow(lambda: simulation.working)
             told = "" if status else simulation.last_words()
+            if status == "finished":
+                simulation.dismiss()  # its processes end while the report is drawn
+                write_report(folder)
     except (KeyboardInterrupt, BrokenPipeError, SystemExit) as error:
+        if status == "finished":  # it was the report that is left out
+            raise
         by_user = isinstance(error, KeyboardInterrupt)
         text = "interrupted by the user" if by_user else "whoever read its output has gone"
         folder.append_event("done", status="interrupted", text=text)
@@ -145,7 +150,6 @@ def follow_simulation(
         except FedloraError as error:  # which is not why the run ended
             reason = f"{reason}; there is no summary, as {error}"
         raise FedloraError(f"{reason} (log: {folder.log})")
-    write_report(folder)
     print_result(folder, console)
 
 

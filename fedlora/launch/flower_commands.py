@@ -36,6 +36,8 @@ _QUIET = {
     # and Ray's niceness of 15 would let the hosts starve beside whatever else the machine does.
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_worker_niceness": "0",
+    # Flower's workers have an environment of their own, so none that is started ahead serves them.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 

@@ -138,12 +138,17 @@ def start_superlink(
         let_go(guard)
 
 
-def let_go(*guards: subprocess.Popen[bytes]) -> None:
-    """Tell guards to end everything, and wait for them."""
+def dismiss(*guards: subprocess.Popen[bytes]) -> None:
+    """Tell guards to end everything."""
     for guard in guards:
         assert guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             guard.stdin.close()
+
+
+def let_go(*guards: subprocess.Popen[bytes]) -> None:
+    """Tell guards to end everything, and wait for them."""
+    dismiss(*guards)
     for guard in guards:
         with contextlib.suppress(subprocess.TimeoutExpired):
             guard.wait(6 * END_S)

@@ -17,6 +17,7 @@ from fedlora.launch.guarded import (
     Place,
     StartedTogether,
     Watch,
+    dismiss,
     end_users_of,
     let_go,
     start_superlink,
@@ -107,6 +108,11 @@ class FlowerSimulation(StartedTogether):
         with self.log.open("a", encoding="utf-8") as file:
             file.write(self._flower.log(self._run_id))
         return self._flower.details(self._run_id)
+
+    def dismiss(self) -> None:
+        """Tell everything to end, without waiting for it."""
+        if self._guard is not None:
+            dismiss(self._guard)
 
     def stop(self) -> None:
         """End the SuperLink, the run and its Ray."""

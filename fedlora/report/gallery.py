@@ -128,14 +128,14 @@ def write_plots(folder: RunFolder, formats: Sequence[str] = ()) -> list[Path]:
     Returns
     -------
     list of Path
-        The files written. ``holdings`` is not among them: who knows the partition draws it when
-        the run starts, with ``write_holdings``.
+        The files written.
     """
     rounds, summary = folder.read_metrics(), folder.read_summary() or {}
     before, projections = summary.get("metric_before"), _projections(summary)
     draw: dict[str, Callable[[], Figure | None]] = {
         "learning": lambda: plots.learning(rounds, metric_before=before),
         "clients": lambda: plots.client_metric(rounds),
+        "holdings": lambda: plots.holdings(summary.get("label_counts") or {}),
         "traffic": lambda: plots.traffic(rounds),
         "quality-over-bits": lambda: plots.quality_over_bits(rounds),
         "channel": lambda: air_plots.channel(rounds),
@@ -145,16 +145,6 @@ def write_plots(folder: RunFolder, formats: Sequence[str] = ()) -> list[Path]:
     }
     written = [_write(folder, name, drawn, formats) for name, drawn in draw.items()]
     return [path for path in written if path is not None]
-
-
-def write_holdings(
-    folder: RunFolder, counts: Mapping[str, Mapping[str, int]], formats: Sequence[str] = ()
-) -> Path | None:
-    """Draw who holds what into ``plots/holdings.png``; see ``fedlora.report.plots.holdings``.
-
-    As with ``write_plots``, what fails is a warning.
-    """
-    return _write(folder, "holdings", lambda: plots.holdings(counts), formats)
 
 
 def _projections(summary: Mapping[str, Any]) -> list[tuple[int, str]]:

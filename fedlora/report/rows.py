@@ -180,6 +180,8 @@ def _work(summary: Mapping[str, Any]) -> list[Row]:
             "adapters on the server",
         ),
     ]
+    if (form := summary.get("weights", "fp32")) != "fp32":
+        rows.append(("frozen matrices", str(form), "model.weights, of the server's blocks"))
     rows += _untrained(summary)
     for name, key in (("server", "peak_rss_server_bytes"), ("edge", "peak_rss_edge_bytes")):
         size = finite(summary.get(key))

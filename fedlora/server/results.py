@@ -14,7 +14,6 @@ from safetensors.torch import save
 from fedlora.errors import printable
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder, Summary, client_ids
-from fedlora.report.gallery import write_holdings
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.held_out import full_evaluation
 from fedlora.server.run import ServerRun
@@ -28,7 +27,7 @@ log = logging.getLogger("fedlora.server")
 def write_results(
     folder: RunFolder, server: ServerRun, results: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write adapter, shared head and summary, and draw who held what.
+    """Write adapter, shared head and summary.
 
     Parameters
     ----------
@@ -65,6 +64,7 @@ def write_results(
         peak_rss_server_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         extra={
             "task": scenario.task.kind,
+            "weights": scenario.model.weights,
             "labels": classes,
             "projections": [(p.layer, p.name) for p in server.training.ranking.space.projections],
             "label_counts": held,
@@ -77,7 +77,6 @@ def write_results(
         },
     )
     folder.write_summary(summary)
-    write_holdings(folder, held)
 
 
 def _tell_absent(classes: Sequence[str]) -> None:

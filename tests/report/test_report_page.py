@@ -7,9 +7,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from support.holdings import add_holdings
 
 from fedlora.report import RunFolder
-from fedlora.report.gallery import GALLERY, write_holdings
+from fedlora.report.gallery import GALLERY
 from fedlora.report.page import write_report
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -48,7 +49,7 @@ def read(folder: RunFolder) -> Page:
 
 
 def test_page_refers_to_nothing_outside_itself(finished):
-    write_holdings(finished, {"lights": {"client-0": 3}})
+    add_holdings(finished, {"lights": {"client-0": 3}})
     html = write_report(finished).read_text(encoding="utf-8")
     page = Page(html)
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"} == set()
@@ -63,7 +64,7 @@ def test_page_refers_to_nothing_outside_itself(finished):
 
 
 def test_every_plot_is_inside_as_the_png_on_disk(finished):
-    write_holdings(finished, {"lights": {"client-0": 3}})
+    add_holdings(finished, {"lights": {"client-0": 3}})
     sources = read(finished).sources()
     assert len(sources) == len(GALLERY)
     for plot, source in zip(GALLERY, sources, strict=True):

@@ -8,15 +8,17 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from support.holdings import add_holdings
 
 from fedlora.report import air_plots, plots
-from fedlora.report.gallery import GALLERY, write_holdings, write_plots
+from fedlora.report.gallery import GALLERY, write_plots
 
 HOLDINGS = {"lights": {"a": 40, "b": 10}, "music": {"b": 30}}
 
 
 def test_every_plot_is_a_png_with_something_on_it(finished):
-    written = [*write_plots(finished), write_holdings(finished, HOLDINGS)]
+    add_holdings(finished, HOLDINGS)
+    written = write_plots(finished)
     assert {path.stem for path in written} == {plot.name for plot in GALLERY}
     for path in written:
         with Image.open(path) as image:
@@ -155,11 +157,11 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
 
 
 def test_a_plot_that_cannot_be_drawn_is_left_out_with_a_warning_that_names_it(finished, caplog):
-    assert write_holdings(finished, {"on\ud83d": {"client-0": 3}}) is None
-    assert "the plot holdings is left out" in caplog.text
+    add_holdings(finished, {"on\ud83d": {"client-0": 3}})
     (finished.plots / "air.png").mkdir(parents=True)  # as good as a disk that fails
     names = {path.stem for path in write_plots(finished)}
     assert names == {plot.name for plot in GALLERY} - {"air", "holdings"}
+    assert "the plot holdings is left out" in caplog.text
     assert "the plot air is left out" in caplog.text
 
 
@@ -174,7 +176,7 @@ def test_what_has_no_data_is_left_out(make_run, rounds):
     assert plots.holdings({}) is None
     folder = make_run([])
     assert write_plots(folder) == []
-    assert write_holdings(folder, {"label": {"a": 0}}) is None
+    assert plots.holdings({"label": {"a": 0}}) is None
 
 
 def test_drawing_leaves_no_global_state():

@@ -24,7 +24,6 @@ from fedlora.launch.working_folder import go_where_started, is_told
 from fedlora.observe.outcome import logging_to, outcome_in
 from fedlora.observe.recorder import observed
 from fedlora.report import RUN, RunFolder
-from fedlora.report.page import write_report
 from fedlora.scenarios import find_scenario
 from fedlora.server.checkpoint import Checkpoints, open_run
 from fedlora.server.flower.console import narrated
@@ -75,6 +74,8 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
         with logging_to(folder, json_lines=scenario.observe.json_log), outcome_in(folder):
             _run(grid, scenario, folder, run_id)
         if not prepared:
+            from fedlora.report.page import write_report  # half a second of matplotlib
+
             write_report(folder)
 
 
