@@ -83,13 +83,17 @@ class ClientHead:
             parameter.grad = None
         self._optimizer = None
         if self._parameters and self.share != "step":  # there the server's steps
-            self._optimizer = torch.optim.AdamW(self._parameters.values(), weight_decay=decay)
+            self._optimizer = torch.optim.AdamW(
+                self._parameters.values(), weight_decay=decay, fused=True
+            )
         for name, parameter in self._front.items():
             parameter.data.copy_(self._initial_front[name])
             parameter.grad = None
         self._front_optimizer = None
         if self._front and self.front_share != "step":
-            self._front_optimizer = torch.optim.AdamW(self._front.values(), weight_decay=decay)
+            self._front_optimizer = torch.optim.AdamW(
+                self._front.values(), weight_decay=decay, fused=True
+            )
 
     def begin_batches(self) -> None:
         """Forget a batch of the front whose gradient never came, as its upload was too late."""

@@ -2,7 +2,8 @@
 
 A component that no client trained in a step must stay as it is. Plain AdamW would go on moving it
 by its momentum and decay it, so every component has its own step counter, and an untouched one has
-no update of weight, moments or counter. Where all train, this is ``torch.optim.AdamW``.
+no update of weight, moments or counter. Where all train, this is ``torch.optim.AdamW``: projections
+all of whose components train, and have trained as often, take torch's fused step together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch.optim.adamw import adamw
 
 from fedlora.errors import FedloraError
 from fedlora.lora.layers import LoraProjection
@@ -57,10 +59,14 @@ class ComponentAdamW:
             Components to update, bool, shape (projections, r_max).
         """
         self.steps += active
-        for index, projection in enumerate(self.projections):
-            rows = active[index].to(projection.A.device)
-            if not bool(rows.any()):
+        even = active.all(1) & (self.steps == self.steps[:, :1]).all(1)
+        together = {place for place in even.nonzero().flatten().tolist() if self._is_plain(place)}
+        self._step_together(sorted(together), lr)
+        for index in active.any(1).nonzero().flatten().tolist():
+            if index in together:
                 continue
+            projection = self.projections[index]
+            rows = active[index].to(projection.A.device)
             time = self.steps[index].clamp_min(1.0).double()
             corrections = [(1 - beta**time).to(projection.A).unsqueeze(1) for beta in self.betas]
             A, B = projection.A, projection.B
@@ -68,6 +74,48 @@ class ComponentAdamW:
                 self._update(2 * index, A, A.grad, lr, rows[:, None], corrections)
             if B.grad is not None:
                 self._update(2 * index + 1, B.T, B.grad.T, lr, rows[:, None], corrections)
+
+    def _is_plain(self, index: int) -> bool:
+        """Tell whether torch's fused step is sure to know a projection's factors."""
+        projection = self.projections[index]
+        return all(
+            f.dtype == torch.float32 and f.is_contiguous() and f.device.type in ("cpu", "cuda")
+            for f in (projection.A, projection.B)
+        )
+
+    def _step_together(self, chosen: Sequence[int], lr: float) -> None:
+        """Update all components of projections, of each of which all have trained as often."""
+        own: list[tuple[torch.Tensor, ...]] = []
+        for index in chosen:
+            projection, place = self.projections[index], 2 * index
+            before = self.steps[index, 0] - 1  # the fused step counts on by itself
+            parts = (
+                (projection.A, self._first[place], self._second[place]),
+                (projection.B, self._first[place + 1].T, self._second[place + 1].T),
+            )
+            for factor, first, second in parts:
+                if factor.grad is not None:
+                    time = before.to(factor.device, copy=True)
+                    own.append((factor, factor.grad.contiguous(), first, second, time))
+        if not own:
+            return
+        factors, gradients, means, squares, times = (list(part) for part in zip(*own, strict=True))
+        adamw(
+            factors,
+            gradients,
+            means,
+            squares,
+            [],
+            times,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=self.weight_decay,
+            eps=_EPS,
+            maximize=False,
+        )
 
     def _update(
         self,

@@ -76,6 +76,21 @@ def test_component_that_starts_late_is_corrected_from_its_own_first_step():
     torch.testing.assert_close(projections[0].A[2], late, rtol=1e-5, atol=1e-6)
 
 
+def test_projections_that_step_together_step_as_each_by_itself():
+    together, alone = factors(), factors()
+    first, second = ComponentAdamW(together, 0.1), ComponentAdamW(alone, 0.1)
+    second._is_plain = lambda index: False
+    for step, active in enumerate([ALL, SOME, ALL, ALL]):  # after SOME, counts differ in one alone
+        set_random_gradients(together, step)
+        set_random_gradients(alone, step)
+        first.step(0.1, active)
+        second.step(0.1, active)
+    for mine, other in zip(values(together), values(alone), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    for name, own in first.state_dict().items():
+        torch.testing.assert_close(own, second.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
 def test_state_goes_round():
     first = factors()
     optimizer = ComponentAdamW(first, 0.1)

@@ -49,6 +49,12 @@ def test_table_says_when_there_is_no_privacy(make_run, make_rounds):
     assert "no differential privacy" in printed(result_table(folder.read_summary()))
 
 
+def test_matrices_in_fewer_bits_are_told_in_the_table():
+    named = {form: str(result_rows({"weights": form})) for form in ("fp32", "nf4")}
+    assert "frozen matrices" not in named["fp32"]
+    assert "('frozen matrices', 'nf4', " in named["nf4"]
+
+
 def test_tables_fit_80_columns_without_cutting_a_value(finished):
     text = printed(clients_table(finished.read_metrics(), metric_name="perplexity"))
     assert "…" not in text + printed(result_table(finished.read_summary()))

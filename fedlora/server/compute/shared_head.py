@@ -55,7 +55,10 @@ class SharedHead:
         self._by_client: dict[str, tuple[Weights, float]] = {}
         self.parameters = {n: torch.nn.Parameter(w.clone()) for n, w in weights.items()}
         self._optimizer = torch.optim.AdamW(
-            self.parameters.values(), weight_decay=config.weight_decay, betas=robust.betas
+            self.parameters.values(),
+            weight_decay=config.weight_decay,
+            betas=robust.betas,
+            fused=True,
         )
         self._weight = 0.0
 
@@ -95,7 +98,8 @@ class SharedHead:
             return
         self._weight += weight
         for name, parameter in self.parameters.items():
-            parameter.grad = own[name] if parameter.grad is None else parameter.grad + own[name]
+            added = own[name] if parameter.grad is None else parameter.grad + own[name]
+            parameter.grad = added.contiguous()  # torch's fused step reads memory in order
 
     def averaged(self) -> list[torch.Tensor]:
         """Average what was added over samples or clients, and return it, for clipping in place.
