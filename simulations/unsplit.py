@@ -15,7 +15,7 @@ from clients.build import EdgeParts, load_parts
 from clients.edge_client import EdgeClient
 from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
-from fedlora.server.compute.engine import AdapterState
+from fedlora.server.compute import AdapterState
 from fedlora.split import compute_as_kept, find_family, load_whole
 from fedlora.tasks import IGNORED, Sample
 

@@ -8,7 +8,7 @@ from support.tiny_models import CONFIGS
 from fedlora.config import Scenario, with_overrides
 from fedlora.geometry import Geometry
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.split import Checkpoint
 
 

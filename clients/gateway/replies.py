@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clients.generation.completion import Finish
+from clients.generation import Finish
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from clients.gateway.faults import RequestFault
-from clients.generation.sampling import Sampling
+from clients.generation import Sampling
 from fedlora.checks import number, whole
 from fedlora.errors import FedloraError, shown
 from fedlora.unicode import require_unicode

@@ -9,9 +9,7 @@ from typing import Protocol
 
 from clients.gateway.faults import RequestFault
 from clients.gateway.requests import TextRequest
-from clients.generation.completion import Completion
-from clients.generation.sampling import Sampler
-from clients.generation.writer import Writer
+from clients.generation import Completion, Sampler, Writer
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.tasks import Tokenizer

@@ -16,9 +16,8 @@ from fedlora.generation.admission import agreed
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.geometry import Geometry
 from fedlora.link import PROTOCOL, Frame, messages as m
-from fedlora.link.stream.backoff import Backoff
+from fedlora.link.stream import CHALLENGE_BYTES, Backoff, fingerprint, prove
 from fedlora.link.stream.client.asking import AskingStream
-from fedlora.link.stream.node_proof import CHALLENGE_BYTES, fingerprint, prove
 
 log = logging.getLogger("fedlora.generation")
 

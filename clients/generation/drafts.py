@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora.errors import FedloraError
-from fedlora.storage.files import replace_file
+from fedlora.storage import replace_file
 
 _LONGEST = 3
 _MOST_TOKENS = 20_000

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from clients.generation.sampling import Sampling
-from fedlora.config.toml import read_section
+from fedlora.config import read_section
 from fedlora.errors import FedloraError
-from fedlora.storage.files import explained, lock_file, read_lines
+from fedlora.storage import explained, lock_file, read_lines
 
 _SUFFIX = ".text"
 

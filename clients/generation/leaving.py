@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.checks import number, whole
-from fedlora.errors import FedloraError, require
+from fedlora.config import require
+from fedlora.errors import FedloraError
 
 _MOST_BLOCKS = 1 << 16
 

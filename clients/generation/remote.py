@@ -21,8 +21,7 @@ from fedlora.commands.prompts import TaskFacts
 from fedlora.commands.serving.run_package import read_package
 from fedlora.config import NodeKeys, states_folder
 from fedlora.errors import FedloraError
-from fedlora.link.stream.address import address_of
-from fedlora.link.stream.node_proof import read_node_key
+from fedlora.link.stream import address_of, read_node_key
 from fedlora.registry import use_python_path
 from fedlora.split import model_folder
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedlora.checks import number, whole
-from fedlora.errors import require
+from fedlora.config import require
 
 _MOST_ID = 1 << 31
 _SEEDS = 1 << 63

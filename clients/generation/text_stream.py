@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedlora.errors import require
+from fedlora.config import require
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from fedlora.launch.keys import AUTHORITY, AUTHORITY_KEY, SERVER, SERVER_KEY, write_keys
-from fedlora.link.stream.address import address_of
+from fedlora.link.stream import address_of
 
 
 def write_certificates(

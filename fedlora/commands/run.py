@@ -20,9 +20,7 @@ from fedlora.import_path import plugin_folders
 from fedlora.launch.killed import ended, memory
 from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
 from fedlora.launch.temporary import parent_folder, temporary_folder
-from fedlora.report import RunFolder
-from fedlora.report.progress import ProgressView
-from fedlora.report.table import print_result
+from fedlora.report import ProgressView, RunFolder, print_result
 from fedlora.scenarios import find_scenario
 from fedlora.storage import dated_folder
 

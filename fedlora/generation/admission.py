@@ -8,7 +8,7 @@ from fedlora.config import LinkConfig
 from fedlora.errors import ProtocolError, shown
 from fedlora.geometry import Geometry
 from fedlora.link import Frame, codec_profile, messages as m
-from fedlora.link.stream.node_proof import KnownDevice, check_proof, names_host
+from fedlora.link.stream import KnownDevice, check_proof, names_host
 
 LOCAL = "local"
 """The client of a device that says no number, where nobody has a key."""

@@ -18,8 +18,7 @@ from fedlora.geometry import Geometry
 from fedlora.lora.device import check_device
 from fedlora.lora.export import Adapter
 from fedlora.lora.targets import choose_targets
-from fedlora.split import DTYPES, Checkpoint, Cut, find_family
-from fedlora.split.family import Loader
+from fedlora.split import DTYPES, Checkpoint, Cut, Loader, find_family
 from fedlora.tasks import require_texts, task_class
 
 

@@ -21,15 +21,15 @@ from fedlora.generation.admission import Admission
 from fedlora.generation.server import GenerationServer
 from fedlora.generation.usage import Usage
 from fedlora.link import PROTOCOL, Frame, decode_frame, encode_frame, messages as m
-from fedlora.link.stream import tls
-from fedlora.link.stream.address import check_listens
-from fedlora.link.stream.malloc import keep_freed_memory
-from fedlora.link.stream.node_proof import CHALLENGE_BYTES
-from fedlora.link.stream.protocol import (
+from fedlora.link.stream import (
+    CHALLENGE_BYTES,
     GENERATION_METHOD,
     GENERATION_SERVICE,
     MAX_HELLO_BYTES,
     channel_options,
+    check_listens,
+    keep_freed_memory,
+    tls,
 )
 from fedlora.link.stream.server.refusals import Refusals
 

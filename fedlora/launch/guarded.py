@@ -258,7 +258,7 @@ def _answers(
 
 def _is_taken(port: int) -> bool:
     """Tell whether nothing else can listen on a port of loopback."""
-    from fedlora.link.stream.address import check_listens  # its room imports torch: one second
+    from fedlora.link.stream import check_listens  # its room imports torch: one second
 
     try:
         check_listens("127.0.0.1", port)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from fedlora.checks import finite
-from fedlora.report import ClientRecord, RoundRecord
-from fedlora.report.progress import PhaseProgress
+from fedlora.report import ClientRecord, PhaseProgress, RoundRecord
 
 
 class ClientStatus(TypedDict, total=False):

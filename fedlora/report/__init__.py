@@ -1,12 +1,14 @@
 """What a run leaves behind: records, summary, tables, plots, a page."""
 
 from fedlora.report.notices import NoticeHandler
+from fedlora.report.progress import PhaseProgress, ProgressView
 from fedlora.report.records import ClientRecord, RoundRecord, Rounds, client_ids, cut_bits, mean
 from fedlora.report.result import RunResult
 from fedlora.report.result_table import write_tables
 from fedlora.report.rows import bits_column, result_rows
 from fedlora.report.run_folder import RUN, RunFolder
 from fedlora.report.summary import Summary
+from fedlora.report.table import print_result
 from fedlora.report.units import (
     ABSENT,
     bits_text,
@@ -22,6 +24,8 @@ __all__ = [
     "RUN",
     "ClientRecord",
     "NoticeHandler",
+    "PhaseProgress",
+    "ProgressView",
     "RoundRecord",
     "Rounds",
     "RunFolder",
@@ -36,6 +40,7 @@ __all__ = [
     "energy_text",
     "mean",
     "number_text",
+    "print_result",
     "result_rows",
     "seconds_text",
     "write_tables",

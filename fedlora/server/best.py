@@ -12,8 +12,7 @@ import torch
 from fedlora.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from fedlora.server.compute.engine import SplitEngine
-    from fedlora.server.compute.shared_head import SharedHead
+    from fedlora.server.compute import SharedHead, SplitEngine
 
 log = logging.getLogger("fedlora.server")
 

@@ -10,8 +10,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Eval, EvalBegin, Frame, Metrics, create_codec, messages as m, pack
 from fedlora.registry import blaming
-from fedlora.server.compute.engine import AdapterState, ClientRows, SplitEngine
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute import AdapterState, ClientRows, SharedHead, SplitEngine
 from fedlora.server.exchange import head_space
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort

@@ -15,7 +15,7 @@ from fedlora.link import PROTOCOL, ClientLink, End, Frame, Identity, check_ident
 from fedlora.observe.observer import ClientStatus
 from fedlora.ranks import RankSpace
 from fedlora.server.air import Air
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.member import Member
 from fedlora.server.exchange.watch import Watch

@@ -22,8 +22,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError, NoClientsLeft, ProtocolError
 from fedlora.link import Batch, Embedding, Frame, Step, create_codec, messages as m, pack
 from fedlora.lora.adamw import clip_global_norm
-from fedlora.server.compute.engine import SplitEngine
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute import SharedHead, SplitEngine
 from fedlora.server.exchange.answers import Answer, Answers, check_gradient
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort

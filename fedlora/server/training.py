@@ -16,8 +16,7 @@ from fedlora.ranks import ClientReport, RankDecision
 from fedlora.report import RoundRecord
 from fedlora.server.air import Air
 from fedlora.server.best import BestRound
-from fedlora.server.compute.engine import SplitEngine
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute import SharedHead, SplitEngine
 from fedlora.server.evaluation import Evaluation, Evaluator
 from fedlora.server.exchange.batches import Batches
 from fedlora.server.exchange.cohort import Cohort

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedlora.config import DataConfig, Scenario
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import DataConfig, ForecastConfig, Scenario
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.columns import Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.tasks.covariance import go_on_together
 from fedlora.tasks.prony import go_on
 

@@ -19,7 +19,7 @@ from fedlora.config import FederationConfig, PartitionConfig, PrivacyPolicy, Ran
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.server.results import head_file
 from fedlora.tasks import Record as DataRecord, Sample, head_trains
 from simulations.audit.recording import Advance, Observed

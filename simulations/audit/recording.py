@@ -16,7 +16,7 @@ from fedlora.batch_order import BatchStream
 from fedlora.config import PAYLOADS, PrivacyPolicy, Scenario
 from fedlora.link import Frame, LocalLink, create_codec, edge_executor, messages as m, unpack
 from fedlora.privacy.mechanisms import mechanism_of, zero_sum_basis
-from fedlora.server.compute.engine import AdapterState
+from fedlora.server.compute import AdapterState
 from fedlora.server.run import ServerRun
 from fedlora.tasks import Record as DataRecord, Sample
 from simulations.in_process import Record

@@ -15,10 +15,10 @@ from typing import Any
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
+from fedlora.link.stream import TokenStore
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
-from fedlora.link.stream.tokens import TokenStore
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder
 from simulations.bench.workload import Workload

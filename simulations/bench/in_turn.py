@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedlora.link import Batch, Frame, Phase, Step, create_codec, messages as m, pack
-from fedlora.server.compute.engine import ClientRows
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute import ClientRows, SharedHead
 from fedlora.server.exchange.uploads import (
     Activation,
     read_activation,

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from fedlora.config import Scenario, with_overrides
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
 
 LAYERS, WIDTH, ROWS, TOKENS = 16, 1024, 4, 64

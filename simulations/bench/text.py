@@ -28,7 +28,7 @@ from fedlora.config import (
     TrainConfig,
 )
 from fedlora.scenarios import find_scenario
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.tasks import IGNORED, Sample, Task, load_tokenizer, task_class
 from simulations.bench.contest import SPLIT, Contest
 from simulations.bench.context import Context, Figure, Settings, Tick

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedlora.config import Scenario
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.split import Checkpoint, load_whole, model_folder
 from fedlora.tasks import Task
 from simulations.bench.workload import Workload

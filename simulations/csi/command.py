@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from fedlora.storage.outputs import check_new_file
+from fedlora.storage import check_new_file
 from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _make(out: Path, setting: Setting, *, overwrite: bool) -> None:
     from rich.progress import track
     from safetensors.numpy import save
 
-    from fedlora.storage.files import replace_file
+    from fedlora.storage import replace_file
     from simulations.csi.generate import counts, draw, stacked
 
     if out.suffix != ".safetensors":

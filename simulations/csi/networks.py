@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.tasks.forecast_modules import ChannelBranch
 
 NETWORKS = ("gru", "ends", "lstm", "rnn", "transformer", "llm4cp")

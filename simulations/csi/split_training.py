@@ -15,7 +15,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.link import Codec, create_codec, pack, unpack
 from fedlora.report import RoundRecord
-from fedlora.server.compute.engine import ClientRows
+from fedlora.server.compute import ClientRows
 from simulations.csi.metrics import nmse
 from simulations.csi.windows import Data, Windows
 from simulations.in_process import Federation, Record

@@ -9,15 +9,13 @@ from typing import Any
 
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.report.result_table import write_tables
+from fedlora.report import write_tables
 from simulations.csi.figures import draw_all
 from simulations.csi.metrics import SNR_DB, decibels
 from simulations.csi.trial import SPLIT, Laboratory, Row, Trial
 from simulations.studies.compare.page import Section, write_page
 from simulations.studies.compare.statistics import Interval, interval
-from simulations.studies.kit.folder import StudyFolder
-from simulations.studies.kit.results import Record
-from simulations.studies.kit.run import run_missing
+from simulations.studies.kit import Record, StudyFolder, run_missing
 
 _TARGETS = (
     ("above the same model on all samples in one place", "union", 0.3),

@@ -9,8 +9,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.tasks import task_class
-from fedlora.tasks.columns import Record
+from fedlora.tasks import Record, task_class
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedlora.link import Frame
 from fedlora.privacy.mechanisms import Mechanism, mechanism_of
 from fedlora.report import RoundRecord, RunFolder
 from fedlora.server.checkpoint import Checkpoints
-from fedlora.server.compute.engine import AdapterState
+from fedlora.server.compute import AdapterState
 from fedlora.server.results import write_results
 from fedlora.tasks import Sample
 from simulations.in_process import Federation, Handler, Record

@@ -15,7 +15,7 @@ from fedlora.commands.serving.serve import ServeOptions, opened
 from fedlora.commands.slice import slice_model
 from fedlora.errors import FedloraError
 from fedlora.launch.keys import write_keys
-from fedlora.link.stream.node_proof import read_known_devices
+from fedlora.link.stream import read_known_devices
 from fedlora.link.stream.tls import read_identity
 from fedlora.observe.serving import ServingMetrics, serving_lines
 from fedlora.report import RunFolder

@@ -11,7 +11,7 @@ import torch
 from scipy.special import j0
 from torch import nn
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.tasks.forecast_modules import ForecastHead
 from simulations.csi.classical import Autoregression, last_value, prony
 from simulations.csi.generate import LIGHT_MPS

@@ -19,7 +19,7 @@ from clients.state_store import ClientStateStore
 from fedlora.config import FederationConfig, load_scenario, scenario_to_toml
 from fedlora.launch.guarded import free_port
 from fedlora.link import messages as m
-from fedlora.link.stream.tokens import TokenStore
+from fedlora.link.stream import TokenStore
 from fedlora.report import RunFolder
 from fedlora.server.flower import late_nodes, questions
 from fedlora.server.flower.edge_hosts import EdgeHosts

@@ -16,8 +16,7 @@ from clients.owner.charges import Charges
 from fedlora.channel.ledger import AirLedger
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
-from fedlora.server.compute import adapter_update
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine, adapter_update
 from fedlora.server.exchange.spending import Spending
 from fedlora.server.training import Training
 

@@ -20,8 +20,7 @@ from support.served import served
 from transformers import AutoTokenizer
 
 from clients.gateway.command import listening, server_of
-from clients.generation.connection import ServerConnection
-from clients.generation.writer import Writer
+from clients.generation import ServerConnection, Writer
 from fedlora.commands.prompts import chat_ids
 from fedlora.errors import FedloraError
 from fedlora.tasks import load_tokenizer

@@ -7,9 +7,8 @@ import stat
 
 import pytest
 
-from clients.generation.drafts import DraftHistory, Drafts, Lookup
-from clients.generation.pace import DraftPace
-from clients.generation.sampling import Sampling
+from clients.generation import DraftHistory, DraftPace, Drafts, Sampling
+from clients.generation.drafts import Lookup
 from clients.generation.text_stream import TextStream
 from fedlora.errors import FedloraError
 

@@ -9,16 +9,13 @@ import torch
 from support.architectures import ACCEPTED, tiny
 from support.generation import R_MAX, Generation, random_adapter, written
 
-from clients.generation.drafts import Drafts
-from clients.generation.sampling import Sampler, Sampling
+from clients.generation import Drafts, Sampler, Sampling
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.generation.engine import GenerationEngine, NewTokens
 from fedlora.generation.pages import RowPages
 from fedlora.registry import resolve
-from fedlora.split import Checkpoint
-from fedlora.split.family import Family
-from fedlora.split.few_bits import LIBRARIES
+from fedlora.split import LIBRARIES, Checkpoint, Family
 
 CAUSAL = [kind for kind in ACCEPTED if resolve("families", kind, Family).causal]
 QUICK = ("gpt2", "gemma3_text", "stablelm")

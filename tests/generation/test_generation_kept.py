@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import pytest
 from support.generation import Generation
 
-from clients.generation.completion import Completion
+from clients.generation import Completion, Sampler, Sampling, Writer
 from clients.generation.kept_text import Asked, KeptText
-from clients.generation.sampling import Sampler, Sampling
-from clients.generation.writer import Writer
 from fedlora.errors import FedloraError
 
 PROMPT = (5, 9, 33, 7, 61, 12)

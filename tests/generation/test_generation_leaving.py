@@ -12,9 +12,7 @@ import pytest
 import torch
 from support.generation import Generation, written
 
-from clients.generation.drafts import Drafts
-from clients.generation.leaving import LeaveEarly
-from clients.generation.sampling import Sampler, Sampling
+from clients.generation import Drafts, LeaveEarly, Sampler, Sampling
 from clients.owner import Private
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import GenerationRefused

@@ -18,16 +18,14 @@ from support.patience import patient
 from support.relay import Relay
 from support.served import Served, served
 
-from clients.generation.connection import Credentials, ServerConnection
-from clients.generation.sampling import Sampler, Sampling
+from clients.generation import Credentials, Sampler, Sampling, ServerConnection
 from clients.owner import Door, OwnerTerms
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
 from fedlora.generation.listener import MOST_OF_ONE, MOST_STRANGERS
 from fedlora.launch.keys import write_keys
 from fedlora.link import Frame, encode_frame, messages as m
-from fedlora.link.stream.client.asking import AskingStream
-from fedlora.link.stream.node_proof import (
+from fedlora.link.stream import (
     check_proof,
     fingerprint,
     names_host,
@@ -35,6 +33,7 @@ from fedlora.link.stream.node_proof import (
     read_known_devices,
     read_node_key,
 )
+from fedlora.link.stream.client.asking import AskingStream
 
 GREEDY = Sampling()
 PROMPT = [5, 9, 33, 7, 61, 12, 80, 44, 3, 21]

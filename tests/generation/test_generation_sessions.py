@@ -11,9 +11,9 @@ import pytest
 import torch
 from support.generation import Generation, another, written
 
-from clients.generation.sampling import Sampler, Sampling
+from clients.generation import Sampler, Sampling
 from clients.owner import OwnerTerms, Private
-from fedlora.config.node import NodeKeys
+from fedlora.config import NodeKeys
 from fedlora.errors import FedloraError
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
 from fedlora.generation.pages import RowPages

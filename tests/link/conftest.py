@@ -9,11 +9,11 @@ import pytest
 from support.link_peers import LIMIT, HostilePeer, ask, echo, hello
 
 from fedlora.link import Frame, messages as m
+from fedlora.link.stream import TokenStore
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import TlsIdentity, create_identity
-from fedlora.link.stream.tokens import TokenStore
 
 
 @pytest.fixture(scope="session")

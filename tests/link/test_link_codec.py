@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link import Codec, Frame, decode_frame, encode_frame, pack, unpack
-from fedlora.link.codec import Bf16Codec, Fp32Codec, Int8Codec
+from fedlora.link import Codec, Fp32Codec, Frame, decode_frame, encode_frame, pack, unpack
+from fedlora.link.codec import Bf16Codec, Int8Codec
 
 CODECS = [Fp32Codec(), Bf16Codec(), Int8Codec()]
 every_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda c: type(c).__name__)

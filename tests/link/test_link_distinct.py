@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, decode_frame, encode_frame, pack, unpack
-from fedlora.link.distinct import DistinctCodec, places_bits
+from fedlora.link import DistinctCodec, Frame, decode_frame, encode_frame, pack, places_bits, unpack
 from fedlora.link.rotated import RotatedCodec
 
 

@@ -10,8 +10,7 @@ import torch
 from support.link_peers import MALFORMED
 
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, decode_frame, encode_frame
-from fedlora.link.frame import peek_frame
+from fedlora.link import Frame, decode_frame, encode_frame, peek_frame
 
 LIMIT = 1 << 21
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32, torch.bool]

@@ -32,15 +32,14 @@ from support.link_peers import (
 )
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.link import Frame, decode_frame, encode_frame, messages as m, unpack
-from fedlora.link.codec import Fp32Codec
+from fedlora.link import Fp32Codec, Frame, decode_frame, encode_frame, messages as m, unpack
+from fedlora.link.stream import CLOSED, REFUSED, TokenStore
 from fedlora.link.stream.client.client import StreamClient
-from fedlora.link.stream.protocol import CLOSED, REFUSED
 from fedlora.link.stream.server.connection import MAX_REFUSALS
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.server.places import BURST, MOST_OF_ONE, RATE, StreamPlaces
-from fedlora.link.stream.tokens import MOST_CLAIMS, TokenStore
+from fedlora.link.stream.tokens import MOST_CLAIMS
 
 pytestmark = pytest.mark.usefixtures("bystander")
 

@@ -13,8 +13,7 @@ from support.exchanges import EXCHANGES, record, recorded
 
 from clients.owner.table import TABLE
 from fedlora.errors import ProtocolError
-from fedlora.link import Frame, decode_frame, encode_frame, replies, requests
-from fedlora.link.message import Message
+from fedlora.link import Frame, Message, decode_frame, encode_frame, replies, requests
 
 MESSAGES: dict[str, type[Message]] = {
     found.KIND: found

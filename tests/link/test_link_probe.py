@@ -15,9 +15,9 @@ from test_link_reconnect import admitted, wait_for
 
 from fedlora.errors import ClientLost
 from fedlora.link import Frame, decode_frame, encode_frame, messages as m
+from fedlora.link.stream import PROBE
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.link_rate import MOST_BYTES, LinkRate, measure
-from fedlora.link.stream.protocol import PROBE
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 

@@ -18,8 +18,8 @@ from support.relay import Relay
 
 from fedlora.errors import ClientLate, ClientLost
 from fedlora.link import Frame, decode_frame, encode_frame, messages as m
+from fedlora.link.stream import CLOSED, REFUSED, RESUME, RESUME_KEY, RESUMED, SECRET
 from fedlora.link.stream.client.client import StreamClient
-from fedlora.link.stream.protocol import CLOSED, REFUSED, RESUME, RESUME_KEY, RESUMED, SECRET
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 

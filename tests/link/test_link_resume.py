@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.link.stream.backoff import Backoff
-from fedlora.link.stream.session_secrets import REMEMBERED_S, ResumeSecrets
+from fedlora.link.stream import Backoff, ResumeSecrets
+from fedlora.link.stream.session_secrets import REMEMBERED_S
 
 
 def test_each_return_issues_a_new_secret_and_a_confirmed_one_replaces_the_others() -> None:

@@ -14,13 +14,12 @@ from support.patience import patient
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.link import Frame, encode_frame, messages as m
+from fedlora.link.stream import CLOSED, TokenStore
 from fedlora.link.stream.client.client import StreamClient
-from fedlora.link.stream.protocol import CLOSED
 from fedlora.link.stream.server import listener as stream_server
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
-from fedlora.link.stream.tokens import TokenStore
 
 Start = Callable[..., StreamServer]
 Connect = Callable[..., StreamClient]

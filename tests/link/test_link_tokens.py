@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedlora.errors import FedloraError
-from fedlora.link.stream.tokens import TokenStore
+from fedlora.link.stream import TokenStore
 
 
 def test_a_token_is_redeemed_once_and_names_its_grantee() -> None:

@@ -11,7 +11,7 @@ from fedlora.config import ComputeConfig, LoraConfig, ModelConfig, RobustConfig,
 from fedlora.lora.fused import FusedLora, fuse
 from fedlora.lora.layers import LoraProjection, add_lora
 from fedlora.lora.masks import RankMasks
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.split import Blocks, Checkpoint
 
 TOKENS = [5, 3, 4]

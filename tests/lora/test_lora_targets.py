@@ -9,7 +9,7 @@ from transformers import AutoModel
 from fedlora.config import LoraConfig, Scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.targets import choose_targets
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.split import Checkpoint
 
 LINEAR = ["h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_proj", "h.1.attn.c_attn"]

@@ -19,7 +19,7 @@ from fedlora.privacy.mechanisms import SystemNoise, release as noised
 from fedlora.report import RunFolder
 from fedlora.report.gallery import AUDIT_GALLERY
 from fedlora.report.page import render
-from fedlora.server.compute.engine import ClientRows
+from fedlora.server.compute import ClientRows
 from simulations.audit import gradients, labels, members, tokens
 from simulations.audit.attacks.auc import label_auc_bound
 from simulations.audit.attacks.gradient_inversion import AdapterGradients

@@ -9,8 +9,7 @@ import logging
 from rich.console import Console
 
 from fedlora.observe.json_log import JsonFormatter
-from fedlora.report import NoticeHandler, RunFolder
-from fedlora.report.progress import ProgressView
+from fedlora.report import NoticeHandler, ProgressView, RunFolder
 
 FORGED = (
     "tired\n2026-01-01 00:00:00 INFO fedlora.server: all is well\x1b[2J\u2028\x9b1A[red]red[/red]"

@@ -8,9 +8,8 @@ import logging
 from rich.console import Console
 
 from fedlora.ranks import GuardedStrategy, Projection, RankSpace, RankStrategy
-from fedlora.report import NoticeHandler, RunFolder
+from fedlora.report import NoticeHandler, ProgressView, RunFolder
 from fedlora.report.page import render
-from fedlora.report.progress import ProgressView
 
 
 class Broken(RankStrategy):

@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fedlora.report import RunFolder
-from fedlora.report.progress import PhaseProgress, ProgressView
+from fedlora.report import PhaseProgress, ProgressView, RunFolder
 
 
 def plain_console() -> Console:

@@ -7,10 +7,17 @@ import io
 import pytest
 from rich.console import Console
 
-from fedlora.report import bits_text, bytes_text, number_text, result_rows, seconds_text
+from fedlora.report import (
+    bits_text,
+    bytes_text,
+    number_text,
+    print_result,
+    result_rows,
+    seconds_text,
+)
 from fedlora.report.records import client_totals
 from fedlora.report.rows import client_table, headline
-from fedlora.report.table import clients_table, print_result, result_table
+from fedlora.report.table import clients_table, result_table
 
 
 def printed(renderable: object, width: int = 80) -> str:

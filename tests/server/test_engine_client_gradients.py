@@ -20,7 +20,7 @@ from test_engine_equals_peft import (
 )
 
 from fedlora.config import LoraConfig, RobustConfig, Scenario, TaskConfig, TrainConfig
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Back, Checkpoint, Cut, Front
 
 

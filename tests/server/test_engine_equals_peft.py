@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel
 
 from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Back, Checkpoint, Cut, Front
 
 R_MAX, ALPHA = 4, 6.0

@@ -7,7 +7,7 @@ import torch
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.server.compute.placement import AwayWeights
 from fedlora.split import Checkpoint, Cut, Front
 

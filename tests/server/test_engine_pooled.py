@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.federation import scenario
 
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
 
 LENGTHS = [[5, 3], [4, 9, 4], [2]]

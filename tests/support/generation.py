@@ -13,11 +13,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from clients.edge_model import EdgeModel
+from clients.generation import DraftPace, LeaveEarly, RemoteRow, Writer
 from clients.generation.ends import TextEnds
-from clients.generation.leaving import LeaveEarly
-from clients.generation.pace import DraftPace
-from clients.generation.remote_row import RemoteRow
-from clients.generation.writer import Writer
 from clients.owner import Door, OwnerTerms
 from fedlora.config import Scenario, with_overrides
 from fedlora.generation.bounds import CacheBounds

@@ -35,8 +35,8 @@ import clients.state_store
 import fedlora.server.flower.questions
 import fedlora.server.flower.sessions
 from fedlora.link import Frame, encode_frame, messages as m, through_flower
+from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY
 from fedlora.link.stream.client.client import StreamClient
-from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
 from fedlora.server.flower.nodes import RECORD
 from fedlora.server.flower.questions import HELLO
 from fedlora.server.flower.run import run_over_flower

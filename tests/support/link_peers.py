@@ -16,8 +16,8 @@ import grpc
 
 from fedlora.link import Frame, encode_frame, messages as m
 from fedlora.link.frame import MAX_HEADER_BYTES
+from fedlora.link.stream import METHOD, SERVICE, TOKEN_KEY
 from fedlora.link.stream.client.client import StreamClient
-from fedlora.link.stream.protocol import METHOD, SERVICE, TOKEN_KEY
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.tls import open_channel
 from support.patience import patient

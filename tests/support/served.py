@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clients.generation.connection import Credentials, ServerConnection
-from clients.generation.pace import DraftPace
-from clients.generation.remote_row import RemoteRow
-from clients.generation.writer import Writer
+from clients.generation import Credentials, DraftPace, RemoteRow, ServerConnection, Writer
 from clients.owner import Door, OwnerTerms
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.generation.admission import Admission
@@ -18,7 +15,7 @@ from fedlora.generation.engine import GenerationEngine
 from fedlora.generation.listener import GenerationListener
 from fedlora.generation.usage import Usage
 from fedlora.launch.keys import write_keys
-from fedlora.link.stream.node_proof import read_known_devices, read_node_key
+from fedlora.link.stream import read_known_devices, read_node_key
 from fedlora.link.stream.tls import read_identity
 from fedlora.report import RunFolder
 from fedlora.split import Checkpoint

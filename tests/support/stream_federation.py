@@ -10,10 +10,10 @@ import torch
 from clients.build import hello, load_parts
 from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario
+from fedlora.link.stream import TokenStore
 from fedlora.link.stream.client.client import StreamClient
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
-from fedlora.link.stream.tokens import TokenStore
 from fedlora.server.run import ServerRun
 from support.federation import Recorder
 

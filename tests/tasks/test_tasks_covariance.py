@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.config.forecast import ForecastConfig
+from fedlora.config import ForecastConfig
 from fedlora.tasks.covariance import go_on_together
 from fedlora.tasks.delay_modules import DelayHead
 from fedlora.tasks.forecast_modules import ForecastHead

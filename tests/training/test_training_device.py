@@ -19,7 +19,7 @@ from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.report import RunFolder
 from fedlora.server.checkpoint import Checkpoints
-from fedlora.server.compute.engine import ClientRows
+from fedlora.server.compute import ClientRows
 from fedlora.server.results import write_results
 from fedlora.tasks import load_tokenizer
 

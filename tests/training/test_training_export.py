@@ -20,7 +20,7 @@ from fedlora.commands.export import export_run
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
-from fedlora.server.compute.engine import ClientRows
+from fedlora.server.compute import ClientRows
 from fedlora.server.results import export
 from fedlora.tasks import Sample
 

@@ -14,9 +14,8 @@ from fedlora.check import check_scenario
 from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.participation import Foresight
-from fedlora.report import RunFolder
+from fedlora.report import RunFolder, print_result
 from fedlora.report.page import render
-from fedlora.report.table import print_result
 from fedlora.server.results import write_results
 from fedlora.server.run import ServerRun
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.federation import Federation, scenario
 
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
 
 EPOCHS = ["train.rounds=3", "train.steps=6", "evaluate.baseline=true"]

@@ -8,7 +8,7 @@ from support.federation import scenario
 
 from fedlora.config import TaskConfig
 from fedlora.errors import FedloraError
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
 from fedlora.tasks import check_length
 

@@ -9,7 +9,7 @@ import torch
 from support.federation import Federation, scenario
 
 from fedlora.config import Scenario, with_overrides
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
 
 

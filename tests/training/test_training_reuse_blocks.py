@@ -14,7 +14,7 @@ import torch
 from support.federation import Federation, same, scenario
 
 from fedlora.errors import FedloraError
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
 from fedlora.storage import tensor_files
 

@@ -12,7 +12,7 @@ from support.unsplit import Unsplit
 from clients.edge_client import EdgeClient
 from fedlora.errors import ClientLost
 from fedlora.link import Frame, messages as m
-from fedlora.server.compute.shared_head import most_common
+from fedlora.server.compute import most_common
 from fedlora.server.exchange.uploads import limit_rows
 from simulations.studies.poison.attackers import POISONS, poisoner
 

@@ -60,7 +60,7 @@ def kit(
         SERVER_KEY,
         write_keys,
     )
-    from fedlora.link.stream.address import address_of
+    from fedlora.link.stream import address_of
     from fedlora.scaffold.kit import SERVER as SERVER_FOLDER, Kit, site_folder
     from fedlora.storage import check_new_file
 

@@ -20,10 +20,15 @@ from fedlora.config import ChannelConfig, NodeKeys, Scenario, scenario_to_toml, 
 from fedlora.errors import FedloraError
 from fedlora.launch.deployment import RESTART_S, Deployment, write_node_config
 from fedlora.launch.killed import ended
-from fedlora.report import RunFolder, bytes_text, count_text, seconds_text
+from fedlora.report import (
+    ProgressView,
+    RunFolder,
+    bytes_text,
+    count_text,
+    print_result,
+    seconds_text,
+)
 from fedlora.report.page import write_report
-from fedlora.report.progress import ProgressView
-from fedlora.report.table import print_result
 from fedlora.scenarios import find_scenario
 from fedlora.site.history import read_history
 from fedlora.split import model_folder, slice_checkpoint

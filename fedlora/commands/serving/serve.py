@@ -120,8 +120,7 @@ def serve_run(folder: Path, options: ServeOptions) -> None:
     FedloraError
         When the run cannot generate, keys are missing, or the address cannot be listened on.
     """
-    from fedlora.link.stream import tls
-    from fedlora.link.stream.node_proof import read_known_devices
+    from fedlora.link.stream import read_known_devices, tls
     from fedlora.report import RunFolder
 
     identity = known = None

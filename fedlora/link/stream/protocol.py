@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fedlora.errors import printable
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
 
 SERVICE: Final = "fedlora.Link"
 METHOD: Final = "Stream"

@@ -11,9 +11,7 @@ from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, Gradient, create_codec, messages as m
 from fedlora.privacy.mechanisms import blaming, mechanism_of, shaped
-from fedlora.server.compute.adapter_update import MOST_NORM, gradient_size
-from fedlora.server.compute.engine import SplitEngine
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute import MOST_NORM, SharedHead, SplitEngine, gradient_size
 from fedlora.server.exchange import head_space
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.spending import Spending

@@ -12,7 +12,7 @@ from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Again, Frame, create_codec, messages as m
 from fedlora.server.air import Air
-from fedlora.server.compute.engine import SplitEngine
+from fedlora.server.compute import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.kept_rows import KeptRows, rows_on_disk
 from fedlora.server.exchange.representations import Representations

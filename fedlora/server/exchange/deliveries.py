@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fedlora.ranks import RankDecision, RankSpace
 from fedlora.server.air import Air
-from fedlora.server.compute.engine import AdapterState, SplitEngine
+from fedlora.server.compute import AdapterState, SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 
 

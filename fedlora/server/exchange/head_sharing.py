@@ -13,7 +13,7 @@ from typing import Any
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Codec, Frame, Head, RoundEnd, create_codec, messages as m
-from fedlora.server.compute.shared_head import SharedHead, Weights, most_common
+from fedlora.server.compute import SharedHead, Weights, most_common
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.uploads import check_weights, read_named
 from fedlora.tasks import head_trains

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.server.compute.adapter_update import MOST_NORM
-from fedlora.server.compute.engine import ClientRows, OpenBatch, SplitEngine, SpoiledError
+from fedlora.server.compute import MOST_NORM, ClientRows, OpenBatch, SplitEngine, SpoiledError
 from fedlora.server.exchange.cohort import Cohort
 
 REASON = "its figures lead beyond what floats hold, and would have spoilt the step for all"

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from fedlora.report import RunFolder
-from fedlora.report.progress import ProgressView
-from fedlora.report.table import print_result
+from fedlora.report import ProgressView, RunFolder, print_result
 from fedlora.terminal import show_anything
 
 _WIDTH = 100  # Flower's log is no terminal

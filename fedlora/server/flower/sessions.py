@@ -20,11 +20,10 @@ from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import ClientLost, FedloraError, printable
 from fedlora.launch.killed import ended_by_ray
 from fedlora.link import ERROR, Frame, told
-from fedlora.link.stream.address import address_of, dialled
+from fedlora.link.stream import TokenStore, address_of, dialled
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
-from fedlora.link.stream.tokens import TokenStore
 from fedlora.server.exchange.arrivals import Arrivals
 from fedlora.server.exchange.cohort import MOST_LOSSES
 from fedlora.server.flower.late_nodes import LateNodes

@@ -9,9 +9,8 @@ from torch import nn
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.scenarios import find_scenario
-from fedlora.server.compute.engine import SplitEngine
-from fedlora.split import Checkpoint, model_folder
-from fedlora.split.few_bits import LIBRARIES, FewBitLinear
+from fedlora.server.compute import SplitEngine
+from fedlora.split import LIBRARIES, Checkpoint, FewBitLinear, model_folder
 from simulations.bench.beside.runs import beside, small_load
 from simulations.bench.contest import SPLIT
 from simulations.bench.context import Context, Figure, Settings, Tick

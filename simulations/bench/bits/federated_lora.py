@@ -17,7 +17,7 @@ from flwr.server.strategy.aggregate import aggregate
 from torch import nn
 
 from fedlora.config import Scenario
-from fedlora.server.compute.engine import AdapterState
+from fedlora.server.compute import AdapterState
 from fedlora.tasks import Sample
 from simulations.unsplit import Unsplit
 

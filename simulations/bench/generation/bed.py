@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from clients.edge_model import EdgeModel
+from clients.generation import Ask, RemoteRow
 from clients.generation.ends import TextEnds
-from clients.generation.remote_row import Ask, RemoteRow
 from clients.owner import Door, OwnerTerms
 from fedlora.config import LoraConfig, ModelConfig, Scenario, TaskConfig
 from fedlora.generation.engine import GenerationEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from clients.generation.drafts import DraftHistory, Drafts
+from clients.generation import DraftHistory, Drafts
 from fedlora.errors import FedloraError
 from fedlora.split import resolve_path
 from fedlora.tasks import load_tokenizer

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from clients.generation.leaving import LeaveEarly
-from clients.generation.pace import DraftPace
-from clients.generation.sampling import Sampler, Sampling
-from clients.generation.writer import Writer
+from clients.generation import DraftPace, LeaveEarly, Sampler, Sampling, Writer
 from fedlora.generation.early_rows import EarlyRow
 from fedlora.generation.engine import NewTokens, WaitingTokens
 from fedlora.generation.server import GenerationServer

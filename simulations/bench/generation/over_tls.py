@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from clients.generation.pace import DraftPace
+from clients.generation import DraftPace
 from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.served import server_process, writer_over_tls
 from simulations.bench.generation.speed import (

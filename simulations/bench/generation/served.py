@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.generation.connection import Credentials, ServerConnection
-from clients.generation.pace import DraftPace
-from clients.generation.writer import Writer
+from clients.generation import Credentials, DraftPace, ServerConnection, Writer
 from clients.owner import Door, OwnerTerms
 from fedlora.errors import FedloraError
 from fedlora.generation.admission import Admission
@@ -21,7 +19,7 @@ from fedlora.generation.listener import GenerationListener
 from fedlora.generation.server import GenerationServer
 from fedlora.generation.usage import Usage
 from fedlora.launch.keys import write_keys
-from fedlora.link.stream.node_proof import read_known_devices, read_node_key
+from fedlora.link.stream import read_known_devices, read_node_key
 from fedlora.link.stream.tls import read_identity
 from fedlora.lora.export import Adapter
 from simulations.bench.generation.bed import Bed

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from clients.generation.drafts import DraftHistory, Drafts
-from clients.generation.pace import DraftPace
-from clients.generation.sampling import Sampler, Sampling
-from clients.generation.writer import Writer
+from clients.generation import DraftHistory, DraftPace, Drafts, Sampler, Sampling, Writer
 from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.delayed import DelayedPort
 from simulations.bench.generation.drafts import LONGEST, people_texts

@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from clients.generation.pace import DraftPace
-from clients.generation.sampling import Sampler, Sampling
-from clients.generation.writer import Writer
+from clients.generation import DraftPace, Sampler, Sampling, Writer
 from fedlora.generation.engine import GenerationEngine, NewTokens
 from fedlora.generation.pages import RowPages
 from fedlora.generation.server import GenerationServer
 from fedlora.lora.export import Adapter
-from fedlora.split.whole import load_whole
+from fedlora.split import load_whole
 from simulations.bench.context import Context, Figure, Settings, Tick
 from simulations.bench.generation.bed import R_MAX, Bed
 from simulations.bench.generation.drafts import texts_are_here, tokens_an_exchange

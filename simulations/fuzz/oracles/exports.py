@@ -22,7 +22,7 @@ from clients.edge_client import EdgeClient
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
 from fedlora.lora.export import CONFIG_FILE
-from fedlora.server.compute.engine import ClientRows
+from fedlora.server.compute import ClientRows
 from fedlora.split import model_folder
 from fedlora.tasks import IGNORED, Sample, task_class
 from simulations.fuzz.models import SEPARATOR

@@ -12,7 +12,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.link import Batch
 from fedlora.privacy.mechanisms import Full, SystemNoise, mechanism_of, release
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from simulations.in_process import Handler, Record, connect
 
 

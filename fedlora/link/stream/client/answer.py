@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.errors import FedloraError
-from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
+from fedlora.link import Frame, Reason, Words, decode_frame, encode_frame, peek_frame, told
 from fedlora.link.messages import END, LEAVE
-from fedlora.link.reasons import Reason, Words, told
 from fedlora.link.stream.client.session import ClientSession
 
 log = logging.getLogger("fedlora.link")

@@ -9,10 +9,14 @@ from typing import Any
 import grpc
 
 from fedlora.errors import ClientLost, ProtocolError, printable
-from fedlora.link.frame import Frame, decode_frame, encode_frame
-from fedlora.link.stream import tls
-from fedlora.link.stream.malloc import keep_freed_memory
-from fedlora.link.stream.protocol import GENERATION_METHOD, GENERATION_SERVICE, channel_options
+from fedlora.link import Frame, decode_frame, encode_frame
+from fedlora.link.stream import (
+    GENERATION_METHOD,
+    GENERATION_SERVICE,
+    channel_options,
+    keep_freed_memory,
+    tls,
+)
 
 _FIRST_S = 15.0  # within which a server that was dialled has to answer
 _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S = 20.0, 10.0

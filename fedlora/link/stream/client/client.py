@@ -13,21 +13,19 @@ from typing import Any
 import grpc
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError, printable
-from fedlora.link.frame import Frame, encode_frame, peek_frame
-from fedlora.link.local import Handler
-from fedlora.link.reasons import Words, closed_words
-from fedlora.link.stream import tls
-from fedlora.link.stream.backoff import Backoff
+from fedlora.link import Frame, Handler, Words, closed_words, encode_frame, peek_frame
+from fedlora.link.stream import (
+    CLOSED,
+    PROBE,
+    Backoff,
+    channel_options,
+    farewell,
+    keep_freed_memory,
+    tls,
+)
 from fedlora.link.stream.client.connection import ClientStream, explain, is_final
 from fedlora.link.stream.client.probes import Probes
 from fedlora.link.stream.client.sessions import ClientSessions
-from fedlora.link.stream.malloc import keep_freed_memory
-from fedlora.link.stream.protocol import (
-    CLOSED,
-    PROBE,
-    channel_options,
-    farewell,
-)
 
 log = logging.getLogger("fedlora.link")
 

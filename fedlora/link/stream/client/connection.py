@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 
 from fedlora.errors import printable
+from fedlora.link.stream import METHOD, RESUME_KEY, SERVICE, TOKEN_KEY
 from fedlora.link.stream.client.session import ClientSession
-from fedlora.link.stream.protocol import METHOD, RESUME_KEY, SERVICE, TOKEN_KEY
 
 _FORGED = "CERTIFICATE_VERIFY_FAILED"
 _TOO_LARGE = "larger than max"  # gRPC's word; without it the server is crowded, for a while

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 import torch
 
 from fedlora.errors import ClientLost
-from fedlora.link.frame import Frame, encode_frame
-from fedlora.link.stream.protocol import PAD, PROBE
+from fedlora.link import Frame, encode_frame
+from fedlora.link.stream import PAD, PROBE
 
 
 class Probes:

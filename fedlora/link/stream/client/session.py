@@ -6,10 +6,9 @@ import time
 from collections import deque
 from concurrent.futures import Future
 
-from fedlora.link.frame import Frame
-from fedlora.link.local import Handler
+from fedlora.link import Frame, Handler
 from fedlora.link.messages import WELCOME
-from fedlora.link.stream.protocol import RESUME, RESUMED, SECRET
+from fedlora.link.stream import RESUME, RESUMED, SECRET
 
 
 class ClientSession:

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from fedlora.errors import ClientLost, FedloraError
-from fedlora.link.frame import Frame
-from fedlora.link.local import Handler, edge_executor
+from fedlora.link import Frame, Handler, Reason, Words, edge_executor
 from fedlora.link.messages import WELCOME
-from fedlora.link.reasons import Reason, Words
+from fedlora.link.stream import CLOSED, REFUSED, RESUMED, reason_of
 from fedlora.link.stream.client.answer import answer, leave
 from fedlora.link.stream.client.session import ClientSession
-from fedlora.link.stream.protocol import CLOSED, REFUSED, RESUMED, reason_of
 
 
 class ClientSessions:

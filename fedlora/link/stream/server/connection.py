@@ -12,10 +12,9 @@ import grpc.aio
 import torch
 
 from fedlora.errors import FedloraError, ProtocolError, printable
-from fedlora.link.frame import Frame, encode_frame, peek_frame
+from fedlora.link import Frame, encode_frame, peek_frame
 from fedlora.link.messages import HELLO, LEAVE, WELCOME
-from fedlora.link.stream.link_rate import MOST_BYTES
-from fedlora.link.stream.protocol import (
+from fedlora.link.stream import (
     CLOSED,
     MAX_HELLO_BYTES,
     PAD,
@@ -23,12 +22,13 @@ from fedlora.link.stream.protocol import (
     REFUSED,
     RESUME,
     SECRET,
+    TokenStore,
     farewell,
     reason_of,
 )
+from fedlora.link.stream.link_rate import MOST_BYTES
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.terms import StreamTerms
-from fedlora.link.stream.tokens import TokenStore
 
 log = logging.getLogger("fedlora.link")
 

@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import Callable
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError, printable
-from fedlora.link.base import ClientLink
-from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.link import ClientLink, Frame, decode_frame, encode_frame
 from fedlora.link.messages import END
-from fedlora.link.stream.protocol import CLOSED, RESUMED, SECRET, farewell
+from fedlora.link.stream import CLOSED, RESUMED, SECRET, farewell
 
 log = logging.getLogger("fedlora.link")
 

@@ -13,14 +13,16 @@ import grpc
 import grpc.aio
 
 from fedlora.errors import FedloraError, ProtocolError, printable
-from fedlora.link.stream import tls
-from fedlora.link.stream.malloc import keep_freed_memory
-from fedlora.link.stream.protocol import (
+from fedlora.link.stream import (
     METHOD,
     RESUME_KEY,
     SERVICE,
     TOKEN_KEY,
+    ResumeSecrets,
+    TokenStore,
     channel_options,
+    keep_freed_memory,
+    tls,
 )
 from fedlora.link.stream.server.admitted import Admitted
 from fedlora.link.stream.server.connection import ANEW, ServerStream
@@ -28,8 +30,6 @@ from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.places import StreamPlaces
 from fedlora.link.stream.server.refusals import Refusals
 from fedlora.link.stream.server.terms import Admit, StreamTerms
-from fedlora.link.stream.session_secrets import ResumeSecrets
-from fedlora.link.stream.tokens import TokenStore
 
 log = logging.getLogger("fedlora.link")
 

@@ -8,11 +8,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora.link.frame import Frame
+from fedlora.link import Frame
+from fedlora.link.stream import ResumeSecrets, TokenStore
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.refusals import Refusals
-from fedlora.link.stream.session_secrets import ResumeSecrets
-from fedlora.link.stream.tokens import TokenStore
 
 Admit = Callable[[Frame, str], Mapping[str, Any]]
 
