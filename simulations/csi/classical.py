@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedlora.tasks.covariance import go_on_together
-from fedlora.tasks.prony import go_on
+from fedlora.tasks.forecast import go_on, go_on_together
 from simulations.csi.metrics import responses
 from simulations.csi.windows import Windows
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedlora.config import ForecastConfig
-from fedlora.tasks.forecast_modules import ChannelBranch
+from fedlora.tasks.forecast import ChannelBranch
 
 NETWORKS = ("gru", "ends", "lstm", "rnn", "transformer", "llm4cp")
 

@@ -12,7 +12,7 @@ from scipy.special import j0
 from torch import nn
 
 from fedlora.config import ForecastConfig
-from fedlora.tasks.forecast_modules import ForecastHead
+from fedlora.tasks.forecast.modules import ForecastHead
 from simulations.csi.classical import Autoregression, last_value, prony
 from simulations.csi.generate import LIGHT_MPS
 from simulations.csi.metrics import nmse, nmse_mean, rate, scores, sgcs

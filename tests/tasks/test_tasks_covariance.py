@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedlora.config import ForecastConfig
-from fedlora.tasks.covariance import go_on_together
-from fedlora.tasks.delay_modules import DelayHead
-from fedlora.tasks.forecast_modules import ForecastHead
+from fedlora.tasks.forecast import go_on_together
+from fedlora.tasks.forecast.delay_modules import DelayHead
+from fedlora.tasks.forecast.modules import ForecastHead
 
 
 def drawn(*shape: int, seed: int = 5) -> torch.Tensor:

@@ -15,8 +15,8 @@ from support.values import UnsplitValues, scenario, without_tokenizer
 from fedlora.check import check_scenario
 from fedlora.config import ForecastConfig
 from fedlora.errors import FedloraError
-from fedlora.tasks.delay_modules import DelayFront, DelayHead
-from fedlora.tasks.prony import go_on
+from fedlora.tasks.forecast import go_on
+from fedlora.tasks.forecast.delay_modules import DelayFront, DelayHead
 
 CONFIG = ForecastConfig(features=12, front="delay", patch=2, width=5, base="pad")
 DELAYS = ["task.kind=forecast", "task.forecast.features=8", "task.forecast.front=delay"]

@@ -21,8 +21,8 @@ from fedlora.config import ForecastConfig, scenario_from_toml, scenario_to_toml,
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.tasks import task_class
-from fedlora.tasks.forecast_modules import ForecastHead
-from fedlora.tasks.lift import Lift
+from fedlora.tasks.forecast.lift import Lift
+from fedlora.tasks.forecast.modules import ForecastHead
 
 FEATURES, STEPS = 4, 10
 SHORT = ["task.forecast.history=6", "task.forecast.horizon=3", "task.forecast.patch=2"]

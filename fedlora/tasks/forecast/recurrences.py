@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from fedlora.config import ForecastConfig
-from fedlora.tasks.covariance import go_on_together
-from fedlora.tasks.prony import go_on
+from fedlora.tasks.forecast.covariance import go_on_together
+from fedlora.tasks.forecast.prony import go_on
 
 _LONG = 8
 

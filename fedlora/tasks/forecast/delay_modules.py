@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fedlora.config import ForecastConfig
-from fedlora.tasks.lift import Lift
-from fedlora.tasks.recurrences import recurrences
+from fedlora.tasks.forecast.lift import Lift
+from fedlora.tasks.forecast.recurrences import recurrences
 
 _HIDDEN = 32
 _CONTEXT = 8

@@ -16,9 +16,9 @@ from fedlora.config import DataConfig, ForecastConfig, Scenario
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, TaskLoss
 from fedlora.tasks.columns import Record
-from fedlora.tasks.delay_modules import DelayFront, DelayHead
 from fedlora.tasks.errors import ErrorCounts
-from fedlora.tasks.forecast_modules import ChannelFront, ForecastHead, LinearFront, seeded
+from fedlora.tasks.forecast.delay_modules import DelayFront, DelayHead
+from fedlora.tasks.forecast.modules import ChannelFront, ForecastHead, LinearFront, seeded
 from fedlora.tasks.series import VALUES, load_series
 from fedlora.tasks.tokenizer import Tokenizer
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedlora.config import ForecastConfig
-from fedlora.tasks.lift import Lift
-from fedlora.tasks.recurrences import recurrence
+from fedlora.tasks.forecast.lift import Lift
+from fedlora.tasks.forecast.recurrences import recurrence
 
 M = TypeVar("M", bound=nn.Module)
 
