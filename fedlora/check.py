@@ -16,7 +16,7 @@ from fedlora.config import ENDS, PAYLOADS, LinkConfig, Scenario, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
-from fedlora.link.stream.address import check_listens
+from fedlora.link.stream import check_listens
 from fedlora.lora.also import check_also
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start

@@ -195,7 +195,7 @@ def _device() -> Iterator[Finding]:
 
 def _forms() -> str:
     """Say in which forms a server here can keep its blocks' matrices."""
-    from fedlora.split.few_bits import LIBRARIES, check_form
+    from fedlora.split import LIBRARIES, check_form
 
     found = ["fp32"]
     for form in ("bf16", "int8", "nf4"):

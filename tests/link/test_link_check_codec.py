@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link import create_codec
+from fedlora.link import Codec, Fp32Codec, Levels, create_codec
 from fedlora.link.check import check_codec
-from fedlora.link.codec import Bf16Codec, Codec, Fp32Codec, Int8Codec
+from fedlora.link.codec import Bf16Codec, Int8Codec
 from fedlora.link.entropy import EntropyCodec
-from fedlora.link.levels import Levels
 
 
 class Halves(Codec):

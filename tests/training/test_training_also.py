@@ -19,7 +19,7 @@ from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.server.checkpoint import Checkpoints
-from fedlora.server.compute.engine import ClientRows, SplitEngine
+from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.server.results import export
 from fedlora.split import Checkpoint, TokenEmbedding
 from simulations.unsplit import Unsplit

@@ -15,8 +15,7 @@ import torch
 
 from fedlora.config import Scenario
 from fedlora.link import Frame, Step
-from fedlora.server.compute.engine import ClientRows, SplitEngine
-from fedlora.server.compute.shared_head import SharedHead
+from fedlora.server.compute import ClientRows, SharedHead, SplitEngine
 from fedlora.server.exchange import head_space
 from fedlora.server.exchange.answers import Answer, Answers
 from fedlora.server.exchange.batches import Batches
