@@ -26,7 +26,7 @@ levels, so that what is read does not depend on them. With ``k'`` and ``step'`` 
 
 =============  ======================================================================
 ``slope``      <k, k'> / <k', k'>, from 0 to 2, a bfloat16: one for all of a payload
-``r``          k - round(k' slope step' / step), modulo 256; each operation rounded to fp32
+``r``          k - round((k' (step' / step)) slope), modulo 256; each operation rounded to fp32
 =============  ======================================================================
 
 Where only some rows are known, ``.based`` has a bit for each row, the first one highest.
@@ -48,7 +48,7 @@ from fedlora.link import huffman
 from fedlora.link.codec import RememberingCodec
 from fedlora.link.huffman import Bytes
 from fedlora.link.levels import Levels
-from fedlora.link.rotation import GROUPS, Rotation, hadamard_matrix, round_up, uniform
+from fedlora.link.rotation import GROUPS, Rotation, hadamard_of_whole, round_up_one, uniform
 
 VERSION = 1
 _STEP, _SLOPE, _BASED, _LEFT = ".step", ".slope", ".based", "-r"
@@ -118,10 +118,13 @@ class EntropyCodec(RememberingCodec):
         if not based.all() or not based.size:
             parts[self._name()] = _written(lines[~based])
         if based.any():
-            own = Levels(known.numbers[known.known], known.steps[known.known])
-            centred = lines[based].astype(np.int16) - _MOST
-            slope = _slope(centred, own, step)
-            left = centred - _foreseen(own, step, float(slope))
+            own, centred = known, lines.astype(np.int16) - _MOST
+            if not based.all():
+                own = Levels(known.numbers[known.known], known.steps[known.known])
+                centred = centred[based]
+            likely = _likely(own, step)
+            slope = _slope(centred, likely)
+            left = centred - _foreseen(likely, float(slope))
             parts |= {self._name() + _LEFT: _written(left.astype(np.uint8)), _SLOPE: slope}
             if not based.all():
                 parts[_BASED] = torch.from_numpy(np.packbits(based))
@@ -145,9 +148,9 @@ class EntropyCodec(RememberingCodec):
             levels = self._from_left(parts, whole, left, rotation, known)
         # whole numbers below 2^16, so that no order of the sums matters
         centred = torch.from_numpy(levels.astype(np.float32)).sub_(_MOST)
-        x = centred.view(-1, rotation.group) @ hadamard_matrix(rotation.group)
+        x = hadamard_of_whole(centred.view(-1, rotation.group))
         remembered = known
-        if not rotation.flat and math.isfinite(step):
+        if known.numbers.shape[1] == rotation.padded and math.isfinite(step):
             remembered = _levels(levels.reshape(rotation.rows, rotation.padded), step)
         return rotation.back(x.mul_(torch.tensor(step) / rotation.group), seed), remembered
 
@@ -170,19 +173,20 @@ class EntropyCodec(RememberingCodec):
         fits = not rotation.flat and known.numbers.shape[1] == rotation.padded
         if not (fits and bool(known.known[rows].all())):
             raise ProtocolError("payload has differences to rows that are not known here")
-        own = Levels(known.numbers[rows], known.steps[rows])
+        own = known if whole is None else Levels(known.numbers[rows], known.steps[rows])
         step, slope = _number(parts, _STEP), _number(parts, _SLOPE)
         if not math.isfinite(step) or not slope <= _MOST_SLOPE:
             raise ProtocolError(f"payload has a step of {step} and a slope of {slope}")
-        lines = np.empty((rotation.rows, rotation.padded), np.uint8)
-        read = huffman.read(parts[left], int(based.sum()) * rotation.padded)
+        read = huffman.read(parts[left], own.numbers.numel())
         # modulo 256, as bytes are
-        foreseen = (_foreseen(own, step, slope) + _MOST).astype(np.uint8)
-        lines[based] = read.reshape(-1, rotation.padded) + foreseen
+        found = read + (_foreseen(_likely(own, step), slope).ravel() + _MOST).astype(np.uint8)
         if whole is not None:
-            rest = _checked(huffman.read(parts[whole], int((~based).sum()) * rotation.padded))
+            lines = np.empty((rotation.rows, rotation.padded), np.uint8)
+            lines[based] = found.reshape(-1, rotation.padded)
+            rest = huffman.read(parts[whole], int((~based).sum()) * rotation.padded)
             lines[~based] = rest.reshape(-1, rotation.padded)
-        return _checked(lines.ravel())
+            found = lines.ravel()
+        return _checked(found)
 
     def _encode(self, x: torch.Tensor, key: bytes | None) -> dict[str, torch.Tensor]:
         levels, step = self._quantised(x, key)
@@ -211,10 +215,11 @@ class EntropyCodec(RememberingCodec):
         """Return the step of rotated numbers, a bfloat16."""
         if not y.size:
             return 0.0
-        with np.errstate(invalid="ignore"):  # the square of infinity
-            size = math.sqrt(float(np.square(y, dtype=np.float64).mean()))
-        step = max(self._share * size, float(np.abs(y).max()) / _MOST)
-        return float(round_up(torch.tensor([step])))
+        peak = max(float(y.max()), -float(y.min()))
+        if not math.isfinite(peak):
+            return math.nan
+        size = math.sqrt(float(np.square(y, dtype=np.float64).mean()))
+        return round_up_one(max(self._share * size, peak / _MOST))
 
     def _profile(self, parts: Mapping[str, torch.Tensor]) -> tuple[str | None, str | None, int]:
         """Return which parts hold levels and what is left of some, with the seed of the signs."""
@@ -246,28 +251,32 @@ def _levels(lines: Bytes, step: float) -> Levels:
     return Levels(numbers, torch.full((len(lines),), step))
 
 
-def _slope(centred: npt.NDArray[np.int16], known: Levels, step: float) -> torch.Tensor:
-    """Return by how much known levels foretell those of now, shape (1,) of bfloat16."""
-    own = _foreseen(known, step, 1.0).astype(np.float64)
-    power = float(np.square(own).sum())
-    slope = float((own * centred).sum()) / power if power > 0 else 0.0
+def _likely(known: Levels, step: float) -> npt.NDArray[np.float32]:
+    """Return what levels of before are in steps of now.
+
+    Every operation here and in ``_foreseen`` is one of IEEE 754 on single numbers, which rounds
+    alike everywhere.
+    """
+    if step == 0:
+        return np.zeros(known.numbers.shape, np.float32)
+    with np.errstate(over="ignore"):
+        ratio = np.minimum(known.steps.numpy() / np.float32(step), np.float32(2 * _MOST))
+    likely: npt.NDArray[np.float32] = known.numbers.numpy() * ratio[:, None]
+    return likely
+
+
+def _slope(centred: npt.NDArray[np.int16], likely: npt.NDArray[np.float32]) -> torch.Tensor:
+    """Return by how much levels of before foretell those of now, shape (1,) of bfloat16."""
+    power = float(np.square(likely).sum())
+    slope = float((likely * centred).sum()) / power if power > 0 else 0.0
     return torch.tensor([min(max(slope, 0.0), _MOST_SLOPE)], dtype=torch.bfloat16)
 
 
-def _foreseen(known: Levels, step: float, slope: float) -> npt.NDArray[np.int16]:
-    """Return what levels are foreseen from those of before, in whole numbers from -127 to 127.
-
-    Every operation is one of IEEE 754 on single numbers, which rounds alike everywhere.
-    """
-    if step == 0:
-        return np.zeros(known.numbers.shape, np.int16)
-    with np.errstate(over="ignore"):
-        factor = known.steps.numpy() / np.float32(step) * np.float32(slope)
-    likely: npt.NDArray[np.float32] = (
-        known.numbers.numpy() * np.minimum(factor, np.float32(2 * _MOST))[:, None]
-    )
-    found: npt.NDArray[np.int16] = np.rint(likely).clip(-_MOST, _MOST).astype(np.int16)
-    return found
+def _foreseen(likely: npt.NDArray[np.float32], slope: float) -> npt.NDArray[np.int16]:
+    """Return what levels are foreseen, in whole numbers from -127 to 127."""
+    own = likely * np.float32(slope)
+    np.rint(own, out=own).clip(-_MOST, _MOST, out=own)
+    return own.astype(np.int16)
 
 
 def _number(parts: Mapping[str, torch.Tensor], suffix: str) -> float:

@@ -40,7 +40,14 @@ from fedlora.link import huffman, wide_levels
 from fedlora.link.codec import Codec
 from fedlora.link.distinct import PLACES, merged, sent_rows, spread
 from fedlora.link.huffman import Bytes
-from fedlora.link.rotation import GROUPS, LEAST_SCALE, Rotation, hadamard_matrix, round_up, uniform
+from fedlora.link.rotation import (
+    GROUPS,
+    LEAST_SCALE,
+    Rotation,
+    hadamard_of_whole,
+    round_up,
+    uniform,
+)
 
 VERSION = 1
 BITS = range(2, 13)
@@ -109,8 +116,7 @@ class RotatedCodec(Codec):
             levels = self._read(stream.numpy(), count, coded=coded).astype(np.float32)
         # Whole numbers below 2^22, so that no order of the sums matters. The levels' common offset
         # is a vector of equal numbers, all of which the matrix takes to the first column.
-        matrix = 2 * hadamard_matrix(group)
-        x = torch.from_numpy(levels).view(-1, group) @ matrix
+        x = hadamard_of_whole(torch.from_numpy(levels).view(-1, group)).mul_(2)
         x[:, 0] -= self._most * group
         x.mul_((scale / group)[:, None])
         return rotation.back(x, seed)

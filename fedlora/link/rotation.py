@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 GROUPS: Final = (16, 32, 64, 128, 256)
 LEAST_SCALE: Final = 2.0**-100
 """Below it, floats lose digits."""
+_INNER = 16
 _NARROW = 64  # narrower rows are cut into groups together, where they do not fit
 
 
@@ -47,29 +48,29 @@ class Rotation:
     width: int
     most: int
 
-    @property
+    @cached_property
     def flat(self) -> bool:
         """Whether rows are too narrow for groups of their own."""
         return self.width < _NARROW and self.width % GROUPS[0] != 0
 
-    @property
+    @cached_property
     def group(self) -> int:
         """Numbers that are rotated together."""
         width = self._line
         fitting = [g for g in GROUPS if g <= self.most and width % g == 0]
         return fitting[-1] if fitting else min(self.most, max(GROUPS[0], _power_above(width)))
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """Numbers of a line of groups, with those that fill the last one."""
         return math.ceil(self._line / self.group) * self.group
 
-    @property
+    @cached_property
     def numbers(self) -> int:
         """Numbers of all groups."""
         return self.padded if self.flat else self.rows * self.padded
 
-    @property
+    @cached_property
     def _line(self) -> int:
         return self.rows * self.width if self.flat else self.width
 
@@ -120,6 +121,18 @@ def hadamard_matrix(group: int) -> torch.Tensor:
     return hadamard(torch.eye(group))
 
 
+def hadamard_of_whole(x: torch.Tensor) -> torch.Tensor:
+    """Return rows of small whole numbers times Hadamard's matrix: exact, so in any order.
+
+    The matrix is the Kronecker product of two smaller ones, which take fewer products.
+    """
+    group = x.shape[1]
+    if group < 4 * _INNER:
+        return x @ hadamard_matrix(group)
+    inner = (x.reshape(-1, _INNER) @ hadamard_matrix(_INNER)).view(-1, group // _INNER, _INNER)
+    return torch.matmul(hadamard_matrix(group // _INNER), inner).view(-1, group)
+
+
 @cache
 def _signs(seed: int, width: int) -> torch.Tensor:
     """Return +1 or -1 for each number of a row."""
@@ -132,6 +145,13 @@ def round_up(scale: torch.Tensor) -> torch.Tensor:
     """Return the next bfloat16 that is not below a scale, in fp32; 0 stays 0."""
     scale = torch.where(scale > 0, scale.clamp_min(LEAST_SCALE), scale)
     return scale.view(torch.int32).add(0xFFFF).bitwise_and(~0xFFFF).view(torch.float32)
+
+
+def round_up_one(scale: float) -> float:
+    """Return the same of one scale that is not below 0."""
+    bits = np.array([max(scale, LEAST_SCALE) if scale > 0 else scale], np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
+    return float(rounded.view(np.float32)[0])
 
 
 def uniform(key: bytes, count: int) -> torch.Tensor:

@@ -42,7 +42,9 @@ BEST: Mapping[str, tuple[str, ...]] = {
         "link.gradient_bits=3.2",
     ),
 }
-_TOKENS = ("link.activation=tokens", "link.activation_bits=0")
+"""By scenario: the cheapest payloads that were found to keep its quality."""
+TOKENS = ("link.activation=tokens", "link.activation_bits=0")
+"""In place of a language model's activations: which tokens they are."""
 _MOST_TOKENS = 0.03
 _LANGUAGE = ("e2e-tinystories",)
 _PLAIN = ("privacy.epsilon=none", "channel.deliver_every=0", "ranks.strategy=uniform", "data.test=")
@@ -95,10 +97,10 @@ def bits_at_the_cut(context: Context, name: str, tick: Tick) -> list[Figure]:
     exact, best, named, averaged = (list[Any]() for _ in range(4))
     ways: list[tuple[list[Outcome], tuple[str, ...]]] = [(exact, ()), (best, BEST[name])]
     if name in _LANGUAGE:
-        ways.append((named, (*BEST[name], *_TOKENS)))
+        ways.append((named, (*BEST[name], *TOKENS)))
     for seed in range(context.settings.bits_seeds):
         for found, more in ways:
-            found.append(_run(_scenario(context.settings, name, seed, more)))
+            found.append(run_once(passes_of(context.settings, name, seed, more)))
             tick()
         averaged.append(_federated(context.settings, name, seed))
         tick()
@@ -162,7 +164,7 @@ def ticks(settings: Settings, name: str) -> int:
     return (3 + (name in _LANGUAGE)) * settings.bits_seeds
 
 
-def _scenario(settings: Settings, name: str, seed: int, more: tuple[str, ...]) -> Scenario:
+def passes_of(settings: Settings, name: str, seed: int, more: tuple[str, ...]) -> Scenario:
     """Return a scenario in which every client goes through its rows so many times.
 
     Rows are dealt evenly, as a client with few rows would otherwise go through them more often.
@@ -187,7 +189,8 @@ def _scenario(settings: Settings, name: str, seed: int, more: tuple[str, ...]) -
     )
 
 
-def _run(scenario: Scenario) -> Outcome:
+def run_once(scenario: Scenario) -> Outcome:
+    """Train a scenario, and return what it took and came to."""
     record = Record()
     federation = Federation(scenario, record, workers=1)
     server = federation.server
@@ -279,6 +282,6 @@ def _federated(settings: Settings, name: str, seed: int) -> Averaged:
         f"train.steps={LOCAL_STEPS}",
         f"train.rounds={max(1, rounds)}",
     )
-    scenario = _scenario(settings, name, seed, more)
+    scenario = passes_of(settings, name, seed, more)
     adapter = Federation(scenario, Record(), workers=1).server.engine.adapter()
     return FederatedLora(scenario, adapter).average()
