@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from support.private_federation import scenario, write_records
 
 from clients.owner import Private
 from fedlora.config import with_overrides
 from fedlora.privacy.accounting import calibrate_sigma
+from fedlora.storage.files import append_line
 from simulations.noisy_activations import NoisyActivations
+from simulations.studies.utility import repeated
 from simulations.studies.utility.repeated import AnewActivations, Trial, run_trial
 
 
@@ -34,3 +37,17 @@ def test_a_trial_of_each_way_is_run(tmp_path: Path):
     assert [row["way"] for row in rows] == ["once", "anew"]
     assert rows[0]["sent"] == 1 and all(0 <= row["metric"] <= 1 for row in rows)
     assert math.isfinite(rows[1]["metric"])
+
+
+def test_what_is_there_is_drawn_without_a_run_more(tmp_path, monkeypatch):
+    rows = [{"way": "exact", "epsilon": None, "seed": 0, "sent": 1, "metric": 0.9}]
+    for way, metric in (("once", 0.8), ("anew", 0.6)):
+        for seed in range(2):
+            row = {"way": way, "epsilon": 100.0, "seed": seed, "sent": 5, "metric": metric}
+            rows.append(row | {"epsilon": 1000.0})
+            rows.append(row)
+    for row in rows:
+        append_line(tmp_path / "repeated.jsonl", row, sync=False)
+    monkeypatch.setattr(repeated, "run_trial", None)
+    repeated.main("quickstart", tmp_path, None, 0, 1)
+    assert Image.open(tmp_path / "repeated.png").size[0] > 500

@@ -6,6 +6,8 @@ Gradients are exact, so that only activations cost. ``once`` draws a sample's no
 sent and repeats it (``link.reuse``); ``anew`` draws it each time, with the more noise that makes
 all E times together cost the same: by the square root of E. Both spend the same epsilon on each
 record. The noise comes from the operating system, so a repetition differs within the intervals.
+FOLDER has a line for each run, and the curve as ``repeated.png``; what is there is not run again,
+so that ``--seeds 0`` draws it alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from rich.table import Table
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.privacy.accounting import calibrate_sigma, planned_uploads
+from fedlora.report.figure import COLOURS, MUTED, label, legend, panels, save
 from fedlora.scenarios import find_scenario
 from simulations.in_process import Federation, Record
 from simulations.noisy_activations import NoisyActivations
@@ -111,7 +114,7 @@ def main(
         "repeated"
     ),
     epsilon: Annotated[list[float] | None, typer.Option(help="Of activations.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs each.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="Runs each; 0: draw what is there.")] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
     """Train with activations that are noised once and repeated, and with noise drawn anew."""
@@ -134,6 +137,28 @@ def main(
         shown = ("" if math.isinf(own) else f"{own:g}", way, str(same[0]["sent"]))
         table.add_row(*shown, str(len(same)), f"{mean(metrics):.3f}", spread)
     Console().print(table)
+    if rows:
+        draw(rows, out / "repeated.png", base.name)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, name: str) -> Path:
+    """Draw the means of both ways over epsilon, all runs as dots, and that without noise."""
+    figure, (ax,) = panels(1)
+    for colour, way in zip(COLOURS, WAYS, strict=False):
+        own = [row for row in rows if row["way"] == way]
+        epsilons = sorted({row["epsilon"] for row in own})
+        means = [mean(row["metric"] for row in own if row["epsilon"] == e) for e in epsilons]
+        told = "noised once and repeated" if way == "once" else "noised anew each time"
+        ax.plot(epsilons, means, "-", color=colour, label=told)
+        ax.plot([r["epsilon"] for r in own], [r["metric"] for r in own], ".", color=colour)
+    clean = [row["metric"] for row in rows if row["way"] == "exact"]
+    if clean:
+        ax.axhline(mean(clean), color=MUTED, linestyle="--", linewidth=1.2, label="no noise")
+    ax.set_xscale("log")
+    x, y = "epsilon of each record's activations", "accuracy, held out"
+    label(ax, title=f"{name}: what it is worth to repeat a noised activation", x=x, y=y)
+    legend(ax, columns=3)
+    return save(figure, path)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, float, int]:
