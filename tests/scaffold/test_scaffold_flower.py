@@ -27,9 +27,9 @@ SCHEDULER = """
 from fedlora.channel.schedule.base import Scheduler
 
 
-class LastTwo(Scheduler):
+class LastThree(Scheduler):
     def select(self, round, reports, loads):
-        return {client: reports[client].bandwidth_hz for client in sorted(reports)[-2:]}
+        return {client: reports[client].bandwidth_hz for client in sorted(reports)[-3:]}
 """
 
 
@@ -49,7 +49,7 @@ def whole(tmp_path: Path) -> Path:
     subprocess.run([sys.executable, "model.py"], check=True, cwd=folder)
     (folder / "away_all" / "scheduler.py").write_text(SCHEDULER)  # which `new` writes none of
     scenario = (folder / "scenario.toml").read_text()
-    schedule = '[channel.schedule]\nscheduler = "away_all.scheduler:LastTwo"\n'
+    schedule = '[channel.schedule]\nscheduler = "away_all.scheduler:LastThree"\n'
     (folder / "scenario.toml").write_text(f"{scenario}\n{schedule}")
     return folder
 
@@ -144,9 +144,10 @@ def test_flwr_run_takes_the_app_with_its_scenario_and_its_plug_ins(app, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_plug_in_of_each_kind_is_taken_by_run_compare_and_flower(whole, tmp_path):
     """From a folder outside the repository; a family, found by the app's pyproject.toml, too."""
-    few = SMALL.replace("data.max_rows=120", "federation.clients=3")
+    few = SMALL.replace("data.max_rows=120", "federation.clients=4")
     overrides = [word for setting in few.split() for word in ("--set", setting)]
     compared = ("--strategies", "away_all.strategy:AwayAll,greedy", "--snr", "5", "--seeds", "1")
     compared += ("--set", "privacy.epsilon=none")  # held-out losses are what is compared
@@ -167,6 +168,8 @@ def test_a_plug_in_of_each_kind_is_taken_by_run_compare_and_flower(whole, tmp_pa
     flwr_run(whole, tmp_path / "flwr", 2, f'set="{few}"', tmp_path / "flower")
     for folder in (tmp_path / "run", tmp_path / "flower"):
         summary = json.loads((folder / "summary.json").read_text())
-        assert summary["clients"] == 3 and summary["bits"]["down"]["adapter"] > 0
+        assert summary["clients"] == 4 and summary["bits"]["down"]["adapter"] > 0
         records = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
-        assert {tuple(record["clients"]) for record in records if record["round"]} == {("1", "2")}
+        assert {tuple(record["clients"]) for record in records if record["round"]} == {
+            ("1", "2", "3")
+        }
