@@ -71,7 +71,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "ends tokens entropy",
         "huffman rotation",
         "codec message",
-        "frame handshake levels messages reasons",
+        "frame handshake levels messages reasons wide_levels",
     ),
     "clients": (
         "app",

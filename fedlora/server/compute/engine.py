@@ -6,13 +6,11 @@ import dataclasses
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fedlora.config import Scenario
-from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.lora.also import AlsoTrained
 from fedlora.lora.device import check_device
@@ -22,6 +20,7 @@ from fedlora.lora.masks import RankMasks
 from fedlora.lora.start import start_from
 from fedlora.privacy.noise_propagation import SnrMeter
 from fedlora.server.compute.adapter_update import AdapterUpdate, gradient_size
+from fedlora.server.compute.batch import ClientRows, OpenBatch, SpoiledError
 from fedlora.server.compute.frozen_rows import FrozenRows, Lacking
 from fedlora.server.compute.kept_states import KeptStates
 from fedlora.server.compute.placement import Placement
@@ -32,55 +31,6 @@ from fedlora.tasks import task_class
 log = logging.getLogger("fedlora.server")
 
 AdapterState = Mapping[str, torch.Tensor]
-
-
-class SpoiledError(FedloraError):
-    """The gradients of a batch overflow, so it was not added up."""
-
-
-@dataclass(frozen=True)
-class ClientRows:
-    """What one client uploaded for a step.
-
-    Attributes
-    ----------
-    activation
-        Packed token representations, shape (sum of lengths, width).
-    lengths
-        Tokens of each row.
-    ranks
-        Rank at each projection.
-    client
-        Whose they are; needed where gradients are kept apart by client.
-    keepable
-        Whether anything of them may be kept beyond the step (``compute.reuse_blocks``).
-    """
-
-    activation: torch.Tensor
-    lengths: Sequence[int]
-    ranks: Sequence[int]
-    client: str = ""
-    keepable: bool = False
-
-
-@dataclass(frozen=True)
-class OpenBatch:
-    """A batch that has gone forward and waits for its gradients.
-
-    Attributes
-    ----------
-    rows
-        What the clients uploaded.
-    masks
-        Their rank masks, which recomputation in backward needs again.
-    input, output
-        Of the blocks, the input where it is trained; the output holds the graph.
-    """
-
-    rows: Sequence[ClientRows]
-    masks: Sequence[torch.Tensor | None]
-    input: torch.Tensor | None
-    output: torch.Tensor
 
 
 class SplitEngine:
