@@ -71,7 +71,7 @@ def test_each_clients_gradient_equals_that_of_peft_on_its_rows_alone(checkpoints
     assert (clients, weights.tolist()) == (list(data), [2.0, 1.0, 3.0])
     for slot, (client, rows) in enumerate(data.items()):
         model, chosen = peft_at(folder, engine, ranks[client])
-        unsplit_loss(model, head, rows, True).backward()
+        unsplit_loss(model, head, rows, "mean").backward()
         own = {n: p.grad / len(rows) for n, p in model.named_parameters() if p.grad is not None}
         for index, projection in enumerate(engine.projections):
             r = chosen.get(projection.name, 0)
