@@ -255,14 +255,16 @@ def test_a_mistyped_key_is_refused_before_torch_is_imported():
     assert "train.roundz" in done.stderr
 
 
-def test_a_simulation_deals_its_records_without_the_libraries_of_partitioners():
-    """They take 2 s and 130 MiB in each process that deals."""
-    code = "from fedlora.config import PartitionConfig as P; from fedlora.tasks.partition import "
-    code += "partition; r = [{'l': str(n % 3)} for n in range(60)]\nfor kind in 'iid', 'dirichlet':"
-    code += (
-        "\n    partition(r, P(kind=kind, min_rows=1), 2, 'l', 0)\nimport sys\nprint([m for m in "
+def test_a_quickstart_is_checked_and_its_clients_are_built_without_slow_libraries():
+    """Each of them takes a second in the command and in every process with clients."""
+    slow = ("datasets", "flwr_datasets", "pyarrow", "scipy", "sympy", "torch._dynamo")
+    code = (
+        "import sys; from clients.build import load_parts; from clients.owner import OwnerTerms; "
+        "from clients.simulated_data import SimulatedData; from fedlora.check import check_scenario"
+        "; from fedlora.scenarios import find_scenario; s = find_scenario('quickstart'); "
+        "check_scenario(s); data = SimulatedData(s, 8); parts = load_parts(s, data.labels); "
+        f"data.build(parts, 0, terms=OwnerTerms()); print([m for m in {slow} if m in sys.modules])"
     )
-    code += "('datasets', 'flwr_datasets', 'pyarrow') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

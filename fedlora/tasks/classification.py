@@ -60,7 +60,9 @@ class Classification(Task):
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """See ``Task``; always in fp32, since it trains."""
         del checkpoint, dtype
-        head = nn.Linear(width, len(self.labels), bias=False, device="meta").to_empty(device="cpu")
+        head = nn.Linear(width, len(self.labels), bias=False, device="meta")
+        # Not by to_empty, for which torch imports sympy: a second in each client's process.
+        head.weight = nn.Parameter(torch.empty(len(self.labels), width))
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(head.weight, std=_INIT_STD, generator=generator)
         return head

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.signal import lfilter
-from scipy.special import j0
 
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.streams import Stream, stream
@@ -93,6 +91,8 @@ class AutoregressiveScatter:
         return complex(gains[offset])
 
     def _chunk(self, purpose: Stream, client: int, index: int, before: complex) -> np.ndarray:
+        from scipy.signal import lfilter  # a second, in each process of a run
+
         draws = stream(self._seed, purpose, client, index).normal(size=(2, _CHUNK_BLOCKS))
         innovations = (draws[0] + 1j * draws[1]) / math.sqrt(2)
         innovations[0 if index else 1 :] *= math.sqrt(1 - self._coefficient**2)
@@ -183,6 +183,8 @@ def _scatter(
                 "channel.options has neither ar1_coefficient nor doppler_hz; set one of them for "
                 "correlation ar1"
             )
+        from scipy.special import j0
+
         ar1_coefficient = float(j0(2 * math.pi * doppler_hz * block_s))
     return AutoregressiveScatter(
         seed, number("channel.options.ar1_coefficient", ar1_coefficient, -1.0, 1.0)
