@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Pinned here and not in pyproject.toml: a looser range would pull CUDA builds of several GB.
+# Installed first, so that the rest takes this build. On Linux the index's has CUDA (the environment is 5.8 GB); for the
+# one without, TORCH="torch==2.13.0 --index-url URL" with the URL that pytorch.org gives for CPU.
 TORCH ?= torch==2.13.0
 DOCS := "mkdocs>=1.6,<2" "mkdocs-material>=9.6,<10" "mkdocstrings[python]>=0.29,<2"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

@@ -128,5 +128,5 @@ def _list(known: Collection[Source], place: Path | None) -> None:
                 right = file.is_at(place / file.path)
                 state = "here, digest right" if right else "here with OTHER CONTENT"
             typer.echo(f"  file     {file.path} ({file.size:,} bytes): {state}")
-    where = place.absolute() if place else "nowhere: FEDLORA_SHARED is not set"
-    typer.echo(f"Looked for in {where}")
+    nowhere = "nowhere: FEDLORA_SHARED is not set, and the checkout has no ../shared beside it"
+    typer.echo(f"Looked for {f'in {place.absolute()}' if place else nowhere}")

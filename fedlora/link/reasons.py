@@ -30,7 +30,7 @@ KINDS: Final[Mapping[str, str]] = {
     "model": "it refuses the run, as it cannot use the model",
     "data": "it refuses the run, as it cannot use its data",
     "record": "it refuses the run, as it cannot use one of its records",
-    "classes": "it refuses the run, whose classes are not those of its data",
+    "classes": "it refuses the run, as task.labels does not name the classes of its data",
     "budget": "it leaves, as what its privacy may cost is spent",
     "ledger": "it refuses the run, as it cannot keep its privacy ledger",
     "protocol": "it leaves, as the server broke the protocol",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ def shown(page: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip().startswith("fedlora ")]
 
 
+KEYS = {key.name for key in scenario_keys()}
 COMMANDS = [(page.name, line) for page in PAGES for line in shown(page)]
 
 
@@ -48,10 +51,55 @@ def test_a_documented_command_parses_and_names_what_there_is(command_line, page,
     scenario = context.params.get("scenario", "")
     if scenario and scenario.islower() and not scenario.endswith(".toml"):
         assert scenario in scenario_names(), line
-    keys = [key.name for key in scenario_keys()]
     for setting in context.params.get("set_") or []:
         name = setting.partition("=")[0]
-        assert name in keys or ".options." in name, line
+        assert name in KEYS or ".options." in name, line
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_documented_extras_and_modules_are_ones_that_there_are(page):
+    text = page.read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(re.findall(r"(?:fedlora|\.)\[(\w+)\]['\"]", text)) <= set(extras)
+    for module in re.findall(r"python -m (simulations[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+def scenario_tables(text: str) -> list[dict]:
+    """Return the TOML blocks that are parts of a scenario."""
+    blocks = re.findall(
+        r"^```toml\n(.*?)^```|((?:^ {4,}[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL
+    )
+    sections = {name.partition(".")[0] for name in KEYS}
+    found = []
+    for fenced, indented in blocks:
+        block = fenced or textwrap.dedent(indented)
+        first = re.search(r"^\[(\w+)", block, re.MULTILINE)
+        if first and first[1] in sections:
+            found.append(tomllib.loads(block))
+    return found
+
+
+def names(table: dict, before: str = "") -> list[str]:
+    """Return the keys of nested tables, as --set names them; options are the plug-in's."""
+    found = []
+    for key, value in table.items():
+        name = f"{before}{key}"
+        inside = isinstance(value, dict) and name not in KEYS and not name.endswith(".options")
+        found += names(value, f"{name}.") if inside else [name]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_scenarios_have_only_keys_that_there_are(page):
+    tables = scenario_tables(page.read_text(encoding="utf-8"))
+    assert tables or page.name not in ("scenarios.md", "deploy.md", "tasks.md")
+    for table in tables:
+        shown = {name for name in names(table) if not name.endswith(".options")}
+        assert shown <= KEYS, shown - KEYS
 
 
 def test_every_verb_says_what_it_does_and_what_each_option_means(command_line):
