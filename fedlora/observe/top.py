@@ -16,6 +16,8 @@ from fedlora.report import ABSENT, RunFolder, bits_text, count_text, number_text
 
 _HEADER_LINES = 8
 _WHERE_TOLD = ("epsilon", "misses")  # columns that are left out where they are empty
+_GOING_ON = "going on"
+_HERE = ("connected", "awaited", "late")
 _STYLES = {"connected": "green", "awaited": "yellow", "late": "yellow", "lost": "red"}
 _QUIET_S = 10.0
 """After so long without an event it is looked whether a process still works on the run."""
@@ -81,15 +83,15 @@ class RunView:
         height
             Lines that there are; clients who are fine are left out first.
         """
-        reasons = self._reasons(height)
+        reasons = self._reasons(now, height)
         room = None if height is None else max(2, height - _HEADER_LINES - 1 - len(reasons))
         return Group(self._header(now), self._table(now, room), *reasons)
 
-    def _reasons(self, height: int | None) -> list[Text]:
+    def _reasons(self, now: float, height: int | None) -> list[Text]:
         """Return why clients are lost, below the table, whose columns would have no room."""
         found = [
             (client, str(own["reason"]))
-            for client, own in self._clients().items()
+            for client, own in self._clients(now).items()
             if own.get("reason")
         ]
         most = len(found) if height is None else max(1, height // 4)
@@ -112,7 +114,7 @@ class RunView:
             return self.outcome
         quiet_s = now - self.folder.events.stat().st_mtime if self.folder.events.is_file() else 0.0
         if quiet_s < _QUIET_S or self.folder.is_held():
-            return "going on"
+            return _GOING_ON
         return f"stopped: no process works on it; fedlora resume {self.folder.path} goes on with it"
 
     def _header(self, now: float) -> Text:
@@ -147,22 +149,30 @@ class RunView:
                     f"{state.totals['late_deliveries']:.0f} late deliveries"
                 )
         lines += serving_lines(self.folder)
-        counts = Counter(str(status.get("state")) for status in self._clients().values())
+        counts = Counter(str(status.get("state")) for status in self._clients(now).values())
         lines.append(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
         return Text("\n".join(lines))
 
-    def _clients(self) -> dict[str, ClientStatus]:
-        """Return the clients' states; of a run without any, those in its last round."""
+    def _clients(self, now: float) -> dict[str, ClientStatus]:
+        """Return the clients' states; of a run without any, those in its last round.
+
+        Where no process works on the run any more nobody is connected, whatever was written last.
+        """
         known = dict(self.state.clients)
         for client in self.state.last.get("clients") or {}:
             known.setdefault(client, ClientStatus())
+        if self._doing(now) == _GOING_ON:
+            return known
+        for client, own in known.items():
+            if own.get("state") in _HERE:
+                known[client] = own | ClientStatus(state="ended")
         return known
 
     def _table(self, now: float, room: int | None) -> Table:
-        clients = self._clients()
+        clients = self._clients(now)
         shown = list(clients)
         if room is not None and len(shown) > room:
-            shown.sort(key=lambda c: clients[c].get("state") == "connected")
+            shown.sort(key=lambda c: clients[c].get("state") in ("connected", "ended"))
             shown = shown[: room - 1]
         rows = [self._row(client, clients[client], now) for client in shown]
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))

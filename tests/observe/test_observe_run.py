@@ -160,7 +160,7 @@ def test_top_shows_a_finished_run(watched, capsys, monkeypatch):
     assert status == 0
     assert "round 2/2, step 6/6" in text
     assert "finished" in text and "steps/s" in text
-    assert "3 connected, 1 lost" in text
+    assert "3 ended, 1 lost" in text and "connected" not in text
     line = next(line for line in text.splitlines() if line.startswith("3  "))
     assert "lost" in line
     assert "client 3: client 3 went [red]out[/red] of reach" in text
