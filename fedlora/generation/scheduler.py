@@ -154,7 +154,8 @@ class Scheduler:
                     self._jobs.insert(0, job)
                     if self._ended:
                         self._refuse_all()
-                self._waiting.notify()
+                if self._jobs or self._ended:  # a thread that wakes for nothing takes the GIL
+                    self._waiting.notify()
 
     def _refuse_all(self) -> None:
         for job in self._jobs:

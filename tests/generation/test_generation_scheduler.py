@@ -147,6 +147,17 @@ def test_a_request_alone_is_computed_where_it_is_asked_and_handed_over_when_anot
     assert sorted(blocks.taken[-1]) == [2, 36]
 
 
+def test_a_request_alone_wakes_no_other_thread(scheduler, blocks, monkeypatch):
+    """A thread that wakes takes the interpreter's lock, once a token."""
+    woken, notify = [], scheduler._waiting.notify
+    monkeypatch.setattr(scheduler._waiting, "notify", lambda: (woken.append(1), notify()))
+    blocks.gate.release(2)
+    assert scheduler.submit(session("alone"), numbers(3), 3, here=True).done()
+    assert not woken
+    assert scheduler.submit(session("other"), numbers(3), 3).result(patient(10)).shape == (3, 2)
+    assert woken
+
+
 def test_an_interruption_where_it_is_asked_leaves_the_row_as_it_was(scheduler, blocks):
     row = session("row")
     blocks.error = KeyboardInterrupt()  # type: ignore[assignment]
