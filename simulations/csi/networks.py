@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from fedlora.config import ForecastConfig
 from fedlora.tasks.forecast import ChannelBranch
 
+_PATCH = 4
+"""Steps of LLM4CP's patches."""
 NETWORKS = ("gru", "ends", "lstm", "rnn", "transformer", "llm4cp")
 
 
@@ -141,7 +144,7 @@ class Llm4cp(nn.Module):
     Parameters
     ----------
     config
-        History, horizon, features and patch; blocks and channels of the branches.
+        History, horizon and features; blocks and channels of the branches.
     model_path
         Folder of a checkpoint.
     """
@@ -150,14 +153,14 @@ class Llm4cp(nn.Module):
         super().__init__()
         from transformers import AutoModel
 
-        self._patch = config.patch
+        self._patch = math.gcd(config.history, _PATCH)
         self.blocks: Any = AutoModel.from_pretrained(model_path, dtype=torch.float32)
         width = int(self.blocks.config.hidden_size)
         for name, parameter in self.blocks.named_parameters():
             parts = name.lower()
             trains = "norm" in parts or "ln_" in parts or "wpe" in parts or "position" in parts
             parameter.requires_grad_(trains)
-        self.patches = nn.Linear(config.patch, config.patch)
+        self.patches = nn.Linear(self._patch, self._patch)
         self.frequency, self.delay = ChannelBranch(config), ChannelBranch(config)
         self.embed = nn.Conv1d(config.features, width, 3, padding=1, padding_mode="circular")
         self.time = nn.Linear(config.history, config.history)

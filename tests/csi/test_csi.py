@@ -33,6 +33,9 @@ from simulations.csi.generate import (
 FOLDER = Path(simulations.csi.__file__).parent
 
 
+BRANCHES = ["task.forecast.front=channel", "task.forecast.patch=4", "task.max_length=4"]
+
+
 def quick(*overrides: str):
     few = ["train.rounds=1", "train.steps=3", "evaluate.every=1", "compute.threads=1"]
     return with_overrides(find_scenario("csi-prediction"), [*few, *overrides])
@@ -50,7 +53,7 @@ def test_the_set_that_ships_is_small_and_each_site_has_channels_of_its_own():
 
 
 def test_a_few_steps_of_the_scenario_learn_over_sites_with_their_own_channels():
-    config = quick("task.forecast.base=none", "train.warmup_steps=0")
+    config = quick(*BRANCHES, "task.forecast.base=none", "train.warmup_steps=0")
     check_scenario(config)
     federation = Federation(config)
     sites = [{s.source for s in c.door.truth(c.train)} for c in federation.clients]

@@ -29,7 +29,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         site = [f"s{number % 2}" for number in range(count)]
         np.savez(folder / f"{which}.npz", h=h, site=site, speed_kmh=np.full(count, 30.0))
         found.append(f"data.{which}={folder / f'{which}.npz'}")
-    small = ["channels=2", "blocks=1", "width=8", "features=8", "history_snr_db=[10]"]
+    small = ["patch=2", "width=8", "features=8", "history_snr_db=[10]"]
     found += [f"task.forecast.{key}" for key in small]
     found += ["data.values=h", 'data.axes=["record","time","feature"]', "federation.clients=2"]
     found += ["train.rounds=2", "train.steps=2", "evaluate.every=1", "train.batch_size=6"]
