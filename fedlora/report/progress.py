@@ -242,7 +242,8 @@ class ProgressView:
             clients = finite(event.get("clients"))
             self.console.print(
                 Text(
-                    f"{self._phase.name}: {self._phase.rounds} rounds of "
+                    f"{self._phase.name}: {self._phase.rounds} "
+                    f"{'round' if self._phase.rounds == 1 else 'rounds'} of "
                     f"{self._phase.steps_per_round} steps"
                     + (f", {count_text(clients)} clients" if clients else "")
                 )
