@@ -93,7 +93,7 @@ def run_pooled(
     Parameters
     ----------
     blocks
-        Of a family that packs.
+        Of a family that packs; more than one, where they begin with the model's first.
     packed, lengths, first
         As for ``Blocks.forward``.
     how

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import architectures
 from support.federation import scenario
 
 from fedlora.server.compute import ClientRows, SplitEngine
@@ -111,3 +112,18 @@ def test_a_block_that_attends_by_other_means_is_computed_at_all_tokens(checkpoin
     found = engine.forward(batch(engine), train=False)
     assert [part.shape for part in found] == [part.shape for part in plain]
     assert all(torch.isfinite(part).all() for part in found)
+
+
+@pytest.mark.parametrize(("kind", "pool"), [("gpt2", "last"), ("bert", "cls"), ("opt", "last")])
+def test_a_model_of_one_block_has_its_embedding_stage_once(tmp_path, monkeypatch, kind, pool):
+    """Positions and norms before the first block go with it, and with no second pass of it."""
+    for key in ("num_hidden_layers", "n_layer"):
+        monkeypatch.setitem(architectures.SIZES, key, 1)
+    architectures.tiny(kind, tmp_path)
+    whole, found = (
+        gradients(engine, batch(engine))
+        for engine in (make_engine(tmp_path, f"task.pool={pool}", *more) for more in (SAVED, ()))
+    )
+    assert len(found) == len(whole)
+    for a, b in zip(found, whole, strict=True):
+        assert torch.dist(a, b) <= 1e-5 * b.norm() + 1e-7

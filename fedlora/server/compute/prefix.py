@@ -51,8 +51,9 @@ class Prefix:
 
     Where pooling takes one token of a row, the last block is computed at that token alone. It is
     computed at all of them where the family does not pack rows, where a client's gradients are kept
-    apart, where activations are recomputed (``compute.checkpoint``), and in training with
-    ``lora.dropout``, which would draw otherwise.
+    apart, where activations are recomputed (``compute.checkpoint``), where it is the model's first
+    block, too, which positions and norms before it go with, and in training with ``lora.dropout``,
+    which would draw otherwise.
 
     Parameters
     ----------
@@ -78,6 +79,7 @@ class Prefix:
     ) -> None:
         self._pool = pool
         whole = together or scenario.compute.checkpoint or not blocks.family.packs
+        whole = whole or (blocks.start == 0 and len(blocks.layers) == 1)
         self._one_token = pool in POOLS and not whole
         self._blocks, self._masks, self._together = blocks, masks, together
         self._at = [p.layer - blocks.start for p in projections]
