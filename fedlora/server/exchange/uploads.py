@@ -170,7 +170,9 @@ def read_activation(
 def _read_held(frame: Frame, ids: list[int] | None) -> torch.Tensor | None:
     """Return what a client has of the rows' representations, where it tells it."""
     held = frame.tensors.get("held")
-    if held is not None and (ids is None or held.dtype != torch.int32 or len(ids) != held.numel()):
+    if held is None:
+        return None
+    if ids is None or held.dtype != torch.int32 or held.shape != (len(ids),):
         raise ProtocolError("what it has of rows is told by an int32 for each identifier")
     return held
 
