@@ -190,6 +190,7 @@ class EdgeClient:
         self._samples_seen = state["samples"]
         if "sent" in state:  # releases before 0.2 kept nothing of it
             self._cut.sent.load_state_dict(state["sent"])
+        if "levels" in state:  # nor has a state of before there were residuals any
             self._cut.representations.load_state_dict(state["levels"])
 
     def forget_sent(self) -> None:

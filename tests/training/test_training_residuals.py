@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from support.federation import Federation, same, scenario
 
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
+from clients.state_store import ClientStateStore
 from fedlora.config import Scenario
 from fedlora.link import Frame, messages as m
+from fedlora.server.checkpoint import Checkpoints
+from fedlora.storage.state import RoundStates
 from simulations import in_process
 from simulations.in_process import Handler, Record
 
@@ -123,7 +128,13 @@ def test_a_client_that_says_it_holds_what_it_does_not_reads_and_poisons_nothing(
 
 
 @pytest.mark.parametrize(
-    "held", [torch.zeros(3), torch.zeros(2, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)]
+    "held",
+    [
+        torch.zeros(3),
+        torch.zeros(2, dtype=torch.int32),
+        torch.zeros(9, dtype=torch.int32),
+        torch.zeros(1, 3, dtype=torch.int32),
+    ],
 )
 def test_what_a_client_holds_is_told_by_a_number_for_each_row(tiny, records, held):
     def hostile(client: EdgeClient, frame: Frame, reply: Frame) -> Frame | None:
@@ -160,6 +171,37 @@ def test_what_is_kept_ends_with_the_client_and_with_the_run(tiny, records):
     assert set(kept._own) == {"0", "2"}
     run.server.training.batches.close()
     assert not kept._own
+
+
+def test_states_of_before_there_were_residuals_are_taken_up(tiny, records, tmp_path):
+    config = scenario(tiny["gpt2"], records, *LANGUAGE, *LONG)
+    checkpoints = Checkpoints(tmp_path / "server")
+
+    def federation() -> Federation:
+        keep = lambda edge: ClientStateStore(edge, tmp_path / edge.name).handle  # noqa: E731
+        return Federation(config, wrap=keep)
+
+    def die() -> None:
+        checkpoints.save(first.server.training)
+        raise InterruptedError
+
+    first = federation()
+    first.server.training.after_round = die
+    with pytest.raises(InterruptedError):
+        first.run()
+    for client in first.clients:
+        _without_levels(tmp_path / client.name)
+    resumed, state = federation(), {**checkpoints.latest()}
+    del state["levels"]
+    resumed.server.training.run(partial(checkpoints.restore, resumed.server.training, state))
+    assert len(resumed.recorder.rounds) == 4 and not resumed.server.cohort.lost
+    assert same(resumed.server.engine.adapter(), Federation(config).run().server.engine.adapter())
+
+
+def _without_levels(folder: Path) -> None:
+    states = RoundStates(folder)
+    for number in states.rounds():
+        states.write(number, {k: v for k, v in states.read(number).items() if k != "levels"})
 
 
 def test_both_ends_keep_the_same_within_the_bound(tiny, records, monkeypatch):
