@@ -64,6 +64,17 @@ def test_levels_that_foretell_nothing_cost_nothing_to_speak_of():
         assert nbits(parts) < 1.01 * nbits(codec.encode(x))
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_that_were_larger_by_more_than_fp32_holds_foretell_nothing_and_warn_of_nothing():
+    codec, x = EntropyCodec(4), 1e-12 * gaussian(20)
+    before = Levels(torch.ones(20, 128, dtype=torch.int8), torch.full((20,), 1e30))
+    for known in (before, Levels(-before.numbers, before.steps), levels(codec, 1e30 * x.sign())):
+        parts, sent = codec.encode_beside(x, known)
+        found, read = codec.decode_beside(parts, (20, 128), known)
+        assert torch.equal(found, codec.decode(codec.encode(x), (20, 128)))
+        assert torch.equal(sent.numbers, read.numbers)
+
+
 def test_the_same_again_takes_hardly_a_bit_and_zeros_stay_zeros():
     codec, x = EntropyCodec(4), gaussian(50)
     parts, _ = codec.encode_beside(x, levels(codec, x))
