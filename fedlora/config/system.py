@@ -295,7 +295,9 @@ class ComputeConfig:
         such as ``"20GiB"``; accelerate places them, and what is left over stays on ``disk``.
     checkpoint
         Activation checkpointing: keep the inputs of blocks only, and compute each block anew in the
-        backward pass. Blocks in ``cpu`` or on ``disk`` need it.
+        backward pass. Blocks in ``cpu`` or on ``disk`` need it. The result is that of a run without
+        it, but for rounding where ``task.pool`` is ``last`` or ``cls``: the last block is computed
+        at all tokens then.
     reuse_blocks
         Whether the hidden states of a row after the lowest blocks, as far as its client has rank 0
         at all of their projections (or ``lora.targets`` names none), are kept and not computed

@@ -9,6 +9,7 @@ import torch
 from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
+from fedlora.split.pooled import POOLS
 from fedlora.tasks import head_trains
 from simulations.fuzz.keys_air import BY_CLIENT
 from simulations.fuzz.trial import Run, Trial, difference, equal
@@ -77,7 +78,9 @@ def unrelated(trial: Trial) -> str | None:
     if trial.noisy or scenario.privacy.activation_sigma is not None:
         return None  # evaluation draws noise on activations too
     flips = {"evaluate.baseline": str(not scenario.evaluate.baseline).lower()}
-    if not (scenario.compute.device_map or scenario.compute.max_memory):
+    placed = scenario.compute.device_map or scenario.compute.max_memory
+    # Where rows are pooled to one token it is rounded otherwise, as ``ComputeConfig`` says.
+    if not placed and trial.federation.server.engine.pool not in POOLS:
         flips["compute.checkpoint"] = str(not scenario.compute.checkpoint).lower()
     if scenario.ranks.strategy in _BLIND:
         flips |= {"evaluate.every": "2", "evaluate.batch_size": "3"}
