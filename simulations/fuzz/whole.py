@@ -16,6 +16,14 @@ from fedlora.split import Checkpoint, Cut, compute_as_kept, find_family, model_f
 from fedlora.tasks import IGNORED, Sample, task_class
 
 
+def as_kept(model: Any, scenario: Scenario, checkpoint: Checkpoint) -> None:
+    """Give an undivided model the matrices that the server of a scenario computes with."""
+    if form := scenario.model.few_bits:
+        cut = Cut.of(checkpoint, scenario.model.client_front, scenario.model.client_back)
+        layers = find_family(checkpoint).layers
+        compute_as_kept(model, layers, range(cut.start, cut.stop), form)
+
+
 class Whole:
     """An undivided model.
 
@@ -46,11 +54,7 @@ class Whole:
         # AutoModel would leave an embedding random that is stored under the head's name
         self.base = getattr(model, name) if self.pooled and causal else model
         self.prefix = "" if self.pooled else f"{name}."
-        if form := scenario.model.few_bits:
-            checkpoint, own = Checkpoint(folder), scenario.model
-            cut = Cut.of(checkpoint, own.client_front, own.client_back)
-            layers = find_family(checkpoint).layers
-            compute_as_kept(model, layers, range(cut.start, cut.stop), form)
+        as_kept(model, scenario, Checkpoint(folder))
         out = self.base.get_output_embeddings()
         if out is not None:  # its own, where it was tied to the input's
             out.weight = nn.Parameter(out.weight.detach().clone(), requires_grad=False)

@@ -21,13 +21,14 @@ from transformers import AutoModelForSequenceClassification
 from clients.edge_client import EdgeClient
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
+from fedlora.config import with_overrides
 from fedlora.lora.export import CONFIG_FILE
 from fedlora.server.compute import ClientRows
-from fedlora.split import model_folder
+from fedlora.split import Checkpoint, model_folder
 from fedlora.tasks import IGNORED, Sample, task_class
 from simulations.fuzz.models import SEPARATOR
 from simulations.fuzz.trial import Trial
-from simulations.fuzz.whole import Whole
+from simulations.fuzz.whole import Whole, as_kept
 
 _TEXTS = (f"w9 w10 {SEPARATOR} w33", f"w50 {SEPARATOR} w77 w20 w21 w8", SEPARATOR)
 _CLIENTS = 3
@@ -145,9 +146,9 @@ def _classifier(trial: Trial, export: Path) -> Any:
     if settings.get("task_type") == "SEQ_CLS":
         with safe_open(export / "head.safetensors", framework="pt") as file:
             classes = file.get_tensor("weight").shape[0]
-        base = AutoModelForSequenceClassification.from_pretrained(
-            model_folder(trial.scenario.model.path), num_labels=classes
-        )
+        place = model_folder(trial.scenario.model.path)
+        base = AutoModelForSequenceClassification.from_pretrained(place, num_labels=classes)
+        as_kept(base, trial.scenario, Checkpoint(place))
         return PeftModel.from_pretrained(base, str(export)).eval()
     if "SequenceClassification" in str(settings.get("architectures")):
         return AutoModelForSequenceClassification.from_pretrained(export).eval()
@@ -158,7 +159,8 @@ def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whol
     """Return plain PEFT with an export, and the client's own embedding and head."""
     merged = adapter is not None and not (adapter / CONFIG_FILE).exists()
     if merged:
-        whole = Whole(trial.scenario, adapter)
+        # Its matrices are those that the server had, with the adapter in them.
+        whole = Whole(with_overrides(trial.scenario, ["model.weights=fp32"]), adapter)
     else:
         if "whole" not in trial.kept:
             trial.kept["whole"] = Whole(trial.scenario)
