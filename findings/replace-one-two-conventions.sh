@@ -3,7 +3,7 @@
 # noise by the same event. For GaussianDpEvent(1.0) the Renyi accountant answers as it does where a record is added or
 # removed (the sum moves by the bound C), the one of privacy loss distributions as for a sum that moves by 2 C, which is
 # what replacing one record of bound C can do. So a multiplier that was calibrated with one and is reported with the other
-# is off by a factor of two in the noise. fedlora counts added or removed records in both, and its tests compare with a closed form.
+# is off by a factor of two in the noise. fedlora counts a replaced record as a shift of 2 C, as the second one does.
 #
 # Seen on 2026-11-30, epsilon at delta 1e-5 of one release with noise multiplier 1:
 #   ADD_OR_REMOVE_ONE: Renyi 4.7285, privacy loss distribution 4.3772; closed form for a shift of C 4.3772

@@ -3,7 +3,7 @@
 # r its own rank. Concatenation and SVD put the inputs' scaling alpha / sqrt(r) into the factors and set lora_alpha = r so that
 # the merged one scales by 1, but use_rslora is taken over as well, so that it scales by r / sqrt(r). Without use_rslora both
 # are exact. Who averages clients' adapters this way trains on with an update that grows with the ranks; the direction is
-# right, which is why a loss may only look unlucky. fedlora averages factors by itself and exports its scale as lora_alpha.
+# right, which is why a loss may only look unlucky.
 #
 # Seen on 2026-11-30 (CPU, fp32), two adapters of rank 8 at weights 0.5 and 0.5, rank 16 merged:
 #   cat: the weighted sum times 1.000 with alpha / r, times 4.000 with alpha / sqrt(r)

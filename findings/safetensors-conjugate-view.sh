@@ -2,8 +2,7 @@
 # safetensors 0.8.0 with torch 2.13.0: a lazily conjugated complex tensor, as `.conj()` and `.mH` give it, is written as if
 # it were not conjugated. torch keeps such a view's memory as it was and a flag beside it; the bytes are the memory's, the
 # flag is not looked at, and it counts as contiguous. So a stored Hermitian channel or beamforming vector comes back with
-# every imaginary part negated. numpy has no such flag, and `resolve_conj()` before saving mends it. fedlora writes and
-# sends real tensors only, real and imaginary parts side by side.
+# every imaginary part negated. numpy has no such flag, and `resolve_conj()` before saving mends it.
 #
 # Seen on 2026-11-30:
 #   saved 1-2j, came back 1+2j; after resolve_conj() 1-2j
