@@ -15,6 +15,8 @@ from fedlora.cli import app
 from fedlora.commands.keys import scenario_keys
 from fedlora.scenarios import scenario_names
 from fedlora.verbs import add_all_verbs
+from simulations.bench.context import Settings
+from simulations.bench.experiments import experiments as all_experiments
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +32,24 @@ def shown(page: Path) -> list[str]:
 
 
 KEYS = {key.name for key in scenario_keys()}
+
+
+def named(page: Path) -> list[list[str]]:
+    """Return fedlora's commands in the running text, word by word."""
+    text = page.read_text(encoding="utf-8").replace("\n", " ")
+    return [shlex.split(found) for found in re.findall(r"`(fedlora [^`]+)`", text)]
+
+
+def measured(page: Path) -> list[str]:
+    """Return the sections of a page that have tables of measured figures."""
+    sections = re.split(r"^(?=## )", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [
+        section
+        for section in sections
+        if len(re.findall(r"^\|.*\d\.\d.*\|$", section, re.MULTILINE)) >= 2
+    ]
+
+
 COMMANDS = [(page.name, line) for page in PAGES for line in shown(page)]
 
 
@@ -100,6 +120,27 @@ def test_documented_scenarios_have_only_keys_that_there_are(page):
     for table in tables:
         shown = {name for name in names(table) if not name.endswith(".options")}
         assert shown <= KEYS, shown - KEYS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_in_the_text_names_what_there_is(command_line, page):
+    experiments = [experiment.name for experiment in all_experiments(Settings())]
+    for words in named(page):
+        if (
+            words[1][0].isalpha() and words[1].islower() and words[1] != "client"
+        ):  # `fedlora client K` is a node's name
+            assert words[1] in command_line.commands, words
+        if "--only" in words and words[1] == "bench":
+            chosen = words[words.index("--only") + 1]
+            assert any(name.startswith(chosen) for name in experiments), words
+
+
+@pytest.mark.parametrize("page", ["performance", "privacy"])
+def test_whoever_shows_figures_says_by_which_command(page):
+    sections = measured(ROOT / "docs" / f"{page}.md")
+    assert sections
+    for section in sections:
+        assert re.search(r"fedlora [a-z]+|python -m [a-z_.]+", section), section.splitlines()[0]
 
 
 def test_every_verb_says_what_it_does_and_what_each_option_means(command_line):

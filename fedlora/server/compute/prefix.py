@@ -80,7 +80,7 @@ class Prefix:
         self._pool = pool
         whole = together or scenario.compute.checkpoint or not blocks.family.packs
         whole = whole or (blocks.start == 0 and len(blocks.layers) == 1)
-        self._one_token = pool in POOLS and not whole
+        self.one_token = pool in POOLS and not whole
         self._blocks, self._masks, self._together = blocks, masks, together
         self._at = [p.layer - blocks.start for p in projections]
         self._end = len(blocks.layers)
@@ -120,7 +120,7 @@ class Prefix:
         floor = graph = 0
         if train and enters is None and not self._also:
             graph = min(self._lowest(r.ranks) for r in rows)
-            floor = min(graph, self._end - 1) if self._one_token else graph
+            floor = min(graph, self._end - 1) if self.one_token else graph
         with torch.no_grad():
             states = self._blocks(packed, lengths, 0, floor) if floor else packed
         with torch.set_grad_enabled(train and graph < self._end):
@@ -145,7 +145,7 @@ class Prefix:
         if self._pool is None:
             output = self._blocks(states, lengths, first)
             return output
-        if first == self._end or not self._one_token or (train and self._dropout):
+        if first == self._end or not self.one_token or (train and self._dropout):
             output = self._blocks(states, lengths, first)
             return pool_packed(output, lengths, self._pool)
 
