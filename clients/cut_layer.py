@@ -139,6 +139,17 @@ class CutLayer:
         self.sent.forget()
         self.representations.forget()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what both ends keep, as a client's state holds it between two rounds."""
+        return {"sent": self.sent.state_dict(), "levels": self.representations.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave; states of before either was kept have none."""
+        if "sent" in state:
+            self.sent.load_state_dict(state["sent"])
+        if "levels" in state:
+            self.representations.load_state_dict(state["levels"])
+
     def open(self, numbers: Sequence[int] | None) -> Parts:
         """Open a batch to train on, and return what leaves of what is here of it.
 

@@ -178,8 +178,7 @@ class EdgeClient:
             "head": self.head.state_dict(),
             "position": self.batches.position,
             "samples": self._samples_seen,
-            "sent": self._cut.sent.state_dict(),
-            "levels": self._cut.representations.state_dict(),
+            **self._cut.state_dict(),
         }
 
     def load_state_dict(self, state: Fields) -> None:
@@ -188,10 +187,7 @@ class EdgeClient:
         self.head.load_state_dict(state["head"])
         self.batches.position = state["position"]
         self._samples_seen = state["samples"]
-        if "sent" in state:  # releases before 0.2 kept nothing of it
-            self._cut.sent.load_state_dict(state["sent"])
-        if "levels" in state:  # nor has a state of before there were residuals any
-            self._cut.representations.load_state_dict(state["levels"])
+        self._cut.load_state_dict(state)
 
     def forget_sent(self) -> None:
         """Take it that the server keeps nothing of this client."""
