@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -70,6 +68,8 @@ def printable(text: Any, most: int = MOST_CHARACTERS) -> str:
 
 def described(error: BaseException) -> str:
     """Return an exception's type, place and text in one line."""
+    import traceback
+
     place = traceback.extract_tb(error.__traceback__)[-1]
     try:
         text = " ".join(str(error).split())
@@ -77,12 +77,3 @@ def described(error: BaseException) -> str:
         text = "its text cannot be had"
     text = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
     return f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}: {text}"
-
-
-class LineFormatter(logging.Formatter):
-    """Writes a record's message as one line, whatever got into it; tracebacks are our own."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # of the base class
-        """See ``logging.Formatter``."""
-        record.message = printable(record.message, len(record.message))
-        return super().formatMessage(record)

@@ -53,13 +53,22 @@ def _not_called() -> None:
 def _docstring(entry: EntryPoint) -> str:
     """Return a function's docstring as its file has it, or nothing where that cannot be found."""
     try:
-        spec = importlib.util.find_spec(entry.module)
-        if spec is None or not spec.origin:
-            return ""
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        tree = ast.parse(_file(entry.module).read_text(encoding="utf-8"))
     except (ImportError, OSError, ValueError, SyntaxError):
         return ""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
             return ast.get_docstring(node) or ""
     return ""
+
+
+def _file(module: str) -> Path:
+    """Return a module's file; the packages it lies in are not imported, as that may take long."""
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.origin:
+        raise ImportError(f"no module named {top!r}")
+    if not inner:
+        return Path(spec.origin)
+    path = Path(spec.origin).parent.joinpath(*inner)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -315,7 +315,7 @@ class ComputeConfig:
         ``link.reuse_folder`` does. Where nothing can be written there, training goes on and says
         so.
     threads
-        CPU threads of the server; 0 means one for each core.
+        CPU threads of the server; 0 means one for each core. Another number may round otherwise.
     edge_hosts
         Processes that host the simulated clients; 0 means one for each core. The result does not
         depend on it.

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fedlora.checks import finite
-from fedlora.errors import FedloraError, LineFormatter
+from fedlora.errors import FedloraError
+from fedlora.log_line import LineFormatter
 from fedlora.report.records import RoundRecord
 from fedlora.report.summary import Summary
 from fedlora.storage import (

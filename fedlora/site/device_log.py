@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from fedlora.errors import LineFormatter, printable
+from fedlora.errors import printable
+from fedlora.log_line import LineFormatter
 
 NAME: Final = "device.log"
 MOST_BYTES: Final = 1 << 20

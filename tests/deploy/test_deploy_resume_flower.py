@@ -42,6 +42,7 @@ r_max = 4
 strategy = "bandit"
 [compute]
 edge_hosts = 2
+threads = 1
 [evaluate]
 baseline = true
 """

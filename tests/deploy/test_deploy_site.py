@@ -32,7 +32,7 @@ clients = 3
 min_clients = 2
 [train]
 rounds = 4
-steps = 25
+steps = 75
 batch_size = 4
 [head]
 share = "step"
@@ -137,7 +137,7 @@ def check_undisturbed(sites: Sites, out: Path, facts: dict[str, Any], text: str)
     assert (first["name"], first["state"], first["round"]) == ("first", "finished", 4)
     assert f"scenario of sha256 {first['scenario']}" in (out / "log.txt").read_text()
     assert first["rows"] == {"train": 48, "held_out": 0, "left_out": 0}
-    assert first["samples"] == total(rounds, "0", "rows") == 400
+    assert first["samples"] == total(rounds, "0", "rows") == 1200
     assert tensor_bits(first) == total(rounds, "0", "bits_up")
     assert first["ledger_after"]["epsilon"] == pytest.approx(rounds[-1]["clients"]["0"]["epsilon"])
     with Ledger(sites.folder / "ledger0", "0") as ledger:

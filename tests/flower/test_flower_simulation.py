@@ -52,6 +52,8 @@ batch_size = 2
 share = "step"
 [lora]
 r_max = 4
+[compute]
+threads = 1
 [evaluate]
 baseline = true
 """

@@ -106,6 +106,7 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "profile": lambda: profile(json.loads((FOLDER / "profile.json").read_bytes())),
         "chosen": lambda: chosen(read_table("chosen.csv")),
         "claims": claims_table,
+        "fixed": lambda: means([*_at_5_db("awgn"), *read_rows("fixed.csv")]),
     }
     for channel in CHANNELS:
         found[f"{channel}-means"] = lambda channel=channel: means(_judged(channel))  # type: ignore[misc]
@@ -117,6 +118,10 @@ def tables() -> dict[str, Callable[[], list[str]]]:
 
 def _judged(channel: str) -> list[Row]:
     return judged(read_rows(f"{channel}.csv"), read_protocol(channel))
+
+
+def _at_5_db(channel: str) -> list[Row]:
+    return [row for row in _judged(channel) if row["snr_db"] == 5.0]
 
 
 def rewritten(text: str) -> str:
