@@ -12,6 +12,7 @@ from torch import nn
 
 from fedlora.errors import FedloraError
 from fedlora.generation.pages import RowPages
+from fedlora.split.packed import is_causal
 
 
 class BatchRows:
@@ -80,9 +81,7 @@ class BatchRows:
             Shape (1, new tokens, heads, width of a head).
         """
         layer = getattr(module, "layer_idx", None)
-        causal = options.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        if layer is None or layer in self._seen or not causal:
+        if layer is None or layer in self._seen or not is_causal(module, options):
             raise FedloraError(
                 f"{type(module).__name__} attends in both directions, or does not say which layer "
                 "it is, so that it cannot generate; use a causal model"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
@@ -132,19 +133,30 @@ class AlsoTrained:
         lr
             Learning rate of this step, that of A and B.
         """
-        if self._weight > 0 and self.tensors:
-            self._steps += 1
-            keep, keep_square = self._betas
-            corrections = [1 - beta ** float(self._steps) for beta in self._betas]
-            for parameter, (first, second) in zip(self.parameters(), self._moments, strict=True):
-                if parameter.grad is None:
-                    continue
-                first.lerp_(parameter.grad, 1 - keep)
-                second.mul_(keep_square).addcmul_(
-                    parameter.grad, parameter.grad, value=1 - keep_square
-                )
-                denominator = (second / corrections[1]).sqrt_().add_(_EPS)
-                parameter.mul_(1 - lr * self._decay).sub_(first / corrections[0] / denominator * lr)
+        own = [
+            (tensor.parameter, tensor.parameter.grad, *moments, self._steps.clone())
+            for tensor, moments in zip(self.tensors, self._moments, strict=True)
+            if tensor.parameter.grad is not None
+        ]
+        if own and self._weight > 0:
+            parameters, gradients, means, squares, times = zip(*own, strict=True)
+            adamw(
+                list(parameters),
+                list(gradients),
+                list(means),
+                list(squares),
+                [],
+                list(times),
+                foreach=False,
+                amsgrad=False,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                lr=lr,
+                weight_decay=self._decay,
+                eps=_EPS,
+                maximize=False,
+            )
+            self._steps += 1  # the functional form counts each tensor's own
         self.begin()
 
     def begin(self) -> None:
