@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedlora.split import DTYPES
+from simulations.refusals import one_sentence
 
 _SCALE = 0.02
 _REQUESTS, _ROWS = 12, 96  # short requests in a row, and rows
@@ -227,4 +228,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.bench.machine import machine_facts
+from simulations.refusals import one_sentence
 
 # What each wait may be of the older build's at most.
 AT_MOST: Mapping[str, float] = {
@@ -105,6 +106,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
     machine = machine_facts()
+    if given.times < 1:
+        parser.error(f"--times is {given.times}; run each command at least once")
+    for program in (given.older, given.newer):
+        if shutil.which(program) is None:
+            parser.error(f"{program} is no program; give the path of an environment's fedlora")
     names = given.only or list(AT_MOST)
     if "infer" in names and "run quickstart" not in names:
         parser.error("infer needs the run that it asks: --only 'run quickstart' as well")
@@ -121,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -19,6 +19,7 @@ import clients.owner
 from fedlora.config import Scenario, with_overrides
 from fedlora.scenarios import find_scenario
 from simulations.in_process import Record, run
+from simulations.refusals import one_sentence
 
 DOOR = str(Path(clients.owner.__file__).parent)
 PROJECT = tuple(
@@ -76,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

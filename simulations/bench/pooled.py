@@ -15,11 +15,13 @@ import torch
 
 from clients.simulated_data import SimulatedData
 from fedlora.config import Scenario, with_overrides
+from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.server.compute.batch import ClientRows
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.split import Checkpoint, model_folder
 from fedlora.tasks import fitting_tokenizer, task_class
+from simulations.refusals import one_sentence
 
 CLIENTS, TRAIN_ROWS, EVALUATION_ROWS, PAIRS = 8, 4, 16, 8
 
@@ -31,7 +33,9 @@ class Batches:
         self._scenario, self._engine = scenario, engine
         tokenizer = fitting_tokenizer(task_class(scenario.task.kind), checkpoint)
         if tokenizer is None:
-            raise SystemExit(f"{scenario.name} has no texts; take a scenario whose task reads some")
+            raise FedloraError(
+                f"{scenario.name} has no texts; take a scenario whose task reads some"
+            )
         self._tokenizer = tokenizer
         self._data = SimulatedData(scenario, CLIENTS)
         self._random = random.Random(0)
@@ -63,6 +67,11 @@ def measure(scenario: Scenario) -> dict[str, list[float]]:
     """Return quartiles of the ratio, all tokens to the pooled ones, by what is done."""
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     alone, everywhere = SplitEngine(checkpoint, scenario), SplitEngine(checkpoint, scenario)
+    if not alone.prefix.one_token:
+        raise FedloraError(
+            f"all tokens of {scenario.name} pass the last block (task.pool is "
+            f"{scenario.task.pool!r}); take one that pools cls or last, as --set task.pool=cls does"
+        )
     everywhere.prefix.one_token = False
     batches = Batches(scenario, checkpoint, alone)
     found = {}
@@ -92,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

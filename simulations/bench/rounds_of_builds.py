@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from simulations.refusals import one_sentence
+
 # Runs under either build, so it uses only names that both have.
 WORKER = """
 import json, sys, time
@@ -132,10 +134,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as for `fedlora run`")
     parser.add_argument("--rounds", type=int, default=24, help="rounds that count")
     given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error(f"--rounds is {given.rounds}; quartiles need 2 or more")
     print(
         json.dumps(beside(str(given.older), given.newer, given.scenario, given.set, given.rounds))
     )
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from simulations.quickstart.stories import iter_pretraining_text
+from simulations.refusals import one_sentence
 
 VOCABULARY = 1024
 POSITIONS = 128
@@ -162,4 +163,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_sentence():
+        typer.run(main)

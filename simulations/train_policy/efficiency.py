@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlora.config import load_scenario
+from simulations.refusals import one_sentence
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

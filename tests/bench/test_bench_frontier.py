@@ -38,3 +38,9 @@ def test_the_committed_rows_are_drawn_and_others_are_refused(tmp_path):
     append_line(tmp_path / "other.jsonl", row("fp16", 0, 0.3, 5.0), sync=False)
     with pytest.raises(FedloraError, match="something else than rows of this study"):
         frontier.read(tmp_path / "other.jsonl")
+
+
+def test_a_file_without_rows_is_no_plot(tmp_path):
+    with pytest.raises(FedloraError, match="holds no seed of fp32"):
+        frontier.main(tmp_path / "plot.png", tmp_path / "none.jsonl", 0, "")
+    assert not (tmp_path / "plot.png").exists()

@@ -26,6 +26,7 @@ from fedlora.report.figure import COLOURS, MUTED, label, legend, panels, save
 from fedlora.storage.files import append_line, read_lines
 from simulations.bench.bits.measure import BEST, TOKENS, passes_of, run_once
 from simulations.bench.context import Settings
+from simulations.refusals import one_sentence
 
 SCENARIO, EXACT = "e2e-tinystories", "fp32"
 SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -148,6 +149,8 @@ def main(
                 row |= {"seconds": round(time.perf_counter() - began, 1)}
                 append_line(rows, row, sync=False)
     found = points(read(rows))
+    if not found:
+        raise FedloraError(f"{rows} holds no seed of {EXACT} and another; train some by --seeds 1")
     for point in found:
         half = "" if point.interval is None else f" +- {point.interval:.2f}"
         print(f"{point.name}: {point.share:.2f}%, {fmean(point.lost):+.2f}{half}%")
@@ -155,4 +158,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_sentence():
+        typer.run(main)

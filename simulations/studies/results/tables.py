@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simulations.refusals import one_sentence
 from simulations.studies.compare.frontier import frontier
 from simulations.studies.compare.statistics import (
     Row,
@@ -155,4 +156,5 @@ def main(*options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with one_sentence():
+        main(*sys.argv[1:])

@@ -31,6 +31,7 @@ from fedlora.report.figure import COLOURS, MUTED, label, legend, panels, save
 from fedlora.scenarios import find_scenario
 from simulations.in_process import Federation, Record
 from simulations.noisy_activations import NoisyActivations
+from simulations.refusals import one_sentence
 from simulations.studies.kit import Results, run_missing
 
 WAYS = ("once", "anew")
@@ -166,4 +167,5 @@ def _key(row: Mapping[str, Any]) -> tuple[str, float, int]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_sentence():
+        typer.run(main)
