@@ -40,5 +40,5 @@ def test_an_environment_that_is_not_there_is_named():
 
 def test_a_scenario_that_pools_all_tokens_is_not_measured(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pooled", "quickstart", "--set", "task.pool=mean"])
-    with pytest.raises(FedloraError, match="task.pool is 'mean'"):
+    with pytest.raises(FedloraError, match=r"task\.pool is 'mean'"):
         pooled.main()
