@@ -17,6 +17,7 @@ from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
 from fedlora.link import create_codec
 from fedlora.link.stream import check_listens
+from fedlora.link.stream.tls import is_loopback
 from fedlora.lora.also import check_also
 from fedlora.lora.device import check_device
 from fedlora.lora.start import read_start
@@ -24,6 +25,7 @@ from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.observe.extras import check_extras
 from fedlora.participation import check_best, check_robust
 from fedlora.privacy.mechanisms import blaming, mechanism_class, mechanism_of
+from fedlora.privacy.plan import check_classes
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
 from fedlora.robust.aggregation import create_average
@@ -40,6 +42,7 @@ from fedlora.storage import check_folder
 from fedlora.tasks import (
     Tokenizer,
     check_form,
+    check_labels,
     check_length,
     check_pool,
     check_text_scores,
@@ -104,6 +107,12 @@ def check_scenario(scenario: Scenario) -> None:
     """
     check_plugins(scenario)
     check_channel(scenario)
+    if is_deployment(scenario) and not scenario.data.named:
+        raise FedloraError(
+            "data.train is not named, and by link.host, link.public_host or federation.nodes devices "
+            "take part that bring data of their own; name data.train for a simulation, files by "
+            "--data for a rehearsal, or start it on a server as docs/deploy.md has it"
+        )
     check_data(scenario, *_check_model(scenario))
 
 
@@ -135,6 +144,42 @@ def check_run(scenario: Scenario) -> None:
     """
     check_scenario(scenario)
     check_listens(scenario.link.host, scenario.link.port)
+
+
+def is_deployment(scenario: Scenario) -> bool:
+    """Return whether a scenario says how devices on other machines take part in it."""
+    link, measured = scenario.link, scenario.channel.model == "measured"
+    beyond = bool(link.public_host) or not is_loopback(link.host)
+    return beyond or measured or bool(scenario.federation.nodes)
+
+
+def devices_bring_data(scenario: Scenario) -> bool:
+    """Return whether a scenario leaves its data to the devices of a deployment.
+
+    So it does where it names none, and either how devices reach the server or classes, which those
+    of the quickstart's data, the default, would hardly be.
+    """
+    return not scenario.data.named and (is_deployment(scenario) or bool(scenario.task.labels))
+
+
+def check_named_classes(scenario: Scenario) -> None:
+    """Refuse classes that a run on data of the devices cannot do with.
+
+    Raises
+    ------
+    FedloraError
+        When a task with classes does not name them, or under privacy when they are too few.
+    """
+    labelled, labels = task_class(scenario.task.kind).labelled, scenario.task.labels
+    if labelled:
+        if not labels:
+            raise FedloraError(
+                "task.labels is empty, and devices bring data of their own, of which one may lack "
+                "a class; name all classes, or data.train for a simulation"
+            )
+        check_labels(labels)
+    if scenario.privacy.enabled:
+        check_classes(scenario, len(labels))
 
 
 def check_server(scenario: Scenario) -> None:

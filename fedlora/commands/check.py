@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.check import devices_bring_data
 from fedlora.config import Scenario
 from fedlora.preview import Load, RowView, Sizes, find_faults, predict_sizes, read_all, view_rows
+from fedlora.scenarios import scenario_path
 from fedlora.split import Checkpoint, model_folder
 from fedlora.storage import check_new_file, replace_file
 
 _CLASSES = 6  # columns of the table
 _TOKENS = 400  # of a row that is shown
+_NOT_IN_A_PAIR = re.compile(r'[\s"\\]')  # settings go to Flower in one text, between quotes
 
 
 def show_check(
@@ -57,12 +61,26 @@ def show_check(
         return False
     if rows is not None:
         _print_rows(console, scenario, rows)
+    else:
+        console.print(Text(_unseen(scenario)), soft_wrap=True)
     if sizes is not None:
         _print_sizes(console, scenario, sizes)
-    settings = [word for override in overrides for word in ("--set", override)]
-    command = shlex.join(["fedlora", "run", name, *settings])
+    command = _command(scenario, name, overrides)
     console.print(Text(f"{scenario.name} can be run: {command}"), soft_wrap=True)
     return True
+
+
+def _command(scenario: Scenario, name: str, overrides: Sequence[str]) -> str:
+    """Return what runs a scenario: a simulation, or where its devices have the data a server."""
+    if not devices_bring_data(scenario):
+        settings = [word for override in overrides for word in ("--set", override)]
+        return shlex.join(["fedlora", "run", name, *settings])
+    if any(_NOT_IN_A_PAIR.search(override) for override in overrides):
+        return "flwr run, with what --set says written into the scenario (docs/deploy.md)"
+    path = scenario_path(name)
+    pairs = {"scenario": str(path.resolve()), "set": " ".join(overrides)}
+    config = " ".join(f'{key}="{value}"' for key, value in pairs.items() if value)
+    return shlex.join(["flwr", "run", ".", "fedlora", "--stream", "--run-config", config])
 
 
 def all_faults(name: str, overrides: Sequence[str]) -> tuple[Scenario, list[str]]:
@@ -80,7 +98,7 @@ def print_faults(console: Console, scenario: Scenario, faults: Sequence[str]) ->
 
 
 def figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
-    """Return the rows of a scenario, None where they are the hub's, and its sizes."""
+    """Return the rows of a scenario, None where they are not here, and its sizes."""
     checkpoint = Checkpoint(model_folder(scenario.model.path))
     rows = view_rows(scenario, checkpoint)
     longest = scenario.task.max_length
@@ -89,10 +107,22 @@ def figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
     return rows, predict_sizes(scenario, checkpoint, load, classes)
 
 
+def _unseen(scenario: Scenario) -> str:
+    """Return why no row was looked at, and what the sizes are of."""
+    why = f"data.train is {scenario.data.train}, which is read when a run starts"
+    if devices_bring_data(scenario):
+        why = (
+            "data.train is not named, so devices bring data of their own, at which fedlora doctor "
+            "--node-config looks on each"
+        )
+    longest = scenario.task.max_length
+    return f"{why}; no row was looked at, and sizes are of rows of task.max_length {longest} tokens"
+
+
 def _print_rows(console: Console, scenario: Scenario, rows: RowView) -> None:
     names = sorted({name for client in rows.clients for name in client.classes})
     few = names if len(names) <= _CLASSES else []
-    table = Table(title="rows")
+    table = Table(title=Text(f"rows of {scenario.data.train}"))
     for heading in (
         "client",
         "train",
@@ -160,7 +190,11 @@ def _print_sizes(console: Console, scenario: Scenario, sizes: Sizes) -> None:
 def _as_json(
     scenario: Scenario, faults: Sequence[str], rows: RowView | None, sizes: Sizes | None
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"scenario": scenario.name, "faults": list(faults)}
+    found: dict[str, Any] = {
+        "scenario": scenario.name,
+        "devices_bring_data": devices_bring_data(scenario),
+        "faults": list(faults),
+    }
     if rows is not None:
         least, low, median, high, longest = rows.quartiles()
         found |= {

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.check import devices_bring_data
 from fedlora.commands.check import all_faults, figures, print_faults
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
@@ -65,6 +66,11 @@ def show_plan(
 
 def _plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
     rows, sizes = figures(scenario)
+    if rows is None and devices_bring_data(scenario):
+        raise FedloraError(
+            "data.train is not named, so devices bring data of their own, and a plan walks through "
+            "rows; name a file like theirs with --set data.train=FILE"
+        )
     if rows is None:
         raise FedloraError(
             f"data.train is {scenario.data.train}, whose rows are read when a run starts; save "

@@ -109,6 +109,11 @@ class DataConfig:
             object.__setattr__(self, "text", default)
 
     @property
+    def named(self) -> bool:
+        """Whether it names records; else they are the quickstart's, or devices bring theirs."""
+        return self.train != type(self).train or bool(self.test)
+
+    @property
     def form(self) -> Literal["text", "messages", "prompt"]:
         """What a record is: a text, a conversation, or a prompt with its completion."""
         return "messages" if self.messages else "prompt" if self.prompt else "text"

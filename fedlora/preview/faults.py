@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeVar
 
-from fedlora.check import check_channel, check_run, model_checks, plugin_checks
+from fedlora.check import (
+    check_channel,
+    check_named_classes,
+    check_run,
+    check_server,
+    devices_bring_data,
+    model_checks,
+    plugin_checks,
+)
 from fedlora.check_data import FILES, read_classes
-from fedlora.config import Scenario
+from fedlora.config import ChannelConfig, Scenario
 from fedlora.errors import FedloraError
 from fedlora.split import Checkpoint, model_folder
 from fedlora.tasks import (
@@ -56,22 +65,35 @@ class Faults:
 
 
 def find_faults(scenario: Scenario) -> list[str]:
-    """Return everything for which ``fedlora run`` would refuse a scenario; empty where it runs.
+    """Return everything for which a scenario would be refused; empty where it runs.
 
+    By ``fedlora run``, or by a server where devices bring their own data or measure the channel.
     What only shows when something else is mended, such as tokens without a tokenizer, is not there.
     """
+    bring, measured = devices_bring_data(scenario), scenario.channel.model == "measured"
+
+    def run() -> None:
+        if bring or measured:
+            check_server(scenario)
+        if bring:
+            check_named_classes(scenario)
+        else:
+            known = dataclasses.replace(scenario, channel=ChannelConfig())
+            check_run(known if measured else scenario)
+
     faults = Faults()
     log = logging.getLogger("fedlora.check")
     before, log.disabled = log.disabled, True  # what it warns of is in the view of the rows
     try:
-        faults.of(lambda: check_run(scenario))
+        faults.of(run)
     finally:
         log.disabled = before
     if not faults.told:
         return []
     for check in plugin_checks(scenario):
         faults.of(check)
-    faults.of(lambda: check_channel(scenario))
+    if not measured:
+        faults.of(lambda: check_channel(scenario))
     checkpoint = faults.of(lambda: Checkpoint(model_folder(scenario.model.path)))
     try:
         task_class(scenario.task.kind)
@@ -81,7 +103,10 @@ def find_faults(scenario: Scenario) -> list[str]:
         rests = [faults.of(check) for check in model_checks(scenario, checkpoint)[:2]]
         for check in model_checks(scenario, checkpoint)[2:] if None not in rests else ():
             faults.of(check)
-    _look_at_data(scenario, checkpoint, faults)
+    if bring:
+        faults.of(lambda: check_named_classes(scenario))
+    else:
+        _look_at_data(scenario, checkpoint, faults)
     return faults.told
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedlora.check import devices_bring_data
 from fedlora.check_data import FILES, read_classes
 from fedlora.config import Scenario
 from fedlora.preview.sizes import Load
@@ -137,7 +138,7 @@ class RowView:
 
 
 def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
-    """Read and encode the records as a run does; None where they are the hub's.
+    """Read and encode the records as a run does; None where they are the hub's, or the devices'.
 
     Raises
     ------
@@ -145,6 +146,8 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
         When the scenario cannot be run; see ``find_faults``.
     """
     kind, data = task_class(scenario.task.kind), scenario.data
+    if devices_bring_data(scenario):
+        return None
     if any(getattr(data, which).startswith("hub:") for which in FILES):
         return None
     label = label_column(data, labelled=kind.labelled)

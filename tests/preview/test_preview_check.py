@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import tomllib
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fedlora.commands.check import figures
 from fedlora.config import scenario_to_toml
 from fedlora.link.messages import GRADIENT, STEP
 from fedlora.preview import Load, find_faults, predict_sizes, view_rows
+from fedlora.scenarios import find_scenario
 from fedlora.split import Checkpoint
 
 
@@ -179,3 +181,53 @@ def test_frozen_weights_and_adapters_are_counted_by_their_shapes(tmp_path, tiny)
     assert sizes.server_adapters == 16 * factors
     frozen = sum(p.numel() for p in server.engine.blocks.model.parameters() if not p.requires_grad)
     assert sizes.server_weights == pytest.approx(4 * frozen, rel=0.02)  # the final norm
+
+
+def deployed(folder, model, *lines):
+    path = folder / "wards.toml"
+    path.write_text(
+        f'name = "wards"\n[model]\npath = "{model}"\n[task]\nlabels = ["no", "yes"]\nmax_length = 16\n'
+        '[link]\nhost = "0.0.0.0"\nport = 0\npublic_host = "fed.example.org"\n' + "\n".join(lines)
+    )
+    return path
+
+
+@pytest.mark.parametrize("lines", [(), ('[channel]\nmodel = "measured"',)])
+def test_of_a_deployment_whose_devices_bring_data_no_other_data_is_looked_at(tmp_path, tiny, lines):
+    path, file = deployed(tmp_path, tiny, *lines), tmp_path / "found.json"
+    status, told = run(path, "--set", "train.rounds=2", "--json", file)
+    assert status == 0, told
+    found = json.loads(file.read_text())
+    assert found["devices_bring_data"] and "rows" not in found and "records" not in found
+    assert "devices bring data of their own" in told and "requests.csv" not in told
+    checkpoint = Checkpoint(tiny)
+    sizes = predict_sizes(find_scenario(str(path)), checkpoint, Load(16, 16, 0), 2)
+    assert found["bytes"]["server_weights"] == sizes.server_weights
+    command = shlex.split(told.rpartition("can be run: ")[2])
+    assert command[:5] == ["flwr", "run", ".", "fedlora", "--stream"]
+    pairs = tomllib.loads("\n".join(shlex.split(command[-1], posix=False)))
+    assert pairs == {"scenario": str(path), "set": "train.rounds=2"}
+    for verb in ("run", "plan"):
+        done = CliRunner().invoke(cli.app, [verb, str(path)])
+        assert done.exit_code != 0
+        assert "data.train is not named" in str(done.exception) or "measure" in str(done.exception)
+
+
+def test_what_can_be_checked_of_such_a_deployment_is_refused(tmp_path, tiny):
+    path = deployed(tmp_path, tiny, '[lora]\ntargets = ["nope"]', '[ranks]\nstrategy = "unifrom"')
+    status, told = run(path, "--set", "task.labels=[]")
+    assert status == 2 and "requests.csv" not in told
+    assert "lora.targets names 'nope'" in told and "'unifrom'" in told
+    assert "task.labels is empty" in told
+    status, told = run(path, "--set", 'task.labels=["no"]')
+    assert status == 2 and "task.labels names 1 class" in told
+
+
+def test_rows_that_a_deployment_names_are_looked_at_over_any_channel(tmp_path, tiny):
+    records(tmp_path / "rows.jsonl", ["w4 w5"] * 30, "no")
+    path = deployed(tmp_path, tiny, '[data]\ntrain = "rows.jsonl"', '[channel]\nmodel = "measured"')
+    status, told = run(path, "--set", "federation.clients=2")
+    assert status == 0, told
+    assert "rows.jsonl" in told
+    status, told = run(path, "--set", "federation.clients=2", "--set", 'task.labels=["a", "b"]')
+    assert status == 2 and "record 1 of " in told
