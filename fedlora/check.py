@@ -109,9 +109,9 @@ def check_scenario(scenario: Scenario) -> None:
     check_channel(scenario)
     if is_deployment(scenario) and not scenario.data.named:
         raise FedloraError(
-            "data.train is not named, and by link.host, link.public_host or federation.nodes devices "
-            "take part that bring data of their own; name data.train for a simulation, files by "
-            "--data for a rehearsal, or start it on a server as docs/deploy.md has it"
+            "data.train is not named, and by link.host, link.public_host or federation.nodes "
+            "devices take part that bring data of their own; name data.train for a simulation, "
+            "files by --data for a rehearsal, or start it on a server as docs/deploy.md has it"
         )
     check_data(scenario, *_check_model(scenario))
 

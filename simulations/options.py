@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ __all__ = [
     "OverwriteOption",
     "SetOption",
     "WorkersOption",
+    "looking",
     "open_scenario",
     "read_numbers",
     "require_plain_ends",
@@ -50,19 +52,28 @@ def open_scenario(
     FedloraError
         When there is no such scenario, or it cannot be run.
     """
-    from fedlora.check import check_scenario
     from fedlora.config import with_overrides
-    from fedlora.registry import use_python_path
     from fedlora.scenarios import find_scenario
-    from fedlora.tasks import require_texts
 
     scenario = with_overrides(find_scenario(name), overrides or [])
-    if texts:
-        use_python_path(scenario.python_path)
-        require_texts(scenario.task.kind, texts)
-    if check:
-        check_scenario(scenario)
+    with looking():
+        from fedlora.check import check_scenario
+        from fedlora.registry import use_python_path
+        from fedlora.tasks import require_texts
+
+        if texts:
+            use_python_path(scenario.python_path)
+            require_texts(scenario.task.kind, texts)
+        if check:
+            check_scenario(scenario)
     return scenario
+
+
+def looking() -> AbstractContextManager[object]:
+    """Say on a terminal that a scenario is looked at, as imports and large files take seconds."""
+    from rich.console import Console
+
+    return Console(stderr=True).status("checking the scenario, its model and its data")
 
 
 def read_numbers(

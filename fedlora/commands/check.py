@@ -71,8 +71,8 @@ def show_check(
 
 
 def _command(scenario: Scenario, name: str, overrides: Sequence[str]) -> str:
-    """Return what runs a scenario: a simulation, or where its devices have the data a server."""
-    if not devices_bring_data(scenario):
+    """Return what runs a scenario: a simulation, or a server where devices have what it needs."""
+    if not devices_bring_data(scenario) and scenario.channel.model != "measured":
         settings = [word for override in overrides for word in ("--set", override)]
         return shlex.join(["fedlora", "run", name, *settings])
     if any(_NOT_IN_A_PAIR.search(override) for override in overrides):
@@ -122,7 +122,9 @@ def _unseen(scenario: Scenario) -> str:
 def _print_rows(console: Console, scenario: Scenario, rows: RowView) -> None:
     names = sorted({name for client in rows.clients for name in client.classes})
     few = names if len(names) <= _CLASSES else []
-    table = Table(title=Text(f"rows of {scenario.data.train}"))
+    data = scenario.data
+    console.print(Text(f"data: {', '.join(filter(None, (data.train, data.test)))}"), soft_wrap=True)
+    table = Table(title="rows")
     for heading in (
         "client",
         "train",

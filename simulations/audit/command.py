@@ -15,7 +15,7 @@ from fedlora.config import load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.storage import check_new_file
-from simulations.options import OverwriteOption, SetOption, require_plain_ends
+from simulations.options import OverwriteOption, SetOption, looking, require_plain_ends
 
 if TYPE_CHECKING:
     from fedlora.report import RunFolder
@@ -65,20 +65,21 @@ def audit(
 
         check_new_file(json_, "--json", overwrite=overwrite)
         raise typer.Exit(0 if audit_devices(messages, seed, json_) else 1)
-    from fedlora.check import check_plugins
-    from fedlora.report import seconds_text
-    from fedlora.tasks import require_texts
-
     folder = _run_folder(target)
     scenario = load_scenario(folder.scenario) if folder else find_scenario(target)
     scenario = with_overrides(scenario, set_ or [])
-    check_plugins(scenario)
-    require_texts(scenario.task.kind, "fedlora audit")
-    require_plain_ends(scenario, "fedlora audit")
-    _check_free(json_, folder, overwrite=overwrite)
-    from simulations.audit.audit import audit_scenario
-    from simulations.audit.effort import Effort
-    from simulations.audit.stages import Stages
+    with looking():
+        from fedlora.check import check_plugins
+        from fedlora.report import seconds_text
+        from fedlora.tasks import require_texts
+
+        check_plugins(scenario)
+        require_texts(scenario.task.kind, "fedlora audit")
+        require_plain_ends(scenario, "fedlora audit")
+        _check_free(json_, folder, overwrite=overwrite)
+        from simulations.audit.audit import audit_scenario
+        from simulations.audit.effort import Effort
+        from simulations.audit.stages import Stages
 
     effort = Effort.quick(min(steps, 8)) if quick else Effort(steps)
     if quick:

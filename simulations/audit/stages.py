@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 Advance = Callable[[], None]
 
@@ -30,6 +30,7 @@ class Stages:
         self._bars: Progress | None = None
         self._total = 0
         self._done = 0
+        self._whole: TaskID | None = None
         if console is not None and console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -39,7 +40,6 @@ class Stages:
                 console=console,
                 transient=True,
             )
-            self._whole = self._bars.add_task("audit", total=None)
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -59,7 +59,7 @@ class Stages:
         """Announce how many stages there will be."""
         self._total = stages
         if self._bars is not None:
-            self._bars.update(self._whole, total=stages)
+            self._whole = self._bars.add_task("audit", total=stages)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
@@ -76,4 +76,5 @@ class Stages:
         bar = self._bars.add_task(name, total=total)
         yield lambda: self._bars.advance(bar) if self._bars is not None else None
         self._bars.remove_task(bar)
-        self._bars.advance(self._whole)
+        if self._whole is not None:
+            self._bars.advance(self._whole)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
 from fedlora.scenarios import find_scenario
 from simulations.studies.compare.plots import _step
-from simulations.studies.compare.report import write_results
+from simulations.studies.compare.report import _means, write_results
 from simulations.studies.compare.runner import run_all
 from simulations.studies.compare.store import COLUMNS, CompareFolder
 from simulations.studies.compare.strategies import parse_strategies
@@ -196,15 +197,30 @@ def test_names_are_printed_whole_and_plotted_however_long(scenario, tmp_path):
     printed = (tmp_path / "printed.txt").read_text("utf-8")
     assert "…" not in printed
     means, best = printed.split("Highest mean reward")
-    assert re.search(r"perplexity +Mbit  late  rank \n", means)
+    assert re.search(r"perplexity +Mbit +late +rank \n", means)
     assert len(re.findall(r" 1\.00 *\n", means)) == 3
-    for part, ends in ((means, (6, 20)), (best, (6, 22))):
+    for part, ends in ((means, (5, 19)), (best, (6, 22))):
         names = "".join(line[slice(*ends)].strip() for line in part.splitlines())
         assert long.replace(" ", "") in names.replace(" ", "")
     assert "uniform(r=12)" in means
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert "ranks-uniform-but-mine-Ranks-fraction-0-75-even-true" in names
     assert any(name.startswith("time-airllm-policy--deep-") for name in names)
+
+
+def test_intervals_of_different_halves_stay_on_one_line_of_80_columns():
+    rows = [
+        {"snr_db": -5.0, "strategy": "greedy", "metric": m, "reward": -r, "adapter_bits": b}
+        | {"late": 1.0, "mean_rank": 2.0}
+        for m, r, b in ((0.734, 0.691, 57.3e6), (0.98, 0.2, 3.1e6))
+    ]
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(_means(rows, "accuracy", 14))
+    (line,) = [line for line in stream.getvalue().splitlines() if "greedy" in line]
+    figures = line.split()[3:6]
+    assert re.fullmatch(r"-0\.\d{3}±\d\.\d{3}", figures[0])  # a reward has no limit
+    assert re.fullmatch(r"0\.857\+0\.143-0\.\d{3}", figures[1])  # and no accuracy is above 1
+    assert re.fullmatch(r"30\.2\+\d+\.\d-30\.2", figures[2])
 
 
 def test_a_margin_is_set_before_the_first_trial_or_refused(scenario, tmp_path):

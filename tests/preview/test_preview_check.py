@@ -186,7 +186,8 @@ def test_frozen_weights_and_adapters_are_counted_by_their_shapes(tmp_path, tiny)
 def deployed(folder, model, *lines):
     path = folder / "wards.toml"
     path.write_text(
-        f'name = "wards"\n[model]\npath = "{model}"\n[task]\nlabels = ["no", "yes"]\nmax_length = 16\n'
+        f'name = "wards"\n[model]\npath = "{model}"\n[task]\nlabels = ["no", "yes"]\n'
+        "max_length = 16\n"
         '[link]\nhost = "0.0.0.0"\nport = 0\npublic_host = "fed.example.org"\n' + "\n".join(lines)
     )
     return path
@@ -228,6 +229,6 @@ def test_rows_that_a_deployment_names_are_looked_at_over_any_channel(tmp_path, t
     path = deployed(tmp_path, tiny, '[data]\ntrain = "rows.jsonl"', '[channel]\nmodel = "measured"')
     status, told = run(path, "--set", "federation.clients=2")
     assert status == 0, told
-    assert "rows.jsonl" in told
+    assert f"data: {tmp_path / 'rows.jsonl'}" in told and "can be run: flwr run" in told
     status, told = run(path, "--set", "federation.clients=2", "--set", 'task.labels=["a", "b"]')
     assert status == 2 and "record 1 of " in told

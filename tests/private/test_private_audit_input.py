@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fedlora.errors import FedloraError
 from simulations.audit.command import audit
+from simulations.audit.stages import Stages
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -42,3 +45,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
     blocked.write_text("")
     with pytest.raises(FedloraError, match="cannot write --json"):
         audit("quickstart", json_=blocked / "audit.json")
+
+
+def test_progress_is_shown_on_a_terminal_as_in_a_pipe() -> None:
+    for terminal in (False, True):
+        said = io.StringIO()
+        with Stages(Console(file=said, force_terminal=terminal, width=80)) as stages:
+            stages.expect(2)
+            for name in ("run without noise", "membership"):
+                with stages.stage(name, 3) as advance:
+                    advance()
+        assert "2/2" in said.getvalue() and "membership" in said.getvalue()

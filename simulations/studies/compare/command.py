@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, WorkersOption, looking, open_scenario
 from simulations.studies.compare.reward import DEFAULT_PRICE
 
 if TYPE_CHECKING:
@@ -57,10 +57,8 @@ def compare(
     `winners.csv`, `frontier.csv`, the table of means as `means.md` and `means.tex`,
     plots and `report.html`; with --margin `equivalence.csv`.
     """
-    from fedlora.check import check_scenario
     from fedlora.checks import number, positive
     from fedlora.report.figure import parse_formats
-    from simulations.studies.compare.reward import require_losses
     from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
 
     number("--price", price)
@@ -74,23 +72,27 @@ def compare(
             "channel.deliver_every is 0, so that no adapter is ever sent; set it to 1 or more to "
             "compare strategies over the air"
         )
-    require_losses(base)
-    check_scenario(base)
+    with looking():
+        from fedlora.check import check_scenario
+        from simulations.studies.compare.reward import require_losses
+        from simulations.studies.compare.trial import Trial
+
+        require_losses(base)
+        check_scenario(base)
+        trials = [
+            Trial(contender, snr_db, base.seed + offset)
+            for contender in contenders
+            for snr_db in snrs_db
+            for offset in range(seeds)
+        ]
+        _check(base, trials)
 
     from rich.console import Console
 
     from simulations.studies.compare.report import write_results
     from simulations.studies.compare.runner import run_all
     from simulations.studies.compare.store import CompareFolder
-    from simulations.studies.compare.trial import Trial
 
-    trials = [
-        Trial(contender, snr_db, base.seed + offset)
-        for contender in contenders
-        for snr_db in snrs_db
-        for offset in range(seeds)
-    ]
-    _check(base, trials)
     folder = CompareFolder(out, base, price, margin=margin, overwrite=overwrite)
     with folder.held():
         run_all(folder, base, trials, price, workers)

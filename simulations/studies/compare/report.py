@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,32 +145,41 @@ def means_rows(rows: Sequence[Any], metric: str) -> list[list[str]]:
             first = [f"{snr_db:g}", f"{name}: {chosen}" if chosen else name, str(len(own))]
             for column, scale in (("reward", 1), ("metric", 1), ("adapter_bits", 1e-6)):
                 limits = LIMITS.get(metric if column == "metric" else column, ANY)
-                first.append(_mean_text(interval([scale * row[column] for row in own], limits)))
+                mean = interval([scale * row[column] for row in own], limits)
+                first.append(_mean_text(mean, 3 if scale == 1 else _decimals(mean.mean)))
             first += [f"{sum(r['late'] for r in own) / len(own):.1f}"]
             first += [f"{sum(r['mean_rank'] for r in own) / len(own):.2f}"]
             cells.append(first)
     return cells
 
 
-def _mean_text(mean: Interval) -> str:
+def _decimals(mean: float) -> int:
+    """Return with how many decimals a size has three digits, 3 at most."""
+    return next((n for n in range(3) if abs(mean) >= 10 ** (2 - n)), 3)
+
+
+def _mean_text(mean: Interval, decimals: int) -> str:
     """Return a mean with half of its interval, or both halves where it ends at a limit."""
     if not mean.known:
-        return f"{mean.mean:.3f}"
+        return f"{mean.mean:.{decimals}f}"
     above, below = mean.high - mean.mean, mean.mean - mean.low
     if abs(above - below) <= 1e-9 * max(1.0, abs(mean.mean)):
-        return f"{mean.mean:.3f} ± {above:.3f}"
-    return f"{mean.mean:.3f} +{above:.3f} -{below:.3f}"
+        return f"{mean.mean:.{decimals}f} ± {above:.{decimals}f}"
+    return f"{mean.mean:.{decimals}f} +{above:.{decimals}f} -{below:.{decimals}f}"
 
 
 def _means(rows: Sequence[Any], metric: str, name_width: int) -> Table:
     longest = max(len(f"{row.get('chosen') or ''}: {row['strategy']}") for row in rows)
-    table = Table(**_NARROW, title=_MEANS)
+    table = Table(**{**_NARROW, "padding": 0}, title=_MEANS)
     for heading in [*_HEADER[:-4], metric, *_HEADER[-3:]]:
         if heading == "strategy":  # folded rather than cut: options tell strategies apart
             table.add_column(heading, overflow="fold", width=min(longest, name_width))
         else:
             table.add_column(heading, justify="right", min_width=len(heading), overflow="fold")
-    cells = means_rows(rows, metric)
+    cells = [
+        [*row[:3], *(re.sub(r" ([±+-]) ?", r"\1", cell) for cell in row[3:])]  # 80 columns
+        for row in means_rows(rows, metric)
+    ]
     for row, following in zip(cells, [*cells[1:], None], strict=True):
         table.add_row(*row, end_section=following is None or following[0] != row[0])
     return table
