@@ -21,7 +21,14 @@ from simulations.studies.compare.strategies import parse_snrs_db, parse_strategi
 from simulations.studies.compare.trial import Trial, run_reference, run_trial
 from simulations.studies.results.claims import read_claims
 from simulations.studies.results.judge import verdicts
-from simulations.studies.results.rows import Protocol, judged, read_protocol, read_rows
+from simulations.studies.results.rows import (
+    Protocol,
+    further,
+    judged,
+    judged_rows,
+    read_protocol,
+    read_rows,
+)
 from simulations.studies.results.tables import CHANNELS, PAGE, rewritten, tables
 
 CLAIMS = read_claims()
@@ -37,10 +44,9 @@ def test_the_page_says_what_the_committed_rows_say():
     assert rewritten(changed) == text != changed
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
-def test_judged_rows_are_those_of_the_protocol(channel):
-    protocol = read_protocol(channel)
-    rows = judged(read_rows(f"{channel}.csv"), protocol)
+@pytest.mark.parametrize("name", [*CHANNELS, *further()])
+def test_judged_rows_are_those_of_the_protocol(name):
+    protocol, rows = read_protocol(name), judged_rows(name)
     assert rows
     assert len(protocol.seeds) >= 10
     for snr_db in {row["snr_db"] for row in rows}:
@@ -104,11 +110,11 @@ def verbs():
 def test_a_claim_has_a_command_that_makes_its_rows(claim, verbs):
     words = shlex.split(claim.command)
     context = verbs[words[1]].make_context(words[1], words[2:])
-    given, protocol = context.params, read_protocol(claim.channel)
+    given, protocol = context.params, read_protocol(claim.comparison)
     cell = (claim.cell["strategy"], claim.cell["snr_db"], claim.cell["seed"])
     assert cell in {(r["strategy"], r["snr_db"], r["seed"]) for r in read_rows(claim.rows)}
-    assert given["scenario"] == f"study-{claim.channel}"
-    assert {c.label for c in parse_strategies(given["strategies"])} == set(protocol.strategies)
+    assert given["scenario"] == protocol.scenario
+    assert {c.label for c in parse_strategies(given["strategies"])} == set(protocol.run)
     assert set(parse_snrs_db(given["snr"])) == set(claim.holds())
     assert f"seed={protocol.seeds[0]}" in given["set_"]
     assert (given["seeds"], given["margin"]) == (len(protocol.seeds), protocol.margin)
@@ -116,7 +122,7 @@ def test_a_claim_has_a_command_that_makes_its_rows(claim, verbs):
 
 def repeated(claim, overrides, reference_of=run_reference):
     """Run the cell of a claim, and return its row beside the committed one."""
-    scenario = find_scenario(f"study-{claim.channel}")
+    scenario = find_scenario(read_protocol(claim.comparison).scenario)
     scenario = with_overrides(scenario, overrides)
     scenario = replace(scenario, compute=replace(scenario.compute, threads=1))
     cell = claim.cell

@@ -11,10 +11,9 @@ from simulations.studies.compare.frontier import frontier
 from simulations.studies.results.judge import verdicts
 from simulations.studies.results.rows import (
     FOLDER,
-    judged,
+    judged_rows,
     markdown_line,
     read_protocol,
-    read_rows,
 )
 
 
@@ -51,14 +50,13 @@ class Claim:
     frontier: str = ""
 
     @property
-    def channel(self) -> str:
-        """The channel of the rows."""
+    def comparison(self) -> str:
+        """What of ``protocol.toml`` the rows are of."""
         return self.rows.removesuffix(".csv")
 
     def holds(self) -> dict[float, bool]:
         """Return at which SNRs the rows bear the claim out."""
-        protocol = read_protocol(self.channel)
-        rows = judged(read_rows(self.rows), protocol)
+        protocol, rows = read_protocol(self.comparison), judged_rows(self.comparison)
         if self.frontier:
             key = f"on_{self.frontier}_frontier"
             own = [row for row in frontier(rows) if row["strategy"] == protocol.ours]

@@ -30,6 +30,10 @@ class Protocol:
         Difference of the final held-out loss that does not matter, in nats.
     snrs_db
         Mean SNRs.
+    scenario
+        That was compared.
+    of
+        File with the rows of ours where they are another comparison's, else nothing.
     """
 
     ours: str
@@ -37,25 +41,53 @@ class Protocol:
     seeds: tuple[int, ...]
     margin: float
     snrs_db: tuple[float, ...]
+    scenario: str = ""
+    of: str = ""
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """All that were run."""
+        """All that are compared."""
         return (self.ours, *self.rivals)
 
+    @property
+    def run(self) -> tuple[str, ...]:
+        """Those that the comparison's own command runs."""
+        return self.rivals if self.of else self.strategies
 
-def read_protocol(channel: str) -> Protocol:
-    """Return what ``protocol.toml`` says of a channel."""
-    table = tomllib.loads((FOLDER / "protocol.toml").read_text(encoding="utf-8"))
-    judged, own = table["judged"], table[channel]
+
+def read_protocol(name: str) -> Protocol:
+    """Return what ``protocol.toml`` says of a channel, or of a further comparison."""
+    table = _protocols()
+    judged, own = table["judged"], table[name]
     first, last = judged["seeds"]
     return Protocol(
         own["ours"],
         tuple(own["rivals"]),
         tuple(range(first, last + 1)),
         judged["margin"],
-        tuple(judged["snrs_db"]),
+        tuple(own.get("snrs_db", judged["snrs_db"])),
+        own.get("scenario", f"study-{name}"),
+        own.get("of", ""),
     )
+
+
+def further() -> list[str]:
+    """Return the further comparisons of ``protocol.toml`` that have rows."""
+    names = [name for name, table in _protocols().items() if "scenario" in table]
+    return [name for name in names if (FOLDER / f"{name}.csv").is_file()]
+
+
+def _protocols() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((FOLDER / "protocol.toml").read_text(encoding="utf-8"))
+
+
+def judged_rows(name: str) -> list[Row]:
+    """Return the rows of a channel or comparison that are judged, those of ours included."""
+    protocol, rows = read_protocol(name), read_rows(f"{name}.csv")
+    if protocol.of:
+        ours = [r for r in read_rows(protocol.of) if r["strategy"] == protocol.ours]
+        rows = [*(r for r in ours if r["snr_db"] in protocol.snrs_db), *rows]
+    return judged(rows, protocol)
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:

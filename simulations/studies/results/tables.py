@@ -28,7 +28,8 @@ from simulations.studies.results.judge import verdicts
 from simulations.studies.results.rows import (
     FOLDER,
     Protocol,
-    judged,
+    further,
+    judged_rows,
     markdown_line,
     read_protocol,
     read_rows,
@@ -109,20 +110,16 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "claims": claims_table,
         "fixed": lambda: means([*_at_5_db("awgn"), *read_rows("fixed.csv")]),
     }
-    for channel in CHANNELS:
-        found[f"{channel}-means"] = lambda channel=channel: means(_judged(channel))  # type: ignore[misc]
-        found[f"{channel}-duels"] = lambda channel=channel: duels(  # type: ignore[misc]
-            _judged(channel), read_protocol(channel)
+    for name in (*CHANNELS, *further()):
+        found[f"{name}-means"] = lambda name=name: means(judged_rows(name))  # type: ignore[misc]
+        found[f"{name}-duels"] = lambda name=name: duels(  # type: ignore[misc]
+            judged_rows(name), read_protocol(name)
         )
     return found
 
 
-def _judged(channel: str) -> list[Row]:
-    return judged(read_rows(f"{channel}.csv"), read_protocol(channel))
-
-
 def _at_5_db(channel: str) -> list[Row]:
-    return [row for row in _judged(channel) if row["snr_db"] == 5.0]
+    return [row for row in judged_rows(channel) if row["snr_db"] == 5.0]
 
 
 def rewritten(text: str) -> str:
