@@ -270,9 +270,15 @@ def _privacy(privacy: Mapping[str, Any] | None) -> Row:
 
 
 def bits_column(way: str, values: Sequence[float]) -> tuple[str, list[str]]:
-    """Return a header (name, line break, unit) and the cells of a column of bits."""
-    largest = max(values, default=0.0)
-    scale, unit = bits_scale(largest)
+    """Return a header (name, line break, unit) and the cells of a column of bits.
+
+    Where one decimal in the largest's unit would leave the smallest a digit, it is the smallest's,
+    as long as the largest has five digits before the point in it.
+    """
+    largest, least = max(values, default=0.0), min(filter(None, values), default=0.0)
+    (scale, unit), finer = bits_scale(largest), bits_scale(least)
+    if least < 0.5 * scale and largest < 1e5 * finer[0]:
+        scale, unit = finer
     return f"{way}\n{unit}", [f"{v / scale:,.1f}" if largest else ABSENT for v in values]
 
 

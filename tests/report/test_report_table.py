@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedlora.report import (
+    bits_column,
     bits_text,
     bytes_text,
     number_text,
@@ -172,3 +173,11 @@ def test_print_result_names_folder_and_survives_a_missing_summary(finished):
 )
 def test_figures_carry_units(text, expected):
     assert text == expected
+
+
+def test_a_sum_does_not_take_the_digits_of_what_it_is_of():
+    clients = [154.1e6, 143.3e6]
+    assert bits_column("up", [*clients, 1218.4e6]) == ("up\nMbit", ["154.1", "143.3", "1,218.4"])
+    assert bits_column("up", [12.5e6, 0.9e6, 13.4e6]) == ("up\nMbit", ["12.5", "0.9", "13.4"])
+    assert bits_column("up", [2.0, 3e9]) == ("up\nGbit", ["0.0", "3.0"])  # too far apart
+    assert bits_column("up", [0.0, 0.0])[1] == ["–", "–"]

@@ -60,6 +60,7 @@ def run_missing(
     missing = results.missing(trials)
     if not missing:
         return
+    console, ended = Console(stderr=True), 0
     columns = (
         TextColumn("{task.description:10}"),
         BarColumn(),
@@ -70,7 +71,7 @@ def run_missing(
     )
     with (
         worker_pool(workers, use_python_path, python_path) as pool,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(title, total=len(missing), last="")
         futures = {pool.submit(run, trial, *shared(trial)): trial for trial in missing}
@@ -82,9 +83,14 @@ def run_missing(
                     "a process of the study was ended from outside, as for want of memory; what "
                     "was finished is kept: give fewer --workers and start it again"
                 ) from None
-            progress.update(task, advance=1, last=_label(futures[future]))
+            ended, label = ended + 1, _label(futures[future])
+            progress.update(task, advance=1, last=label)
+            if not console.is_terminal:  # a log has a line each in place of a bar
+                told = f"{title} {ended}/{len(missing)}: {label}"
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _label(trial: Trial) -> str:
+    """Return what a trial is called: its own word where it is its own key."""
     key = trial.key
     return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

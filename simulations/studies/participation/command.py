@@ -51,7 +51,6 @@ def participation(
     from simulations.studies.kit import StudyFolder, run_missing, write_table
     from simulations.studies.participation.study import Setting, run_setting
 
-    base = open_scenario(scenario, set_)
     counts = [
         int(n)
         for n in read_numbers(
@@ -59,13 +58,14 @@ def participation(
             fits=lambda value: 0 < value < 1e9 and value == int(value),
         )
     ]
+    weights = read_numbers("--trade-offs", trade_offs)
+    base = open_scenario(scenario, set_)
     too_many = [n for n in counts if n > base.federation.clients]
     if too_many:
         raise FedloraError(
             f"--participants {too_many[0]} exceeds federation.clients {base.federation.clients}; "
             "lower it or add clients"
         )
-    weights = read_numbers("--trade-offs", trade_offs)
     each = [(n, 0.0) for n in counts] + [(0, weight) for weight in weights]
     settings = [
         Setting(n, weight, mean_delay, base.seed + offset)

@@ -35,6 +35,11 @@ class Setting:
         """What tells runs apart."""
         return self
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        who = f"n = {self.participants}" if self.participants else f"V = {self.trade_off:g}"
+        return f"{who}, seed {self.seed}"
+
 
 def scenario_of(base: Scenario, setting: Setting) -> Scenario:
     """Return the scenario of one run: every round is evaluated, and no adapter is delivered."""

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import SetOption, WorkersOption, open_scenario, require_plain_ends
+from simulations.options import (
+    SetOption,
+    WorkersOption,
+    looking,
+    open_scenario,
+    require_plain_ends,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +46,6 @@ def poison(
     10,000 times (huge), 10 times (flipped) or once (quiet) as long, or with
     noise ten times as long (random). Runs that the file holds are not repeated.
     """
-    from fedlora.check import check_scenario
     from fedlora.config import scenario_to_toml
     from fedlora.storage import explained, held_file
     from simulations.studies.kit import Results, run_missing
@@ -61,8 +66,11 @@ def poison(
         for kind in average or AVERAGES
         for wanted in attacks
     ]
-    for trial in trials:
-        check_scenario(trial.scenario())
+    with looking():
+        from fedlora.check import check_scenario
+
+        for trial in {trial.average: trial for trial in trials}.values():
+            check_scenario(trial.scenario())
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with held_file(out.with_name(f".{out.name}.lock"), f"a run of trials is still adding to {out}"):
@@ -77,6 +85,7 @@ def poison(
             title="runs",
         )
     _show(base.name, [results.records[trial] for trial in trials], attacks)
+    typer.echo(f"results: {out}")
 
 
 def _show(name: str, results: Sequence[Mapping[str, Any]], attacks: Sequence[str]) -> None:

@@ -38,6 +38,10 @@ class Trial:
         """What tells trials apart."""
         return self
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress; the scenario is all the trials'."""
+        return f"{self.average} {self.attack}"
+
     def scenario(self) -> Scenario:
         """Return the scenario with this average; raises ``FedloraError`` when they do not fit."""
         base = scenario_from_toml(self.base)
