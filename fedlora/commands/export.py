@@ -104,6 +104,11 @@ def export_run(
     adapter, ranks = chosen_adapter(folder, client, rank)
     _EXPORT.check_free(out, overwrite=overwrite, option="--out")
     _keep_sources(out, folder)
+    if format_ != "merged" and not any(ranks) and adapter.also:
+        raise FedloraError(
+            f"client {client} has rank 0 everywhere, and the run trained {len(adapter.also)} norms "
+            "and positions (lora.also) that every client's texts pass; export as merged"
+        )
     if format_ != "merged" and not any(ranks):
         raise FedloraError(
             f"client {client} was delivered no adapter in time; it uses the backbone as it is"

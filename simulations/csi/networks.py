@@ -14,6 +14,8 @@ from fedlora.tasks.forecast import ChannelBranch
 _PATCH = 4
 """Steps of LLM4CP's patches."""
 NETWORKS = ("gru", "ends", "lstm", "rnn", "transformer", "llm4cp")
+NARROW = {"gru-16": 16, "gru-32": 32}
+"""Widths of GRUs that are narrower than ``gru``, so that more averages fit into as many bytes."""
 
 
 def network(name: str, config: ForecastConfig, model_path: str = "") -> nn.Module:
@@ -22,7 +24,7 @@ def network(name: str, config: ForecastConfig, model_path: str = "") -> nn.Modul
     Parameters
     ----------
     name
-        Of ``NETWORKS``.
+        Of ``NETWORKS`` or ``NARROW``.
     config
         History, horizon and features; of ``ends`` all of it.
     model_path
@@ -34,6 +36,8 @@ def network(name: str, config: ForecastConfig, model_path: str = "") -> nn.Modul
         return Transformer(config)
     if name == "llm4cp":
         return Llm4cp(config, model_path)
+    if name in NARROW:
+        return Recurrent("GRU", config, hidden=NARROW[name])
     kinds: dict[str, Literal["GRU", "LSTM", "RNN"]] = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN"}
     return Recurrent(kinds[name], config)
 

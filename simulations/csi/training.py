@@ -1,18 +1,16 @@
-"""How peers learn: from all samples, from a site's own, or by FedAvg."""
+"""How peers learn from samples in one place; by FedAvg: ``simulations.csi.fedavg``."""
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from simulations.csi.windows import Windows
-
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -55,70 +53,52 @@ def train(
     recipe, seed
         How, and in which order.
     """
-    optimizer = torch.optim.AdamW(_trained(network), weight_decay=0.0)
-    steps = _steps(own, recipe)
+    optimizer = torch.optim.AdamW(trained(network), weight_decay=0.0)
+    steps, batches = steps_of(own, recipe), batches_forever(own, recipe.batch_size, seed)
     for epoch in range(recipe.epochs):
-        batches = _batches(own, recipe.batch_size, seed * 1009 + epoch)
-        for place, batch in enumerate(batches):
-            rate = _rate(epoch * steps + place, recipe.epochs * steps, recipe.lr)
-            _step(network, optimizer, batch, rate, recipe.clip_norm)
+        places = range(epoch * steps, (epoch + 1) * steps)
+        go(network, optimizer, batches, places, recipe.epochs * steps, recipe)
         if watch is not None:
             watch(epoch + 1, network)
     return network
 
 
-def federated_average(
+def go(
     network: nn.Module,
-    parts: Sequence[Windows],
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Windows],
+    steps: range,
+    total: int,
     recipe: Recipe,
-    rounds: int,
-    seed: int,
-    watch: Watch | None = None,
-) -> int:
-    """Train a network in place by FedAvg (McMahan et al. 2017); AdamW starts anew every round.
+) -> None:
+    """Take steps of a training in place.
 
     Parameters
     ----------
-    network
-        Predicts normalised steps; becomes the average.
-    parts
-        Samples of each site.
+    network, optimizer
+        What is trained, and by what.
+    batches
+        One is taken a step.
+    steps, total
+        Which steps of the whole training these are, which decides their rates, and how many that
+        has.
     recipe
-        Its epochs are shared out between the rounds, as evenly as whole steps allow.
-    rounds
-        Averages, weighted by samples.
-    seed
-        Of the order of samples.
-
-    Returns
-    -------
-    int
-        Bytes of trained weights, up and down, of all sites, in fp32.
+        How fast.
     """
-    steps = recipe.epochs * _steps(parts[0], recipe)
-    edges = [round(steps * number / rounds) for number in range(rounds + 1)]
-    streams = [_stream(part, recipe.batch_size, seed + 7919 * k) for k, part in enumerate(parts)]
-    weights = [len(part) / sum(map(len, parts)) for part in parts]
-    for number in range(rounds):
-        locals_ = []
-        for stream in streams:
-            local = copy.deepcopy(network)
-            optimizer = torch.optim.AdamW(_trained(local), weight_decay=0.0)
-            for step in range(edges[number], edges[number + 1]):
-                rate = _rate(step, steps, recipe.lr)
-                _step(local, optimizer, next(stream), rate, recipe.clip_norm)
-            locals_.append(_trained(local))
-        with torch.no_grad():
-            for mean, *each in zip(_trained(network), *locals_, strict=True):
-                mean.copy_(sum(w * own for w, own in zip(weights, each, strict=True)))
-        if watch is not None:
-            watch(number + 1, network)
-    return 2 * rounds * len(parts) * _FLOAT_BYTES * trained_numbers(network)
+    for step in steps:
+        batch = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(step, total, recipe.lr)
+        loss = batch.loss(network(batch.history)).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained(network), recipe.clip_norm)
+        optimizer.step()
 
 
 def trained_numbers(network: nn.Module) -> int:
     """Return how many numbers of a network train."""
-    return sum(p.numel() for p in _trained(network))
+    return sum(p.numel() for p in trained(network))
 
 
 @torch.no_grad()
@@ -128,11 +108,13 @@ def predict(network: nn.Module, windows: Windows) -> torch.Tensor:
     return windows.in_units(torch.cat(parts))
 
 
-def _trained(network: nn.Module) -> list[nn.Parameter]:
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a network that train."""
     return [p for p in network.parameters() if p.requires_grad]
 
 
-def _steps(own: Windows, recipe: Recipe) -> int:
+def steps_of(own: Windows, recipe: Recipe) -> int:
+    """Return how many steps a pass over samples takes."""
     return math.ceil(len(own) / recipe.batch_size)
 
 
@@ -143,25 +125,8 @@ def _rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _batches(own: Windows, size: int, seed: int) -> Iterator[Windows]:
-    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
-    return (own.take(chosen) for chosen in torch.split(order, size))
-
-
-def _stream(own: Windows, size: int, seed: int) -> Iterator[Windows]:
-    epoch = 0
-    while True:
-        yield from _batches(own, size, seed * 1009 + epoch)
-        epoch += 1
-
-
-def _step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batch: Windows, rate: float, clip: float
-) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss = batch.loss(network(batch.history)).mean()
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(_trained(network), clip)
-    optimizer.step()
+def batches_forever(own: Windows, size: int, seed: int) -> Iterator[Windows]:
+    """Yield batches pass by pass, each pass in an order of its own."""
+    for number in itertools.count(seed * 1009):
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(number))
+        yield from (own.take(chosen) for chosen in torch.split(order, size))

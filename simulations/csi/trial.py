@@ -12,20 +12,24 @@ import torch
 from fedlora.config import Scenario
 from fedlora.split import model_folder
 from simulations.csi import classical
+from simulations.csi.fedavg import federated_average
 from simulations.csi.metrics import nmse, scores
-from simulations.csi.networks import NETWORKS, network
+from simulations.csi.networks import NARROW, NETWORKS, network
 from simulations.csi.split_training import train_split
-from simulations.csi.training import Recipe, federated_average, predict, train, trained_numbers
+from simulations.csi.training import Recipe, predict, train, trained_numbers
 from simulations.csi.windows import Data, Windows
 
 How = Literal["untrained", "own", "union", "federated"]
 SPLIT = "split"
 CLASSICAL = ("last value", "PAD, order 2", "PAD, order 8", "covariance, order 5")
 AUTOREGRESSION = "autoregression"
-EQUAL_BYTES = ("gru", "ends")
+GRUS = ("gru", *NARROW)
+EQUAL_BYTES = (*GRUS, "ends")
 """Networks that are trained by FedAvg, within the bytes of the split run."""
-LEAST_PASSES = 20
-"""Over the samples, of networks that begin with nothing; what they compute is not on the air."""
+LEAST_PASSES, PEER_BATCH = 60, 16
+"""Over the samples, of networks that begin with nothing, and a site's samples of a step of theirs;
+what they compute is not on the air.
+"""
 TEST_SNR_DB = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 
 Predictor = Callable[[Windows], torch.Tensor]
@@ -223,7 +227,6 @@ class Laboratory:
         self, trial: Trial, split_bytes: int
     ) -> tuple[Predictor, list[dict[str, Any]], dict[str, int], int]:
         base, sites = self._base, self._sites(trial)
-        size = base.train.batch_size
         parts = [self.data.train.of(site) for site in sites]
         test, curve = self.data.test, []
 
@@ -240,7 +243,7 @@ class Laboratory:
             nets = {}
             for site, part in zip(sites, parts, strict=True):
                 curve, test = [], self.data.test.of(site)
-                nets[site] = train(made(), part, self._recipe(trial, size), trial.seed, watch)
+                nets[site] = train(made(), part, self._recipe(trial, 1), trial.seed, watch)
                 curves.append(curve)
             curve = _pooled(curves, self._energies(sites))
             numbers = trained_numbers(nets[sites[0]])
@@ -249,21 +252,22 @@ class Laboratory:
         net = made()
         numbers, kinds = trained_numbers(net), {}
         if trial.how == "union":
-            recipe = self._recipe(trial, size * len(sites))
+            recipe = self._recipe(trial, len(sites))
             train(net, self.data.train, recipe, trial.seed, watch)
         else:
             rounds = max(1, split_bytes // (2 * 4 * numbers * len(sites)))
-            recipe = self._recipe(trial, size)
+            recipe = self._recipe(trial, 1)
             kinds["weights"] = federated_average(net, parts, recipe, rounds, trial.seed, watch)
             for point in curve:
                 point["bytes"] = kinds["weights"] * point["round"] // rounds
         return _predictor(net), curve, kinds, numbers
 
-    def _recipe(self, trial: Trial, size: int) -> Recipe:
-        """Return how a network learns; ends as the split model does."""
+    def _recipe(self, trial: Trial, sites: int) -> Recipe:
+        """Return how a network learns in a place with so many sites; ends as the split model."""
+        train_ = self._base.train
         if trial.model == "ends":
-            return Recipe(self._epochs, size, lr=self._base.train.lr)
-        return Recipe(max(self._epochs, LEAST_PASSES), size)
+            return Recipe(self._epochs, train_.batch_size * sites, lr=train_.lr)
+        return Recipe(max(self._epochs, LEAST_PASSES), PEER_BATCH * sites)
 
     def _sites(self, trial: Trial) -> list[int]:
         return list(range(len(self.data.sites)))[: trial.sites]

@@ -13,7 +13,7 @@ from fedlora.config import ForecastConfig
 from simulations.fuzz.drawing import Drawing
 from simulations.fuzz.keys_air import BY_CLIENT, draw_air, draw_ranks
 from simulations.fuzz.keys_privacy import draw_privacy, draw_robust
-from simulations.fuzz.models import SEPARATOR, is_causal, kinds
+from simulations.fuzz.models import SEPARATOR, has_positions, is_causal, kinds
 from simulations.fuzz.records import CLASSES, FORMATS, FORMS
 
 _SERIES = "forecasts are not drawn; tests/tasks holds them to plain PEFT"
@@ -38,7 +38,6 @@ LEFT_OUT = {
     "data.completion": "follows from _form",
     "data.split": "saved datasets are not drawn",
     "lora.start": "follows from _start",
-    "lora.also": "oracles know A and B alone; tests/training holds them to plain PEFT",
     "federation.nodes": "a simulation has none",
     "link.host": "nothing listens in one process",
     "link.port": "nothing listens in one process",
@@ -81,6 +80,8 @@ def draw_case(number: int) -> dict[str, Any]:
     draw_air(drawing)
     draw_privacy(drawing)
     draw_rest(drawing)
+    if not drawing.wild:
+        settle_also(drawing)
     if drawing.style == "plain":
         make_plain(drawing)
     if not drawing.wild:  # enough that each client has some to train on and some to hold out
@@ -208,10 +209,29 @@ def draw_adapters(d: Drawing) -> None:
     d.some(0.3, "lora.targets", ["all-linear"], [0], [0, 1], [2], [3, 5], wild=_ODD_TARGETS)
     d.some(0.12, "lora.freeze_a", True)
     d.some(0.12, "_start", 1, 2, "mixed", wild=[9])
+    _draw_also(d)
     if d["_start"] and not d.wild:  # it adapts all linear modules of all blocks
         d.drop("lora.targets", "model.client_front", "model.client_back")
         if d["_start"] != 1:
             d.set("lora.r_max", 2, 3, 8)
+
+
+def _draw_also(d: Drawing) -> None:
+    """Draw ``lora.also``, which asks for blocks in fp32; what else it excludes: ``settle_also``."""
+    learned = (["positions"], ["norm", "positions"]) if has_positions(d["_model"]) else ()
+    d.some(0.15, "lora.also", ["norm"], *learned, wild=[["positions"], ["norm", "norm"], ["bias"]])
+
+
+def settle_also(d: Drawing) -> None:
+    """Leave out what a run that trains norms and positions refuses."""
+    if not d["lora.also"]:
+        return
+    d.drop("model.dtype", "model.weights", "robust.average", "robust.momentum", "robust.mix")
+    d.drop("robust.hostile", *[key for key in d.case if key.startswith("robust.options.")])
+    d.drop("compute.device_map", "compute.max_memory", "compute.reuse_blocks")
+    d.drop("compute.reuse_blocks_mib", "channel.deliver_every")
+    if "positions" in d["lora.also"]:
+        d.drop("model.client_front")
 
 
 def draw_training(d: Drawing) -> None:

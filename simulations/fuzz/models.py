@@ -51,6 +51,11 @@ def is_causal(kind: str) -> bool:
     return causal
 
 
+def has_positions(kind: str) -> bool:
+    """Tell whether an architecture learns vectors of positions, which ``lora.also`` may name."""
+    return kind in ("gpt2", "gpt_bigcode", "opt", "bert", "roberta", "camembert", "xlm-roberta")
+
+
 def make_model(kind: str, folder: Path) -> Path:
     """Write a checkpoint and its tokenizer, unless they are there; return the folder.
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from fedlora.batch_order import BatchStream
 from fedlora.tasks import Sample, head_trains
-from simulations.fuzz.trial import Trial
+from simulations.fuzz.trial import Trial, is_factor
 from simulations.fuzz.whole import Whole
 
 Ranks = Callable[[int, int], int]
@@ -55,8 +55,8 @@ class Reference:
     Attributes
     ----------
     adapter, heads, tables
-        Factors by name, each client's head (one where it is shared every step), and each client's
-        token embedding where it trains.
+        Factors by name, with what ``lora.also`` names among them, each client's head (one where it
+        is shared every step), and each client's token embedding where it trains.
     losses
         Mean training loss of each step.
     """
@@ -78,6 +78,12 @@ class Reference:
             f"{name}.{which}": getattr(layer, f"lora_{which}")["default"].weight
             for name, layer in layers.items()
             for which in "AB"
+        }
+        inner = self.model.base_model.model
+        self.whole_tensors = {
+            name: inner.get_parameter(whole.prefix + name).requires_grad_()
+            for name in trial.initial
+            if not is_factor(name)
         }
         self.adapter = {key: value.clone() for key, value in trial.initial.items()}
         self.trains = head_trains(self.scenario)
@@ -120,7 +126,8 @@ class Reference:
 
     def _step(self, step: int) -> list[int]:
         """Take one optimiser step; return each client's rows in it."""
-        r_max, names = self.scenario.lora.r_max, sorted({k[:-2] for k in self.adapter})
+        r_max = self.scenario.lora.r_max
+        names = sorted({k[:-2] for k in self.adapter if is_factor(k)})
         self._sums = {k: torch.zeros_like(v) for k, v in self.adapter.items()}
         self._weights = {name: torch.zeros(r_max) for name in names}
         self._head_sums = [torch.zeros_like(head) for head in self.heads]
@@ -146,6 +153,8 @@ class Reference:
             for name, factor in self.factors.items():
                 kept = mask[:, None] if name.endswith(".A") else 1.0
                 factor.copy_(self.adapter[name] * kept)
+            for name, tensor in self.whole_tensors.items():
+                tensor.copy_(self.adapter[name])
             if self.tables:
                 self.table.copy_(self.tables[client])
             if self.output is not None:
@@ -159,6 +168,9 @@ class Reference:
         for name, factor in self.factors.items():
             kept = mask[:, None] if name.endswith(".A") else mask
             self._sums[name] += factor.grad * kept
+        for name, tensor in self.whole_tensors.items():
+            if tensor.grad is not None:
+                self._sums[name] += tensor.grad
         for name in self._weights:
             self._weights[name] += weight * mask
         if self.trains:
@@ -177,6 +189,8 @@ class Reference:
             divisor = torch.where(weights > 0, weights, 1.0)
             self._sums[f"{name}.A"] /= divisor[:, None]
             self._sums[f"{name}.B"] /= divisor
+        for name in self.whole_tensors:
+            self._sums[name] /= sum(clients)
         if self.shared:
             self._head_sums[0] /= sum(clients)
         keys = [k for k in self._sums if not (self.scenario.lora.freeze_a and k.endswith(".A"))]
@@ -186,8 +200,10 @@ class Reference:
             torch._foreach_mul_(common, min(1.0, train.clip_norm / (float(norm) + 1e-6)))
         lr, head_lr = self._rate(step, train.lr), self._rate(step, train.head_lr or train.lr)
         for key in keys:
-            active = (self._weights[key[:-2]] > 0).float()
-            active = active[:, None] if key.endswith(".A") else active[None, :]
+            active = None
+            if is_factor(key):
+                active = (self._weights[key[:-2]] > 0).float()
+                active = active[:, None] if key.endswith(".A") else active[None, :]
             self._adapter_steps[key].step(self.adapter[key], self._sums[key], lr, active)
         for client, head in enumerate(self.heads if self.trains else []):
             gradient = self._head_sums[client] / (1.0 if self.shared else clients[client])

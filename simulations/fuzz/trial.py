@@ -238,6 +238,11 @@ def equal(a: AdapterState, b: AdapterState) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def is_factor(name: str) -> bool:
+    """Tell whether a tensor of an adapter is an A or a B; others are what ``lora.also`` names."""
+    return name.endswith((".A", ".B"))
+
+
 def difference(a: object, b: object, path: str = "") -> str:
     """Return where two tables first differ, or nothing."""
     if isinstance(a, dict) and isinstance(b, dict):

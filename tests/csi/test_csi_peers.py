@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from torch import nn
 from fedlora.config import ForecastConfig
 from fedlora.tasks.forecast.modules import ForecastHead
 from simulations.csi.classical import Autoregression, last_value, prony
+from simulations.csi.fedavg import federated_average
 from simulations.csi.generate import LIGHT_MPS
 from simulations.csi.metrics import nmse, nmse_mean, rate, scores, sgcs
-from simulations.csi.networks import NETWORKS, network
-from simulations.csi.training import Recipe, federated_average, predict, train, trained_numbers
+from simulations.csi.networks import NARROW, NETWORKS, network
+from simulations.csi.training import Recipe, predict, train, trained_numbers
 from simulations.csi.windows import Windows
 
 SMALL = ForecastConfig(history=8, horizon=2, features=6, patch=2, channels=2, blocks=1)
@@ -132,7 +132,7 @@ def test_autoregression_is_least_squares_and_sites_reach_it_by_their_sums():
     np.testing.assert_allclose(fit(together).numpy(), predicted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *NARROW])
 def test_a_network_learns_waves_and_leaves_frozen_blocks_as_they_are(
     name, checkpoints: dict[str, Path]
 ):
@@ -150,18 +150,56 @@ def test_a_network_learns_waves_and_leaves_frozen_blocks_as_they_are(
         assert learnt and all("norm" in name for name in learnt)
 
 
-def test_fedavg_is_local_training_of_one_site_and_the_weighted_mean_of_more():
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Unflatten(1, (2, 6)))
+
+
+def test_fedavg_through_flower_is_local_training_of_one_site_and_the_weighted_mean_of_more():
     first = windows_of(paths(16, 10, 3, np.array([0.05])), 8)
     second = windows_of(paths(8, 10, 3, np.array([-0.1])), 8)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Unflatten(1, (2, 6)))
     recipe = Recipe(epochs=1, batch_size=8, lr=1e-2)
-    alone, averaged = copy.deepcopy(net), copy.deepcopy(net)
+    alone, averaged = linear(), linear()
     train(alone, first, recipe, 3)
     sent = federated_average(averaged, [first], recipe, 1, 3)
-    assert sent == 2 * 4 * trained_numbers(net)
+    assert sent == 2 * 4 * trained_numbers(alone)
     torch.testing.assert_close(alone.state_dict(), averaged.state_dict())
-    other, both = copy.deepcopy(net), copy.deepcopy(net)
+    other, both = linear(), linear()
     federated_average(other, [second], Recipe(epochs=2, batch_size=8, lr=1e-2), 1, 3 + 7919)
     federated_average(both, [first, second], recipe, 1, 3)
     for mean, a, b in zip(*(m.parameters() for m in (both, alone, other)), strict=True):
         torch.testing.assert_close(mean, (2 * a + b) / 3)
+
+
+def test_fedavg_of_single_steps_is_signed_descent_from_each_average():
+    """AdamW's first step is the rate times a gradient's sign; the average then is their mean."""
+    parts = [windows_of(paths(n, 10, 3, np.array([w])), 8) for n, w in ((6, 0.05), (2, -0.1))]
+    recipe, seen = Recipe(epochs=3, batch_size=8, lr=1e-2, clip_norm=1e9), []
+    net, expected = linear(), linear()
+    rates = [1e-2 * x for x in (1.0, 1.0, 0.5 * (1 + np.cos(np.pi / 2)))]
+    sent = federated_average(net, parts, recipe, 3, 0, lambda round_, _: seen.append(round_))
+    for rate_ in rates:
+        signs = []
+        for part in parts:
+            expected.zero_grad()
+            part.loss(expected(part.history)).mean().backward()
+            signs.append([p.grad.sign().clone() for p in expected.parameters()])
+        with torch.no_grad():
+            for p, a, b in zip(expected.parameters(), *signs, strict=True):
+                p.sub_(rate_ * (6 * a + 2 * b) / 8)
+    assert seen == [1, 2, 3] and sent == 3 * 2 * 2 * 4 * trained_numbers(net)
+    for found, wanted in zip(net.parameters(), expected.parameters(), strict=True):
+        assert float(((found - wanted).abs() > 1e-4).float().mean()) < 0.01  # where g is about 0
+
+
+def test_fedavg_comes_out_the_same_again_and_a_site_that_fails_ends_it():
+    parts = [
+        windows_of(paths(8, 10, 3, np.array([w])), 8, k) for k, w in enumerate((0.1, 0.2, 0.3))
+    ]
+    nets = [linear(), linear()]
+    for net in nets:
+        federated_average(net, parts, Recipe(epochs=4, batch_size=4), 2, 5)
+    torch.testing.assert_close(nets[0].state_dict(), nets[1].state_dict(), rtol=0, atol=0)
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(7, 12))  # takes another number of features
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        federated_average(broken, parts, Recipe(epochs=1, batch_size=4), 1, 0)

@@ -80,7 +80,7 @@ def test_gaps_are_paired_by_seed_and_held_to_their_targets():
     rows = [row("split", "federated", seed, 0.1 * (1 + seed)) for seed in range(2)]
     rows += [row("split", "union", seed, 0.099 * (1 + seed)) for seed in range(2)]
     rows += [row("split", "own", seed, 0.11 * (1 + seed)) for seed in range(2)]
-    rows += [row("gru", "federated", 1, 0.4)]
+    rows += [row("gru", "federated", 1, 0.5), row("gru-16", "federated", 1, 0.4)]
     union, own, gru = gap_rows(rows)
     assert union[1:] == ["at most 0.3", "0.04 ± 0.00", "yes"]
     assert own[1:] == ["at most -1", "-0.41 ± 0.00", "no"]

@@ -103,7 +103,7 @@ def without_rank(trial: Trial) -> str | None:
         return None
     ranks = options["ranks"]
     nobody = {n for n in range(scenario.federation.clients) if ranks[n % len(ranks)] == 0}
-    if not nobody or scenario.privacy.enabled:
+    if not nobody or scenario.privacy.enabled or scenario.lora.also:  # which pass at any rank
         return None
 
     def alter(number: int, reply: Frame) -> Frame:

@@ -55,7 +55,8 @@ def exports(trial: Trial) -> str | None:
     samples = trial.samples(client)[:3]
     for rank in (None, 1 + trial.scenario.seed % trial.scenario.lora.r_max):
         pooled = _pools(trial)
-        forms = [f for f in _FORMS if f != "gguf-ready" or not pooled]  # which holds no head
+        apart = pooled or trial.scenario.lora.also  # which gguf-ready does not hold
+        forms = [f for f in _FORMS if f != "gguf-ready" or not apart]
         form = forms[(trial.scenario.seed + len(trial.initial) + (rank or 0)) % len(forms)]
         place = trial.place / f"export-{rank}"
         with redirect_stdout(io.StringIO()):
@@ -136,7 +137,10 @@ def _client_export(trial: Trial, folder: Path, client: str) -> Path | None:
     except ValueError as error:
         if "delivered no adapter" in str(error):
             return None
-        raise
+        if "export as merged" not in str(error):  # norms and positions without A and B
+            raise
+        with redirect_stdout(io.StringIO()):
+            export_run(folder, place, "merged", client, None)
     return place
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 
 from fedlora.config import scenario_from_toml, scenario_to_toml
-from simulations.fuzz.trial import Trial, equal
+from simulations.fuzz.trial import Trial, equal, is_factor
 
 
 def written(trial: Trial) -> str | None:
@@ -37,7 +37,9 @@ def undisturbed(trial: Trial) -> str | None:
 
 def moved(trial: Trial) -> str | None:
     """Hold what was trained to what the run says was, and untrained components to the start."""
-    scenario, adapter = trial.scenario, trial.run.adapter
+    scenario, whole = trial.scenario, trial.run.adapter
+    adapter = {name: tensor for name, tensor in whole.items() if is_factor(name)}
+    initial = {name: tensor for name, tensor in trial.initial.items() if is_factor(name)}
     if scenario.lora.freeze_a:
         changed = [
             name
@@ -54,10 +56,13 @@ def moved(trial: Trial) -> str | None:
             if not torch.equal(tensor[places], trial.initial[name][places]):
                 return f"{name} has moved beyond the uniform rank {r}"
     told = any(own["components"]["trained"] for own in trial.run.rounds)
-    if told and equal(adapter, trial.initial) and scenario.train.lr > 1e-9:
+    if told and equal(adapter, initial) and scenario.train.lr > 1e-9:
         return "components are told to be trained, and none has moved"
-    if not told and not equal(adapter, trial.initial):
+    if not told and not equal(adapter, initial):
         return "no component is told to be trained, and some have moved"
+    still = [n for n, t in whole.items() if not is_factor(n) and torch.equal(t, trial.initial[n])]
+    if still and scenario.train.lr > 1e-9:
+        return f"{still[0]} is named by lora.also, and has not moved"
     return ""
 
 

@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from simulations.studies.compare.frontier import frontier
+from simulations.studies.kit.pages import markdown_line
 from simulations.studies.results.judge import verdicts
 from simulations.studies.results.rows import (
     FOLDER,
     judged_rows,
-    markdown_line,
     read_protocol,
 )
 

@@ -130,8 +130,3 @@ def judged(rows: Sequence[Row], protocol: Protocol) -> list[Row]:
         if len(by_strategy(here)) == len(protocol.strategies) and counts == {len(protocol.seeds)}:
             whole += here
     return whole
-
-
-def markdown_line(*cells: str) -> str:
-    """Return a line of a table."""
-    return f"| {' | '.join(cells)} |"

@@ -7,7 +7,6 @@ say; ``--check`` tells whether it would.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from simulations.studies.compare.statistics import (
     mean_of,
     snrs_db,
 )
+from simulations.studies.kit.pages import keep_page, markdown_head, markdown_line
 from simulations.studies.results.claims import claims_table
 from simulations.studies.results.judge import verdicts
 from simulations.studies.results.rows import (
@@ -30,7 +30,6 @@ from simulations.studies.results.rows import (
     Protocol,
     further,
     judged_rows,
-    markdown_line,
     read_protocol,
     read_rows,
     read_table,
@@ -38,12 +37,11 @@ from simulations.studies.results.rows import (
 
 PAGE = Path("docs/results.md")
 CHANNELS = ("awgn", "rayleigh")
-_TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def means(rows: Sequence[Row]) -> list[str]:
     """Return a line for each SNR and strategy: means, half intervals, and who is on a frontier."""
-    lines = _head(
+    lines = markdown_head(
         *("SNR", "strategy", "seeds", "reward", "final loss", "Mbit", "late", "mean rank"),
         *("loss frontier", "reward frontier"),
     )
@@ -66,7 +64,7 @@ def means(rows: Sequence[Row]) -> list[str]:
 
 def duels(rows: Sequence[Row], protocol: Protocol) -> list[str]:
     """Return a line for each SNR and rival, paired by seed."""
-    lines = _head(
+    lines = markdown_head(
         *("SNR", "rival", "bits", "bits are", "reward, difference", "p (Holm)"),
         *("reward is", "final loss, difference", "p (Holm)", "TOST p (Holm)", "loss is"),
     )
@@ -85,7 +83,7 @@ def duels(rows: Sequence[Row], protocol: Protocol) -> list[str]:
 def profile(losses: Mapping[str, Sequence[float]]) -> list[str]:
     """Return a line for each rank: the held-out loss after each round."""
     rounds = range(1, len(losses["1"]) + 1)
-    lines = _head("rank", *(f"round {number}" for number in rounds))
+    lines = markdown_head("rank", *(f"round {number}" for number in rounds))
     for rank, own in losses.items():
         lines.append(markdown_line(rank, *(f"{loss:.2f}" for loss in own)))
     return lines
@@ -93,7 +91,7 @@ def profile(losses: Mapping[str, Sequence[float]]) -> list[str]:
 
 def chosen(rows: Sequence[Row]) -> list[str]:
     """Return a line for each channel and strategy on the table of losses: means over the SNRs."""
-    lines = _head("channel", "strategy", "reward", "ranks sent", "final loss")
+    lines = markdown_head("channel", "strategy", "reward", "ranks sent", "final loss")
     for channel in CHANNELS:
         for name, own in by_strategy([r for r in rows if r["channel"] == channel]).items():
             figures = [mean_of(own, column) for column in ("reward", "sent", "final_loss")]
@@ -122,12 +120,6 @@ def _at_5_db(channel: str) -> list[Row]:
     return [row for row in judged_rows(channel) if row["snr_db"] == 5.0]
 
 
-def rewritten(text: str) -> str:
-    """Return a page with its tables as the rows have them."""
-    known = tables()
-    return _TABLE.sub(lambda m: m[1] + "\n".join(known[m[2]]()) + "\n" + m[3], text)
-
-
 def _range(differences: Sequence[float]) -> str:
     gap = interval(differences)
     return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
@@ -139,19 +131,6 @@ def _with_half(rows: Sequence[Row], column: str, digits: int, scale: float = 1.0
     return f"{mean.mean:.{digits}f}" + (f" ± {half:.{digits}f}" if np.isfinite(half) else "")
 
 
-def _head(*titles: str) -> list[str]:
-    return [markdown_line(*titles), markdown_line(*["---"] * len(titles))]
-
-
-def main(*options: str) -> None:
-    """Replace the tables of the page, or say that they are as the rows have them."""
-    text = PAGE.read_text(encoding="utf-8")
-    new = rewritten(text)
-    if options == ("--check",):
-        sys.exit(f"{PAGE} differs from the committed rows" if new != text else 0)
-    PAGE.write_text(new, encoding="utf-8")
-
-
 if __name__ == "__main__":
     with one_sentence():
-        main(*sys.argv[1:])
+        keep_page(PAGE, tables(), sys.argv[1:])
