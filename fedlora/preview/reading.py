@@ -17,7 +17,8 @@ _MOST = 50  # faults of one scenario
 def read_all(name: str, assignments: Sequence[str]) -> tuple[Scenario, list[str]]:
     """Return a scenario, and all that is wrong with its keys.
 
-    A key that is refused is left out, so that what is wrong with the others is found, too.
+    A key that is refused is left out, so that what is wrong with the others is found, too. What is
+    then wrong with a key because of another that was left out is not told.
 
     Parameters
     ----------
@@ -36,15 +37,27 @@ def read_all(name: str, assignments: Sequence[str]) -> tuple[Scenario, list[str]
         scenario = find_scenario(name)
     except FedloraError as error:
         scenario = _without_faults(name, error, faults)
-    left = list(assignments)
+    left, out = list(assignments), set[str]()
     while left:
         try:
             return with_overrides(scenario, left), faults
         except FedloraError as error:
-            faults.append(str(error))
-            named = [a for a in left if a.partition("=")[0].strip() in str(error)]
-            left.remove((named or left)[-1])
+            if not any(_is_named(key, str(error)) for key in out):
+                faults.append(str(error))
+            named = [a for a in left if _key(a) in str(error)]
+            named = [a for a in named if _is_named(_key(a), str(error))] or named or left
+            out.add(_key(named[-1]))
+            left.remove(named[-1])
     return scenario, faults
+
+
+def _key(assignment: str) -> str:
+    return assignment.partition("=")[0].strip()
+
+
+def _is_named(key: str, message: str) -> bool:
+    """Tell whether a message names a key, rather than one whose name begins so."""
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?![\w-]|\.\w)", message) is not None
 
 
 def _without_faults(name: str, first: FedloraError, faults: list[str]) -> Scenario:
