@@ -103,7 +103,7 @@ def figures(scenario: Scenario) -> tuple[RowView | None, Sizes]:
     rows = view_rows(scenario, checkpoint)
     longest = scenario.task.max_length
     classes = len(scenario.task.labels) if rows is None else len(rows.labels)
-    load = Load(longest, longest, 0) if rows is None else rows.load(longest)
+    load = Load(longest, longest, 0, 0) if rows is None else rows.load(longest)
     return rows, predict_sizes(scenario, checkpoint, load, classes)
 
 
@@ -177,6 +177,9 @@ def _print_sizes(console: Console, scenario: Scenario, sizes: Sizes) -> None:
         "kept activations": sizes.server_kept,
     }
     device = {"its ends of the model": sizes.device_weights, "a step": sizes.device_step}
+    if sizes.server_levels:
+        server["levels of representations"] = sizes.server_levels
+        device["levels of representations"] = sizes.device_levels
     again = f", {sizes.up_again / 1e6:.3f} once the server has kept the rows"
     again = again if sizes.up_again < sizes.up else ""
     console.print(Text(f"a step and client: {up} up{again}; {down} down"), soft_wrap=True)

@@ -58,7 +58,7 @@ def show_plan(
     planned, sizes = found
     if json_file is not None:
         content = {"scenario": scenario.name, **dataclasses.asdict(planned)}
-        content["server_bytes"] = sizes.server + planned.remembered_bytes
+        content["server_bytes"] = _server_bytes(planned, sizes)
         replace_file(json_file, f"{json.dumps(content, indent=1)}\n".encode())
     _print(console, scenario, planned, sizes)
     return True
@@ -112,6 +112,11 @@ def _print(console: Console, scenario: Scenario, planned: Forecast, sizes: Sizes
         console.print(Text(line), soft_wrap=True)
 
 
+def _server_bytes(planned: Forecast, sizes: Sizes) -> int:
+    """Return what the server holds, with the levels that it has at the end of this run."""
+    return sizes.server - sizes.server_levels + planned.remembered_bytes
+
+
 def _lines(planned: Forecast, sizes: Sizes) -> list[str]:
     totals, lines = planned.totals, []
     for way, kinds in totals["bits"].items():
@@ -129,7 +134,7 @@ def _lines(planned: Forecast, sizes: Sizes) -> list[str]:
         lines.append(f"air time: {slowest}, modelled; slowest client, every round{late}")
     up, down = (bits_text(planned.evaluation[way]) for way in ("up", "down"))
     lines.append(f"evaluation, apart: {up} up, {down} down")
-    held, levels = sizes.server + planned.remembered_bytes, ""
+    held, levels = _server_bytes(planned, sizes), ""
     if planned.remembered_bytes:  # the clients hold the same, each its own
         levels = f" and levels of representations {planned.remembered_bytes / 1e6:.1f}"
     lines.append(

@@ -16,7 +16,7 @@ from fedlora.link.distinct import DistinctCodec, places_bits
 from fedlora.link.ends import WIDTH, ends_rows, pack_ends, unpack_ends
 from fedlora.link.frame import Frame, decode_frame, encode_frame, peek_frame
 from fedlora.link.handshake import PROTOCOL, Identity, check_identity
-from fedlora.link.levels import KeptLevels, Levels
+from fedlora.link.levels import KeptLevels, Levels, levels_bytes
 from fedlora.link.local import Handler, LocalLink, edge_executor
 from fedlora.link.message import Message
 from fedlora.link.reasons import (
@@ -94,6 +94,7 @@ __all__ = [
     "edge_executor",
     "encode_frame",
     "ends_rows",
+    "levels_bytes",
     "pack",
     "pack_beside",
     "pack_ends",

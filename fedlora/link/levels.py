@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _NONE = 0  # the digest of what is not there
 _UNKNOWN = -1.0
+_STEP = 4  # bytes
+_ENTRY = 160  # bytes that Python takes of a sample beside its levels: two objects and their place
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,20 @@ class KeptLevels:
     Parameters
     ----------
     limit_bytes
-        The most that is kept.
+        The most that is kept, with what Python takes for it.
+
+    Attributes
+    ----------
+    nbytes
+        What is kept, so counted.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes, self.nbytes = limit_bytes, 0
-        self._own: dict[int, Levels] = {}
+        self._numbers = 0  # of a row
+        # fp32 steps of a sample's rows and then their levels, as bytes: a tensor takes more for
+        # itself than a row of levels
+        self._own: dict[int, bytes] = {}
 
     def forget(self) -> None:
         """Forget all of them."""
@@ -77,13 +88,21 @@ class KeptLevels:
         levels
             Of all their rows, one after the other.
         """
-        numbers_of, steps_of = (torch.split(p, list(sizes)) for p in (levels.numbers, levels.steps))
-        for sample, numbers, steps in zip(samples, numbers_of, steps_of, strict=True):
-            self.nbytes -= _nbytes(self._own.pop(sample, None))
-            own = Levels(numbers, steps)
-            if bool(own.known.all()) and self.nbytes + _nbytes(own) <= self.limit_bytes:
-                self._own[sample] = Levels(numbers.clone(), steps.clone())
-                self.nbytes += _nbytes(own)
+        numbers, steps = levels.numbers.numpy(), np.asarray(levels.steps.numpy(), "<f4")
+        if numbers.shape[1] != self._numbers:
+            self.forget()
+            self._numbers = numbers.shape[1]
+        last = 0
+        for sample, size in zip(samples, sizes, strict=True):
+            first, last = last, last + size
+            before = self._own.pop(sample, None)
+            own = steps[first:last]
+            if before is not None:
+                self.nbytes -= len(before) + _ENTRY
+            most = self.limit_bytes - self.nbytes
+            if bool((own >= 0).all()) and levels_bytes(size, self._numbers) <= most:
+                self._own[sample] = own.tobytes() + numbers[first:last].tobytes()
+                self.nbytes += levels_bytes(size, self._numbers)
 
     def digests(self, samples: Sequence[int]) -> torch.Tensor:
         """Return a CRC-32 of what is there of each sample, as int32; 0 where nothing is."""
@@ -105,26 +124,31 @@ class KeptLevels:
             What the other end has of each sample, as ``digests`` gives it: anything else is taken
             to be unknown. None: all that is here has been told.
         """
-        own = self.digests(samples) if told is not None else None
-        parts = []
-        for place, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
-            found = self._own.get(sample)
-            same = told is None or own is None or bool(own[place] == told[place])
-            if found is None or not same or found.numbers.shape != (size, numbers):
-                found = Levels.unknown(size, numbers)
-            parts.append(found)
+        same = [True] * len(samples) if told is None else (self.digests(samples) == told).tolist()
+        steps, lines = [], []
+        for sample, size, alike in zip(samples, sizes, same, strict=True):
+            own = self._own.get(sample, b"") if alike and numbers == self._numbers else b""
+            if not own or len(own) != size * (_STEP + numbers):
+                own = np.full(size, _UNKNOWN, "<f4").tobytes() + bytes(size * numbers)
+            steps.append(own[: _STEP * size])
+            lines.append(own[_STEP * size :])
         return Levels(
-            torch.cat([part.numbers for part in parts]), torch.cat([part.steps for part in parts])
+            torch.from_numpy(_line(lines, np.int8).reshape(-1, numbers)),
+            torch.from_numpy(_line(steps, "<f4").astype(np.float32, copy=False)),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it, for the end's own disk."""
-        own, none = list(self._own.values()), torch.zeros(0, dtype=torch.int8)
+        own, a_row = list(self._own.values()), _STEP + self._numbers
+        rows = [len(part) // a_row for part in own]
+        steps = [part[: _STEP * size] for part, size in zip(own, rows, strict=True)]
+        lines = [part[_STEP * size :] for part, size in zip(own, rows, strict=True)]
+        shapes = [[size, self._numbers] for size in rows]
         return {
             "samples": torch.tensor(list(self._own), dtype=torch.int64),
-            "sizes": torch.tensor([list(part.numbers.shape) for part in own]).reshape(-1, 2),
-            "numbers": torch.cat([none, *(part.numbers.ravel() for part in own)]),
-            "steps": torch.cat([torch.zeros(0), *(part.steps for part in own)]),
+            "sizes": torch.tensor(shapes, dtype=torch.int64).reshape(-1, 2),
+            "numbers": torch.from_numpy(_line(lines, np.int8)),
+            "steps": torch.from_numpy(_line(steps, "<f4").astype(np.float32, copy=False)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -138,12 +162,23 @@ class KeptLevels:
             self.keep([sample], [shape[0]], Levels(own.view(*shape), step))
 
 
-def _nbytes(levels: Levels | None) -> int:
-    return 0 if levels is None else levels.numbers.nbytes + levels.steps.nbytes
+def levels_bytes(rows: int, numbers: int) -> int:
+    """Return what a sample takes in ``KeptLevels``.
+
+    Parameters
+    ----------
+    rows
+        Of the sample.
+    numbers
+        Levels of a row.
+    """
+    return rows * (_STEP + numbers) + _ENTRY
 
 
-def _digest(levels: Levels | None) -> int:
-    if levels is None:
-        return _NONE
-    first = zlib.crc32(np.asarray(levels.steps.numpy(), "<f4").tobytes())
-    return zlib.crc32(levels.numbers.numpy().tobytes(), first) or 1
+def _line(parts: Sequence[bytes], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return numbers of which the bytes are in parts, in memory that may be written to."""
+    return np.frombuffer(bytearray().join(parts), kind)
+
+
+def _digest(own: bytes | None) -> int:
+    return _NONE if own is None else zlib.crc32(own) or 1

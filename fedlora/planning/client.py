@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fedlora.batch_order import BatchStream
 from fedlora.config import End, Payload, Scenario
 from fedlora.geometry import Geometry
+from fedlora.link import levels_bytes
 from fedlora.planning.payloads import PayloadBits
 from fedlora.preview import ClientSamples, SampleView
 from fedlora.privacy.mechanisms import mechanism_of
@@ -17,8 +18,8 @@ from fedlora.ranks import DataStatistics
 Bits = dict[str, int]
 """By kind of payload."""
 
-_LENGTH, _NAME, _NUMBER = 32, 64 + 8, 32  # bits of a length, of an identifier and whether it is new
-_DIGEST, _STEP = 32, 4  # bits of a digest, and bytes of the step that a row's levels are of
+# Bits of a length, of an identifier and whether it is new, of a number, and of a digest.
+_LENGTH, _NAME, _NUMBER, _DIGEST = 32, 64 + 8, 32, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ class PlannedClient:
             return
         for number in self._batch:
             rows = self._rows_of([self._train[number]])
-            size = 0 if number in self._remembered else rows * (self._levels + _STEP)
+            size = 0 if number in self._remembered else levels_bytes(rows, self._levels)
             if self.remembered_bytes + size <= self._remembers:
                 self._remembered.add(number)
                 self.remembered_bytes += size

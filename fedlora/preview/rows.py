@@ -134,7 +134,8 @@ class RowView:
         tokens = np.minimum(self.lengths, max_length)
         sets = (rows for own in self.samples for rows in (own.train, own.held_out))
         together = sum(len(ids) for rows in sets for ids, _ in rows)
-        return Load(float(tokens.mean()), float(np.mean(self.learnt)), together)
+        trained = sum(len(own.train) for own in self.samples)
+        return Load(float(tokens.mean()), float(np.mean(self.learnt)), together, trained)
 
 
 def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:

@@ -10,12 +10,20 @@ import torch
 
 from fedlora.config import End, Payload, Scenario
 from fedlora.geometry import Geometry
-from fedlora.link import WIDTH as ENDS_WIDTH, create_codec, ends_rows, token_bytes
+from fedlora.link import (
+    WIDTH as ENDS_WIDTH,
+    RememberingCodec,
+    create_codec,
+    ends_rows,
+    levels_bytes,
+    token_bytes,
+)
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import DTYPES, Checkpoint, edge_tensors, predicted_bytes
 from fedlora.tasks import head_of, make_task, task_class
 
 _CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm
+_DIGEST = 4  # bytes
 _ADAM_BYTES = 16  # of a parameter that trains, in fp32: itself, its gradient, two moments
 
 
@@ -29,11 +37,14 @@ class Load:
         Of a row on average, as it is cut: all, and those to be predicted.
     all_tokens
         Of all rows together, those held out too; 0 where that is not known.
+    train_rows
+        Rows to train on; 0 where that is not known.
     """
 
     tokens: float
     learnt: float
     all_tokens: int
+    train_rows: int
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,12 @@ class Sizes:
     server_kept
         The activations that it keeps, once it has seen all rows, and at most what it keeps of
         blocks that nobody trains (``compute.reuse_blocks``).
+    server_levels
+        Levels of the representations that it has sent (``link.residual_mib``).
     device_weights, device_step
         What a device holds: its ends of the model, and about what a step takes.
+    device_levels
+        Its own part of ``server_levels``, of a mean device.
     """
 
     up: int
@@ -64,19 +79,21 @@ class Sizes:
     server_adapters: int
     server_activations: int
     server_kept: int
+    server_levels: int
     device_weights: int
     device_step: int
+    device_levels: int
 
     @property
     def server(self) -> int:
         """All of the server's."""
-        kept = self.server_activations + self.server_kept
+        kept = self.server_activations + self.server_kept + self.server_levels
         return self.server_weights + self.server_adapters + kept
 
     @property
     def device(self) -> int:
         """All of a device's."""
-        return self.device_weights + self.device_step
+        return self.device_weights + self.device_step + self.device_levels
 
 
 def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classes: int) -> Sizes:
@@ -132,24 +149,57 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         trained = here if kind.tokens else front
     step = 4 * tokens * (2 * geometry.activation_width + 3 * geometry.representation_width)
     step += (8 + width) * _CHUNK if language else 0  # logits, a copy, and one in model.dtype
-    kept = 0
-    if reused and not scenario.link.reuse_folder:
-        kept = min(4 * load.all_tokens * geometry.activation_width, scenario.link.reuse_mib << 20)
-    if reused and scenario.compute.reuse_blocks and not scenario.compute.reuse_blocks_folder:
-        states = width * load.all_tokens * checkpoint.size("hidden_size", "n_embd")
-        kept += min(states, scenario.compute.reuse_blocks_mib << 20)
+    a_row = 1.0 if geometry.server_pools else load.tokens
+    a_row = load.learnt if geometry.targets_only(scenario) else a_row
+    a_client = _levels(scenario, load, a_row, back_width) if reused else 0
+    again = up + (_DIGEST * rows if a_client else 0)
     return Sizes(
         up + once,
         down,
-        up if reused else up + once,
+        again if reused else up + once,
         (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width
         - _spared(scenario, checkpoint, geometry),
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens),
-        kept,
+        _kept(scenario, checkpoint, geometry, load.all_tokens) if reused else 0,
+        a_client * scenario.federation.clients,
         device + trained * (_ADAM_BYTES - width),
         step,
+        a_client,
     )
+
+
+def _kept(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry, tokens: int) -> int:
+    """Return the bytes in memory of kept activations, and of what blocks make of them."""
+    link, compute, kept = scenario.link, scenario.compute, 0
+    if not link.reuse_folder:
+        kept = min(4 * tokens * geometry.activation_width, link.reuse_mib << 20)
+    if compute.reuse_blocks and not compute.reuse_blocks_folder:
+        width = DTYPES[scenario.model.dtype].itemsize
+        states = width * tokens * checkpoint.size("hidden_size", "n_embd")
+        kept += min(states, compute.reuse_blocks_mib << 20)
+    return kept
+
+
+def _levels(scenario: Scenario, load: Load, rows: float, width: int) -> int:
+    """Return the bytes of levels that both ends keep of a mean client.
+
+    Parameters
+    ----------
+    scenario, load
+        The run.
+    rows
+        That a sample has of a representation.
+    width
+        Of such a row.
+    """
+    codec = create_codec(**scenario.link.codec("representation"))
+    levels = codec.remembers(width) if isinstance(codec, RememberingCodec) else 0
+    if not levels:
+        return 0
+    clients = max(1, scenario.federation.clients)
+    together = load.train_rows * levels_bytes(math.ceil(rows), levels)
+    return min(together // clients, scenario.link.residual_bytes(clients))
 
 
 def _encoded(scenario: Scenario, what: Payload | End, rows: int, width: int) -> int:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from fedlora.errors import ProtocolError
-from fedlora.link import KeptLevels, Levels, huffman, pack_beside, unpack_beside
+from fedlora.link import (
+    KeptLevels,
+    Levels,
+    huffman,
+    levels_bytes,
+    pack,
+    pack_beside,
+    unpack,
+    unpack_beside,
+)
 from fedlora.link.entropy import EntropyCodec
+from fedlora.link.rotated import RotatedCodec
 
 LEFT = ".ent1-b4-g128-s0-r"
 
@@ -129,6 +140,15 @@ def test_a_level_beyond_the_last_is_refused_though_bytes_wrap():
         EntropyCodec(4).decode_beside(parts(1), (1, 128), last)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codec", [EntropyCodec(4), RotatedCodec(4)])
+def test_numbers_whose_sums_overflow_are_refused_and_warn_of_nothing(codec):
+    x = 3e38 * gaussian(2).sign()
+    for tensors in (pack("z", x, codec), pack("z", x, codec, bytes(32))):
+        with pytest.raises(ProtocolError, match="NaN or infinity"):
+            unpack(tensors, "z", codec, (2, 128))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused_and_not_remembered(bad):
     codec, x = EntropyCodec(4), gaussian(2)
@@ -163,20 +183,45 @@ def test_what_the_other_end_has_lost_or_has_otherwise_is_taken_as_unknown():
 
 def test_a_flipped_bit_is_another_digest():
     own, told = kept(), kept().digests([7, 9])
-    own._own[9].numbers[0, 5] ^= 1
+    own._own[9] = own._own[9][:-1] + bytes([own._own[9][-1] ^ 1])
     assert (own.digests([7, 9]) == told).tolist() == [True, False]
-    own._own[7].steps[1] += 1e-6
+    own._own[7] = bytes([own._own[7][0] ^ 1]) + own._own[7][1:]  # the lowest bit of a step
     assert not (own.digests([7]) == told[:1]).any()
 
 
 def test_the_bound_holds_and_a_sample_that_fits_stays():
-    own = kept(limit=300)
-    assert own.nbytes == 2 * 132 and own.digests([7, 9]).bool().tolist() == [True, False]
+    own = kept(limit=levels_bytes(2, 128) + levels_bytes(1, 128) - 1)
+    assert own.nbytes == levels_bytes(2, 128)
+    assert own.digests([7, 9]).bool().tolist() == [True, False]
     again = levels(EntropyCodec(4), gaussian(3, seed=1))
     own.keep([7, 9], [2, 1], again)
-    assert own.nbytes == 2 * 132 and torch.equal(own._own[7].numbers, again.numbers[:2])
+    found = own.find([7], [2], 128, None)
+    assert own.nbytes == levels_bytes(2, 128) and torch.equal(found.numbers, again.numbers[:2])
     own.keep([7], [2], Levels.unknown(2, 128))
     assert own.nbytes == 0 and not own.digests([7]).any()
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_what_is_counted_is_what_it_takes_in_memory(rows):
+    """Identifiers are numbers of 62 bits, which take more than small ones."""
+    one = Levels(torch.ones(rows, 128, dtype=torch.int8), torch.ones(rows))
+    own = KeptLevels(1 << 30)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(4000):
+            own.keep([(1 << 61) + 7919 * number], [rows], one)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * own.nbytes < taken <= own.nbytes == 4000 * levels_bytes(rows, 128)
+
+
+def test_rows_of_another_width_are_other_rows():
+    own, narrow = kept(), levels(EntropyCodec(4), gaussian(2, width=64))
+    own.keep([7], [2], narrow)
+    assert own.nbytes == levels_bytes(2, 64) and not own.digests([9]).any()
+    assert torch.equal(own.find([7], [2], 64, None).numbers, narrow.numbers)
 
 
 def test_its_state_comes_back_and_is_its_own_memory():
@@ -186,8 +231,9 @@ def test_its_state_comes_back_and_is_its_own_memory():
     other.load_state_dict(state)
     assert other.nbytes == own.nbytes
     assert np.array_equal(other.digests([7, 9]), own.digests([7, 9]))
-    own._own[7].numbers.zero_()
-    assert not torch.equal(other.digests([7]), own.digests([7]))
+    for part in state.values():
+        part.zero_()
+    assert np.array_equal(other.digests([7, 9]), own.digests([7, 9]))
     empty = KeptLevels(10)
     empty.load_state_dict(KeptLevels(10).state_dict())
     assert empty.nbytes == 0

@@ -19,7 +19,7 @@ from fedlora.check import check_run
 from fedlora.commands.check import figures
 from fedlora.config import scenario_to_toml
 from fedlora.link.messages import GRADIENT, STEP
-from fedlora.preview import Load, find_faults, predict_sizes, view_rows
+from fedlora.preview import Load, find_faults, predict_sizes, read_all, view_rows
 from fedlora.scenarios import find_scenario
 from fedlora.split import Checkpoint
 
@@ -71,6 +71,15 @@ def test_every_fault_is_told_at_once_and_nothing_is_started(tmp_path, tiny):
         assert sum(word in fault for fault in faults) == 1, (word, faults)
         assert word in told
     assert "nothing was started" in told
+
+
+def test_what_is_wrong_because_a_key_was_left_out_is_not_told():
+    """In the scenario the codec of these bits is fp32, which has bits of its own."""
+    keys = ["link.end_weight=rotated", "link.end_weight_bits=4", "train.lr=-1.0"]
+    scenario, (first, second) = read_all("quickstart", keys)
+    assert first == "train.lr is -1.0; set 1e-30 to 100"
+    assert second.startswith("link.end_weight is rotated, and under privacy")
+    assert scenario.link.end_weight == "fp32"
 
 
 def test_the_command_that_is_named_at_the_end_runs_what_was_looked_at(tmp_path, tiny):
@@ -175,7 +184,7 @@ def test_frozen_weights_and_adapters_are_counted_by_their_shapes(tmp_path, tiny)
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "w4 w5,A\nw8 w9,B\n" * 20)
     config = scenario(tiny, path)
-    sizes = predict_sizes(config, Checkpoint(tiny), Load(3.0, 0.0, 0), 2)
+    sizes = predict_sizes(config, Checkpoint(tiny), Load(3.0, 0.0, 0, 0), 2)
     server = Federation(config).server
     factors = sum(p.numel() for p in server.engine.adapter().values())
     assert sizes.server_adapters == 16 * factors
@@ -202,7 +211,7 @@ def test_of_a_deployment_whose_devices_bring_data_no_other_data_is_looked_at(tmp
     assert found["devices_bring_data"] and "rows" not in found and "records" not in found
     assert "devices bring data of their own" in told and "requests.csv" not in told
     checkpoint = Checkpoint(tiny)
-    sizes = predict_sizes(find_scenario(str(path)), checkpoint, Load(16, 16, 0), 2)
+    sizes = predict_sizes(find_scenario(str(path)), checkpoint, Load(16, 16, 0, 0), 2)
     assert found["bytes"]["server_weights"] == sizes.server_weights
     command = shlex.split(told.rpartition("can be run: ")[2])
     assert command[:5] == ["flwr", "run", ".", "fedlora", "--stream"]
@@ -232,3 +241,36 @@ def test_rows_that_a_deployment_names_are_looked_at_over_any_channel(tmp_path, t
     assert f"data: {tmp_path / 'rows.jsonl'}" in told and "can be run: flwr run" in told
     status, told = run(path, "--set", "federation.clients=2", "--set", 'task.labels=["a", "b"]')
     assert status == 2 and "record 1 of " in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["task.kind=causal_lm", "data.prompt_separator=w5"], ["link.residual_mib=0"]],
+    ids=["pooled", "targets", "none"],
+)
+def test_levels_that_both_ends_keep_are_counted(tmp_path, tiny, options):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "w4 w5 w6 w7,A\nw8 w5 w10 w11,B\n" * 30)
+    few = ["link.representation=entropy", "partition.kind=iid", "train.steps=12"]
+    config = scenario(tiny, path, *few, *options)
+    rows = view_rows(config, Checkpoint(tiny))
+    assert rows is not None
+    sizes = predict_sizes(config, Checkpoint(tiny), rows.load(16), len(rows.labels))
+    again: list[int] = []
+
+    def noted(client):
+        def handle(frame):
+            reply = client.handle(frame)
+            if "fresh" in reply.tensors and "gradient" in reply.tensors:
+                known = {n: t for n, t in reply.tensors.items() if not n.startswith("gradient")}
+                again.append(sum(t.numel() * t.element_size() for t in known.values()))
+            return reply
+
+        return handle
+
+    run = Federation(config, wrap=noted).run()
+    theirs = run.server.training.batches.representations._own.values()
+    assert sizes.server_levels == sum(kept.nbytes for _, kept in theirs)
+    assert sizes.device_levels == run.clients[0]._cut.representations._kept.nbytes
+    assert (sizes.device_levels > 0) == ("link.residual_mib=0" not in options)
+    assert min(again) == 3 * (9 + 4 * (sizes.device_levels > 0))  # of three rows that are named

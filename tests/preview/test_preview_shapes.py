@@ -44,7 +44,7 @@ def test_what_a_large_model_takes_is_told_of_a_hollow_checkpoint(tmp_path, name,
     assert on_disk * 512 < 4 << 20
     scenario = load_scenario(path)
     checkpoint = Checkpoint(tmp_path / "it" / "model")
-    sizes = predict_sizes(scenario, checkpoint, Load(128, 127, 0), 0)
+    sizes = predict_sizes(scenario, checkpoint, Load(128, 127, 0, 0), 0)
     assert sizes.server_weights == width * numbers(name, ends=False)
     shape = SHAPES[name]
     ends = shape.vocabulary * shape.width * (1 if shape.tied else 2) + shape.width
