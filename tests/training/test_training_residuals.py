@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.federation import Federation, same, scenario
+from test_training_stragglers import SLOW, Slow, deployed, let_go, when_step
 
 from clients.edge_client import EdgeClient
 from clients.owner import OwnerTerms
@@ -67,6 +68,59 @@ def test_adapter_and_losses_are_those_of_a_run_that_writes_all_whole(tiny, recor
     assert down(left) < 0.9 * down(whole)
 
 
+NOISE = ["privacy.epsilon=50", "privacy.insecure_noise_seed=1", "privacy.activation_sigma=40"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [*LANGUAGE, "privacy.release=full"],
+        ["head.share=step", "link.representation=entropy", "privacy.release=row_space"],
+    ],
+    ids=["language", "pooled"],
+)
+def test_under_noise_all_that_goes_up_is_that_of_a_run_that_writes_all_whole(tiny, records, more):
+    """But for the digests, which the server can compute; what is charged is in the fields."""
+    config, runs = scenario(tiny["gpt2"], records, *more, *LONG, *NOISE), []
+    for mib in (64, 0):
+        sent: list[Any] = []
+
+        def look(client: EdgeClient, frame: Frame, reply: Frame, sent: list[Any] = sent) -> None:
+            kept = {n: t.tolist() for n, t in reply.tensors.items() if n not in ("ids", "held")}
+            sent.append((client.name, frame.kind, reply.kind, reply.fields, kept))
+
+        own = dataclasses.replace(config, link=dataclasses.replace(config.link, residual_mib=mib))
+        run = Federation(own, wrap=watching(look)).run()
+        runs.append((sent, down(run)))
+    assert runs[0][0] == runs[1][0] and runs[0][1] < 0.95 * runs[1][1]
+    assert any("rho" in fields for _, _, _, fields, _ in runs[0][0])
+
+
+def test_who_is_late_goes_on_with_what_is_left(tiny, records):
+    """It misses steps, and takes up what it has when it is back."""
+    found = []
+    for mib in (64, 0):
+        slow, seen = Slow(m.STEP, 10), set[str]()
+
+        def watched(edge: EdgeClient, slow: Slow = slow, seen: set[str] = seen) -> Handler:
+            own = slow(edge)
+
+            def handle(frame: Frame) -> Frame:
+                seen.update(n[-2:] for n in frame.tensors if slow.gate.is_set())
+                return own(frame)
+
+            return handle if edge.name == SLOW else own
+
+        more = ["link.representation=entropy", f"link.residual_mib={mib}", "data.max_rows=24"]
+        more += ["train.rounds=2", "train.steps=8"]
+        run = deployed(tiny, records, slow, *more, wrap=watched)
+        when_step(run, 11, partial(let_go, slow))
+        run.run()
+        assert run.recorder.rounds[1]["missed"] == {SLOW: 2} and ("-r" in seen) == (mib > 0)
+        found.append(run.server.engine.adapter())
+    assert same(*found)
+
+
 def test_what_either_end_loses_or_holds_damaged_is_sent_whole(tiny, records):
     """Before a client says what it holds, it forgets, or a bit flips there or at the server."""
     config, count, seen = scenario(tiny["gpt2"], records, *LANGUAGE, *LONG), [0], set[str]()
@@ -83,7 +137,7 @@ def test_what_either_end_loses_or_holds_damaged_is_sent_whole(tiny, records):
                         if (count[0] + place) % 4 == 1:
                             del kept._own[sample]
                         elif (count[0] + place) % 4 == 2:
-                            kept._own[sample].numbers[0, 0] ^= 1
+                            kept._own[sample] = _flipped(kept._own[sample])
             return client.handle(frame)
 
         return handle
@@ -215,9 +269,9 @@ def test_both_ends_keep_the_same_within_the_bound(tiny, records, monkeypatch):
     for client in run.clients:
         own, other = client._cut.representations._kept, theirs[client.name][1]
         assert limit / 2 < own.nbytes == other.nbytes <= limit
-        assert sorted(map(_bytes, own._own.values())) == sorted(map(_bytes, other._own.values()))
+        assert sorted(own._own.values()) == sorted(other._own.values())
 
 
-def _bytes(levels: Any) -> bytes:
-    found: bytes = levels.numbers.numpy().tobytes() + levels.steps.numpy().tobytes()
-    return found
+def _flipped(levels: bytes) -> bytes:
+    """Return levels with the last bit flipped."""
+    return levels[:-1] + bytes([levels[-1] ^ 1])

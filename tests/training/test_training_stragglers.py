@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,13 @@ class HeldLink(LocalLink):
         return super().receive(timeout_s)
 
 
-def deployed(tiny: Any, records: Any, slow: Slow, *overrides: str) -> Federation:
+def deployed(
+    tiny: Any,
+    records: Any,
+    slow: Slow,
+    *overrides: str,
+    wrap: Callable[[EdgeClient], Handler] | None = None,
+) -> Federation:
     config = scenario(
         tiny["gpt2"],
         records,
@@ -74,7 +81,7 @@ def deployed(tiny: Any, records: Any, slow: Slow, *overrides: str) -> Federation
         "train.rounds=1",
         *overrides,
     )
-    federation = Federation(config, wrap=slow, workers=4)
+    federation = Federation(config, wrap=wrap or slow, workers=4)
     cohort = federation.server.cohort
     cohort.deployed = True
     if SLOW in cohort:
