@@ -11,7 +11,16 @@ import torch
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.link import Frame, create_codec, decode_frame, messages as m, pack
+from fedlora.link import (
+    Frame,
+    KeptLevels,
+    RememberingCodec,
+    create_codec,
+    decode_frame,
+    messages as m,
+    pack,
+    pack_beside,
+)
 from fedlora.privacy.mechanisms import SHIPPED
 
 _CLASSES = ("neg", "pos", "odd")
@@ -39,6 +48,7 @@ class HostileServer:
 
     def __init__(self, seed: int, epsilon: float, *, hides_text: bool = False) -> None:
         self._rng = random.Random(seed)
+        self._of_rows = random.Random(seed + 1)  # what is drawn of rows that are kept
         self._torch = torch.Generator().manual_seed(seed)
         self._epsilon = epsilon
         self._hides_text = hides_text
@@ -113,6 +123,8 @@ class HostileServer:
             "head.train=no": 0.05,
         }
         chosen += [key for key, chance in rare.items() if self._rng.random() < chance]
+        if self._of_rows.random() < 0.5:
+            chosen.append("link.representation=entropy")
         if self._hides_text:
             chosen = [key for key in chosen if key != "privacy.epsilon=none"]
             chosen.append(f"privacy.activation_sigma={pick((3.0, 12.0))}")
@@ -143,16 +155,27 @@ class HostileServer:
         self, scenario: Scenario, sent: Callable[[Frame], bytes | None], messages: int
     ) -> None:
         """Send a device requests: now and then in the order of a run, now and then in none."""
-        view = _View(scenario)
+        view = _View(scenario, keeps=self._of_rows.random() < 0.6)
         order = _in_order(scenario) if self._rng.random() < 0.7 else _fetching()
         for number in range(1, messages + 1):
             kind = next(order)
             if self._rng.random() < 0.25:
                 kind = self._rng.choice((*_KINDS, m.GRADIENT, m.LEAVE, "probe", "", "x" * 50))
-            data = sent(Frame(kind, "0", number, self._fields(kind), self._tensors(kind, view)))
+            elif view.lengths and self._of_rows.random() < 0.05:
+                kind = m.AGAIN
+            fields = self._fields(kind) | self._kept(kind, view)
+            data = sent(Frame(kind, "0", number, fields, self._tensors(kind, view)))
             if data is None:
                 return
-            view.note(decode_frame(data, _MAX_FRAME_BYTES))
+            view.note(kind, decode_frame(data, _MAX_FRAME_BYTES))
+
+    def _kept(self, kind: str, view: _View) -> dict[str, Any]:
+        """Draw how many of the last rows are kept, mostly such a number as it can be."""
+        if not view.keeps or kind not in (m.BATCH, m.STEP, m.EVAL_BEGIN, m.EVAL, m.AGAIN):
+            return {}
+        if self._of_rows.random() < 0.03:
+            return {"kept": self._of_rows.choice(_ODD_VALUES)}
+        return {"kept": self._of_rows.choice((0, view.fresh, view.fresh, view.fresh // 2))}
 
     def _fields(self, kind: str) -> dict[str, Any]:
         pick = self._rng.choice
@@ -183,9 +206,11 @@ class HostileServer:
         if kind in (m.STEP, m.EVAL):
             rows = view.rows if self._rng.random() > 0.05 else self._rng.randint(0, 9)
             z = self._matrix(rows, _WIDTH)
-            tensors |= pack(
-                "representation", z, create_codec(**view.scenario.link.codec("representation"))
-            )
+            tensors |= self._representation(z, view, train=kind == m.STEP)
+        if kind == m.AGAIN:
+            known = sorted(view.lengths)
+            asked = self._of_rows.sample(known, min(len(known), self._of_rows.randint(1, 4)))
+            tensors["ids"] = torch.tensor(asked, dtype=torch.int64)
         if kind == m.EMBEDDING:
             z = self._matrix(view.tokens, _WIDTH)
             tensors |= pack("embedding", z, create_codec(**view.scenario.link.codec("gradient")))
@@ -194,6 +219,21 @@ class HostileServer:
         if self._rng.random() < 0.05:
             name = self._rng.choice(("head_weight.weight", "head_weight.bias", "gradient", "x"))
             tensors[name] = self._matrix(self._rng.randint(0, 4), 3)
+        return tensors
+
+    def _representation(
+        self, z: torch.Tensor, view: _View, *, train: bool
+    ) -> dict[str, torch.Tensor]:
+        """Write a representation: whole, or as what is left of what was sent of its samples."""
+        codec = create_codec(**view.scenario.link.codec("representation"))
+        fits = train and view.ids and len(z) == sum(view.sizes)
+        if not (fits and isinstance(codec, RememberingCodec)):
+            return pack("representation", z, codec)
+        told = view.held if view.held is not None else torch.zeros(len(view.ids), dtype=torch.int32)
+        believed = None if self._of_rows.random() < 0.1 else told
+        known = view.levels.find(view.ids, view.sizes, codec.remembers(_WIDTH), believed)
+        tensors, sent = pack_beside("representation", z, codec, known)
+        view.levels.keep(view.ids, view.sizes, sent)
         return tensors
 
     def _matrix(self, rows: int, width: int) -> torch.Tensor:
@@ -214,20 +254,56 @@ _KINDS = (
 
 @dataclasses.dataclass
 class _View:
-    """What the server has seen of a session."""
+    """What the server has seen of a session.
+
+    Attributes
+    ----------
+    scenario, keeps
+        The run's, and whether rows are said to be kept.
+    rows, tokens
+        Of the last activation.
+    head
+        Name and shape of a head's weight.
+    ids, sizes, held
+        Names of the samples of the batch that was sent to train on, how many rows each has of a
+        representation, and what is said to be there of them.
+    fresh
+        Rows that the last answer sent anew.
+    lengths, levels
+        What is known of samples by their names.
+    """
 
     scenario: Scenario
+    keeps: bool
     rows: int = 1
     tokens: int = 1
     head: tuple[str, tuple[int, int]] | None = None
+    ids: list[int] = dataclasses.field(default_factory=list)
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    held: torch.Tensor | None = None
+    fresh: int = 0
+    lengths: dict[int, int] = dataclasses.field(default_factory=dict)
+    levels: KeptLevels = dataclasses.field(default_factory=lambda: KeptLevels(1 << 24))
 
-    def note(self, reply: Frame) -> None:
-        lengths = reply.tensors.get("lengths")
+    def note(self, asked: str, reply: Frame) -> None:
+        lengths, ids, tokens = reply.tensors.get("lengths"), list[int](), list[int]()
+        self.fresh = 0
         if lengths is not None:
-            self.tokens = int(lengths.sum())
+            tokens = lengths.tolist()
+            if "ids" in reply.tensors:
+                ids, new = (reply.tensors[name].tolist() for name in ("ids", "fresh"))
+                self.fresh = sum(new)
+                named = [own for own, one in zip(ids, new, strict=True) if one]
+                self.lengths |= dict(zip(named, tokens, strict=True))
+                tokens = [self.lengths.get(own, 1) for own in ids]
+        if tokens and asked != m.AGAIN:
             pooled = self.scenario.task.kind == "classification"
             whole = pooled and not self.scenario.model.client_back
-            self.rows = len(lengths) if whole else self.tokens
+            self.tokens = sum(tokens)
+            self.rows = len(tokens) if whole else self.tokens
+            if asked in (m.BATCH, m.STEP, m.EMBEDDING):
+                self.ids, self.sizes = ids, [1] * len(ids) if whole else tokens
+                self.held = reply.tensors.get("held")
         for name, tensor in reply.tensors.items():
             if name.startswith(m.HEAD_WEIGHT) and tensor.dim() == 2:
                 self.head = (name, (int(tensor.shape[0]), int(tensor.shape[1])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import inspect
 import os
 import secrets
 from collections import Counter
@@ -190,9 +191,14 @@ def _given_randomness(seed: int) -> Iterator[None]:
     """Let the operating system's generator give what follows from a seed.
 
     Labels are drawn from a stream of their own: how often depends on what comes of it, and would
-    move the noise that is drawn later.
+    move the noise that is drawn later. What a module draws while it is imported is the system's: of
+    two devices in this process the first alone imports it.
     """
     drawn: Counter[str] = Counter()
+    system = os.urandom
+
+    def random_bytes(size: int = 32) -> bytes:
+        return system(size) if _imports() else stream("urandom", size)
 
     def stream(name: str, size: int) -> bytes:
         drawn[name] += 1
@@ -202,12 +208,26 @@ def _given_randomness(seed: int) -> Iterator[None]:
     def below(limit: int) -> int:
         return int.from_bytes(stream("below", 32), "big") % limit
 
+    def bits(count: int) -> int:
+        return int.from_bytes(stream("bits", 32), "big") >> (256 - count)
+
     with (
-        mock.patch.object(os, "urandom", lambda size: stream("urandom", size)),
-        mock.patch.object(secrets, "token_bytes", lambda size=32: stream("urandom", size)),
+        mock.patch.object(os, "urandom", random_bytes),
+        mock.patch.object(secrets, "token_bytes", random_bytes),
         mock.patch.object(secrets, "randbelow", below),
+        mock.patch.object(secrets, "randbits", bits),
     ):
         yield
+
+
+def _imports() -> bool:
+    """Tell whether a module is being imported here."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
