@@ -32,7 +32,7 @@ def test_each_seed_is_held_against_fp32_with_the_same_seed():
 
 
 def test_the_committed_rows_are_drawn_and_others_are_refused(tmp_path):
-    frontier.main(tmp_path / "plot.png", frontier.ROWS, 0, "")
+    frontier.main(tmp_path / "plot.png", frontier.ROWS, 0, None)
     assert Image.open(tmp_path / "plot.png").size[0] > 500
     assert {point.name for point in frontier.points(frontier.read(frontier.ROWS))} >= {"fp32"}
     append_line(tmp_path / "other.jsonl", row("fp16", 0, 0.3, 5.0), sync=False)
@@ -42,5 +42,13 @@ def test_the_committed_rows_are_drawn_and_others_are_refused(tmp_path):
 
 def test_a_file_without_rows_is_no_plot(tmp_path):
     with pytest.raises(FedloraError, match="holds no seed of fp32"):
-        frontier.main(tmp_path / "plot.png", tmp_path / "none.jsonl", 0, "")
+        frontier.main(tmp_path / "plot.png", tmp_path / "none.jsonl", 0, None)
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_settings_are_chosen_by_name_or_by_how_it_begins():
+    name = "tokens, entropy 4.7, 3.2"
+    assert frontier.choose([name, "rotated"]) == ["fp32", "rotated 8, entropy 4.7, 3.2", name]
+    assert len(frontier.choose(["tokens"])) > 3 and frontier.choose([""]) == list(frontier.SETTINGS)
+    with pytest.raises(FedloraError, match="--only is 'token, 5', as no setting begins"):
+        frontier.choose(["token, 5"])

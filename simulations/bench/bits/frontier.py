@@ -4,8 +4,8 @@
     python -m simulations.bench.bits.frontier --rows FILE --seeds 3 --only tokens --out PLOT
 
 The first draws the rows that lie beside this file; the second trains ``e2e-tinystories`` with the
-settings whose name begins so and with fp32, as ``fedlora bench --only bits`` does, as far as FILE
-lacks their rows, and draws it.
+settings that are named so, or whose name begins so, and with fp32, as ``fedlora bench --only bits``
+does, as far as FILE lacks their rows, and draws it.
 """
 
 from __future__ import annotations
@@ -113,6 +113,24 @@ def draw(found: Sequence[Point], path: Path) -> Path:
     return save(figure, path)
 
 
+def choose(only: Sequence[str]) -> list[str]:
+    """Return fp32, and the settings that are named, or whose name begins so.
+
+    Raises
+    ------
+    FedloraError
+        When none is.
+    """
+    found = {EXACT}
+    for own in only:
+        named = {own} & set(SETTINGS) or {name for name in SETTINGS if name.startswith(own)}
+        if not named:
+            told = "; ".join(SETTINGS)
+            raise FedloraError(f"--only is {own!r:.80}, as no setting begins; there are {told}")
+        found |= named
+    return [name for name in SETTINGS if name in found]
+
+
 def read(path: Path) -> Sequence[Mapping[str, Any]]:
     """Return the rows of a file; none where there is none.
 
@@ -133,11 +151,13 @@ def main(
     out: Annotated[Path, typer.Option(help="The plot, as PNG.")],
     rows: Annotated[Path, typer.Option(help="File of rows; new ones are added.")] = ROWS,
     seeds: Annotated[int, typer.Option(min=0, help="Runs each; 0 draws what is there.")] = 0,
-    only: Annotated[str, typer.Option(help="Settings whose name begins so.")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option(help="This setting, or all whose name begins so.")
+    ] = None,
 ) -> None:
     """Train what is missing, and draw perplexity over bits."""
     there = {(row["setting"], row["seed"]) for row in read(rows)}
-    chosen = [name for name in SETTINGS if name == EXACT or name.startswith(only)]
+    chosen = choose(only or [""])
     for seed in range(seeds):
         for name in chosen:
             if (name, seed) not in there:
