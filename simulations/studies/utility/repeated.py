@@ -1,13 +1,13 @@
 """What it is worth that a noised activation is repeated: accuracy over the epsilon of activations.
 
-    python -m simulations.studies.utility.repeated --out FOLDER
+    python -m simulations.studies.utility.repeated --out FOLDER --set train.rounds=3
 
 Gradients are exact, so that only activations cost. ``once`` draws a sample's noise when it is first
 sent and repeats it (``link.reuse``); ``anew`` draws it each time, with the more noise that makes
-all E times together cost the same: by the square root of E. Both spend the same epsilon on each
-record. The noise comes from the operating system, so a repetition differs within the intervals.
-FOLDER has a line for each run, and the curve as ``repeated.png``; what is there is not run again,
-so that ``--seeds 0`` draws it alone.
+all E times together cost the same: by the square root of E, the times that a client sends a record
+at most. Both spend the same epsilon on each record. The noise comes from the operating system, so a
+repetition differs within the intervals. FOLDER has a line for each run, and the curve as
+``repeated.png``; what is there is not run again, so that ``--seeds 0`` draws it alone.
 """
 
 from __future__ import annotations
@@ -84,17 +84,14 @@ def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
     began, record = time.perf_counter(), Record()
     link = replace(base.link, reuse=trial.way != "anew")
     federation = Federation(replace(base, seed=trial.seed, link=link), record, workers=1)
-    sent = 1
+    train, sent = base.train, [1] * len(federation.clients)
     if trial.way == "anew":
-        train = base.train
-        sent = max(
-            planned_uploads(train.total_steps, train.batch_size, len(client.train))
-            for client in federation.clients
-        )
+        rows = [len(client.train) for client in federation.clients]
+        sent = [planned_uploads(train.total_steps, train.batch_size, own) for own in rows]
     if trial.way != "exact":
         release = AnewActivations if trial.way == "anew" else NoisyActivations
-        sigma = calibrate_sigma(trial.epsilon, 1e-5, sent)
-        for client in federation.clients:
+        for client, times in zip(federation.clients, sent, strict=True):
+            sigma = calibrate_sigma(trial.epsilon, 1e-5, times)
             client.use(release(sigma, base.privacy.activation_clip_norm))
     federation.server.training.run()
     federation.server.end()
@@ -103,7 +100,7 @@ def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
         "way": trial.way,
         "epsilon": trial.epsilon,
         "seed": trial.seed,
-        "sent": sent,
+        "sent": max(sent),
         "metric": round(float(metric or 0.0), 6),
         "seconds": round(time.perf_counter() - began, 1),
     }
@@ -117,9 +114,12 @@ def main(
     epsilon: Annotated[list[float] | None, typer.Option(help="Of activations.")] = None,
     seeds: Annotated[int, typer.Option(min=0, help="Runs each; 0: draw what is there.")] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Keys of the scenario; FOLDER is for one set.")
+    ] = None,
 ) -> None:
     """Train with activations that are noised once and repeated, and with noise drawn anew."""
-    base = with_overrides(find_scenario(scenario), list(_PLAIN))
+    base = with_overrides(find_scenario(scenario), [*_PLAIN, *(overrides or ())])
     base = replace(base, evaluate=replace(base.evaluate, every=base.train.rounds))
     every = [Trial("exact", math.inf, seed) for seed in range(seeds)]
     for own in epsilon or (100.0, 1000.0, 10000.0):
