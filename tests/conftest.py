@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"takes minutes; run `make {name}`"))
 
 
+@pytest.fixture(scope="module")
+def prepacks_small() -> Iterator[None]:
+    """Let matrices of tiny models be laid out beforehand, as those of larger ones are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedlora.split.prepacked._SMALLEST", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a random checkpoint for each family, as ``save_pretrained`` writes it."""

@@ -314,6 +314,12 @@ class ComputeConfig:
         Folder on the server's disk in which it keeps them in place of memory, as
         ``link.reuse_folder`` does. Where nothing can be written there, training goes on and says
         so.
+    prepack_mib
+        MiB that the blocks' frozen matrices may take where they are kept twice, each time in the
+        layout in which oneDNN multiplies with them fastest, once forward and once backward (once
+        alone where a server generates). Where all of them would take more they are kept once, as
+        they are. For blocks in fp32 that are all on the CPU, without ``device_map`` and
+        ``max_memory``; another layout rounds otherwise.
     threads
         CPU threads of the server; 0 means one for each core. Another number may round otherwise.
     edge_hosts
@@ -332,8 +338,14 @@ class ComputeConfig:
     reuse_blocks: bool = False
     reuse_blocks_mib: int = within(1024, 1, 1 << 20)
     reuse_blocks_folder: str = ""
+    prepack_mib: int = within(1024, 1, 1 << 20, zero="never")
     threads: int = within(0, 1, 1024, zero="all cores")
     edge_hosts: int = within(0, 1, 1024, zero="one a core")
+
+    @property
+    def places(self) -> bool:
+        """Whether blocks are given places."""
+        return bool(self.device_map or self.max_memory)
 
     def __post_init__(self) -> None:
         check_ranges(self, "compute.")

@@ -19,7 +19,13 @@ from fedlora.link import (
     token_bytes,
 )
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.split import DTYPES, Checkpoint, edge_tensors, predicted_bytes
+from fedlora.split import (
+    DTYPES,
+    Checkpoint,
+    edge_tensors,
+    predicted_bytes,
+    to_prepack,
+)
 from fedlora.tasks import head_of, make_task, task_class
 
 _CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm
@@ -158,7 +164,8 @@ def predict_sizes(scenario: Scenario, checkpoint: Checkpoint, load: Load, classe
         down,
         again if reused else up + once,
         (_numbers(checkpoint, checkpoint.entries.keys() - set(away)) + vocabulary) * width
-        - _spared(scenario, checkpoint, geometry),
+        - _spared(scenario, checkpoint, geometry)
+        + _again(scenario, checkpoint, geometry),
         _adapters(scenario, checkpoint, geometry) * _ADAM_BYTES,
         _activations(scenario, checkpoint, geometry, tokens),
         _kept(scenario, checkpoint, geometry, load.all_tokens) if reused else 0,
@@ -255,6 +262,17 @@ def _spared(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry) -> i
         d_out, d_in = checkpoint.entries[f"{name}.weight"].shape
         spared += width * d_out * d_in - predicted_bytes(d_out, d_in, form, width)
     return spared
+
+
+def _again(scenario: Scenario, checkpoint: Checkpoint, geometry: Geometry) -> int:
+    """Return the bytes of matrices that are kept a second time (``compute.prepack_mib``)."""
+    model, compute = scenario.model, scenario.compute
+    plain = model.dtype == "fp32" and not model.few_bits and not compute.places
+    if compute.device != "cpu" or not plain:
+        return 0
+    names = linear_modules(checkpoint, geometry.cut)
+    shapes = {name: checkpoint.entries[f"{name}.weight"].shape for name in names}
+    return sum(to_prepack(shapes, compute.prepack_mib << 20, trains=True).values()) // 2
 
 
 def _activations(

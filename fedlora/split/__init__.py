@@ -11,10 +11,11 @@ from fedlora.split.few_bits import (
     FewBitLinear,
     check_form,
     compute_as_kept,
-    keep_in_few_bits,
     linear_names,
     predicted_bytes,
+    replace_linear,
 )
+from fedlora.split.prepacked import PrepackedLinear, to_prepack
 from fedlora.split.resolve import is_hub_name, model_folder, published_name, resolve_path
 from fedlora.split.slice import (
     RUN_FILE,
@@ -44,6 +45,7 @@ __all__ = [
     "LanguageHead",
     "Loader",
     "Package",
+    "PrepackedLinear",
     "TokenEmbedding",
     "check_conformity",
     "check_form",
@@ -55,7 +57,6 @@ __all__ = [
     "find_family",
     "has_tokenizer",
     "is_hub_name",
-    "keep_in_few_bits",
     "language_head",
     "linear_names",
     "load_whole",
@@ -64,7 +65,9 @@ __all__ = [
     "pool_packed",
     "predicted_bytes",
     "published_name",
+    "replace_linear",
     "resolve_path",
     "slice_checkpoint",
+    "to_prepack",
     "token_embedding",
 ]

@@ -96,7 +96,7 @@ class _Product(torch.autograd.Function):
         return ctx.layer.gradient(gradients[0]), None
 
 
-def keep_in_few_bits(model: nn.Module, name: str, layer: FewBitLinear) -> None:
+def replace_linear(model: nn.Module, name: str, layer: nn.Linear) -> None:
     """Put a layer in the place of a linear module, inside of its LoRA layer if it has one."""
     module: Any = model.get_submodule(name)
     if hasattr(module, "base_layer"):

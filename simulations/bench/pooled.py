@@ -24,6 +24,8 @@ from fedlora.tasks import fitting_tokenizer, task_class
 from simulations.refusals import one_sentence
 
 CLIENTS, TRAIN_ROWS, EVALUATION_ROWS, PAIRS = 8, 4, 16, 8
+SIZES = (("step", True, TRAIN_ROWS), ("evaluation", False, EVALUATION_ROWS))
+"""What is done, whether it trains, and with how many rows of a client."""
 
 
 class Batches:
@@ -75,7 +77,7 @@ def measure(scenario: Scenario) -> dict[str, list[float]]:
     everywhere.prefix.one_token = False
     batches = Batches(scenario, checkpoint, alone)
     found = {}
-    for name, train, rows in (("step", True, TRAIN_ROWS), ("evaluation", False, EVALUATION_ROWS)):
+    for name, train, rows in SIZES:
         ratios = []
         for pair in range(PAIRS + 1):
             batch, taken = batches.draw(rows), {}

@@ -263,6 +263,7 @@ def draw_rest(d: Drawing) -> None:
     d.some(0.25, "compute.reuse_blocks", True)
     if d["compute.reuse_blocks"]:
         d.some(0.2, "compute.reuse_blocks_mib", 1, 64, wild=[0, 1.5])
+    d.some(0.3, "compute.prepack_mib", 0, 0, 1, 64, wild=[-1, 1.5])
     d.some(0.04, "compute.threads", 1, 2, wild=[0, 10**30, -1])
     if d["compute.checkpoint"]:
         d.some(0.3, "compute.device_map", {"disk": "0"}, {"disk": "1-2"}, wild=[{"disk": "9"}])

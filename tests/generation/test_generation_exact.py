@@ -29,6 +29,8 @@ FORWARDS = [
     {1: 4, 2: 5},
 ]
 
+pytestmark = pytest.mark.usefixtures("prepacks_small")
+
 
 def texts() -> list[list[int]]:
     generator = torch.Generator().manual_seed(3)

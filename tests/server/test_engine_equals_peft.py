@@ -12,13 +12,22 @@ from support.tiny_models import CAUSAL, CONFIGS
 from torch import nn
 from transformers import AutoModel
 
-from fedlora.config import LoraConfig, Scenario, TaskConfig, TrainConfig
+from fedlora.config import (
+    ComputeConfig,
+    LoraConfig,
+    ModelConfig,
+    Scenario,
+    TaskConfig,
+    TrainConfig,
+)
 from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Back, Checkpoint, Cut, Front
 
 R_MAX, ALPHA = 4, 6.0
 LENGTHS = {"0": [9, 5], "1": [7], "2": [4, 8, 3]}
 CLASSES = 5
+
+pytestmark = pytest.mark.usefixtures("prepacks_small")
 
 
 def tokens() -> dict[str, list[torch.Tensor]]:
@@ -171,8 +180,8 @@ def one_batch_equals_clients_alone(folder: Path, pool: str) -> None:
 def test_targets_of_a_cut_model_keep_their_names_in_the_whole_model(
     checkpoints, family, front, back
 ):
-    scenario = Scenario()
-    scenario = Scenario(model=type(scenario.model)(client_front=front, client_back=back))
+    cut = ModelConfig(client_front=front, client_back=back)
+    scenario = Scenario(model=cut, compute=ComputeConfig(prepack_mib=0))
     engine = SplitEngine(Checkpoint(checkpoints[family]), scenario)
     whole = AutoModel.from_pretrained(checkpoints[family])
     assert {p.layer for p in engine.projections} == set(range(front, 4 - back))
@@ -187,8 +196,8 @@ def test_targets_of_a_cut_model_keep_their_names_in_the_whole_model(
 def test_a_target_with_a_blocks_number_is_that_block_of_the_whole_model(
     checkpoints, family, target
 ):
-    front = type(Scenario().model)(client_front=1)
-    scenario = Scenario(model=front, lora=LoraConfig(targets=(target,)))
+    front, plain = ModelConfig(client_front=1), ComputeConfig(prepack_mib=0)
+    scenario = Scenario(model=front, lora=LoraConfig(targets=(target,)), compute=plain)
     (projection,) = SplitEngine(Checkpoint(checkpoints[family]), scenario).projections
     assert projection.layer == 2
     whole = AutoModel.from_pretrained(checkpoints[family]).get_submodule(projection.name)

@@ -21,7 +21,15 @@ from fedlora.config import ComputeConfig, is_away, place_blocks
 from fedlora.errors import FedloraError
 from fedlora.lora.device import check_device
 from fedlora.lora.layers import LoraProjection
-from fedlora.split import Blocks, FewBitLinear, check_form, keep_in_few_bits, linear_names
+from fedlora.split import (
+    Blocks,
+    FewBitLinear,
+    PrepackedLinear,
+    check_form,
+    linear_names,
+    replace_linear,
+    to_prepack,
+)
 
 
 class AwayWeights(Mapping[str, torch.Tensor]):
@@ -83,6 +91,9 @@ class Placement:
         self._blocks = blocks
         self._form = form
         self._few: list[str] = []
+        self._plain: list[str] = []
+        self._placed = config.places
+        self._prepack_bytes = config.prepack_mib << 20
         self._device = torch.device(config.device)
         self._checkpoint = config.checkpoint
         numbers = range(blocks.start, blocks.start + len(blocks.layers))
@@ -112,9 +123,12 @@ class Placement:
 
         A stand-in has type and shape but one number, so that PEFT can be put on the block.
         """
+        names = linear_names(self._blocks.model)
+        inside = [name for name in names if self._blocks.block_of(name) is not None]
         if self._form:
-            names = linear_names(self._blocks.model)
-            self._few = [name for name in names if self._blocks.block_of(name) is not None]
+            self._few = inside
+        elif not self._placed:
+            self._plain = inside
         few = {f"{name}.weight" for name in self._few}
         for name, parameter in list(self._blocks.model.named_parameters()):
             number = self._blocks.block_of(name)
@@ -131,8 +145,16 @@ class Placement:
                 tensor = tensor.to(self.places[number])
             self._blocks.assign(name, tensor)
 
-    def attach(self, projections: list[LoraProjection]) -> None:
-        """Bring what is resident to its device, and hook the rest; call it once LoRA is there."""
+    def attach(self, projections: list[LoraProjection], *, trains: bool = True) -> None:
+        """Bring what is resident to its device, and hook the rest; call it once LoRA is there.
+
+        Parameters
+        ----------
+        projections
+            Those of the blocks with LoRA layers.
+        trains
+            Whether gradients go back through the blocks.
+        """
         from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
         for name in self._few:
@@ -150,22 +172,40 @@ class Placement:
         for module in self._blocks.model.modules():
             if module not in inside:
                 self._move(module)
+        self._prepack(trains=trains)
         if self._checkpoint:
             for layer in self._blocks.layers:
                 inner: Any = layer.forward
                 layer.forward = update_wrapper(partial(_checkpointed, inner), inner)
         assert all(p.A.device.type != "meta" and p.A.requires_grad for p in projections)
 
+    def _prepack(self, *, trains: bool) -> None:
+        """Lay out the blocks' matrices, if all are within the limit."""
+        layers = {name: self._linear(name) for name in self._plain}
+        weights = {name: layer.weight for name, layer in layers.items()}
+        if any(w.dtype != torch.float32 or w.device.type != "cpu" for w in weights.values()):
+            return
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        for name in to_prepack(shapes, self._prepack_bytes, trains=trains):
+            layer, weight = layers[name], weights[name].detach()
+            by_output = weight if isinstance(layer, nn.Linear) else weight.T
+            own = PrepackedLinear(by_output, layer.bias, trains=trains)
+            replace_linear(self._blocks.model, name, own)
+
+    def _linear(self, name: str) -> Any:
+        """Return a linear module, the one inside of its LoRA layer if it has one."""
+        module: Any = self._blocks.model.get_submodule(name)
+        return getattr(module, "base_layer", module)
+
     def _keep_in_few_bits(self, name: str) -> None:
         """Read a matrix and put it where its stand-in is, in few bits."""
         number = self._blocks.block_of(name)
         assert number is not None and self._form is not None
-        module: Any = self._blocks.model.get_submodule(name)
-        module = getattr(module, "base_layer", module)
+        module = self._linear(name)
         weight = self._blocks.read(f"{name}.weight").to(self.places[number])
         by_output = weight if isinstance(module, nn.Linear) else weight.T
         layer = FewBitLinear(by_output, module.bias, self._form)
-        keep_in_few_bits(self._blocks.model, name, layer)
+        replace_linear(self._blocks.model, name, layer)
 
     def _hook(self, layer: nn.Module, prefix: str) -> None:
         """Put hooks on modules with stand-ins, and move all other tensors to the device."""
