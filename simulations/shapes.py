@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from fedlora.errors import FedloraError
 from fedlora.split import DTYPES
 from simulations.refusals import one_sentence
 
@@ -161,6 +162,8 @@ def write_shape(name: str, folder: Path, dtype: str = "bf16", *, hollow: bool = 
         The scenario.
     """
     shape, model = SHAPES[name], folder / "model"
+    if model.exists():
+        raise FedloraError(f"{model} exists; name another folder, or remove it")
     model.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     where: dict[str, str] = {}

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -152,7 +153,8 @@ def quiet() -> Iterator[None]:
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
-    return float(torch.dist(ours, theirs) / theirs.norm())
+    size = theirs.norm()  # 0 of weights that are all zeros, whose shapes alone are looked at
+    return float(torch.dist(ours, theirs) / size if size else ours.norm())
 
 
 def _cache(checkpoint: Checkpoint) -> Path:
@@ -177,7 +179,8 @@ def _code(family: type) -> list[str]:
 def _read(path: Path) -> Conformity | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Conformity(str(values["transformers"]), float(values["states"]), values["logits"])
+        found = Conformity(str(values["transformers"]), float(values["states"]), values["logits"])
+        return None if math.isnan(found.states) else found
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

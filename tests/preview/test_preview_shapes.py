@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fedlora.config import load_scenario
-from fedlora.preview import Load, predict_sizes
+from fedlora.errors import FedloraError
+from fedlora.preview import Load, find_faults, predict_sizes
 from fedlora.split import Checkpoint
 from simulations.shapes import SHAPES, write_shape
 
@@ -49,3 +50,9 @@ def test_what_a_large_model_takes_is_told_of_a_hollow_checkpoint(tmp_path, name,
     shape = SHAPES[name]
     ends = shape.vocabulary * shape.width * (1 if shape.tied else 2) + shape.width
     assert sizes.device_weights == width * ends
+
+
+def test_a_hollow_checkpoint_has_no_fault_that_its_shapes_have_not(tmp_path):
+    assert not find_faults(load_scenario(write_shape("tiny", tmp_path / "it", hollow=True)))
+    with pytest.raises(FedloraError, match="exists; name another folder"):
+        write_shape("tiny", tmp_path / "it", hollow=True)

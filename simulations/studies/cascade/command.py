@@ -17,6 +17,7 @@ from simulations.options import (
     OverwriteOption,
     SetOption,
     WorkersOption,
+    looking,
     open_scenario,
     read_numbers,
 )
@@ -49,20 +50,22 @@ def cascade(
     Writes `cascade.json` and `cascade.png`.
     """
     from clients.simulated_data import SimulatedData
-    from fedlora.check import check_scenario
     from simulations.studies.cascade.energy import Energy
     from simulations.studies.cascade.plot import draw
     from simulations.studies.cascade.trend import Curve
     from simulations.studies.cascade.trial import Trial, run_trial
     from simulations.studies.kit import StudyFolder, run_missing
 
+    sigmas = [] if sigma == "none" else read_numbers("--sigma", sigma, example="0.5,1,2")
     base = open_scenario(scenario, set_, check=False, texts="fedlora cascade")
     if not base.privacy.enabled:
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
-    check_scenario(base)
-    sigmas = [] if sigma == "none" else read_numbers("--sigma", sigma, example="0.5,1,2")
+    with looking():
+        from fedlora.check import check_scenario
+
+        check_scenario(base)
     trials = [Trial(None), *map(Trial, [0.0, *sigmas] if sigmas else [])]
     folder = StudyFolder(
         out or dated_folder(Path("cascade")),

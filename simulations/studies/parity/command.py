@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedlora.errors import FedloraError
 from fedlora.storage import check_new_file, dated_folder, json_line, replace_file
-from simulations.options import OverwriteOption, SetOption, WorkersOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, WorkersOption, looking, open_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,6 @@ def parity(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a scenario split and unsplit (plain PEFT) on the same batches, and compare."""
-    from fedlora.check import check_scenario
     from simulations.studies.kit import StudyFolder, run_missing
     from simulations.studies.parity.trial import Trial, run_trial
 
@@ -51,7 +50,10 @@ def parity(
             f"privacy.{key} is {getattr(base.privacy, key)}, and plain PEFT adds no noise; parity "
             f"needs privacy.{key}=none"
         )
-    check_scenario(base)
+    with looking():
+        from fedlora.check import check_scenario
+
+        check_scenario(base)
     check_new_file(json_, "--json", overwrite=overwrite)
     trials = [Trial(seed) for seed in range(seeds)]
     folder = StudyFolder(
@@ -74,6 +76,7 @@ def parity(
         )
     rows = [folder.results.records[trial.seed] for trial in trials]
     _print(base.name, rows)
+    typer.echo(f"runs: {folder.path}")
     if json_ is not None:
         replace_file(json_, json_line(rows, indent=2))
 

@@ -17,6 +17,7 @@ from simulations.options import (
     OverwriteOption,
     SetOption,
     WorkersOption,
+    looking,
     open_scenario,
     read_numbers,
 )
@@ -54,21 +55,23 @@ def utility(
     deviations. The noise is drawn from the operating system, so a repetition
     differs within these.
     """
-    from fedlora.check import check_scenario
     from simulations.studies.kit import run_missing, write_table
     from simulations.studies.utility.plot import draw
 
+    mechanisms = [Mechanism.parse(text) for text in mechanism or ["logits"]]
+    epsilons = read_numbers("--epsilon", epsilon, example="1,4,8")
     base = open_scenario(scenario, set_, check=False, texts="fedlora utility")
     if not base.privacy.enabled:
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
-    mechanisms = [Mechanism.parse(text) for text in mechanism or ["logits"]]
-    epsilons = read_numbers("--epsilon", epsilon, example="1,4,8")
     trials = plan(mechanisms, epsilons, range(base.seed, base.seed + seeds))
     for trial in trials:
         trial.scenario(base)
-    check_scenario(base)
+    with looking():
+        from fedlora.check import check_scenario
+
+        check_scenario(base)
     folder = utility_folder(out, base, overwrite=overwrite)
     with folder.held():
         run_missing(
@@ -87,6 +90,7 @@ def utility(
     if rows:
         draw(rows, out / "utility.png", base.name)
         _print(base.name, rows)
+    typer.echo(f"table and plot: {out}")
 
 
 def _print(name: str, rows: Sequence[Row]) -> None:
