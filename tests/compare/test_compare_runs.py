@@ -231,7 +231,7 @@ def test_a_margin_is_set_before_the_first_trial_or_refused(scenario, tmp_path):
             folder.add(result(strategy, 5.0, seed, 0.0))
     again = CompareFolder(tmp_path, scenario, 0.2)
     assert again.margin == 0.1
-    with pytest.raises(FedloraError, match=r"6 trials and a margin of 0\.1 nats: one that is set"):
+    with pytest.raises(FedloraError, match=r"6 trials and a margin of 0\.1 nats; one that is set"):
         CompareFolder(tmp_path, scenario, 0.2, margin=0.2)
     with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
         write_results(again, scenario, Console(file=stream, width=80))
@@ -243,7 +243,7 @@ def test_a_margin_is_set_before_the_first_trial_or_refused(scenario, tmp_path):
     (tmp_path / "none").mkdir()
     late = CompareFolder(tmp_path / "none", scenario, 0.2)
     late.add(result("greedy", 5.0, 1, 0.0))
-    with pytest.raises(FedloraError, match="1 trials and none"):
+    with pytest.raises(FedloraError, match="1 trials and no margin"):
         CompareFolder(tmp_path / "none", scenario, 0.2, margin=0.1)
 
 

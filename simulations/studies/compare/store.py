@@ -85,9 +85,9 @@ class CompareFolder(StudyFolder):
         if margin is None or margin == kept:
             return kept
         if self.results.records:
-            before = "none" if kept is None else f"a margin of {kept:g} nats"
+            before = "no margin" if kept is None else f"a margin of {kept:g} nats"
             raise FedloraError(
-                f"{self.path} holds {len(self.results.records)} trials and {before}: one that is "
+                f"{self.path} holds {len(self.results.records)} trials and {before}; one that is "
                 f"set when results are there proves nothing; leave --margin {margin:g} out, or "
                 "give another --out"
             )
