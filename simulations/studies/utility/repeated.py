@@ -24,9 +24,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from scipy.optimize import brentq
 
 from fedlora.config import Scenario, with_overrides
-from fedlora.privacy.accounting import calibrate_sigma, planned_uploads
+from fedlora.privacy.accounting import epsilon_of, planned_uploads
+from fedlora.privacy.accounting.rdp import rho
 from fedlora.report.figure import COLOURS, MUTED, label, legend, panels, save
 from fedlora.scenarios import find_scenario
 from simulations.in_process import Federation, Record
@@ -35,6 +37,7 @@ from simulations.refusals import one_sentence
 from simulations.studies.kit import Results, run_missing
 
 WAYS = ("once", "anew")
+_DELTA = 1e-5
 _PLAIN = (
     "privacy.epsilon=none",
     "channel.deliver_every=0",
@@ -79,6 +82,16 @@ class Trial:
         return self.way, self.epsilon, self.seed
 
 
+def sigma_of(epsilon: float, uploads: int) -> float:
+    """Return the noise of each upload, at delta 1e-5.
+
+    As ``fedlora.privacy.accounting.calibrate_sigma`` does, which refuses an epsilon that promises
+    nothing: whole activations are not learnt from below it.
+    """
+    budget = brentq(lambda b: epsilon_of(b, _DELTA) - epsilon, 1e-9, 2 * epsilon, rtol=1e-12)
+    return math.sqrt(uploads * rho(1.0) / budget)
+
+
 def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
     """Run a trial in this process; return its row."""
     began, record = time.perf_counter(), Record()
@@ -91,7 +104,7 @@ def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
     if trial.way != "exact":
         release = AnewActivations if trial.way == "anew" else NoisyActivations
         for client, times in zip(federation.clients, sent, strict=True):
-            sigma = calibrate_sigma(trial.epsilon, 1e-5, times)
+            sigma = sigma_of(trial.epsilon, times)
             client.use(release(sigma, base.privacy.activation_clip_norm))
     federation.server.training.run()
     federation.server.end()
