@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -49,7 +50,6 @@ class TokensCodec(Codec):
 
     def __init__(self, vocabulary: Vocabulary | None = None) -> None:
         self._vocabulary = vocabulary
-        self._found: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def encode(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``Codec``.
@@ -108,11 +108,15 @@ class TokensCodec(Codec):
 
     def _index(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys of the embedding's rows in order, and whose they are."""
-        if self._found is None:
+        if self._embedding not in _INDEXES:
             chunks = torch.split(torch.arange(self._size), _CHUNK)
             found = torch.cat([_keys(self._embedding(ids).detach().float()) for ids in chunks])
-            self._found = torch.sort(found, stable=True)
-        return self._found
+            _INDEXES[self._embedding] = torch.sort(found, stable=True)
+        return _INDEXES[self._embedding]
+
+
+# Of each embedding once, which all clients of a process share; it does not train.
+_INDEXES: WeakKeyDictionary[Vocabulary, tuple[torch.Tensor, torch.Tensor]] = WeakKeyDictionary()
 
 
 def token_bytes(tokens: int, vocabulary: int) -> int:

@@ -13,7 +13,7 @@ from clients.owner.scenario import local_scenario
 from fedlora.check import check_scenario
 from fedlora.config import DataConfig, NodeKeys
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import create_codec
+from fedlora.link import TokensCodec, create_codec
 
 TOKENS = "link.activation=tokens"
 
@@ -106,3 +106,13 @@ def test_an_owner_can_forbid_it(tiny, records):
     assert local_scenario(config, NodeKeys.read(keys)).data != DataConfig()
     with pytest.raises(FedloraError, match='set tokens="true"'):
         local_scenario(config, NodeKeys.read({**keys, "tokens": "false"}))
+
+
+def test_all_codecs_of_an_embedding_sort_its_rows_once():
+    embedding, other = torch.nn.Embedding(50, 8), torch.nn.Embedding(50, 8)
+    first, second = (TokensCodec(embedding) for _ in range(2))
+    x = embedding(torch.arange(7)).detach()
+    assert torch.equal(second.decode(first.encode(x), (7, 8)), x)
+    assert second._index() is first._index() is not TokensCodec(other)._index()
+    with pytest.raises(FedloraError, match="no row of the token embedding"):
+        TokensCodec(other).encode(x)
