@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 
 from fedlora.report.figure import COLOURS, label, legend, log_scale, panels, save
 from simulations.csi.metrics import decibels
-from simulations.csi.trial import SPLIT, Row
+from simulations.csi.trial import GRUS, SPLIT, Row
 from simulations.studies.compare.statistics import interval
 
 Key = tuple[str, str, int]
@@ -49,22 +50,17 @@ def _rounds(folder: Path, groups: Mapping[Key, list[Row]], most: int) -> Path | 
     order = sorted(curves, key=lambda key: (key[0] != SPLIT, key[1] != "federated", key[2]))
     for place, key in enumerate(order):
         ax = left if key[0] == SPLIT else right
-        _curve(ax, curves[key], _name(key), COLOURS[place % len(COLOURS)], end=ax is left)
+        _curve(ax, curves[key], _name(key), COLOURS[place % len(COLOURS)])
     reference = (SPLIT, "federated", most)
     if reference in curves:
         _curve(right, curves[reference], _name(reference), COLOURS[order.index(reference)])
     for ax, title in ((left, "The split model"), (right, "Beside what sites reach alone")):
         label(ax, title=title, x="passes over the samples, %", y="NMSE in dB")
         legend(ax, columns=3)
-    low = min(left.get_ylim()[0], right.get_ylim()[0])
-    high = max(left.get_ylim()[1], right.get_ylim()[1])
-    for ax in (left, right):
-        ax.set_ylim(low, high)
     return save(figure, folder / "rounds.png")
 
 
-def _curve(ax: Axes, rows: Sequence[Row], name: str, colour: str, *, end: bool = True) -> None:
-    del end
+def _curve(ax: Axes, rows: Sequence[Row], name: str, colour: str) -> None:
     known = [[p for p in row.curve if p["nmse"] is not None] for row in rows]
     last = rows[0].curve[-1]["round"]
     x = [100 * point["round"] / last for point in known[0]]
@@ -83,10 +79,11 @@ def _band(ax: Axes, x: Sequence[float], values: Any, name: str, colour: str) -> 
 
 
 def _conditions(folder: Path, groups: Mapping[Key, list[Row]], most: int) -> Path | None:
+    grus = [key for name in GRUS if (key := (name, "federated", most)) in groups]
     wanted = [
         (SPLIT, "federated", most),
         (SPLIT, "own", most),
-        ("gru", "federated", most),
+        *sorted(grus, key=lambda key: fmean(row.scores["nmse"] for row in groups[key]))[:1],
         ("transformer", "union", most),
         ("llm4cp", "union", most),
         ("covariance, order 5", "untrained", most),

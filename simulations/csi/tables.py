@@ -29,7 +29,7 @@ _HOW = {
     "untrained": "no training",
     "own": "each site alone",
     "union": "all in one place",
-    "federated": "federated, {} sites",
+    "federated": "federated, {}",
 }
 
 
@@ -51,7 +51,7 @@ def models(rows: Sequence[Row]) -> list[str]:
         sent = sum(row.bytes for row in own) / len(own)
         drawn = how != "untrained" and model != AUTOREGRESSION
         cells = (
-            *(model, _HOW[how].format(sites), str(len(own)) if drawn else ""),
+            *(model, _HOW[how].format(_sites(sites)), str(len(own)) if drawn else ""),
             *(f"{with_half(nmse)} dB", f"{interval(_decibels(own, 'nmse_mean')).mean:.1f} dB"),
             *(" / ".join(f"{value:.1f}" for value in by_speed), f"{_mean(own, 'sgcs'):.3f}"),
             *(f"{_mean(own, 'rate'):.2f}", f"{sent / 1e6:.1f}" if sent else ""),
@@ -101,6 +101,10 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         found |= {f"{setting}-models": partial(models, rows)}
         found |= {f"{setting}-targets": partial(targets, rows)}
     return found
+
+
+def _sites(number: int) -> str:
+    return "1 site" if number == 1 else f"{number} sites"
 
 
 def _decibels(rows: Sequence[Row], name: str) -> list[float]:
