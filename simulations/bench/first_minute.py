@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedlora.storage import check_new_file
 from simulations.bench.machine import machine_facts
 from simulations.refusals import one_sentence
 
@@ -104,7 +105,9 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3, help="how often each command is run")
     parser.add_argument("--only", action="append", choices=list(AT_MOST), help="not all of them")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier file")
     given = parser.parse_args()
+    check_new_file(given.json, "--json", overwrite=given.overwrite)
     machine = machine_facts()
     if given.times < 1:
         parser.error(f"--times is {given.times}; run each command at least once")

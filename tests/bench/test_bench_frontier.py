@@ -33,6 +33,8 @@ def test_each_seed_is_held_against_fp32_with_the_same_seed():
 
 def test_the_committed_rows_are_drawn_and_others_are_refused(tmp_path):
     frontier.main(tmp_path / "plot.png", frontier.ROWS, 0, None)
+    with pytest.raises(FedloraError, match="exists; replace it with --overwrite"):
+        frontier.main(tmp_path / "plot.png", frontier.ROWS, 0, None)
     assert Image.open(tmp_path / "plot.png").size[0] > 500
     assert {point.name for point in frontier.points(frontier.read(frontier.ROWS))} >= {"fp32"}
     append_line(tmp_path / "other.jsonl", row("fp16", 0, 0.3, 5.0), sync=False)

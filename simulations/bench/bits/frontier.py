@@ -1,6 +1,6 @@
 """What quality costs in bits: perplexity over that of fp32 against bits at the cut, and its plot.
 
-    python -m simulations.bench.bits.frontier --out docs/images/bits-quality.png
+    python -m simulations.bench.bits.frontier --overwrite --out docs/images/bits-quality.png
     python -m simulations.bench.bits.frontier --rows FILE --seeds 3 --only tokens --out PLOT
 
 The first draws the rows that lie beside this file; the second trains ``e2e-tinystories`` with the
@@ -11,6 +11,7 @@ does, as far as FILE lacks their rows, and draws it.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from scipy.stats import t as student
 
 from fedlora.errors import FedloraError
 from fedlora.report.figure import COLOURS, MUTED, label, legend, panels, save
+from fedlora.storage import check_new_file
 from fedlora.storage.files import append_line, read_lines
 from simulations.bench.bits.measure import BEST, TOKENS, passes_of, run_once
 from simulations.bench.context import Settings
+from simulations.options import OverwriteOption
 from simulations.refusals import one_sentence
 
 SCENARIO, EXACT = "e2e-tinystories", "fp32"
@@ -154,13 +157,16 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help="This setting, or all whose name begins so.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train what is missing, and draw perplexity over bits."""
+    check_new_file(out, "--out", overwrite=overwrite)
     there = {(row["setting"], row["seed"]) for row in read(rows)}
     chosen = choose(only or [""])
     for seed in range(seeds):
         for name in chosen:
             if (name, seed) not in there:
+                print(f"training {name}, seed {seed}", file=sys.stderr)
                 began = time.perf_counter()
                 own = run_once(passes_of(Settings(), SCENARIO, seed, SETTINGS[name]))
                 row: dict[str, Any] = {"setting": name, "seed": seed}
