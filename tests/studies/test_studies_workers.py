@@ -22,6 +22,15 @@ def test_workers_answer_and_are_gone_afterwards():
     assert not any(map(psutil.pid_exists, pids))
 
 
+def test_threads_of_workers_that_wait_do_not_spin_unless_their_user_says_so(monkeypatch):
+    for said, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+        if said is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        with worker_pool(1) as pool:
+            assert pool.submit(os.getenv, "OMP_WAIT_POLICY").result() == expected
+
+
 def test_an_error_ends_workers_that_are_busy():
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:

@@ -27,6 +27,8 @@ def worker_pool(
     begin, arguments
         Called in each process before its first task.
     """
+    # Threads that wait do not spin on cores that the other processes want.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A forked process would inherit threads that no longer run.
     context = multiprocessing.get_context("spawn")
     size = workers or os.cpu_count() or 1
