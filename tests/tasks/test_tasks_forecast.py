@@ -100,6 +100,45 @@ def test_split_training_equals_the_undivided_model(bare, waves, overrides):
     )
 
 
+@pytest.mark.parametrize("front", ["linear", "channel"])
+def test_every_gradient_equals_that_of_the_undivided_model(bare, waves, front, monkeypatch):
+    one_step = ["train.embedding=true", "train.rounds=1", "train.steps=1"]
+    federation = Federation(forecast(bare, waves, *one_step, f"task.forecast.front={front}"))
+    engine, found = federation.server.engine, {}
+    with torch.no_grad():  # at 0, where training begins, it leaves A without a gradient
+        for projection in engine.projections:
+            projection.B.normal_(std=0.1)
+    unsplit = UnsplitValues(federation, mse)
+    adapter_step, end_step = engine.update.optimizer.step, torch.optim.AdamW.step
+
+    def note(parameters: Any) -> None:
+        found.update({id(p): p.grad.clone() for p in parameters if p.grad is not None})
+
+    def of_the_adapter(*given: Any) -> Any:
+        note([factor for p in engine.projections for factor in (p.A, p.B)])
+        return adapter_step(*given)
+
+    def of_an_end(optimizer: Any, *given: Any) -> Any:
+        note([p for group in optimizer.param_groups for p in group["params"]])
+        return end_step(optimizer, *given)
+
+    monkeypatch.setattr(engine.update.optimizer, "step", of_the_adapter)
+    monkeypatch.setattr(torch.optim.AdamW, "step", of_an_end)
+    unsplit.run()
+    federation.run()
+    pairs = []
+    for p in engine.projections:
+        pairs += [(p.A, unsplit.factors[f"{p.name}.A"]), (p.B, unsplit.factors[f"{p.name}.B"])]
+    for client, *ends in zip(federation.clients, unsplit.fronts, unsplit.heads, strict=True):
+        for own, other in zip(
+            (client.model.front.embedding, client.head.module), ends, strict=True
+        ):
+            pairs += zip(own.parameters(), other.parameters(), strict=True)
+    compared = [(found[id(a)], found[id(b)]) for a, b in pairs if id(b) in found]
+    assert len(compared) == len(pairs) and len(pairs) > 2 * len(engine.projections)
+    assert all(bool(b.any()) and relative(a, b) < 1e-5 for a, b in compared)
+
+
 @torch.no_grad()
 def nmse(unsplit: UnsplitValues, federation: Federation) -> float:
     """Return the ratio of sums over held-out samples, in units of the data."""
