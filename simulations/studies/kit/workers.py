@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
+from fedlora.terminal import leave_out_chatter
+
 
 @contextmanager
 def worker_pool(
@@ -29,6 +31,7 @@ def worker_pool(
     """
     # Threads that wait do not spin on cores that the other processes want.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which would cross the study's own
     # A forked process would inherit threads that no longer run.
     context = multiprocessing.get_context("spawn")
     size = workers or os.cpu_count() or 1
@@ -45,6 +48,7 @@ def worker_pool(
 
 def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_the_study, daemon=True).start()
+    leave_out_chatter()
     if begin is not None:
         begin(*arguments)
 

@@ -84,7 +84,8 @@ def parity(
 def _print(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=f"{name}: split and unsplit on the same batches")
     for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right", min_width=7)
+        words = column.split("_")
+        table.add_column(" ".join(words), justify="right", min_width=max(map(len, words)))
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     averages = [
