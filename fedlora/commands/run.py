@@ -116,6 +116,7 @@ def follow_simulation(
         console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
     before, status = memory(), None
+    folder.append_event("waiting", text="Flower and Ray start")
     try:
         with FlowerSimulation(request) as simulation:
             with ProgressView(folder, console=console) as view:
@@ -126,7 +127,8 @@ def follow_simulation(
             told = "" if status else simulation.last_words()
             if status == "finished":
                 simulation.dismiss()  # its processes end while the report is drawn
-                write_report(folder)
+                with console.status("drawing the plots and the page"):
+                    write_report(folder)
     except (KeyboardInterrupt, BrokenPipeError, SystemExit) as error:
         if status == "finished":  # it was the report that is left out
             raise

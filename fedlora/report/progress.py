@@ -18,6 +18,8 @@ Events, one a line, each with ``event`` and ``time`` (seconds since the epoch):
     most at the run's end.
 ``message``
     ``text``, ``level`` (``info``, ``warning`` or ``error``).
+``waiting``
+    ``text``, what the run waits for until its next event.
 ``done``
     ``status`` (``finished``, ``failed`` or ``interrupted``), ``text``.
 """
@@ -158,6 +160,7 @@ class ProgressView:
         self._phase: PhaseProgress | None = None
         self._task: TaskID | None = None
         self._tell_at = 0.0
+        self._waiting = "starting"
         self._bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=None, complete_style="blue", finished_style="green"),
@@ -223,6 +226,11 @@ class ProgressView:
             text = printable(text, len(text))
             prefix = f"{level}: " if level in STYLES else ""
             self.console.print(Text(prefix + text, style=STYLES.get(level, "")), soft_wrap=True)
+        elif kind == "waiting":
+            text = str(event.get("text", ""))
+            self._waiting = printable(text, len(text))
+            if not self.console.is_terminal:
+                self.console.print(Text(self._waiting), soft_wrap=True)
         elif kind == "done":
             self.status = str(event.get("status", "finished"))
             text = str(event.get("text") or "")
@@ -274,7 +282,7 @@ class ProgressView:
             self.console.print(Text("  ".join(part for part in parts if part)), soft_wrap=True)
 
     def _render(self) -> Group:
-        figures = " · ".join(self._phase.figures()) if self._phase else "starting"
+        figures = " · ".join(self._phase.figures()) if self._phase else self._waiting
         return Group(self._bars, Text(figures, style="dim", overflow="ellipsis", no_wrap=True))
 
 

@@ -73,6 +73,23 @@ def test_without_a_terminal_each_round_is_one_plain_line(tmp_path):
     assert "up 20.0 Mbit  down 10.0 Mbit" in lines[5]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_waited_for_is_told_until_training_begins(tmp_path, terminal):
+    folder = RunFolder.create(tmp_path)
+    console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+    with ProgressView(folder, console) as view:
+        for text in ("Flower and Ray start", "the server loads its blocks"):
+            folder.append_event("waiting", text=text)
+            view.poll()
+            view._live.refresh() if terminal else None
+        write_phase(folder, "train")
+        view.poll()
+    told = console.file.getvalue()
+    assert told.index("Flower and Ray start") < told.index("the server loads its blocks")
+    assert told.index("the server loads its blocks") < told.rindex("loss")
+    assert terminal or "\nthe server loads its blocks\ntrain: 2 rounds" in told
+
+
 def test_a_long_evaluation_tells_how_far_it_is(tmp_path):
     folder = RunFolder.create(tmp_path)
     folder.append_event("phase", name="train", rounds=1, steps=5, clients=8)

@@ -82,6 +82,7 @@ def run_over_flower(grid: Grid, config: Mapping[str, Any], run_id: int) -> None:
 def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None:
     if not is_told():
         check_server(scenario)  # before anybody is waited for; `fedlora run` has done so
+    folder.append_event("waiting", text="the server is there and waits for Flower's nodes")
     nodes = find_nodes(grid, scenario, folder)
     go_where_started()  # Ray is up, if this is a simulation
     check_plugins(scenario)
@@ -95,6 +96,7 @@ def _run(grid: Grid, scenario: Scenario, folder: RunFolder, run_id: int) -> None
     folder.write_scenario(resolved(scenario, deployed=deployed))
     hosts = EdgeHosts(scenario, nodes, run_id, folder)
     with observed(folder, scenario) as recorder, hosts:
+        folder.append_event("waiting", text="the server loads its blocks, clients their ends")
         server = ServerRun(scenario, recorder)
         server.air.radio = not deployed or scenario.channel != ChannelConfig()
         recorder.clients = server.clients
