@@ -41,13 +41,13 @@ def test_tables_escape_what_latex_and_markdown_take_for_their_own():
 
 def test_an_interval_takes_two_seeds_and_ends_where_the_metric_ends():
     alone = interval([0.98], LIMITS["accuracy"])
-    assert not alone.known and _mean_text(alone) == "0.980"
+    assert not alone.known and _mean_text(alone, 3) == "0.980"
     values = [0.9, 1.0, 0.99]
     found, free = interval(values, LIMITS["accuracy"]), interval(values)
     low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
     assert math.isclose(free.high, high) and free.high > 1 == found.high
     assert math.isclose(found.low, low) and math.isclose(free.low, low)
-    assert _mean_text(found) == f"0.963 +0.037 -{found.mean - low:.3f}"
+    assert _mean_text(found, 3) == f"0.963 +0.037 -{found.mean - low:.3f}"
     assert interval([1.0, 1.1], LIMITS["perplexity"]).low == 1.0
     own = {"strategy": "s", "snr_db": 0.0, "reward": 1.0, "adapter_bits": 1e6, "late": 0}
     rows = [own | {"seed": k, "metric": m, "mean_rank": 2.0} for k, m in enumerate(values)]
