@@ -149,6 +149,8 @@ CELLS: dict[tuple[str, str], cheap.Cell | str] = {
     "test_gradients_equal_the_undivided_servers_bit_for_bit",
     ("performance.md", "The first minute"): "tests/cli/test_cli_verbs.py::"
     "test_help_imports_nothing_heavy",
+    ("performance.md", "Frozen matrices laid out beforehand"): "tests/training/"
+    "test_training_prepacked.py::test_a_run_differs_from_one_with_plain_matrices_by_rounding",
     ("performance.md", "What pooling leaves out"): "tests/server/test_engine_pooled.py::"
     "test_the_last_block_computes_its_mlp_at_one_token_of_each_row",
     ("privacy.md", "What epsilon says"): cheap.what_epsilon_says,
