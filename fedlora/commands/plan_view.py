@@ -51,7 +51,7 @@ def show_plan(
     console = Console()
     with console.status("walking through the rounds"):
         scenario, faults = all_faults(name, overrides)
-        found = None if faults else _plan(scenario)
+        found = None if faults else plan(scenario)
     if found is None:
         print_faults(console, scenario, faults)
         return False
@@ -64,7 +64,14 @@ def show_plan(
     return True
 
 
-def _plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
+def plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
+    """Return what a scenario that can be run will send, and its sizes.
+
+    Raises
+    ------
+    FedloraError
+        When its rows are not here.
+    """
     rows, sizes = figures(scenario)
     if rows is None and devices_bring_data(scenario):
         raise FedloraError(

@@ -26,9 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import ADAPTER, LoraProjection
 from fedlora.lora.masks import RankMasks
-from fedlora.split import FewBitLinear, PrepackedLinear
-
-_OWN = (FewBitLinear, PrepackedLinear)  # with products of their own, constants to autograd
+from fedlora.split import FrozenLinear
 
 
 def fuse(
@@ -53,7 +51,7 @@ def fuse(
         module: Any = projection.module
         base = module.get_base_layer()
         if (
-            type(base) in (nn.Linear, Conv1D, *_OWN)
+            (type(base) in (nn.Linear, Conv1D) or isinstance(base, FrozenLinear))
             and not hasattr(base, "_hf_hook")
             and getattr(base, "compute_dtype", base.weight.dtype) == projection.A.dtype
             and isinstance(module.lora_dropout[ADAPTER], nn.Identity)
@@ -116,7 +114,7 @@ class FusedLora:
     def base(self, x: torch.Tensor) -> torch.Tensor:
         """Return the frozen layer's product, (tokens, d_out)."""
         layer = self.layer
-        if isinstance(layer, _OWN):
+        if isinstance(layer, FrozenLinear):
             return layer(x) if torch.is_grad_enabled() else layer.product(x)
         if isinstance(layer, Conv1D):
             return torch.addmm(layer.bias, x, layer.weight)
@@ -125,7 +123,7 @@ class FusedLora:
     def base_gradient(self, g: torch.Tensor) -> torch.Tensor:
         """Return the gradient at the frozen layer's input, (tokens, d_in)."""
         layer = self.layer
-        if isinstance(layer, _OWN):
+        if isinstance(layer, FrozenLinear):
             return layer.gradient(g)
         weight: torch.Tensor = layer.weight
         return g @ (weight.T if isinstance(layer, Conv1D) else weight)

@@ -19,13 +19,7 @@ from fedlora.link import (
     token_bytes,
 )
 from fedlora.lora.targets import choose_targets, linear_modules
-from fedlora.split import (
-    DTYPES,
-    Checkpoint,
-    edge_tensors,
-    predicted_bytes,
-    to_prepack,
-)
+from fedlora.split import DTYPES, Checkpoint, edge_tensors, predicted_bytes, to_prepack
 from fedlora.tasks import head_of, make_task, task_class
 
 _CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm

@@ -11,10 +11,9 @@ from fedlora.split.few_bits import (
     FewBitLinear,
     check_form,
     compute_as_kept,
-    linear_names,
     predicted_bytes,
-    replace_linear,
 )
+from fedlora.split.frozen_linear import FrozenLinear, linear_names, replace_linear
 from fedlora.split.prepacked import PrepackedLinear, to_prepack
 from fedlora.split.resolve import is_hub_name, model_folder, published_name, resolve_path
 from fedlora.split.slice import (
@@ -42,6 +41,7 @@ __all__ = [
     "Family",
     "FewBitLinear",
     "Front",
+    "FrozenLinear",
     "LanguageHead",
     "Loader",
     "Package",

@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from fedlora.errors import FedloraError
+from fedlora.split.frozen_linear import FrozenLinear, linear_names
 
 LIBRARIES: Mapping[str, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 """What each form needs, which is also the extra that installs it."""
 _NF4_BLOCK = 64  # weights with one scale
 
 
-class FewBitLinear(nn.Linear):
+class FewBitLinear(FrozenLinear):
     """A frozen linear layer, kept in few bits.
 
     Parameters
@@ -65,12 +66,12 @@ class FewBitLinear(nn.Linear):
         return weight.to(self.compute_dtype)  # type: ignore[no-any-return]
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output; autograd takes it for a constant."""
+        """See ``FrozenLinear``."""
         with torch.no_grad():
             return nn.functional.linear(x, self.dense(), self.bias)
 
     def gradient(self, g: torch.Tensor) -> torch.Tensor:
-        """Return the gradient at the input, given that at the output."""
+        """See ``FrozenLinear``."""
         return g @ self.dense()
 
     @property
@@ -94,25 +95,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
         return ctx.layer.gradient(gradients[0]), None
-
-
-def replace_linear(model: nn.Module, name: str, layer: nn.Linear) -> None:
-    """Put a layer in the place of a linear module, inside of its LoRA layer if it has one."""
-    module: Any = model.get_submodule(name)
-    if hasattr(module, "base_layer"):
-        module.base_layer = layer
-        return
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)
-
-
-def linear_names(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the linear modules; those of GPT-2 are ``Conv1D``, stored by input."""
-    from transformers.pytorch_utils import Conv1D
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)):
-            yield name
 
 
 @torch.no_grad()

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fedlora.split.frozen_linear import FrozenLinear
+
 log = logging.getLogger("fedlora.server")
 
 BYTES = 4  # of a number: other precisions are not laid out
 _SMALLEST = 1 << 16  # numbers of a matrix; with fewer a product gains less than its call costs
 
 
-class PrepackedLinear(nn.Linear):
+class PrepackedLinear(FrozenLinear):
     """A frozen linear layer whose matrix is laid out beforehand.
 
     Its parameter ``weight`` has shape and type of the matrix, and no numbers.
@@ -49,25 +51,19 @@ class PrepackedLinear(nn.Linear):
         return y.view(*input.shape[:-1], self.out_features)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the output of (rows, d_in), (rows, d_out); autograd takes it for a constant."""
+        """See ``FrozenLinear``."""
         with torch.no_grad():
             return _multiply(x, *self._ways[0], self.bias)
 
     def gradient(self, g: torch.Tensor) -> torch.Tensor:
-        """Return the gradient at the input, (rows, d_in), given that at the output."""
-        return (
-            self._apply_way(g, 1, None) if torch.is_grad_enabled() else _multiply(g, *self._ways[1])
-        )
+        """See ``FrozenLinear``."""
+        if torch.is_grad_enabled():
+            return self._apply_way(g, 1, None)
+        return _multiply(g, *self._ways[1])
 
     def _apply_way(self, x: torch.Tensor, way: int, bias: torch.Tensor | None) -> torch.Tensor:
         y: torch.Tensor = _Product.apply(x, self, way, bias)  # type: ignore[no-untyped-call]
         return y
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of the matrix, as often as it is kept, and the bias."""
-        bias = 0 if self.bias is None else self.bias.nbytes
-        return BYTES * len(self._ways) * self.in_features * self.out_features + bias
 
 
 class _Way(NamedTuple):

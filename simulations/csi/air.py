@@ -12,11 +12,9 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
-from fedlora.commands.check import figures
+from fedlora.commands.plan_view import plan
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.planning import forecast
-from fedlora.split import Checkpoint, model_folder
 from simulations.options import open_scenario
 from simulations.refusals import one_sentence
 
@@ -41,20 +39,14 @@ def over_raw(scenario: Scenario) -> dict[str, float]:
     Raises
     ------
     FedloraError
-        When it forecasts nothing, or its rows are on the hub.
+        When it forecasts nothing, or its rows are not here.
     """
     if scenario.task.kind != "forecast":
         raise FedloraError(
             f"task.kind is {scenario.task.kind}, which has no histories; name a scenario of kind "
             "forecast, such as csi-prediction"
         )
-    rows, _ = figures(scenario)
-    if rows is None:
-        raise FedloraError(
-            f"data.train is {scenario.data.train}, whose rows are read when a run starts; save "
-            "them to a file to plan with them"
-        )
-    planned = forecast(scenario, Checkpoint(model_folder(scenario.model.path)), rows)
+    planned, _ = plan(scenario)
     raw = raw_bytes(scenario, planned.samples)
     bits: Mapping[str, Mapping[str, int]] = planned.totals["bits"]
     return {f"{way} {kind}": n / 8 / raw for way, own in bits.items() for kind, n in own.items()}

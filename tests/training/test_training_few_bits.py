@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
+from support.blocks import gradients
 from support.federation import LABELS, Federation, relative, scenario
 from test_training_export_heads import TEXTS, answers, expected, inferred, of_card, ran
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -20,7 +21,7 @@ from fedlora.config import LoraConfig
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import check_identity
 from fedlora.lora.fused import FusedLora
-from fedlora.lora.layers import LoraProjection, add_lora
+from fedlora.lora.layers import add_lora
 from fedlora.server.compute.placement import Placement
 from fedlora.server.results import export
 from fedlora.split import LIBRARIES, Blocks, Checkpoint, FewBitLinear, few_bits, predicted_bytes
@@ -61,19 +62,6 @@ def dequantised(weight: torch.Tensor, form: str) -> torch.Tensor:
     import bitsandbytes
 
     return bitsandbytes.functional.dequantize_4bit(kept.data, kept.quant_state)
-
-
-def gradients(
-    blocks: Blocks, projections: list[LoraProjection]
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    drawn = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for projection in projections:
-            projection.B.normal_(std=0.1, generator=drawn)
-    x = torch.randn(9, blocks.width, generator=drawn, requires_grad=True)
-    y = blocks(x, [5, 4])
-    factors = [factor for p in projections for factor in (p.A, p.B)]
-    return y, list(torch.autograd.grad(y.square().sum(), [x, *factors]))
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])

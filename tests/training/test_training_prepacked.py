@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.blocks import LENGTHS, gradients
 from support.federation import Federation, relative, scenario
 from torch import nn
 
@@ -59,16 +60,9 @@ def built(
             weight.data = weight.bfloat16().float()
     masks = RankMasks(projections, 3)
     ranks = [0 if number in idle else 3 for number in range(len(projections))]
-    masks.set([ranks], [9], torch.device("cpu"))
+    masks.set([ranks], [sum(LENGTHS)], torch.device("cpu"))
     fuse(projections, masks, None)
-    drawn = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for projection in projections:
-            projection.B.normal_(std=0.1, generator=drawn)
-    x = torch.randn(9, blocks.width, generator=drawn, requires_grad=True)
-    y = blocks(x, [5, 4])
-    factors = [p.A for n, p in enumerate(projections) if n not in idle]
-    found = torch.autograd.grad(y.square().sum(), [x, *factors])
+    y, found = gradients(blocks, projections, idle)
     return blocks, [y.detach(), *found]
 
 
