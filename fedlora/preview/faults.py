@@ -123,6 +123,8 @@ def _look_at_data(scenario: Scenario, checkpoint: Checkpoint | None, faults: Fau
             files[which] = found
     labels = scenario.task.labels
     if label:
+        if "train" not in files and not labels:  # classes are those of the records to train on
+            return
         found_labels = faults.of(lambda: read_classes(scenario, files))
         if found_labels is None:
             return

@@ -82,6 +82,13 @@ def test_what_is_wrong_because_a_key_was_left_out_is_not_told():
     assert scenario.link.end_weight == "fp32"
 
 
+def test_classes_of_records_that_cannot_be_read_are_not_asked_of_others():
+    status, told = run("quickstart", "--set", "data.train=nowhere.csv")
+    assert status == 2
+    assert "nowhere.csv" in told
+    assert told.rstrip().endswith("quickstart has 1 fault; nothing was started")
+
+
 def test_the_command_that_is_named_at_the_end_runs_what_was_looked_at(tmp_path, tiny):
     path = records(tmp_path / "rows.jsonl", ["w4 w5"] * 30)
     (tmp_path / "s.toml").write_text(scenario_to_toml(scenario(tiny, path, "task.kind=causal_lm")))
