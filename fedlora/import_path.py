@@ -98,13 +98,18 @@ def lies_in(folder: str, module: str) -> bool:
 
 
 def place_of(module: str) -> str:
-    """Return where the first part of a dotted name would be imported from; empty: nowhere."""
+    """Return where the first part of a dotted name would be imported from; empty: nowhere.
+
+    What is built into Python comes from its executable.
+    """
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError):  # a module without a spec, such as __main__
         return ""
     if spec is None:
         return ""
+    if spec.origin and not spec.has_location:  # "built-in" or "frozen", which is no path
+        return sys.executable
     return spec.origin or next(iter(spec.submodule_search_locations or ()), "")
 
 

@@ -22,7 +22,7 @@ from fedlora.registry import resolve, use_python_path
 ROOT = Path(__file__).parents[2]
 NAMES = (
     *("datasets", "tokenizers", "torch", "numpy", "flwr", "ray", "psutil", "rich", "typer"),
-    *("random", "json", "email", "select", "clients", "strategies", "simulations"),
+    *("random", "json", "email", "select", "time", "clients", "strategies", "simulations"),
 )
 PLUGIN = (
     "from strategies.uniform import Uniform\n"
@@ -133,7 +133,7 @@ def test_python_path_comes_before_the_working_folder_and_after_all_libraries(tmp
     assert "of the user" not in Path(email.__file__).read_text()
 
 
-@pytest.mark.parametrize("name", ["datasets:Mine", "json:Mine", "clients:Mine", "select:Mine"])
+@pytest.mark.parametrize("name", ["datasets:Mine", "json:Mine", "clients:Mine", "time:Mine"])
 def test_a_plug_in_with_a_librarys_name_is_refused_and_both_are_named(tmp_path, monkeypatch, name):
     here = hide_all(tmp_path / "here")
     monkeypatch.chdir(here)

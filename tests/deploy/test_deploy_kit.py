@@ -71,7 +71,8 @@ def kits(tmp_path_factory):
     said = make(out, home, "--nodes", str(SITES), "--model", model, *ports)
     for archive in out.glob("*.tar.gz"):
         with tarfile.open(archive) as tar:
-            tar.extractall(home, filter="tar")
+            tar.extraction_filter = getattr(tarfile, "tar_filter", None)  # from Python 3.11.4 on
+            tar.extractall(home)
     return SimpleNamespace(out=out, home=home, said=said, port=port, stream=stream)
 
 
