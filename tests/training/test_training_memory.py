@@ -14,11 +14,18 @@ from fedlora.split import Checkpoint
 
 
 def living_bytes() -> int:
-    """Bytes of all storages that any tensor in this process holds."""
+    """Bytes of all storages that any tensor in this process holds.
+
+    A matrix laid out beforehand has no storage to ask: its elements count, once a tensor.
+    """
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+        if not issubclass(type(thing), torch.Tensor) or thing.device.type != "cpu":
+            continue
+        if thing.is_mkldnn:
+            storages[id(thing)] = thing.nelement() * thing.element_size()
+        else:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
