@@ -84,6 +84,15 @@ def test_norm_filter_holds_a_low_rank_against_others_on_the_same_components():
     assert (excess[1:] < 2).all()
 
 
+def test_norm_filter_leaves_no_component_without_a_client():
+    apart = torch.eye(CLIENTS)[:, :, None].repeat(1, 1, 4) * 3 + 0.1  # each strong at its own
+    apart[-1] = 1e30
+    block = Block(apart, torch.ones(CLIENTS, CLIENTS, dtype=torch.bool))
+    assert (average("norm_filter").excess([block]) > 2).all()
+    [mean], _ = robust_mean(average("norm_filter"), [block], torch.ones(CLIENTS))
+    assert torch.allclose(mean, apart[:-1].mean(0))
+
+
 POISONS = {
     "huge": lambda v: v * -1e4,
     "beyond squares": lambda v: torch.full_like(v, 3e38),
