@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.generation.early_rows import EarlyRow
 from fedlora.generation.engine import GenerationEngine, NewTokens, WaitingTokens
+from fedlora.generation.returns import Returns
 from fedlora.generation.sessions import Session
 
 log = logging.getLogger("fedlora.generation")
@@ -56,6 +58,8 @@ class _Job:
 class Scheduler:
     """Computes the requests of all sessions in one thread, as many as wait in one batch.
 
+    A forward waits for devices that will be back in a moment, for less than it takes itself.
+
     Parameters
     ----------
     engine
@@ -70,6 +74,7 @@ class Scheduler:
         self._chunk = chunk_tokens
         self._jobs: list[_Job] = []
         self._waiting = threading.Condition()
+        self._returns = Returns()
         self._ended = self._lent = False
         self.forwards = 0
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -109,7 +114,8 @@ class Scheduler:
         with self._waiting:
             if self._ended:
                 raise GenerationRefused("failed", "the server ends; ask another")
-            alone = here and not (self._jobs or self._lent)
+            self._returns.came(session)
+            alone = here and not (self._jobs or self._lent or self._others_come([job]) > 0)
             if alone:
                 self._lent = True
             else:
@@ -131,6 +137,7 @@ class Scheduler:
             with self._waiting:
                 while (self._lent or not self._jobs) and not self._ended:
                     self._waiting.wait()
+                self._gather()
                 if self._ended:
                     self._refuse_all()
                     return
@@ -138,6 +145,17 @@ class Scheduler:
             self._compute(jobs)
             with self._waiting:
                 self._jobs = [job for job in self._jobs if not job.answer.done()]
+
+    def _others_come(self, jobs: Sequence[_Job]) -> float:
+        """Return how many seconds requests had better wait for others; prompts never do."""
+        if any(job.left > _SHORT or job.done for job in jobs):
+            return 0.0
+        return self._returns.worth_s([job.session for job in jobs])
+
+    def _gather(self) -> None:
+        """Wait for requests that are worth it; the lock is held."""
+        while not self._ended and (seconds := self._others_come(self._jobs)) > 0:
+            self._waiting.wait(seconds)
 
     def _compute_here(self, job: _Job) -> None:
         """Compute a request in this thread; hand it over when another waits."""
@@ -165,6 +183,7 @@ class Scheduler:
     def _compute(self, jobs: Sequence[_Job]) -> None:
         """Run a forward, and answer what it completes."""
         taken = shares([(job, job.left) for job in jobs], self._chunk)
+        begun, steps = time.monotonic(), all(job.left <= _SHORT for job in jobs)
         try:
             if taken:
                 self._through_first(taken)
@@ -177,6 +196,8 @@ class Scheduler:
                 self._fail(job, f"the blocks fail on a batch ({type(error).__name__}); try again")
         else:
             self.forwards += 1
+            if steps:
+                self._returns.took(time.monotonic() - begun)
         for job in jobs:
             if not job.answer.done() and job.left == job.waiting == 0:
                 self._answer(job)
@@ -201,6 +222,8 @@ class Scheduler:
 
     def _answer(self, job: _Job) -> None:
         states = torch.cat(job.states)
+        with self._waiting:
+            self._returns.answered(job.session)
         if bool(torch.isfinite(states).all()):
             job.answer.set_result(states)
         else:

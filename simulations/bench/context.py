@@ -50,6 +50,8 @@ class Settings:
         Which models write: shapes of GPT-2 and SmolLM2-135M with random weights, TinyStories.
     generate_clients, generate_prompt, generate_tokens
         Clients that write, tokens of a prompt, and tokens that each writes.
+    generate_text
+        Tokens that each client writes end to end, where a short text would be mostly its prompt.
     agreement_models, agreement_texts, agreement_tokens
         Which models' greedy tokens are held against few bits at the cut, over how many texts, and
         how many tokens the models go on with each.
@@ -94,6 +96,7 @@ class Settings:
     generate_clients: int = 8
     generate_prompt: int = 48
     generate_tokens: int = 12
+    generate_text: int = 48
     agreement_models: tuple[str, ...] = ("tinystories", "smollm2-instruct")
     agreement_texts: int = 48
     agreement_tokens: int = 64
@@ -142,6 +145,7 @@ QUICK = Settings(
     generate_clients=2,
     generate_prompt=4,
     generate_tokens=4,
+    generate_text=6,
     agreement_models=("gpt2",),
     agreement_texts=2,
     agreement_tokens=4,

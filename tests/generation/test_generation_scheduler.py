@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from support.patience import patient
 from fedlora.generation.bounds import GenerationRefused
 from fedlora.generation.engine import NewTokens
 from fedlora.generation.pages import RowPages
+from fedlora.generation.returns import Returns
 from fedlora.generation.scheduler import Scheduler
 from fedlora.generation.sessions import Session
 
@@ -168,3 +169,24 @@ def test_an_interruption_where_it_is_asked_leaves_the_row_as_it_was(scheduler, b
     blocks.error = None
     blocks.gate.release()
     assert scheduler.submit(row, numbers(3), 1).result(patient(10)).shape == (1, 2)
+
+
+def test_steps_gather_as_long_as_it_is_worth_and_a_prompt_goes_at_once(blocks, monkeypatch):
+    class UntilThree(Returns):
+        def worth_s(self, present: Collection[Session]) -> float:
+            return 60.0 if len(present) < 3 else 0.0
+
+    monkeypatch.setattr("fedlora.generation.scheduler.Returns", UntilThree)
+    scheduler = Scheduler(blocks, chunk_tokens=64)
+    try:
+        blocks.gate.release(1000)
+        scheduler.submit(session("long"), numbers(40), 1).result(patient(10))
+        answers = [scheduler.submit(session(str(n)), numbers(1), 1) for n in range(3)]
+        for answer in answers:
+            answer.result(patient(10))
+        assert blocks.taken == [[40], [1, 1, 1]]
+        alone = scheduler.submit(session("last"), numbers(1), 1)
+    finally:
+        scheduler.end()  # ends what gathers, too
+    with pytest.raises(GenerationRefused, match="ends"):
+        alone.result(patient(10))

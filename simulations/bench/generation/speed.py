@@ -178,7 +178,7 @@ def _end_to_end(bed: SpeedBed, timed: Timed, tick: Tick) -> None:
     def write(client: str, note: bool) -> None:
         writer, marks = bed.writer(client), [time.perf_counter()]
         prompt = bed.prompts[int(client)]
-        for _ in writer.tokens(prompt, Sampler(_GREEDY), bed.settings.generate_tokens):
+        for _ in writer.tokens(prompt, Sampler(_GREEDY), bed.settings.generate_text):
             marks.append(time.perf_counter())
         writer.close()
         if note:
@@ -265,9 +265,11 @@ def _figures(bed: SpeedBed, timed: Timed, model: str) -> list[Figure]:
         figures.append(Figure(name, middle, "ratio", target, None, low, high))
         used = statistics.median(timed.processor_ratio(fast, slow))
         figures.append(Figure(f"{name}_processor_time", used, "ratio"))
-    tokens = bed.settings.generate_tokens
-    for name, clients in (("batched", len(bed.ranks)), ("single", 1), ("hf", 1)):
-        speed = clients * tokens / statistics.median(timed.seconds[name])
+    settings = bed.settings
+    written = {"batched": len(bed.ranks) * settings.generate_text}
+    written |= dict.fromkeys(("single", "hf"), settings.generate_tokens)
+    for name, tokens in written.items():
+        speed = tokens / statistics.median(timed.seconds[name])
         figures.append(Figure(name, speed, "tokens/s"))
     for name, found in (("ttft", timed.first_s), ("between_tokens", timed.between_s)):
         late = statistics.quantiles(found, n=20, method="inclusive")[-1]
