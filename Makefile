@@ -33,9 +33,11 @@ bench: $(VENV)/.installed-dev  ## speed and memory beside unsplit training
 	$(BIN)/fedlora bench
 
 docs:  ## build the site into build/site, in an environment of its own
-	$(PYTHON) -m venv build/docs
+	@echo "installing mkdocs into build/docs (a minute, once), then building the site"
+	@$(PYTHON) -m venv build/docs
 	build/docs/bin/pip install --quiet --disable-pip-version-check $(DOCS)
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+	@echo "the site: build/site/index.html"
 
 release:  ## build wheel and sdist into dist, and run the quickstart from the wheel in an empty environment
 	rm -rf build/release dist

@@ -12,6 +12,7 @@ from fedlora.commands.card_lines import PACKAGE, Export, loading_lines
 from fedlora.commands.prompts import TaskFacts
 from fedlora.config import Scenario
 from fedlora.errors import printable
+from fedlora.report import MetricText
 
 _HUB = "hub:"
 
@@ -131,10 +132,12 @@ def _metric(summary: Mapping[str, Any]) -> list[str]:
     for key, of in (("metric", "adapter at r_max"), ("metric_before", "frozen backbone")):
         value = summary.get(key)
         if isinstance(value, int | float) and math.isfinite(value):
-            name = str(summary.get("metric_name", key)).replace("_", " ")
+            told = MetricText(str(summary.get("metric_name", key)))
             kind = "Held-out" if key == "metric" else "For comparison, held-out"
             at = "" if key == "metric" else f" of a head on the {of}"
-            lines += [f"- {kind} {name}{at}: {value:.4g}"]
+            lines += [
+                f"- {kind} {told.name}{at}: {told.text(value) if told.unit else f'{value:.4g}'}"
+            ]
     return lines
 
 

@@ -12,7 +12,15 @@ from rich.text import Text
 from fedlora.checks import finite
 from fedlora.observe.observer import ClientStatus, RunState
 from fedlora.observe.serving import serving_lines
-from fedlora.report import ABSENT, RunFolder, bits_text, count_text, number_text, seconds_text
+from fedlora.report import (
+    ABSENT,
+    MetricText,
+    RunFolder,
+    bits_text,
+    count_text,
+    number_text,
+    seconds_text,
+)
 
 _HEADER_LINES = 8
 _WHERE_TOLD = ("epsilon", "misses")  # columns that are left out where they are empty
@@ -126,6 +134,7 @@ class RunView:
             speed = phase.steps_per_second
             pace = ABSENT if speed is None else f"{speed:.2f}"
             age = "" if self.done else f", {_age(phase.latest, now)} ago"
+            told = MetricText(phase.metric_name or "metric")
             evaluated = f", {phase.evaluated}" if phase.evaluated else ""
             lines += [
                 (
@@ -138,7 +147,7 @@ class RunView:
                 ),
                 (
                     f"loss {number_text(phase.loss)}, "
-                    f"{phase.metric_name or 'metric'} {number_text(phase.metric)}, "
+                    f"{told.name} {told.text(phase.metric)}, "
                     f"mean rank {number_text(finite(state.last.get('mean_rank')))}, "
                     f"epsilon {number_text(state.epsilon)}"
                 ),
@@ -193,6 +202,7 @@ class RunView:
     def _row(self, client: str, status: ClientStatus, now: float) -> dict[str, str]:
         """Return a client's cells by heading; units are in the headings, so 80 columns suffice."""
         record = self.state.client_record(client)
+        told = MetricText(str(self.state.last.get("metric_name") or "metric"))
         seen = finite(status.get("last_seen"))
         epsilon, misses = finite(record.get("epsilon")), finite(status.get("misses"))
         return {
@@ -204,7 +214,9 @@ class RunView:
             "up MB": _scaled(status.get("wire_up"), 1e-6),
             "down MB": _scaled(status.get("wire_down"), 1e-6),
             "rank": number_text(finite(record.get("mean_rank"))),
-            "metric": number_text(finite(record.get("metric"))),
+            f"{told.name} {told.unit}" if told.unit else "metric": told.figure(
+                finite(record.get("metric"))
+            ),
             "epsilon": "" if epsilon is None else number_text(epsilon),
             "misses": count_text(misses) if misses else "",
         }

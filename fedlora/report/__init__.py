@@ -1,5 +1,6 @@
 """What a run leaves behind: records, summary, tables, plots, a page."""
 
+from fedlora.report.metric_text import MetricText
 from fedlora.report.notices import NoticeHandler
 from fedlora.report.progress import PhaseProgress, ProgressView
 from fedlora.report.records import ClientRecord, RoundRecord, Rounds, client_ids, cut_bits, mean
@@ -14,6 +15,7 @@ from fedlora.report.units import (
     bits_text,
     bytes_text,
     count_text,
+    decibels,
     energy_text,
     number_text,
     seconds_text,
@@ -23,6 +25,7 @@ __all__ = [
     "ABSENT",
     "RUN",
     "ClientRecord",
+    "MetricText",
     "NoticeHandler",
     "PhaseProgress",
     "ProgressView",
@@ -37,6 +40,7 @@ __all__ = [
     "client_ids",
     "count_text",
     "cut_bits",
+    "decibels",
     "energy_text",
     "mean",
     "number_text",

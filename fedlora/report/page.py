@@ -20,12 +20,13 @@ from fedlora.report.rows import (
     adjacency_text,
     client_table,
     headline,
+    metric_of,
     privacy_text,
     result_rows,
 )
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.summary import Summary
-from fedlora.report.units import ABSENT, bits_text, bytes_text, count_text, number_text
+from fedlora.report.units import ABSENT, bits_text, bytes_text, count_text
 from fedlora.storage import replace_file
 
 STATED = ("epsilon", "delta", "adjacency", "covers", "excludes", "guarantee")
@@ -75,8 +76,7 @@ def render(folder: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    metric_name = str(summary.get("metric_name") or "metric")
-    header, rows = client_table(client_totals(rounds), metric_name, wide=True)
+    header, rows = client_table(client_totals(rounds), metric_of(summary).key, wide=True)
     scenario = _text(folder.scenario)
     return environment.get_template("page.html").render(
         name=_name(scenario) or folder.path.resolve().name,
@@ -141,10 +141,12 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         way: sum(finite((bits.get(way) or {}).get(kind)) or 0.0 for kind in kinds)
         for way, kinds in DIRECTIONS.items()
     }
-    gain = "" if metric is None or before is None else f"{metric - before:+.3f} on the head alone"
+    told = metric_of(summary)
+    known = metric is not None and before is not None
+    gain = f"{told.signed(before, metric)} on the head alone" if known else ""
     rank = finite(summary.get("mean_rank"))
     tiles = [
-        (str(summary.get("metric_name") or "metric"), number_text(metric), gain),
+        (told.name, told.text(metric), gain),
         ("epsilon", *(privacy_text(privacy) if privacy else ("none", NO_PRIVACY))),
         ("mean rank", ABSENT if rank is None else f"{rank:.2f}", "of each projection"),
         ("uplink", bits_text(sent["up"]), "payload, all clients"),

@@ -21,6 +21,7 @@ from fedlora.report.figure import (
     panels,
     round_axis,
 )
+from fedlora.report.metric_text import MetricText
 from fedlora.report.records import (
     DIRECTIONS,
     Rounds,
@@ -45,16 +46,24 @@ def learning(rounds: Rounds, *, metric_before: float | None = None) -> Figure | 
     metric, loss, train = (series(rounds, key) for key in ("metric", "loss", "train_loss"))
     if not (metric[0] or loss[0] or train[0]):
         return None
-    name, arrow = metric_name(rounds)
+    told, arrow = metric_told(rounds)
     figure, (left, right) = panels(2)
     left.margins(y=0.12)
-    left.plot(*metric, "o-", color=COLOURS[0], markersize=4, label="all clients")
-    _spread(left, rounds, "metric")
+    left.plot(
+        metric[0],
+        [told.value(v) for v in metric[1]],
+        "o-",
+        color=COLOURS[0],
+        markersize=4,
+        label="all clients",
+    )
+    _spread(left, rounds, told)
     if metric_before is not None:
-        left.axhline(metric_before, color=MUTED, linestyle="--", linewidth=1.2)
+        line = told.value(metric_before)
+        left.axhline(line, color=MUTED, linestyle="--", linewidth=1.2)
         left.annotate(
-            f"head alone {metric_before:.3f}",
-            (1, metric_before),
+            f"head alone {told.text(metric_before)}",
+            (1, line),
             xycoords=("axes fraction", "data"),
             xytext=(-2, 3),
             textcoords="offset points",
@@ -62,11 +71,11 @@ def learning(rounds: Rounds, *, metric_before: float | None = None) -> Figure | 
             fontsize=8,
             color=MUTED,
         )
-    label(left, title=f"{_title(name)} {arrow}", x="round", y=f"{name}, held out")
+    label(left, title=f"{told.title} {arrow}", x="round", y=f"{told.axis}, held out")
     if train[0]:  # under privacy clients report none
         right.plot(*train, "s--", color=COLOURS[1], markersize=3, linewidth=1.2, label="training")
     right.plot(*loss, "o-", color=COLOURS[0], markersize=4, label="held out")
-    label(right, title="Loss", x="round", y="loss in nats")
+    label(right, title="Loss", x="round", y=told.loss)
     for ax in (left, right):
         round_axis(ax, [record.get("round", 1) for record in rounds])
         legend(ax, columns=2)
@@ -82,9 +91,9 @@ def client_metric(rounds: Rounds) -> Figure | None:
     }
     if not ends:
         return None
-    name, arrow = metric_name(rounds)
+    told, arrow = metric_told(rounds)
     order = sorted(ends, key=lambda client: ends[client][1], reverse=arrow == "↓")
-    first, last = (np.array([ends[client][end] for client in order]) for end in (0, 1))
+    first, last = (np.array([told.value(ends[client][end]) for client in order]) for end in (0, 1))
     places = np.arange(len(order))
     named = len(order) <= MAX_NAMED
     figure, (ax,) = panels(height=1.5 + 0.24 * len(order) if named else 5.0)
@@ -105,7 +114,7 @@ def client_metric(rounds: Rounds) -> Figure | None:
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x", color=GRID, linewidth=0.8)
     ax.set_yticks(places if named else [], literal(order) if named else [])
-    label(ax, title=f"{_title(name)} by client {arrow}", x=f"{name}, held out", y="")
+    label(ax, title=f"{told.title} by client {arrow}", x=f"{told.axis}, held out", y="")
     above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0.3}
     ax.legend(**above, frameon=False, fontsize=8, labelcolor=INK)
     if not named:
@@ -137,7 +146,7 @@ def traffic(rounds: Rounds) -> Figure | None:
             ax.bar(numbers, kinds[kind] / scale, 0.7, bottom=base, color=colour, label=kind)
             base = base + kinds[kind] / scale
         ax.set_ylim(0, 1.08 * tallest / scale)
-        label(ax, title=f"{_title(way)}link", x="round", y=f"{unit} in the round, all clients")
+        label(ax, title=f"{way.capitalize()}link", x="round", y=f"{unit} in the round, all clients")
         round_axis(ax, numbers)
         legend(ax, columns=4)
     return figure
@@ -153,12 +162,12 @@ def quality_over_bits(rounds: Rounds) -> Figure | None:
     if not bits or not (metric[0] or loss[0]):
         return None
     scale, unit = bits_scale(bits)
-    name, arrow = metric_name(rounds)
+    told, arrow = metric_told(rounds)
     figure, axes = panels(2)
     for ax, (numbers, values), (title, y), colour in zip(
         axes,
-        (metric, loss),
-        ((f"{_title(name)} {arrow}", name), ("Loss ↓", "loss")),
+        ((metric[0], [told.value(v) for v in metric[1]]), loss),
+        ((f"{told.title} {arrow}", told.axis), ("Loss ↓", "loss")),
         (COLOURS[0], COLOURS[1]),
         strict=True,
     ):
@@ -205,23 +214,23 @@ def holdings(counts: Mapping[str, Mapping[str, int]]) -> Figure | None:
     return figure
 
 
-def metric_name(rounds: Rounds) -> tuple[str, str]:
-    """Return the metric's name and an arrow that points where it is better."""
+def metric_told(rounds: Rounds) -> tuple[MetricText, str]:
+    """Return how the metric is told, and an arrow that points where it is better."""
     for record in reversed(rounds):
         if "metric_name" in record:
             (name,) = literal([record["metric_name"]])
-            return name, "↑" if record.get("higher_is_better", True) else "↓"
-    return "metric", ""
+            return MetricText(name), "↑" if record.get("higher_is_better", True) else "↓"
+    return MetricText("metric"), ""
 
 
-def _spread(ax: Axes, rounds: Rounds, key: str) -> None:
+def _spread(ax: Axes, rounds: Rounds, told: MetricText) -> None:
     """Shade the middle four fifths of the clients where there are enough of them."""
     places, low, high = [], [], []
     for index, record in enumerate(rounds, start=1):
         values = [
-            value
+            told.value(value)
             for client in client_ids([record])
-            for value in client_series([record], client, key)[1]
+            for value in client_series([record], client, "metric")[1]
         ]
         if len(values) >= 4:
             places.append(record.get("round", index))
@@ -237,7 +246,3 @@ def _spread(ax: Axes, rounds: Rounds, key: str) -> None:
             linewidth=0,
             label="10% to 90% of clients",
         )
-
-
-def _title(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -39,6 +39,7 @@ from rich.text import Text
 
 from fedlora.checks import finite
 from fedlora.errors import printable
+from fedlora.report.metric_text import MetricText
 from fedlora.report.run_folder import RunFolder
 from fedlora.report.units import bits_text, count_text, number_text, seconds_text
 
@@ -122,11 +123,11 @@ class PhaseProgress:
 
     def figures(self) -> list[str]:
         """Return loss, metric, speed and traffic as short texts, those that are known."""
-        rate = self.tokens_per_second
+        rate, told = self.tokens_per_second, MetricText(self.metric_name)
         known = {
             self.evaluated: bool(self.evaluated),
             f"loss {number_text(self.loss)}": self.loss is not None,
-            f"{self.metric_name} {number_text(self.metric)}": self.metric is not None,
+            f"{told.name} {told.text(self.metric)}": self.metric is not None,
             f"{count_text(rate)} tokens/s": rate is not None,
             f"up {bits_text(self.bits_up)}": self.bits_up > 0,
             f"down {bits_text(self.bits_down)}": self.bits_down > 0,

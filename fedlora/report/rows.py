@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.checks import finite
+from fedlora.report.metric_text import MetricText
 from fedlora.report.records import DIRECTIONS, ClientTotals, cut_bits
 from fedlora.report.units import (
     ABSENT,
@@ -46,7 +47,7 @@ NO_PRIVACY = "no differential privacy"
 
 def headline(summary: Mapping[str, Any]) -> str:
     """Say in one sentence what the run came to."""
-    name = str(summary.get("metric_name") or "metric")
+    told = metric_of(summary)
     metric, before = finite(summary.get("metric")), finite(summary.get("metric_before"))
     done = f"after {_plural(summary.get('rounds'), 'round')}"
     done += f" with {_plural(summary.get('clients'), 'client')}"
@@ -62,17 +63,21 @@ def headline(summary: Mapping[str, Any]) -> str:
         )
     if metric is None:
         return f"No evaluation was reached {done}."
-    text = f"{name[:1].upper()}{name[1:]} {number_text(metric)} on held-out data {done}"
+    text = f"{told.title} {told.text(metric)} on held-out data {done}"
     air = air_notice(summary)
     if before is None:
         return f"{text}.{air}"
-    gain = metric - before if summary.get("higher_is_better", True) else before - metric
     reference = "the same head on the frozen backbone"
-    if number_text(gain).strip("-") == number_text(0.0):
+    difference = told.difference(before, metric)
+    if difference == told.difference(0.0, 0.0):
         return f"{text}, the same as {reference}.{air}"
-    word = "better" if gain > 0 else "worse"
-    difference = number_text(abs(gain))
-    return f"{text}, {difference} {word} than {reference} ({number_text(before)}).{air}"
+    word = "better" if (metric > before) == summary.get("higher_is_better", True) else "worse"
+    return f"{text}, {difference} {word} than {reference} ({told.text(before)}).{air}"
+
+
+def metric_of(summary: Mapping[str, Any]) -> MetricText:
+    """Return how the metric of a run is told."""
+    return MetricText(str(summary.get("metric_name") or "metric"))
 
 
 def air_notice(summary: Mapping[str, Any]) -> str:
@@ -108,11 +113,13 @@ def client_table(
     Columns that nobody has a value in are left out, and where it is not ``wide``, as on a terminal
     of 80 columns, rows trained on in the last round, energy and the statistics of the text.
     """
+    told = MetricText(metric_name)
+    heading = f"{told.name}\n{told.unit}" if told.unit else told.name
     lost = [str(item.rounds_lost) if item.rounds_lost else ABSENT for item in totals]
     columns: list[tuple[str, list[str]]] = [
         ("client", [item.client for item in totals]),
         ("rows in\nlast round", [count_text(item.rows) if wide else ABSENT for item in totals]),
-        (metric_name, [number_text(item.metric) for item in totals]),
+        (heading, [told.figure(item.metric) for item in totals]),
         ("SNR\ndB", [_optional(item.snr_db, "{:.1f}") for item in totals]),
         ("mean\nrank", [_optional(item.mean_rank, "{:.1f}") for item in totals]),
         bits_column("up", [item.bits_up for item in totals]),
@@ -131,20 +138,22 @@ def client_table(
 def _result(summary: Mapping[str, Any]) -> list[Row]:
     higher = bool(summary.get("higher_is_better", True))
     metric, before = finite(summary.get("metric")), finite(summary.get("metric_before"))
-    value = number_text(metric)
+    told = metric_of(summary)
+    value = told.text(metric)
     if before is not None:
-        value = f"{number_text(before)} → {value}"
+        value = f"{told.figure(before)} → {value}"
     remark = "↑ higher is better" if higher else "↓ lower is better"
     if metric is not None and before is not None:
-        remark = f"{metric - before:+.3f}, {remark}"
-    name = str(summary.get("metric_name") or "metric")
-    rows = [(name, value, remark), ("loss", number_text(finite(summary.get("loss"))), "held out")]
+        remark = f"{told.signed(before, metric)}, {remark}"
+    rows = [(told.name, value, remark)]
+    rows += [("loss", number_text(finite(summary.get("loss"))), "held out")]
     for more, own in (summary.get("metrics") or {}).items():
-        if more not in (name, "loss"):
+        if more not in (told.key, "loss"):
             remark = _REMARKS.get(more, "")
             if more == "auc" and (absent := summary.get("auc_absent")):
                 remark += f"; {len(absent)} of them without rows left out"
-            rows.append((more.replace("_", " "), number_text(finite(own)), remark))
+            further = MetricText(more)
+            rows.append((further.name, further.text(finite(own)), remark))
     kept = finite(summary.get("kept_round"))
     if kept is not None:
         rows.append(("kept", f"round {kept:.0f}", "the best; its metric chose it"))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.report.records import Rounds, client_totals
-from fedlora.report.rows import client_table, headline, result_rows
+from fedlora.report.rows import client_table, headline, metric_of, result_rows
 from fedlora.report.run_folder import RunFolder
 
 
@@ -44,7 +44,7 @@ def clients_table(rounds: Rounds, *, metric_name: str = "metric", limit: int = 1
     rounds
         What ``RunFolder.read_metrics`` returned.
     metric_name
-        Header of the metric's column.
+        What files call the metric.
     limit
         Most clients to show.
     """
@@ -75,9 +75,8 @@ def print_result(folder: RunFolder, console: Console | None = None) -> None:
     if summary is None:
         console.print(Text(f"no summary in {folder.path}"))
         return
-    name = str(summary.get("metric_name") or "metric")
     console.print(result_table(summary))
-    clients = clients_table(folder.read_metrics(), metric_name=name)
+    clients = clients_table(folder.read_metrics(), metric_name=metric_of(summary).key)
     if clients is not None:
         console.print(clients)
     console.print(Text(headline(summary), style="bold"))

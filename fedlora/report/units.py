@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 ABSENT = "–"
@@ -53,6 +54,11 @@ def number_text(value: float | None) -> str:
     if abs(value) < 10:
         return f"{value:.3f}"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def decibels(ratio: float) -> float:
+    """Return a ratio of powers in dB."""
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf
 
 
 def seconds_text(seconds: float | None) -> str:

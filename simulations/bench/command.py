@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedlora.errors import FedloraError
 from fedlora.storage import check_new_file
@@ -23,6 +23,7 @@ from simulations.bench.experiments import NO_MMAP_ENVIRONMENT, Experiment, exper
 from simulations.bench.models import is_here
 from simulations.bench.tables import print_figures
 from simulations.options import OverwriteOption
+from simulations.progress import Bars
 
 _PROGRAM = "simulations.bench.child"
 
@@ -89,7 +90,7 @@ def measure(
     )
     with (
         tempfile.TemporaryDirectory(prefix="fedlora-bench-") as folder,
-        Progress(*columns, console=console) as progress,
+        Bars(*columns, console=console) as progress,
     ):
         bar = progress.add_task("bench", total=sum(e.ticks(settings) for e in chosen))
         for group in _groups(chosen, settings):

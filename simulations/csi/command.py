@@ -137,16 +137,17 @@ def _check_options(context: typer.Context, action: Action) -> None:
 
 
 def _make(out: Path, setting: Setting, *, overwrite: bool) -> None:
-    from rich.progress import track
     from safetensors.numpy import save
 
     from fedlora.storage import replace_file
     from simulations.csi.generate import counts, draw, stacked
+    from simulations.progress import Bars
 
     if out.suffix != ".safetensors":
         raise FedloraError(f"--out is {str(out)!r}; name a .safetensors file")
     check_new_file(out, "--out", overwrite=overwrite)
-    groups = [*track(draw(setting), "drawing channels", len(counts(setting)))]
+    with Bars() as bars:
+        groups = [*bars.track(draw(setting), len(counts(setting)), description="drawing channels")]
     arrays = stacked(groups, setting.seed)
     replace_file(out, save(arrays, {"source": f"3GPP TR 38.901 by Sionna: {setting}"}))
     typer.echo(
@@ -172,14 +173,23 @@ def _study(
     from rich.console import Console
     from rich.table import Table
 
+    from fedlora.report import seconds_text
     from simulations.csi.study import rows_of, run_study, study_folder, write_results
-    from simulations.csi.trial import plan
+    from simulations.csi.trial import SHIPPED_S, plan
     from simulations.csi.windows import Data
 
     base = open_scenario(name, set_)
     sites = len(Data(base).sites)
     trials = plan(sites, range(base.seed, base.seed + wanted.seeds), wanted.peers)
     folder, console = study_folder(out, base, overwrite=overwrite), Console()
+    missing = folder.results.missing(trials)[: wanted.limit or None]
+    if training := sum(trial.trains for trial in missing):
+        less = "" if wanted.seeds == 1 and not wanted.peers else "; --seeds 1 --no-peers does less"
+        Console(stderr=True).print(
+            f"{len(missing)} trials: about {seconds_text(SHIPPED_S * training)} of processor time "
+            f"for the channels that ship{less}",
+            highlight=False,
+        )
     with folder.held():
         run_study(folder, base, trials, wanted.workers, wanted.limit)
         sections = write_results(folder, base, rows_of(folder, trials))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from fedlora.report import decibels
 from fedlora.report.figure import COLOURS, label, legend, log_scale, panels, save
-from simulations.csi.metrics import decibels
 from simulations.csi.trial import GRUS, SPLIT, Row
 from simulations.studies.compare.statistics import interval
 

@@ -13,11 +13,6 @@ SNR_DB = 10.0
 """Of the matched filter whose rate is told, as in LLM4CP (arXiv 2406.14440)."""
 
 
-def decibels(ratio: float) -> float:
-    """Return a ratio of powers in dB."""
-    return 10 * math.log10(ratio) if ratio > 0 else -math.inf
-
-
 def nmse(predicted: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return squared error over energy, each summed over all samples: a ratio of sums."""
     error = (predicted - wanted).double().square().sum()

@@ -9,9 +9,9 @@ from typing import Any
 
 from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
-from fedlora.report import write_tables
+from fedlora.report import decibels, write_tables
 from simulations.csi.figures import draw_all
-from simulations.csi.metrics import SNR_DB, decibels
+from simulations.csi.metrics import SNR_DB
 from simulations.csi.trial import GRUS, SPLIT, Laboratory, Row, Trial
 from simulations.studies.compare.page import Section, write_page
 from simulations.studies.compare.statistics import Interval, interval

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from fedlora.config import load_scenario
+from fedlora.report import decibels
 from fedlora.storage import read_lines
 from simulations.csi.air import raw_bytes, trained_samples
-from simulations.csi.metrics import decibels
 from simulations.csi.study import gaps, grouped, with_half
 from simulations.csi.trial import AUTOREGRESSION, SPLIT, Row
 from simulations.refusals import one_sentence

@@ -30,6 +30,10 @@ LEAST_PASSES, PEER_BATCH = 60, 16
 """Over the samples, of networks that begin with nothing, and a site's samples of a step of theirs;
 what they compute is not on the air.
 """
+SHIPPED_S = 42.0
+"""Mean processor time of a trial that trains, of scenario and channels that ship, as the rows of
+``results/cdl/`` have it.
+"""
 TEST_SNR_DB = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 
 Predictor = Callable[[Windows], torch.Tensor]
@@ -61,6 +65,15 @@ class Trial:
     def key(self) -> tuple[str, str, int, int]:
         """What tells trials apart."""
         return self.model, self.how, self.sites, self.seed
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained by steps, which is what takes time."""
+        return self.how != "untrained" and self.model != AUTOREGRESSION
+
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        return f"{self.model}, {self.how}, {self.sites} sites, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +190,7 @@ class Laboratory:
         curve: list[dict[str, Any]] = []
         kinds: dict[str, int] = {}
         numbers = 0
-        if trial.how == "untrained" or trial.model == AUTOREGRESSION:
+        if not trial.trains:
             predictor = self._closed(trial)
         elif trial.model == SPLIT:
             predictor, curve, kinds, numbers = self._split(trial)

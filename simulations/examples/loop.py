@@ -15,6 +15,7 @@ import torch
 
 import fedlora
 from fedlora.config import Scenario
+from fedlora.report import MetricText
 from simulations.in_process import Federation, Record
 
 SHORT = {
@@ -54,9 +55,10 @@ def train(scenario: Scenario, least: float = 0.02) -> list[float]:
         moved.append(float((now - before).norm() / now.norm()))
         before = now
         last = record.rounds[-1]
+        told = MetricText(last["metric_name"])
         bits = sum(sum(by_kind.values()) for by_kind in last["bits"].values())
         print(
-            f"round {training.done}: {last['metric_name']} {last['metric']:.3f}, the adapter moved "
+            f"round {training.done}: {told.name} {told.text(last['metric'])}, the adapter moved "
             f"by {moved[-1]:.1%}, {bits / 1e6:.1f} Mbit crossed the cut"
         )
         if moved[-1] < least:

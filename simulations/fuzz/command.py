@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from fedlora.storage import check_new_file, json_line, replace_file
 from simulations.options import OverwriteOption
+from simulations.progress import Bars
 
 if TYPE_CHECKING:
     from simulations.fuzz.campaign import Campaign
@@ -54,7 +54,7 @@ def fuzz(
     console.print(f"scenarios {first} to {first + trials - 1}", highlight=False)
     with (
         tempfile.TemporaryDirectory() as assets,
-        Progress(console=Console(stderr=True)) as bar,
+        Bars() as bar,
     ):
         task = bar.add_task("scenarios", total=trials)
 

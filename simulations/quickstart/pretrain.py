@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -30,6 +30,7 @@ from transformers import (
     get_cosine_schedule_with_warmup as cosine_schedule,
 )
 
+from simulations.progress import Bars
 from simulations.quickstart.stories import iter_pretraining_text
 from simulations.refusals import one_sentence
 
@@ -148,8 +149,8 @@ def main(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=steps, loss=float("nan"))
+    with Bars(*columns) as progress:
+        bar = progress.add_task("pretraining", total=steps, loss=float("nan"))
         for batch in islice(iter_batches(tokenizer, seed + 1, rows), steps):
             loss = model(input_ids=batch, labels=batch).loss
             loss.backward()

@@ -7,12 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from stable_baselines3 import PPO
 
 from fedlora.config import Scenario
 from fedlora.ranks import RankSpace
 from simulations.in_process import Record, connect
+from simulations.progress import Bars
 from simulations.studies.compare.reward import Losses
 from simulations.studies.compare.trial import run_reference
 from simulations.studies.kit import write_table
@@ -101,7 +108,8 @@ class PolicyTraining:
     def run(self, steps: int) -> None:
         """Train until so many environment steps (decisions for a client) have been taken."""
         columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}")) as progress:
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        with Bars(*columns, *times, TextColumn("{task.fields[note]}")) as progress:
             self._measure_references(progress)
             profile = None if self.plain else self._profile(progress)
             if profile is not None:
@@ -113,7 +121,7 @@ class PolicyTraining:
             standing = standings(self.setting, profile, self.space, self.policy)
             write_table(self.folder.rivals, COLUMNS, standing)
 
-    def _teach(self, progress: Progress, profile: Profile) -> None:
+    def _teach(self, progress: Bars, profile: Profile) -> None:
         """Start from what the teacher makes of the losses by rank."""
         if self.folder.warm_start.exists():
             self._take(load_policy(self.folder.warm_start))
@@ -121,7 +129,7 @@ class PolicyTraining:
             self._warm_start(progress, profile)
             self.policy.save(self.folder.warm_start)
 
-    def _profile(self, progress: Progress) -> Profile:
+    def _profile(self, progress: Bars) -> Profile:
         scenario = self.setting.episode(0)
         task = progress.add_task(
             "losses by rank", total=len(profile_ranks(scenario.lora.r_max)), note=""
@@ -133,7 +141,7 @@ class PolicyTraining:
             lambda: progress.advance(task),
         )
 
-    def _measure_references(self, progress: Progress) -> None:
+    def _measure_references(self, progress: Bars) -> None:
         self._references = self.folder.read_references()
         task = progress.add_task("references", total=len(self.setting.seeds), note="")
         for seed in self.setting.seeds:
@@ -142,7 +150,7 @@ class PolicyTraining:
                 self.folder.write_references(self._references)
             progress.advance(task)
 
-    def _warm_start(self, progress: Progress, profile: Profile) -> None:
+    def _warm_start(self, progress: Bars, profile: Profile) -> None:
         seed = self.setting.seed
         torch.manual_seed(seed)
         self._take(Policy())
@@ -177,7 +185,7 @@ class PolicyTraining:
             mine.load_state_dict(other.state_dict())
             mine.requires_grad_(requires_grad=True)
 
-    def _improve(self, progress: Progress, profile: Profile | None, steps: int) -> None:
+    def _improve(self, progress: Bars, profile: Profile | None, steps: int) -> None:
         """Alternate PPO on an episode with updates of the diffusion."""
         clients = self.setting.scenario.federation.clients
         per_episode = clients * self.setting.scenario.train.rounds
@@ -212,7 +220,7 @@ class PolicyTraining:
         env: FederationEnv,
         refiner: Refiner,
         profile: Profile | None,
-        progress: Progress,
+        progress: Bars,
     ) -> PPO:
         seed, actor = self.setting.seed, self.policy.actor
         if self._kept:

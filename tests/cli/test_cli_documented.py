@@ -60,6 +60,12 @@ def test_a_documented_command_parses_and_names_what_there_is(command_line, page,
         assert name in KEYS or ".options." in name, line
 
 
+def test_the_site_has_every_page_once():
+    named = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    there = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(named) == sorted(name for name in there if not name.startswith("images/"))
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_documented_extras_and_modules_are_ones_that_there_are(page):
     text = page.read_text(encoding="utf-8")

@@ -12,9 +12,10 @@ from rich.console import Console
 from fedlora.config import ScheduleConfig, load_scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
+from fedlora.report import MetricText
 from fedlora.scenarios import find_scenario
 from simulations.studies.compare.plots import _step
-from simulations.studies.compare.report import _means, write_results
+from simulations.studies.compare.report import _means, means_rows, write_results
 from simulations.studies.compare.runner import run_all
 from simulations.studies.compare.store import COLUMNS, CompareFolder
 from simulations.studies.compare.strategies import parse_strategies
@@ -215,12 +216,27 @@ def test_intervals_of_different_halves_stay_on_one_line_of_80_columns():
         for m, r, b in ((0.734, 0.691, 57.3e6), (0.98, 0.2, 3.1e6))
     ]
     stream = io.StringIO()
-    Console(file=stream, width=80).print(_means(rows, "accuracy", 14))
+    Console(file=stream, width=80).print(_means(rows, MetricText("accuracy"), 14))
     (line,) = [line for line in stream.getvalue().splitlines() if "greedy" in line]
     figures = line.split()[3:6]
     assert re.fullmatch(r"-0\.\d{3}±\d\.\d{3}", figures[0])  # a reward has no limit
     assert re.fullmatch(r"0\.857\+0\.143-0\.\d{3}", figures[1])  # and no accuracy is above 1
     assert re.fullmatch(r"30\.2\+\d+\.\d-30\.2", figures[2])
+
+
+def test_a_comparison_of_forecasts_tells_nmse_in_db_and_keeps_the_ratio(scenario, tmp_path):
+    folder = CompareFolder(tmp_path, scenario, 0.2)
+    for seed, ratio in ((1, 0.1), (2, 0.001)):
+        own = result("greedy", 5.0, seed, 0.0)
+        folder.add(replace(own, row=own.row | {"metric": ratio}, metric_name="nmse"))
+    again = CompareFolder(tmp_path, scenario, 0.2)  # as a file gives it back
+    with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
+        write_results(again, scenario, Console(file=stream, width=120))
+    assert "NMSE in dB" in (tmp_path / "printed.txt").read_text("utf-8")
+    [cells] = means_rows([own.row for own in again.found], MetricText("nmse"))
+    assert cells[4].startswith("-20.000 ± ")  # the mean of -10 and -30 dB
+    with (tmp_path / "compare.csv").open() as stream:
+        assert [row["metric"] for row in csv.DictReader(stream)] == ["0.1", "0.001"]
 
 
 def test_a_margin_is_set_before_the_first_trial_or_refused(scenario, tmp_path):

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from fedlora.errors import FedloraError
+from fedlora.report import MetricText
 from fedlora.report.figure import parse_formats, save
 from fedlora.report.result_table import latex_table, markdown_table
 from simulations.studies.compare.report import _mean_text, means_rows
@@ -51,5 +52,5 @@ def test_an_interval_takes_two_seeds_and_ends_where_the_metric_ends():
     assert interval([1.0, 1.1], LIMITS["perplexity"]).low == 1.0
     own = {"strategy": "s", "snr_db": 0.0, "reward": 1.0, "adapter_bits": 1e6, "late": 0}
     rows = [own | {"seed": k, "metric": m, "mean_rank": 2.0} for k, m in enumerate(values)]
-    [cells] = means_rows(rows, "accuracy")
+    [cells] = means_rows(rows, MetricText("accuracy"))
     assert cells[4].startswith("0.963 +0.037") and cells[3] == "1.000 ± 0.000"

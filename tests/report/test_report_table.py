@@ -16,6 +16,8 @@ from fedlora.report import (
     result_rows,
     seconds_text,
 )
+from fedlora.report.metric_text import MetricText
+from fedlora.report.plots import client_metric, learning, quality_over_bits
 from fedlora.report.records import client_totals
 from fedlora.report.rows import client_table, headline
 from fedlora.report.table import clients_table, result_table
@@ -118,6 +120,49 @@ def test_headline_of_a_run_with_noise_says_who_may_let_a_metric_be_told():
     summary = {"metric": None, "rounds": 3, "clients": 3, "privacy": {"epsilon": 8.0}}
     assert headline(summary).startswith("No held-out metric was told after 3 rounds with 3 clients")
     assert "privacy-report" in headline(summary)
+
+
+NMSE = {
+    "metric_name": "nmse",
+    "metric": 0.05,
+    "metric_before": 0.1,
+    "higher_is_better": False,
+    "metrics": {"nmse": 0.05, "nmse_mean": 0.01, "rmse": 0.5, "loss": 0.2},
+    "rounds": 2,
+    "clients": 10,
+}
+
+
+def test_nmse_is_told_in_db_wherever_a_run_is_told():
+    assert headline(NMSE) == (
+        "NMSE -13.01 dB on held-out data after 2 rounds with 10 clients, 3.01 dB better than the "
+        "same head on the frozen backbone (-10.00 dB)."
+    )
+    rows = {name: (value, remark) for name, value, remark in result_rows(NMSE)[0]}
+    assert rows["NMSE"] == ("-10.00 → -13.01 dB", "-3.01 dB, ↓ lower is better")
+    assert rows["NMSE, mean of ratios"][0] == "-20.00 dB" and rows["RMSE"][0] == "0.500"
+    rounds = [
+        {"round": r, "metric": 0.1**r, "metric_name": "nmse", "higher_is_better": False}
+        | {"loss": 0.2, "bits": {"up": {"activation": 100}, "down": {}}}
+        | {"clients": {str(c): {"metric": 0.1**r, "rows": 3} for c in range(4)}}
+        for r in (1, 2)
+    ]
+    header, cells = client_table(client_totals(rounds), "nmse", wide=False)
+    assert header[1] == "NMSE\ndB" and {row[1] for row in cells} == {"-20.00"}
+    for figure in (learning(rounds, metric_before=0.1), quality_over_bits(rounds)):
+        left, right = figure.axes
+        assert left.get_ylabel() == "NMSE in dB, held out" and left.get_title("left") == "NMSE ↓"
+        assert list(left.lines[0].get_ydata()) == pytest.approx([-10, -20])
+        assert "nats" not in right.get_ylabel()
+    assert client_metric(rounds).axes[0].get_xlabel() == "NMSE in dB, held out"
+
+
+def test_a_metric_of_one_s_own_and_no_error_at_all_are_told_too():
+    assert MetricText("my_score").title == "My score"
+    assert MetricText("my_score").text(0.25) == "0.250"
+    assert MetricText("nmse").text(0.0) == "-inf dB" and MetricText("nmse").text(None) == "–"
+    assert headline(NMSE | {"metric": 0.0}).startswith("NMSE -inf dB on held-out data")
+    assert "the same as" in headline(NMSE | {"metric": 0.0, "metric_before": 0.0})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_a_trial_that_takes_its_process_with_it_is_one_sentence_and_the_rest_is_
     with pytest.raises(FedloraError, match=r"a process of the study was ended .* fewer --workers"):
         run_missing(folder.results, trials, cheap_study.run_trial, lambda _: (0.1,), workers=1)
     assert sorted(study_folder(tmp_path / "study").results.records) == [1, 2]
+
+
+def test_a_study_without_a_terminal_says_how_much_there_is_and_what_is_left(tmp_path, capsys):
+    folder = study_folder(tmp_path / "study")
+    trials = [Trial(1), Trial(2), Trial(3)]
+    run_missing(folder.results, trials, cheap_study.run_trial, lambda _: (0.1,), workers=1)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "trials: 3 to run, 1 at a time" and len(said) == 4
+    for number, line in enumerate(said[1:3], start=1):
+        assert re.fullmatch(rf"trials {number}/3: {number}, about [\d.]+ s left", line), line
+    assert said[3] == "trials 3/3: 3"
+    run_missing(folder.results, trials, cheap_study.run_trial, lambda _: (0.1,), workers=1)
+    assert not capsys.readouterr().err  # nothing is left to do
 
 
 def test_results_of_something_else_are_refused(tmp_path):

@@ -79,7 +79,7 @@ def test_texts_are_the_undivided_models_and_scores_those_of_the_libraries(
     assert summary["metrics"]["rouge_l"] == pytest.approx(expected["rouge_l"])
     assert federation.recorder.rounds[-1]["metrics"]["bleu"] == pytest.approx(expected["bleu"])
     rows = {row[0] for block in result_rows(summary) for row in block}
-    assert {"rouge l", "bleu", "exact match"} <= rows
+    assert {"ROUGE-L", "BLEU", "exact match"} <= rows
 
 
 def scores(pairs):

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from fedlora.storage import json_line, replace_file
 from simulations.audit.device.interference import DeviceAudit, audit_device
+from simulations.progress import Bars
 
 
 def audit_devices(messages: int, seed: int, json_: Path | None) -> bool:
@@ -28,7 +28,7 @@ def audit_devices(messages: int, seed: int, json_: Path | None) -> bool:
         Where the figures go; None for nowhere.
     """
     logging.getLogger("fedlora").setLevel(logging.CRITICAL)  # refusals are what is looked for
-    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar:
+    with tempfile.TemporaryDirectory() as folder, Bars() as bar:
         task = bar.add_task("requests answered", total=messages)
 
         def advance(audit: DeviceAudit) -> None:

@@ -27,6 +27,10 @@ class Trial:
         """What tells trials apart."""
         return self.sigma
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        return "energies" if self.sigma is None else f"loss at sigma {self.sigma:g}"
+
 
 def run_trial(trial: Trial, base: Scenario, rounds: int, draws: int) -> dict[str, Any]:
     """Run a trial in this process; return its sigma, and the curve or the energies.

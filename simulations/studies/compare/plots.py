@@ -24,6 +24,7 @@ from fedlora.report.figure import (
     round_axis,
     save,
 )
+from fedlora.report.metric_text import MetricText
 from simulations.studies.compare.frontier import frontier
 from simulations.studies.compare.statistics import (
     ANY,
@@ -45,9 +46,7 @@ _MOST_COLUMNS = 24  # of all panels of a rank map together, if its numbers are t
 def draw_all(
     folder: Path,
     results: Sequence[Result],
-    metric_name: str,
-    *,
-    log_metric: bool,
+    told: MetricText,
     formats: Sequence[str] = (),
 ) -> list[Path]:
     """Draw every plot and return the files.
@@ -58,20 +57,23 @@ def draw_all(
         Where they go.
     results
         All finished trials.
-    metric_name
-        What the column ``metric`` holds.
-    log_metric
-        Whether the metric is shown on a logarithmic axis.
+    told
+        How the column ``metric`` is told.
     formats
         Further formats beside PNG, see ``fedlora.report.figure.save``.
     """
     rows = with_best_fixed([result.row for result in results])
+    reward = told.loss.replace("loss", "reward")
+    rows = [{**row, "told": told.value(row["metric"])} for row in rows]
+    limits, log = LIMITS.get(told.key, ANY), told.key == "perplexity"
     figures = {
-        "reward-over-snr": _over_snr(rows, "reward", "reward in nats", 1.0),
-        "metric-over-snr": _over_snr(rows, "metric", metric_name, 1.0, log=log_metric),
-        "bits-over-snr": _over_snr(rows, "adapter_bits", "adapters in Mbit", 1e-6),
-        "frontier": _frontier([result.row for result in results]),
-        "metric-over-bits": _metric_over_bits(rows, metric_name, log=log_metric),
+        "reward-over-snr": _over_snr(rows, "reward", reward, 1.0),
+        "metric-over-snr": _over_snr(rows, "told", told.axis, 1.0, limits=limits, log=log),
+        "bits-over-snr": _over_snr(
+            rows, "adapter_bits", "adapters in Mbit", 1e-6, limits=LIMITS["adapter_bits"]
+        ),
+        "frontier": _frontier([result.row for result in results], told.loss),
+        "metric-over-bits": _metric_over_bits(rows, told.axis, limits=limits, log=log),
     }
     for name in sorted({result.row["strategy"] for result in results}):
         own = [result for result in results if result.row["strategy"] == name]
@@ -82,7 +84,13 @@ def draw_all(
 
 
 def _over_snr(
-    rows: Sequence[Row], column: str, title: str, scale: float, *, log: bool = False
+    rows: Sequence[Row],
+    column: str,
+    title: str,
+    scale: float,
+    *,
+    limits: tuple[float, float] = ANY,
+    log: bool = False,
 ) -> Figure:
     figure, (ax,) = panels(height=3.8)
     groups = by_strategy(rows)
@@ -91,7 +99,6 @@ def _over_snr(
         # Side by side, or the intervals of like strategies would hide each other.
         shift = step * (index - (len(groups) - 1) / 2)
         snrs = snrs_db(own)
-        limits = LIMITS.get(title if column == "metric" else column, ANY)
         points = [
             interval([scale * row[column] for row in own if row["snr_db"] == snr], limits)
             for snr in snrs
@@ -113,7 +120,7 @@ def _step(snrs: Sequence[float], strategies: int) -> float:
     return min(0.009 * (snrs[-1] - snrs[0]), 0.6 * gap / strategies)
 
 
-def _frontier(rows: Sequence[Row]) -> Figure:
+def _frontier(rows: Sequence[Row], loss: str) -> Figure:
     """Draw the final loss over the bits, with a line for each SNR below which there is nobody."""
     table = frontier(rows)
     figure, (ax,) = panels(height=4.2)
@@ -134,26 +141,27 @@ def _frontier(rows: Sequence[Row]) -> Figure:
             label=literal([name])[0],
         )
     title = "The least loss at so many bits: means over the seeds that all have"
-    label(ax, title=title, x="adapters on the air in Mbit", y="final held-out loss in nats")
+    label(ax, title=title, x="adapters on the air in Mbit", y=f"final held-out {loss}")
     legend(ax, columns=4)
     return figure
 
 
-def _metric_over_bits(rows: Sequence[Row], metric_name: str, *, log: bool) -> Figure:
+def _metric_over_bits(
+    rows: Sequence[Row], axis: str, *, limits: tuple[float, float], log: bool
+) -> Figure:
     figure, (ax,) = panels(height=3.8)
     for index, (name, own) in enumerate(by_strategy(rows).items()):
         snrs = snrs_db(own)
         here = [[row for row in own if row["snr_db"] == snr] for snr in snrs]
         bits = [float(np.mean([1e-6 * row["adapter_bits"] for row in group])) for group in here]
-        limits = LIMITS.get(metric_name, ANY)
-        points = [interval([row["metric"] for row in group], limits) for group in here]
+        points = [interval([row["told"] for row in group], limits) for group in here]
         _errors(ax, index, name, bits, points)
     log_scale(ax, y=log)
     label(
         ax,
         title=f"What the bits buy: a point for each SNR, {_what(rows)}{_seeds(rows)}",
         x="adapters on the air in Mbit",
-        y=metric_name,
+        y=axis,
     )
     legend(ax, columns=4)
     return figure

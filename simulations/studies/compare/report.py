@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.config import Scenario
-from fedlora.report import write_tables
+from fedlora.report import MetricText, write_tables
 from fedlora.tasks import task_class
 from simulations.studies.compare.frontier import (
     EQUIVALENCE_COLUMNS,
@@ -66,21 +66,14 @@ def write_results(
     rows = with_best_fixed([result.row for result in folder.found])
     best = winners(rows)
     write_table(folder.path / "winners.csv", WINNER_COLUMNS, best)
-    kind = task_class(scenario.task.kind)
-    name = "perplexity" if kind.language() else "accuracy" if kind.labelled else "metric"
-    drawn = draw_all(
-        folder.path / "plots",
-        folder.found,
-        name,
-        log_metric=name == "perplexity",
-        formats=formats,
-    )
+    told = _metric(folder.found, scenario)
+    drawn = draw_all(folder.path / "plots", folder.found, told, formats)
     every = [result.row for result in folder.found]
     write_table(folder.path / "frontier.csv", FRONTIER_COLUMNS, frontier(every))
-    console.print(_means(rows, name, max(_NAME_WIDTH, console.width - _FIGURES_WIDTH)))
+    console.print(_means(rows, told, max(_NAME_WIDTH, console.width - _FIGURES_WIDTH)))
     if best:
         console.print(_winners(best))
-    sections = [Section(_MEANS, [*_HEADER[:-4], name, *_HEADER[-3:]], means_rows(rows, name))]
+    sections = [Section(_MEANS, _header(told), means_rows(rows, told))]
     write_tables(folder.path / "means", sections[0].header, sections[0].rows, 2)
     if best:
         sections.append(Section(_WINNERS, _WINNERS_HEADER, _winners_rows(best)))
@@ -96,6 +89,18 @@ def write_results(
         console.print(text, style="yellow", markup=False, highlight=False)
     write_page(folder.path, scenario, sections, drawn, remarks)
     console.print(f"tables and plots: {folder.path}")
+
+
+def _metric(results: Sequence[Result], scenario: Scenario) -> MetricText:
+    """Return how the column ``metric`` is told; trials of earlier releases do not name it."""
+    named = next((result.metric_name for result in results if result.metric_name), "")
+    kind = task_class(scenario.task.kind)
+    usual = "perplexity" if kind.language() else "accuracy" if kind.labelled else "metric"
+    return MetricText(named or usual)
+
+
+def _header(told: MetricText) -> list[str]:
+    return [*_HEADER[:-4], told.axis, *_HEADER[-3:]]
 
 
 def _uneven(rows: Sequence[Any]) -> list[str]:
@@ -128,25 +133,28 @@ def _faults(results: Sequence[Result]) -> list[str]:
     return texts
 
 
-def means_rows(rows: Sequence[Any], metric: str) -> list[list[str]]:
+def means_rows(rows: Sequence[Any], told: MetricText) -> list[list[str]]:
     """Return the cells of the table of means, a row for each SNR and strategy.
 
     Parameters
     ----------
     rows
         Of finished trials.
-    metric
-        What the column ``metric`` holds.
+    told
+        How the column ``metric`` is told.
     """
     cells = []
     for snr_db in snrs_db(rows):
         for name, own in by_strategy([row for row in rows if row["snr_db"] == snr_db]).items():
             chosen = own[0].get("chosen")
             first = [f"{snr_db:g}", f"{name}: {chosen}" if chosen else name, str(len(own))]
-            for column, scale in (("reward", 1), ("metric", 1), ("adapter_bits", 1e-6)):
-                limits = LIMITS.get(metric if column == "metric" else column, ANY)
-                mean = interval([scale * row[column] for row in own], limits)
-                first.append(_mean_text(mean, 3 if scale == 1 else _decimals(mean.mean)))
+            bits = [1e-6 * row["adapter_bits"] for row in own]
+            mean = interval([row["reward"] for row in own])
+            first.append(_mean_text(mean, 3))
+            mean = interval([told.value(row["metric"]) for row in own], LIMITS.get(told.key, ANY))
+            first.append(_mean_text(mean, 3))
+            mean = interval(bits, LIMITS["adapter_bits"])
+            first.append(_mean_text(mean, _decimals(mean.mean)))
             first += [f"{sum(r['late'] for r in own) / len(own):.1f}"]
             first += [f"{sum(r['mean_rank'] for r in own) / len(own):.2f}"]
             cells.append(first)
@@ -168,17 +176,17 @@ def _mean_text(mean: Interval, decimals: int) -> str:
     return f"{mean.mean:.{decimals}f} +{above:.{decimals}f} -{below:.{decimals}f}"
 
 
-def _means(rows: Sequence[Any], metric: str, name_width: int) -> Table:
+def _means(rows: Sequence[Any], told: MetricText, name_width: int) -> Table:
     longest = max(len(f"{row.get('chosen') or ''}: {row['strategy']}") for row in rows)
     table = Table(**{**_NARROW, "padding": 0}, title=_MEANS)
-    for heading in [*_HEADER[:-4], metric, *_HEADER[-3:]]:
+    for heading in _header(told):
         if heading == "strategy":  # folded rather than cut: options tell strategies apart
             table.add_column(heading, overflow="fold", width=min(longest, name_width))
         else:
             table.add_column(heading, justify="right", min_width=len(heading), overflow="fold")
     cells = [
         [*row[:3], *(re.sub(r" ([±+-]) ?", r"\1", cell) for cell in row[3:])]  # 80 columns
-        for row in means_rows(rows, metric)
+        for row in means_rows(rows, told)
     ]
     for row, following in zip(cells, [*cells[1:], None], strict=True):
         table.add_row(*row, end_section=following is None or following[0] != row[0])

@@ -24,6 +24,10 @@ class Reference:
         """What tells references apart."""
         return self.seed
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        return f"seed {self.seed}"
+
 
 def run_all(
     folder: CompareFolder, scenario: Scenario, trials: Sequence[Trial], price: float, workers: int

@@ -118,4 +118,5 @@ class CompareFolder(StudyFolder):
 def _result(line: Mapping[str, Any]) -> Result:
     projections = [(layer, name) for layer, name in line["projections"]]
     complaints = line.get("complaints", [])
-    return Result(line["row"], projections, line["mean_ranks"], line["trace"], complaints)
+    name = line.get("metric_name", "")
+    return Result(line["row"], projections, line["mean_ranks"], line["trace"], complaints, name)

@@ -42,6 +42,10 @@ class Trial:
         """What tells trials apart."""
         return self.contender.label, self.snr_db, self.seed
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        return f"{self.contender.label}, {self.snr_db:g} dB, seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -59,6 +63,8 @@ class Result:
         For each round and client: SNR in dB, mean delivered rank, whether it arrived, and loss.
     complaints
         What the strategy did wrong, if anything; the last valid ranks were used instead.
+    metric_name
+        What the row's ``metric`` is; empty in folders of earlier releases.
     """
 
     row: dict[str, Any]
@@ -66,6 +72,7 @@ class Result:
     mean_ranks: list[float]
     trace: list[dict[str, Any]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    metric_name: str = ""
 
 
 _BLIND = ("all", "random_k")
@@ -154,7 +161,9 @@ def run_trial(scenario: Scenario, trial: Trial, reference: Losses, price: float)
     space = server.training.ranking.space
     projections = [(p.layer, p.name) for p in space.projections]
     complaints = [str(complaint) for complaint in server.training.ranking.strategy.complaints]
-    return Result(row, projections, np.mean(ranks, axis=0).tolist(), trace, complaints)
+    mean_ranks = np.mean(ranks, axis=0).tolist()
+    name = str(rounds[-1]["metric_name"])
+    return Result(row, projections, mean_ranks, trace, complaints, name)
 
 
 def trial_scenario(scenario: Scenario, trial: Trial) -> Scenario:

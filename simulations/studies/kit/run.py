@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,8 +20,9 @@ from rich.progress import (
 
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
+from fedlora.report import seconds_text
 from simulations.studies.kit.results import Record, Results, T, Trial
-from simulations.studies.kit.workers import worker_pool
+from simulations.studies.kit.workers import processes, worker_pool
 
 
 def run_missing(
@@ -60,7 +62,10 @@ def run_missing(
     missing = results.missing(trials)
     if not missing:
         return
-    console, ended = Console(stderr=True), 0
+    console, ended, began = Console(stderr=True), 0, time.monotonic()
+    if not console.is_terminal:
+        side_by_side = min(processes(workers), len(missing))
+        console.print(f"{title}: {len(missing)} to run, {side_by_side} at a time", highlight=False)
     columns = (
         TextColumn("{task.description:10}"),
         BarColumn(),
@@ -87,10 +92,14 @@ def run_missing(
             progress.update(task, advance=1, last=label)
             if not console.is_terminal:  # a log has a line each in place of a bar
                 told = f"{title} {ended}/{len(missing)}: {label}"
+                left_s = (time.monotonic() - began) / ended * (len(missing) - ended)
+                told += f", about {seconds_text(left_s)} left" if ended < len(missing) else ""
                 console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _label(trial: Trial) -> str:
-    """Return what a trial is called: its own word where it is its own key."""
+    """Return what a trial is called: by its own words, where it has some."""
     key = trial.key
+    if type(trial).__str__ is not object.__str__:
+        return str(trial)
     return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

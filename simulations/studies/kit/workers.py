@@ -34,8 +34,7 @@ def worker_pool(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which would cross the study's own
     # A forked process would inherit threads that no longer run.
     context = multiprocessing.get_context("spawn")
-    size = workers or os.cpu_count() or 1
-    pool = ProcessPoolExecutor(size, context, _begin, (begin, arguments))
+    pool = ProcessPoolExecutor(processes(workers), context, _begin, (begin, arguments))
     try:
         yield pool
     except BaseException:
@@ -44,6 +43,11 @@ def worker_pool(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def processes(workers: int) -> int:
+    """Return how many processes are meant; 0 means one for each core."""
+    return workers or os.cpu_count() or 1
 
 
 def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

@@ -37,6 +37,10 @@ class Trial:
         """What tells trials apart."""
         return self.seed
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        return f"seed {self.seed}"
+
 
 def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
     """Train a scenario split and unsplit (plain PEFT) on the same batches; return a row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from simulations.options import (
     open_scenario,
     read_numbers,
 )
+
+if TYPE_CHECKING:
+    from fedlora.report import MetricText
 
 _FILES = ("participation.csv", "participants.png", "trade-off.png")
 
@@ -48,6 +51,7 @@ def participation(
     """
     from rich.console import Console
 
+    from fedlora.report import MetricText
     from simulations.studies.kit import StudyFolder, run_missing, write_table
     from simulations.studies.participation.study import Setting, run_setting
 
@@ -93,10 +97,13 @@ def participation(
         )
         rows = [row for one in settings for row in folder.results.records[one]["rows"]]
         write_table(out / "participation.csv", list(rows[0]), rows)
-    _draw(out, rows, base.federation.clients, Console())
+        name = folder.results.records[settings[0]].get("metric_name", "metric")
+    _draw(out, rows, base.federation.clients, MetricText(name), Console())
 
 
-def _draw(out: Path, rows: Sequence[Mapping[str, Any]], clients: int, console: Any) -> None:
+def _draw(
+    out: Path, rows: Sequence[Mapping[str, Any]], clients: int, told: MetricText, console: Any
+) -> None:
     import numpy as np
     from rich.table import Table
 
@@ -113,14 +120,15 @@ def _draw(out: Path, rows: Sequence[Mapping[str, Any]], clients: int, console: A
         for n in sorted({row["participants"] for row in rows} - {0})
     }
     trend = fit_trend({n: losses.mean(axis=0) for n, losses in curves.items()}, clients)
-    draw_participants(out / "participants.png", curves, trend)
+    draw_participants(out / "participants.png", curves, trend, told.loss)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         name = f"n = {row['participants']}" if row["participants"] else f"V = {row['trade_off']:g}"
         groups.setdefault(name, []).append(row)
-    draw_trade_off(out / "trade-off.png", groups)
+    draw_trade_off(out / "trade-off.png", groups, told.loss)
     table = Table(title="Mean over seeds")
-    for heading in ("participants", "mean", "delay, s", "loss at the end", "metric", "air time, s"):
+    headings = ("participants", "mean", "delay, s", "loss at the end", told.axis, "air time, s")
+    for heading in headings:
         table.add_column(heading, justify="right")
     last = max(row["round"] for row in rows)
     for name, own in groups.items():
@@ -129,12 +137,13 @@ def _draw(out: Path, rows: Sequence[Mapping[str, Any]], clients: int, console: A
             name,
             f"{np.mean([row['chosen'] for row in own]):.2f}",
             f"{np.mean([row['round_seconds'] for row in own]):.2f}",
-            *(f"{np.mean([row[key] for row in ends]):.3f}" for key in ("loss", "metric")),
+            f"{np.mean([row['loss'] for row in ends]):.3f}",
+            f"{np.mean([told.value(row['metric']) for row in ends]):.3f}",
             f"{np.mean([row['air_seconds'] for row in ends]):.1f}",
         )
     console.print(table)
     console.print(
         f"trend: floor {trend.floor:.3f}, gap {trend.gap:.3f}, contraction "
-        f"{trend.contraction:.3f}, spread {trend.spread:.3f} nats"
+        f"{trend.contraction:.3f}, spread {trend.spread:.3f}{told.loss.removeprefix('loss in')}"
     )
     console.print(f"table and plots: {out}")

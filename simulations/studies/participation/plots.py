@@ -15,7 +15,7 @@ Curves = Mapping[int, np.ndarray]
 """By number of participants: held-out loss of every seed, of shape (seeds, rounds)."""
 
 
-def draw_participants(path: Path, curves: Curves, trend: Trend) -> Path:
+def draw_participants(path: Path, curves: Curves, trend: Trend, loss: str) -> Path:
     """Draw the loss over rounds beside the trend, and the last loss over the participants."""
     figure, (left, right) = panels(2, height=3.6)
     means = {n: losses.mean(axis=0) for n, losses in curves.items()}
@@ -25,7 +25,7 @@ def draw_participants(path: Path, curves: Curves, trend: Trend) -> Path:
         left.plot(rounds, means[n], "o", ms=3, color=colour, label=f"{n}")
         left.fill_between(rounds, losses.min(0), losses.max(0), color=colour, alpha=0.15, lw=0)
         left.plot(rounds, trend.loss(rounds, n), color=colour, linewidth=1.2)
-    label(left, title="Measured (dots) and predicted (lines)", x="round", y="held-out loss in nats")
+    label(left, title="Measured (dots) and predicted (lines)", x="round", y=f"held-out {loss}")
     round_axis(left, list(rounds))
     legend(left, columns=len(curves))
 
@@ -52,7 +52,9 @@ def draw_participants(path: Path, curves: Curves, trend: Trend) -> Path:
     return save(figure, path)
 
 
-def draw_trade_off(path: Path, groups: Mapping[str, Sequence[Mapping[str, float]]]) -> Path:
+def draw_trade_off(
+    path: Path, groups: Mapping[str, Sequence[Mapping[str, float]]], loss: str
+) -> Path:
     """Draw the loss over air time, and what the trade-off buys and costs."""
     figure, (left, right) = panels(2, height=3.6)
     for index, (name, rows) in enumerate(groups.items()):
@@ -64,7 +66,7 @@ def draw_trade_off(path: Path, groups: Mapping[str, Sequence[Mapping[str, float]
         left.plot(seconds, losses, "--" if dashed else "-", color=colour, lw=1.4, label=name)
         _point(right, name, rows, colour, hollow=dashed)
     log_scale(left, x=True)
-    label(left, title="Loss over air time", x="modelled air time in s", y="held-out loss in nats")
+    label(left, title="Loss over air time", x="modelled air time in s", y=f"held-out {loss}")
     legend(left, columns=4)
     label(right, title="What a round costs", x="mean delay of a round in s", y="mean participants")
     log_scale(right, x=True)

@@ -66,7 +66,7 @@ def scenario_of(base: Scenario, setting: Setting) -> Scenario:
 
 
 def run_setting(setting: Setting, base: Scenario) -> dict[str, Any]:
-    """Run one setting and return a row for each round, and which setting it was."""
+    """Run one setting; return a row for each round, which setting it was, and of what metric."""
     record = Record()
     connect(scenario_of(base, setting), record, workers=1).training.run()
     rows, air_seconds = [], 0.0
@@ -84,4 +84,5 @@ def run_setting(setting: Setting, base: Scenario) -> dict[str, Any]:
                 "energy_joules": item["energy_joules"],
             }
         )
-    return {"setting": asdict(setting), "rows": rows}
+    name = record.rounds[-1]["metric_name"]
+    return {"setting": asdict(setting), "rows": rows, "metric_name": name}

@@ -112,6 +112,10 @@ class Trial:
         """What tells trials apart."""
         return self.mechanism.name, self.epsilon, self.seed
 
+    def __str__(self) -> str:
+        """Return a few words for a line of progress."""
+        return f"{self.mechanism.name}, epsilon {self.epsilon:g}, seed {self.seed}"
+
     def scenario(self, base: Scenario) -> Scenario:
         """Return the scenario of this trial.
 
