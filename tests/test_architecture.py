@@ -91,7 +91,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "audit bench fuzz studies",
         "examples",
         "in_process noisy_activations options quickstart scenarios shapes traces unsplit",
-        "refusals",
+        "progress refusals",
     ),
 }
 """What is in a folder, from the top floor to the bottom: each imports lower floors alone."""

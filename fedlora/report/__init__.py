@@ -1,6 +1,5 @@
 """What a run leaves behind: records, summary, tables, plots, a page."""
 
-from fedlora.report.metric_text import MetricText
 from fedlora.report.notices import NoticeHandler
 from fedlora.report.progress import PhaseProgress, ProgressView
 from fedlora.report.records import ClientRecord, RoundRecord, Rounds, client_ids, cut_bits, mean
@@ -12,6 +11,7 @@ from fedlora.report.summary import Summary
 from fedlora.report.table import print_result
 from fedlora.report.units import (
     ABSENT,
+    MetricText,
     bits_text,
     bytes_text,
     count_text,

@@ -21,7 +21,6 @@ from fedlora.report.figure import (
     panels,
     round_axis,
 )
-from fedlora.report.metric_text import MetricText
 from fedlora.report.records import (
     DIRECTIONS,
     Rounds,
@@ -30,7 +29,7 @@ from fedlora.report.records import (
     cut_bits,
     series,
 )
-from fedlora.report.units import bits_scale
+from fedlora.report.units import MetricText, bits_scale
 
 
 def learning(rounds: Rounds, *, metric_before: float | None = None) -> Figure | None:

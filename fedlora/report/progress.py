@@ -39,9 +39,8 @@ from rich.text import Text
 
 from fedlora.checks import finite
 from fedlora.errors import printable
-from fedlora.report.metric_text import MetricText
 from fedlora.report.run_folder import RunFolder
-from fedlora.report.units import bits_text, count_text, number_text, seconds_text
+from fedlora.report.units import MetricText, bits_text, count_text, number_text, seconds_text
 
 RATE_WINDOW = 50
 TELL_EVERY_S = 10.0  # on what is no terminal, in long evaluations

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.checks import finite
-from fedlora.report.metric_text import MetricText
 from fedlora.report.records import DIRECTIONS, ClientTotals, cut_bits
 from fedlora.report.units import (
     ABSENT,
+    MetricText,
     bits_scale,
     bits_text,
     bytes_text,

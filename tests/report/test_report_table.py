@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedlora.report import (
+    MetricText,
     bits_column,
     bits_text,
     bytes_text,
@@ -16,7 +17,6 @@ from fedlora.report import (
     result_rows,
     seconds_text,
 )
-from fedlora.report.metric_text import MetricText
 from fedlora.report.plots import client_metric, learning, quality_over_bits
 from fedlora.report.records import client_totals
 from fedlora.report.rows import client_table, headline

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedlora.report import MetricText
 from fedlora.report.figure import (
     COLOURS,
     INK,
@@ -24,7 +25,6 @@ from fedlora.report.figure import (
     round_axis,
     save,
 )
-from fedlora.report.metric_text import MetricText
 from simulations.studies.compare.frontier import frontier
 from simulations.studies.compare.statistics import (
     ANY,
