@@ -141,9 +141,9 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         way: sum(finite((bits.get(way) or {}).get(kind)) or 0.0 for kind in kinds)
         for way, kinds in DIRECTIONS.items()
     }
-    told = metric_of(summary)
-    known = metric is not None and before is not None
-    gain = f"{told.signed(before, metric)} on the head alone" if known else ""
+    told, gain = metric_of(summary), ""
+    if metric is not None and before is not None:
+        gain = f"{told.signed(before, metric)} on the head alone"
     rank = finite(summary.get("mean_rank"))
     tiles = [
         (told.name, told.text(metric), gain),
