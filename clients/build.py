@@ -34,6 +34,7 @@ from fedlora.tasks import (
     check_unit,
     end_tokens,
     fitting_tokenizer,
+    front_of,
     head_of,
     make_task,
     task_class,
@@ -98,7 +99,7 @@ def load_parts(scenario: Scenario, labels: Sequence[str] = ()) -> EdgeParts:
     dtype = DTYPES[scenario.model.dtype]
     geometry = Geometry.of(scenario, checkpoint)
     task = make_task(kind, scenario.task, scenario.task.labels)
-    embedding = task.front(checkpoint, dtype, geometry.embedding_width, scenario.seed)
+    embedding = front_of(task, checkpoint, dtype, geometry.embedding_width, scenario.seed)
     model = EdgeModel(
         front=Front(checkpoint, geometry.cut, dtype, embedding.requires_grad_(False)),
         back=Back(checkpoint, geometry.cut, dtype, final=not geometry.server_final),

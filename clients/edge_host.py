@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from fedlora.blame import naming_plugins
 from fedlora.errors import FedloraError
 from fedlora.import_path import leave_working_folder, put_bundles_last
 from fedlora.launch.killed import ended_by_ray
@@ -59,8 +60,9 @@ class EdgeHost:
         torch.set_num_threads(1)
         scenario = scenario_from_toml(session["scenario"])
         use_python_path(scenario.python_path)
-        self._data = SimulatedData(scenario, int(session["clients"]))
-        self._parts = load_parts(scenario, self._data.labels)
+        with naming_plugins():
+            self._data = SimulatedData(scenario, int(session["clients"]))
+            self._parts = load_parts(scenario, self._data.labels)
         self._stream = StreamClient(
             session["address"],
             session["certificate"] or None,
@@ -82,9 +84,10 @@ class EdgeHost:
 
         try:
             ledger = Path(self._ledgers) / str(client) if self._ledgers else None
-            edge = self._data.build(self._parts, client, terms=OwnerTerms(ledger), run=self._run)
-            scenario = self._parts.scenario
-            edge.report = device_report(scenario, client, self._stream)
+            scenario, terms = self._parts.scenario, OwnerTerms(ledger)
+            with naming_plugins():
+                edge = self._data.build(self._parts, client, terms=terms, run=self._run)
+                edge.report = device_report(scenario, client, self._stream)
             store = ClientStateStore(edge, self._keep / edge.name, binding(scenario, self._run))
             opening = hello(self._parts, edge, token)
             self._sessions[client] = self._stream.attach(
@@ -120,7 +123,8 @@ def _told(handler: Callable[[Frame], Frame], request: Frame) -> Frame:
         What the handler raised, with the type of anything else and where it was raised.
     """
     try:
-        return handler(request)
+        with naming_plugins():
+            return handler(request)
     except FedloraError:
         raise
     except Exception as error:

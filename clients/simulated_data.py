@@ -22,6 +22,7 @@ from fedlora.tasks import (
     holdout_split,
     label_column,
     partition,
+    records_of,
     require_column,
     task_class,
 )
@@ -56,10 +57,10 @@ class SimulatedData:
         check_form(scenario.data, labelled=kind.labelled)
         self.label_column = label_column(scenario.data, labelled=kind.labelled)
         labelled = bool(self.label_column) and self.needs_labels
-        self.records = kind.records(scenario, "train", labelled=labelled)
+        self.records = records_of(kind, scenario, "train", labelled=labelled)
         self.test: list[Record] = []
         if scenario.data.test:
-            self.test = kind.records(scenario, "test", labelled=labelled)
+            self.test = records_of(kind, scenario, "test", labelled=labelled)
         for key, own in self._files if labelled else ():  # a share would not know the row
             require_column(own, self.label_column, "data.label", key)
         self.parts = partition(

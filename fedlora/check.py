@@ -24,7 +24,7 @@ from fedlora.lora.start import read_start
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.observe.extras import check_extras
 from fedlora.participation import check_best, check_robust
-from fedlora.privacy.mechanisms import blaming, mechanism_class, mechanism_of
+from fedlora.privacy.mechanisms import blaming, check_words, mechanism_class, mechanism_of
 from fedlora.privacy.plan import check_classes
 from fedlora.ranks import GuardedStrategy, RankSpace, create_strategy
 from fedlora.registry import use_python_path
@@ -78,6 +78,7 @@ def plugin_checks(scenario: Scenario) -> list[Check]:
         if found is not None:
             with blaming(found):
                 found.check(scenario)
+            check_words(found)
 
     rounds, channel = scenario.train.rounds, scenario.channel
     return [

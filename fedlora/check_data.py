@@ -28,11 +28,13 @@ from fedlora.tasks import (
     check_single,
     class_names,
     encode_records,
+    front_of,
     head_of,
     holdout_split,
     label_column,
     make_task,
     partition,
+    records_of,
     require_column,
     task_class,
     vectors_of,
@@ -64,7 +66,7 @@ def check_data(
     kind, data = task_class(scenario.task.kind), scenario.data
     label = label_column(data, labelled=kind.labelled)
     files = {
-        which: kind.records(scenario, which, labelled=bool(label))
+        which: records_of(kind, scenario, which, labelled=bool(label))
         for which in FILES
         if (which == "train" or data.test) and not getattr(data, which).startswith("hub:")
     }
@@ -186,7 +188,7 @@ class _Encoder:
         if self.tallies or not samples:
             return
         width, seed = self.geometry.embedding_width, self.scenario.seed
-        front = self.task.front(self.checkpoint, torch.float32, width, seed)
+        front = front_of(self.task, self.checkpoint, torch.float32, width, seed)
         vectors_of(self.task, front, samples, width)
         check_front(self.scenario, front)
         head_of(self.task, self.checkpoint, torch.float32, self.geometry.head_width, seed)

@@ -15,6 +15,7 @@ import click
 import typer
 
 from fedlora import __version__
+from fedlora.blame import naming_plugins
 from fedlora.commands.channel.command import channel
 from fedlora.commands.data import data
 from fedlora.commands.deploy.kit import kit
@@ -329,7 +330,8 @@ def _sheltered() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in further}
     os.environ.update(further)
     try:
-        yield
+        with naming_plugins():
+            yield
     except Exception as error:
         blamed = "" if isinstance(error, FedloraError) else blamed_on_path(error)
         if not blamed:

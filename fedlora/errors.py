@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -66,11 +66,21 @@ def printable(text: Any, most: int = MOST_CHARACTERS) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(text)[:most])
 
 
-def described(error: BaseException) -> str:
-    """Return an exception's type, place and text in one line."""
+def described(error: BaseException, files: Collection[str] = ()) -> str:
+    """Return an exception's type, place and text in one line.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    files
+        Paths of whoever is to blame: the place is the last that the error passed in one of them,
+        rather than in a library that it was handed to.
+    """
     import traceback
 
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    places = traceback.extract_tb(error.__traceback__)
+    place = next((own for own in reversed(places) if own.filename in files), places[-1])
     try:
         text = " ".join(str(error).split())
     except Exception:  # an exception of a stranger's, too

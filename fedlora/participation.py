@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedlora.channel.schedule.base import build_scheduler
+from fedlora.channel.schedule.base import build_scheduler, foreseen
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.privacy.accounting import planned_uploads
@@ -57,7 +57,8 @@ class Foresight:
         federation = self.scenario.federation
         everybody = range(federation.clients)
         drawn = draw_clients(everybody, federation.clients_per_round, self.scenario.seed, round_)
-        return self._scheduler.foresee(round_ - 1, drawn)
+        name = f"channel.schedule.scheduler {self.scenario.channel.schedule.scheduler}"
+        return foreseen(self._scheduler, round_ - 1, drawn, name)
 
     def rounds(self) -> list[int]:
         """Return how many rounds each client is certain to take part in.

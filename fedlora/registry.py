@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import tomllib
 import traceback
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fedlora.errors import FedloraError, described, printable
+from fedlora.blame import is_ours, note_stranger, place_in_plugin, waiting_for
+from fedlora.errors import FedloraError, printable
 from fedlora.import_path import (
     add_plugin_folder,
     is_below,
@@ -65,7 +68,12 @@ def _in_folder(kind: str, folder: str) -> Mapping[str, EntryPoint]:
         raise FedloraError(f"cannot read {file} ({error}); mend it") from None
     for key in ("project", "entry-points", group):
         table = table.get(key, {}) if isinstance(table, Mapping) else {}
-    return {name: EntryPoint(name, value, group) for name, value in dict(table).items()}
+    if not isinstance(table, Mapping) or not all(isinstance(v, str) for v in table.values()):
+        raise FedloraError(
+            f'{file} has {table!r:.80} as project.entry-points."{group}"; write a table of names, '
+            'each with "module:Class"'
+        )
+    return {name: EntryPoint(name, value, group) for name, value in table.items()}
 
 
 def names(kind: str) -> list[str]:
@@ -132,6 +140,8 @@ def resolve(kind: str, name: str, base: type, besides: Collection[str] = (), key
         raise FedloraError(
             f"{kind} plug-in {name!r} lacks {', '.join(missing)}; write these methods"
         )
+    what = f"{key or _KEYS.get(kind) or f'{kind} plug-in'} {name!r}"
+    note_stranger(found, what if ":" in name else f"{what} ({found.__module__}:{found.__name__})")
     return found
 
 
@@ -179,41 +189,17 @@ def make(
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in options:
             raise FedloraError(f"{section} is missing a required option {name!r}; {known}")
+    what = f"making {cls.__module__}:{cls.__name__}"
     try:
-        return cls(*arguments, **keywords, **options)
+        with nullcontext() if is_ours(cls) else waiting_for(what):
+            return cls(*arguments, **keywords, **options)
     except FedloraError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FedloraError(
             f"{section} is {printable(dict(options), _SHOWN)}, with which {cls.__name__} cannot be "
-            f"made ({described(error)}); mend one of them"
+            f"made ({place_in_plugin(error)}); mend one of them"
         ) from error
-
-
-@contextmanager
-def blaming(what: str, cls: type) -> Iterator[None]:
-    """Turn whatever a stranger's plug-in raises into a ``FedloraError`` that names it.
-
-    Parameters
-    ----------
-    what
-        The plug-in, as the beginning of a sentence.
-    cls
-        Its class; a fault of one of ours keeps its traceback.
-
-    Raises
-    ------
-    FedloraError
-        In place of any other exception.
-    """
-    try:
-        yield
-    except FedloraError:
-        raise
-    except Exception as error:
-        if cls.__module__.startswith("fedlora."):
-            raise
-        raise FedloraError(f"{what} fails ({described(error)}); mend it") from error
 
 
 def use_python_path(folder: str) -> None:
@@ -239,24 +225,52 @@ def use_python_path(folder: str) -> None:
 def _load_path(kind: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     _make_findable(kind, name, module_name)
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError, ValueError, TypeError) as error:
-        raise FedloraError(
-            f"cannot import {module_name!r} for {kind} {name!r} ({error}); check the name, or set "
-            "python_path to the folder that holds it"
-        ) from None
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise FedloraError(
-            f"importing {module_name!r} for {kind} {name!r} fails in line {place.lineno} of "
-            f"{place.filename} ({type(error).__name__}: {error}); mend it"
-        ) from error
+    module = _imported(module_name, f"{kind} {name!r}")
     if not hasattr(module, attribute):
         raise FedloraError(
             f"module {module_name!r} has no {attribute!r}; check {kind} {name!r} for a misspelling"
         )
     return getattr(module, attribute)
+
+
+def _imported(module: str, whom: str) -> ModuleType:
+    """Import a plug-in's module.
+
+    Raises
+    ------
+    FedloraError
+        When it is not found; when it raises, or would end the process, with its own line.
+    """
+    try:
+        with waiting_for(f"importing {module!r} for {whom}"):
+            return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise _import_fault(error, module, whom) from error
+
+
+def _import_fault(error: BaseException, module: str, whom: str) -> FedloraError:
+    """Return what is said of a module that cannot be imported."""
+    text = " ".join(str(error).split())
+    own = [(place.lineno, place.filename) for place in _of_plugin(error)]
+    if isinstance(error, SyntaxError):
+        own.append((error.lineno, error.filename or module))
+    if not own:
+        return FedloraError(
+            f"cannot import {module!r} for {whom} ({text}); check the name, or set python_path to "
+            "the folder that holds it"
+        )
+    line, file = own[-1]
+    return FedloraError(
+        f"importing {module!r} for {whom} fails in line {line} of {file} "
+        f"({type(error).__name__}: {text}); mend it"
+    )
+
+
+def _of_plugin(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return what an error passed of the code that was imported."""
+    ours = (__file__, importlib.__file__, importlib.metadata.__file__)
+    places = traceback.extract_tb(error.__traceback__)
+    return [p for p in places if p.filename not in ours and "<frozen" not in p.filename]
 
 
 def _make_findable(kind: str, name: str, module: str) -> None:
@@ -294,6 +308,8 @@ def _load_entry(kind: str, entry: EntryPoint) -> Any:
             f"cannot load {entry.name!r} from {entry.value} ({error}); package {package!r} lies in "
             f"{where or 'no folder'}: if that is a folder of yours, rename it or start elsewhere"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise _import_fault(error, entry.module, f"{kind} {entry.name!r}") from error
 
 
 def _described(found: object) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import typer
+
+from fedlora.errors import FedloraError, described, shown
 
 _GROUP = "fedlora.commands"
 
@@ -29,7 +33,7 @@ def add_plugin_verbs(app: typer.Typer, verb: str = "") -> None:
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     for name in sorted(found.keys() - own):
         if name == verb:
-            app.command(name)(found[name].load())
+            app.command(name)(_loaded(found[name]))
         elif verb not in own | found.keys():
             _add_help(app, found[name])
 
@@ -43,7 +47,37 @@ def add_all_verbs(app: typer.Typer) -> None:
 def _add_help(app: typer.Typer, entry: EntryPoint) -> None:
     """Add a verb of which no more is to be shown than its help."""
     text = _docstring(entry)
-    app.command(entry.name, help=text)(_not_called if text else entry.load())
+    if not text:
+        try:
+            app.command(entry.name)(_loaded(entry))
+            return
+        except FedloraError as error:  # which is told to who calls it
+            text = f"Cannot be called: {error}"
+    app.command(entry.name, help=text)(_not_called)
+
+
+def _loaded(entry: EntryPoint) -> Callable[..., Any]:
+    """Return a verb's function.
+
+    Raises
+    ------
+    FedloraError
+        When its package cannot be imported, or holds no function there.
+    """
+    try:
+        found: object = entry.load()
+    except (Exception, SystemExit) as error:
+        why = described(error)
+        raise FedloraError(
+            f"the command {entry.name} of another package, {entry.value}, cannot be loaded "
+            f"({why}); mend or uninstall that package"
+        ) from error
+    if not callable(found):
+        raise FedloraError(
+            f"the command {entry.name} of another package, {entry.value}, is {shown(found)}; let "
+            "that be a function"
+        )
+    return found
 
 
 def _not_called() -> None:

@@ -41,7 +41,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "config link split",
         "storage",
         "batch_order checks registry scaffold unicode verbs",
-        "log_line",
+        "blame log_line",
         "errors import_path machine terminal",
     ),
     "fedlora.server": (

@@ -23,7 +23,7 @@ from clients.release.activations import NoisyActivations
 from clients.release.base import GradientRelease, T
 from clients.release.upload_noise import Noise, UploadNoise
 from fedlora.privacy.ledger import Receipt
-from fedlora.privacy.mechanisms import Mechanism, ReleasePlan, asked
+from fedlora.privacy.mechanisms import Mechanism, ReleasePlan, asked, numbers_of
 
 
 class PrivateRelease(GradientRelease):
@@ -165,7 +165,7 @@ class UploadRelease(PrivateRelease):
         """
         weight = next(self._head.parameters()) if self.mechanism.needs_head else None
         classes = 0 if weight is None else len(weight)
-        width = self.mechanism.width(classes, width_of(gradient))
+        width = numbers_of(self.mechanism, classes, width_of(gradient))
         # how many numbers of each are clipped together
         token = self.mechanism.policy.unit == "token"
         numbers = [width if token else length * width for length in lengths]

@@ -16,6 +16,7 @@ from fedlora.privacy.mechanisms import (
     Mechanism,
     NoiseSource,
     ReleasePlan,
+    charge_of,
     receiver_noise,
     top_up,
 )
@@ -150,7 +151,7 @@ class UploadNoise:
     def charge(self, sigma: float) -> Charge:
         """Return what an upload at this noise costs, as the mechanism has said it once."""
         if sigma not in self._charges:
-            self._charges[sigma] = self._mechanism.charge(sigma)
+            self._charges[sigma] = charge_of(self._mechanism, sigma)
         return self._charges[sigma]
 
     def counted(self, sample: int) -> int:

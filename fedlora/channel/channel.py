@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedlora import registry
+from fedlora.blame import blaming, is_ours
 from fedlora.channel.estimate import estimate
 from fedlora.channel.models.base import ChannelModel, Link
 from fedlora.channel.models.measured import MeasuredChannel
@@ -20,9 +21,9 @@ from fedlora.channel.predict import ChannelPredictor, create_predictor, predicte
 from fedlora.channel.rate import RateRule, Shannon, rate_rule
 from fedlora.channel.state import RATE_MAX_BPS, RATE_MIN_BPS, SNR_LIMIT_DB, ChannelState
 from fedlora.channel.streams import Stream, stream
+from fedlora.checks import number
 from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError
-from fedlora.registry import blaming
 
 _REMEMBERED_LINKS = 4096
 _NO_DRAWS = np.random.default_rng(0)  # where nothing is drawn
@@ -190,6 +191,9 @@ class Channel:
                 "self.mean_link(client, block) makes"
             )
         try:
+            for name, value in vars(link).items():
+                if value is not None or name == "bandwidth_hz":
+                    number(name, value)
             return ChannelState(
                 link.up_snr_db,
                 link.down_snr_db,
@@ -200,9 +204,10 @@ class Channel:
             )
         except FedloraError as error:
             reason = str(error).partition(";")[0]
+            whose = "" if is_ours(type(self.model)) else "its sample(), or "
             raise FedloraError(
                 f"channel.model {self.config.model} gives client {client} a link that no radio has "
-                f"({reason}); mend channel.options"
+                f"({reason}); mend {whose}channel.options"
             ) from None
 
     def _rate_bps(

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 
 from fedlora import registry
-from fedlora.errors import FedloraError
+from fedlora.blame import blaming
+from fedlora.errors import FedloraError, shown
 
 _RIDGE: Final = 1e-3
 _LEAST_EXAMPLES: Final = 2  # for each coefficient
@@ -109,10 +110,15 @@ def predicted(
     FedloraError
         When the predictor returns something else than two finite numbers.
     """
-    found = np.asarray(predictor.predict(history_db.copy(), ahead), dtype=float)
+    with blaming(f"channel.predict {name}", type(predictor)):
+        answer: object = predictor.predict(history_db.copy(), ahead)
+    try:
+        found = np.asarray(answer, dtype=float)
+    except (TypeError, ValueError):
+        found = np.empty(0)
     if found.shape != (2,) or not np.isfinite(found).all():
         raise FedloraError(
-            f"channel.predict {name} predicted {found.tolist()!r:.80} from {len(history_db)} "
-            "blocks; let it return two finite numbers"
+            f"channel.predict {name} predicted {shown(answer)} from {len(history_db)} blocks; let "
+            "it return two finite numbers"
         )
     return float(found[0]), float(found[1])

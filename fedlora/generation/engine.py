@@ -18,7 +18,7 @@ from fedlora.geometry import Geometry
 from fedlora.lora.device import check_device
 from fedlora.lora.export import Adapter
 from fedlora.lora.targets import choose_targets
-from fedlora.split import DTYPES, Checkpoint, Cut, Loader, find_family
+from fedlora.split import DTYPES, Checkpoint, Cut, final_stage, find_family
 from fedlora.tasks import require_texts, task_class
 
 
@@ -110,9 +110,8 @@ class GenerationEngine:
             self._last = Stage(*place, between, cut.stop, geometry.server_final)
             self.projections += self._last.projections
             if geometry.server_final:
-                family = find_family(checkpoint)
-                loader = Loader(checkpoint, family, self.dtype)
-                self._early = family.final_stage(checkpoint.config, loader).to(self.device)
+                stage = final_stage(find_family(checkpoint), checkpoint, self.dtype)
+                self._early = stage.to(self.device)
         stages = [stage for stage in (self._first, self._last) if stage is not None]
         choose_targets([name for stage in stages for name in stage.linear], scenario.lora.targets)
         self.blocks = self._first.blocks

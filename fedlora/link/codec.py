@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from fedlora.errors import FedloraError, ProtocolError
+from fedlora.blame import blaming, is_ours
+from fedlora.errors import FedloraError, ProtocolError, shown
 from fedlora.link.levels import Levels
-from fedlora.registry import blaming, make, resolve, signature_of
+from fedlora.registry import make, resolve, signature_of
 
 
 class Codec(ABC):
@@ -226,6 +227,17 @@ def _tensors(name: str, parts: object, codec: Codec) -> dict[str, torch.Tensor]:
             f"{_title(codec)} of {name} returns a {type(parts).__name__} from encode(); expected a "
             "dict of tensors by suffix"
         )
+    for suffix, part in parts.items():
+        if not isinstance(suffix, str) or suffix.partition(".")[0]:
+            raise FedloraError(
+                f"{_title(codec)} of {name} calls a part {shown(suffix)} in encode(); expected a "
+                "suffix that is empty or begins with a dot"
+            )
+        if part.layout != torch.strided or part.is_meta or part.is_quantized:
+            raise FedloraError(
+                f"{_title(codec)} of {name} returns {part.dtype} ({part.layout}, {part.device}) "
+                "from encode(); expected dense tensors"
+            )
     return {name + suffix: part for suffix, part in parts.items()}
 
 
@@ -282,9 +294,11 @@ def _read(
             f"of shape {shape}"
         )
     if not torch.isfinite(x).all():
+        ours = is_ours(type(codec))
+        what, mend = (name, "") if ours else (f"{name}, as {_title(codec)} has it,", "the codec, ")
         raise ProtocolError(
-            f"{name} holds NaN or infinity, as where training diverges; lower train.lr, or mend "
-            "the sender's weights and data"
+            f"{what} holds NaN or infinity, as where training diverges; lower train.lr, or mend "
+            f"{mend}the sender's weights and data"
         )
     return x
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedlora.blame import naming_plugins
 from fedlora.errors import FedloraError
 from fedlora.observe.json_log import JsonFormatter
 from fedlora.report import NoticeHandler, RunFolder
@@ -43,7 +44,8 @@ def logging_to(folder: RunFolder, *, json_lines: bool) -> Iterator[None]:
 def outcome_in(folder: RunFolder) -> Iterator[None]:
     """Note how the run ended, so that whoever follows its events is told."""
     try:
-        yield
+        with naming_plugins():
+            yield
     except FedloraError as error:
         log.error("%s", error)
         folder.append_event("done", status="failed", text=str(error))

@@ -12,7 +12,7 @@ from fedlora.geometry import Geometry
 from fedlora.link import levels_bytes
 from fedlora.planning.payloads import PayloadBits
 from fedlora.preview import ClientSamples, SampleView
-from fedlora.privacy.mechanisms import mechanism_of
+from fedlora.privacy.mechanisms import mechanism_of, numbers_of
 from fedlora.ranks import DataStatistics
 
 Bits = dict[str, int]
@@ -142,7 +142,7 @@ class PlannedClient:
         mechanism, width = mechanism_of(scenario.privacy), geometry.representation_width
         noised = mechanism is not None and mechanism.noises_gradients
         if mechanism is not None and noised:
-            width = mechanism.width(self._terms.classes, width)
+            width = numbers_of(mechanism, self._terms.classes, width)
         elif scenario.link.r_cut:
             width = scenario.link.r_cut
         rows, keep = self._rows(), scenario.link.keep

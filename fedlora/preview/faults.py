@@ -30,6 +30,7 @@ from fedlora.tasks import (
     label_column,
     make_task,
     partition,
+    records_of,
     task_class,
 )
 
@@ -118,7 +119,7 @@ def _look_at_data(scenario: Scenario, checkpoint: Checkpoint | None, faults: Fau
         path = getattr(data, which)
         if path.startswith("hub:") or (which == "test" and not path):
             continue
-        found = faults.of(partial(kind.records, scenario, which, labelled=bool(label)))
+        found = faults.of(partial(records_of, kind, scenario, which, labelled=bool(label)))
         if found:
             files[which] = found
     labels = scenario.task.labels

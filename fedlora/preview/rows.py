@@ -26,6 +26,7 @@ from fedlora.tasks import (
     label_column,
     make_task,
     partition,
+    records_of,
     task_class,
 )
 
@@ -153,7 +154,7 @@ def view_rows(scenario: Scenario, checkpoint: Checkpoint) -> RowView | None:
         return None
     label = label_column(data, labelled=kind.labelled)
     files = {
-        which: kind.records(scenario, which, labelled=bool(label))
+        which: records_of(kind, scenario, which, labelled=bool(label))
         for which in FILES
         if which == "train" or data.test
     }

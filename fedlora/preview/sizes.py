@@ -20,7 +20,7 @@ from fedlora.link import (
 )
 from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.split import DTYPES, Checkpoint, edge_tensors, predicted_bytes, to_prepack
-from fedlora.tasks import head_of, make_task, task_class
+from fedlora.tasks import front_of, head_of, make_task, task_class
 
 _CHUNK = 4 << 20  # logits at a time, see fedlora.tasks.causal_lm
 _DIGEST = 4  # bytes
@@ -232,7 +232,7 @@ def end_sizes(
         return geometry.head_width * (classes or checkpoint.size("vocab_size")), 0
     task = make_task(kind, scenario.task)
     head = head_of(task, checkpoint, torch.float32, geometry.head_width, seed)
-    front = task.front(checkpoint, torch.float32, geometry.embedding_width, seed)
+    front = front_of(task, checkpoint, torch.float32, geometry.embedding_width, seed)
     return sum(p.numel() for p in head.parameters()), sum(p.numel() for p in front.parameters())
 
 

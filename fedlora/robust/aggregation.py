@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from fedlora.blame import blaming
 from fedlora.config import RobustConfig
 from fedlora.errors import FedloraError, shown
-from fedlora.registry import blaming, make, resolve
+from fedlora.registry import make, resolve
 from fedlora.robust.base import Block, RobustAverage
 from fedlora.robust.mixing import Mixed
 
@@ -30,6 +31,11 @@ def create_average(config: RobustConfig) -> RobustAverage | None:
         return None
     kind = resolve("averages", config.average, RobustAverage, besides=["mean"])
     average: RobustAverage = make(kind, "robust.options", config.options, config.hostile)
+    if getattr(average, "hostile", None) != config.hostile:
+        raise FedloraError(
+            f"robust.average {shown(config.average)} has lost robust.hostile in __init__(); let "
+            "that call super().__init__(hostile)"
+        )
     return Mixed(average) if config.mix and average.mixes else average
 
 
@@ -65,8 +71,11 @@ def robust_mean(
             f"the average {name} returned shapes {[tuple(m.shape) for m in means][:3]}, not "
             f"{[tuple(e) for e in expected][:3]}; return (components, width) for each block"
         )
+    if odd := [str(mean.dtype) for mean in means if not mean.is_floating_point()]:
+        raise FedloraError(f"the average {name} returned {odd[0]}; return floats, as are given")
     if not all(bool(mean.isfinite().all()) for mean in means):
         raise FedloraError(f"the average {name} returned NaN or infinity; mend it")
+    means = [mean.to(block.values) for mean, block in zip(means, kept, strict=True)]
     return means, [block.present.any(0) for block in kept]
 
 

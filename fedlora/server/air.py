@@ -9,15 +9,16 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from fedlora.blame import blaming
 from fedlora.channel import AirLedger, AirRow, ChannelState, build_channel
 from fedlora.channel.ledger import AIR_KINDS, OUTSIDE_KINDS
-from fedlora.channel.schedule.base import ClientLoad, build_scheduler
-from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ, positive
+from fedlora.channel.schedule.base import ClientLoad, build_scheduler, division_of
+from fedlora.checks import BANDWIDTH_MAX_HZ, BANDWIDTH_MIN_HZ
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.ranks import ClientReport, DataStatistics
-from fedlora.registry import blaming
 from fedlora.report import ClientRecord, RoundRecord
+from fedlora.storage.tree import pack_state
 
 Purpose = Literal["train", "evaluation", "baseline", "resume"]
 Drop = Callable[[str, str], None]
@@ -68,6 +69,7 @@ class Air:
         self.enabled = self.config.deliver_every > 0
         self.purpose: Purpose = "train"
         self.radio = True
+        self._scheduler_name = f"channel.schedule.scheduler {self.config.schedule.scheduler}"
         self._scheduler = build_scheduler(
             scenario.channel.schedule, rounds=scenario.train.rounds, seed=scenario.seed
         )
@@ -177,27 +179,14 @@ class Air:
         if not states:
             return {}
         loads = {client: self._loads.get(client, self._load) for client in states}
-        name = f"channel.schedule.scheduler {self.config.schedule.scheduler}"
-        with blaming(name, type(self._scheduler)):
-            division = self._scheduler.select(round_ - 1, states, loads)
-        if not isinstance(division, Mapping):
-            raise FedloraError(
-                f"{name} returns a {type(division).__name__} from select(); expected a dict of Hz "
-                "by client"
-            )
-        if not division.keys() & states.keys():
-            raise FedloraError(
-                f"{name} chose none of {len(states)} clients for round {round_}; let it choose one "
-                "at least"
-            )
-        given = {client: float(hz) for client, hz in division.items() if client in states}
-        for client, hz in given.items():
-            positive(f"what {name} gives client {client}, in Hz,", hz)
+        given = division_of(self._scheduler, round_ - 1, states, loads, self._scheduler_name)
         return {c: min(max(hz, BANDWIDTH_MIN_HZ), BANDWIDTH_MAX_HZ) for c, hz in given.items()}
 
     def end_round(self, round_: int, clients: Iterable[str]) -> None:
         """Tell the scheduler how long the round took, and remember what it asked of each client."""
-        self._scheduler.observe(round_ - 1, self.ledger.totals(round_ - 1)["air_seconds"])
+        seconds = self.ledger.totals(round_ - 1)["air_seconds"]
+        with blaming(self._scheduler_name, type(self._scheduler)):
+            self._scheduler.observe(round_ - 1, seconds)
         for client in clients:
             row = self.row(round_, client)
             if row is not None:
@@ -277,18 +266,29 @@ class Air:
         return {
             "ledger": self.ledger.state_dict(),
             "bits": bits,
-            "scheduler": self._scheduler.state_dict(),
+            "scheduler": self._scheduler_state(),
             "loads": {
                 str(client): dataclasses.asdict(load)
                 for client, load in [*self._loads.items(), (_ANYBODY, self._load)]
             },
         }
 
+    def _scheduler_state(self) -> dict[str, Any]:
+        with blaming(self._scheduler_name, type(self._scheduler)):
+            state = self._scheduler.state_dict()
+        try:
+            pack_state(state)
+        except FedloraError as error:
+            told = f"{self._scheduler_name} has a state_dict() that no checkpoint holds: {error}"
+            raise FedloraError(told) from None
+        return state
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, in place of what was booked since the start."""
         self.ledger.load_state_dict(state["ledger"])
         self._bits |= {purpose: list(amounts) for purpose, amounts in state["bits"].items()}
-        self._scheduler.load_state_dict(state["scheduler"])
+        with blaming(self._scheduler_name, type(self._scheduler)):
+            self._scheduler.load_state_dict(state["scheduler"])
         self._loads = {int(client): ClientLoad(**load) for client, load in state["loads"].items()}
         self._load = self._loads.pop(_ANYBODY)
 

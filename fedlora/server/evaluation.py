@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from fedlora.blame import blaming
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError
 from fedlora.link import Eval, EvalBegin, Frame, Metrics, create_codec, messages as m, pack
-from fedlora.registry import blaming
 from fedlora.server.compute import AdapterState, ClientRows, SharedHead, SplitEngine
 from fedlora.server.exchange import head_space
 from fedlora.server.exchange.batches import Batches

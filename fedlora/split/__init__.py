@@ -5,7 +5,7 @@ from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.conformity import check_conformity
 from fedlora.split.edge import Back, Front, TokenEmbedding, pool_packed
 from fedlora.split.embeddings import LanguageHead, language_head, token_embedding
-from fedlora.split.family import Family, Loader, find_family
+from fedlora.split.family import Family, Loader, final_stage, find_family
 from fedlora.split.few_bits import (
     LIBRARIES,
     FewBitLinear,
@@ -54,6 +54,7 @@ __all__ = [
     "cut_widths",
     "edge_tensors",
     "embedding_width",
+    "final_stage",
     "find_family",
     "has_tokenizer",
     "is_hub_name",

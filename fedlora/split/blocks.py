@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedlora.blame import blaming
 from fedlora.errors import FedloraError
 from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.family import Family, Loader, find_family
+from fedlora.split.family import Family, Loader, find_family, title_of
 from fedlora.split.packed import (
     ROW_LENGTHS,
     RowCache,
@@ -90,6 +91,7 @@ class Blocks(nn.Module):
 
         super().__init__()
         self.family: Family = find_family(checkpoint)
+        self._title = title_of(type(self.family), checkpoint)
         self.config = checkpoint.config
         self.start = start
         cut = Cut(checkpoint.blocks, start, stop)
@@ -273,7 +275,8 @@ class Blocks(nn.Module):
             config.layer_types = config.layer_types[start:stop]
         config.num_hidden_layers = stop - start
         if start > 0:
-            self.family.skip_embedding_stage(self.model)
+            with blaming(self._title, type(self.family)):
+                self.family.skip_embedding_stage(self.model)
         else:
             _replace(self.model, self.family.embedding, nn.Identity())
         if start > 0 and _has(self.model, self.family.embedding):

@@ -11,7 +11,7 @@ from torch import nn
 from fedlora.split.blocks import Blocks, Cut
 from fedlora.split.checkpoint import Checkpoint
 from fedlora.split.embeddings import token_embedding
-from fedlora.split.family import Loader, find_family
+from fedlora.split.family import final_stage, find_family
 
 
 class TokenEmbedding(nn.Module):
@@ -130,8 +130,7 @@ class Back(nn.Module):
         if cut.stop < cut.blocks:
             self.blocks = Blocks(checkpoint, cut.stop, cut.blocks, final=final, dtype=dtype)
         elif final:
-            family = find_family(checkpoint)
-            self.final = family.final_stage(checkpoint.config, Loader(checkpoint, family, dtype))
+            self.final = final_stage(find_family(checkpoint), checkpoint, dtype)
 
     def forward(self, hidden: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Map packed hidden states (tokens, width) to what the head takes (tokens, width)."""

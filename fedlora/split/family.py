@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
 
-from fedlora.errors import FedloraError
+from fedlora.blame import blaming, is_ours
+from fedlora.errors import FedloraError, shown
 from fedlora.registry import names, resolve
 from fedlora.split.checkpoint import Checkpoint
 
@@ -156,6 +158,58 @@ class Loader:
         return self.checkpoint.load(self.name(base_name) or base_name, self.dtype)
 
 
+def final_stage(family: Family, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """Build the modules between the last block and the head.
+
+    Raises
+    ------
+    FedloraError
+        When the family makes anything else.
+    """
+    title = title_of(type(family), checkpoint)
+    with blaming(title, type(family)):
+        made: object = family.final_stage(checkpoint.config, Loader(checkpoint, family, dtype))
+    if not isinstance(made, nn.Module):
+        raise FedloraError(
+            f"{title} returns a {type(made).__name__} from final_stage(); expected a module"
+        )
+    return made
+
+
+def title_of(cls: type, checkpoint: Checkpoint) -> str:
+    """Return how a sentence names a checkpoint's family."""
+    return f"the family {cls.__module__}:{cls.__name__} of model_type {checkpoint.model_type!r}"
+
+
+_CLAIMS: Final[Mapping[str, tuple[type, ...]]] = MappingProxyType(
+    {
+        **dict.fromkeys(("prefix", "embedding", "layers"), (str,)),
+        "final": (tuple, list),
+        **dict.fromkeys(("causal", "tied", "packs", "continues"), (bool,)),
+        "misfit": (str,),
+        "ties": (bool,),
+        "still_token": (int, type(None)),
+        "first_position": (int,),
+        **dict.fromkeys(("embedding_scale", "logit_cap", "logit_scale"), (int, float)),
+    }
+)
+"""What a family says of itself, or of a configuration, by type."""
+
+
+def _check_claims(family: Family, checkpoint: Checkpoint) -> None:
+    """Refuse what a stranger's family says in another form than is read."""
+    for name, kinds in _CLAIMS.items():
+        value = getattr(family, name, None)
+        if callable(value):
+            value = value(checkpoint.config)
+        if not isinstance(value, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise FedloraError(
+                f"{title_of(type(family), checkpoint)} has {shown(value)} as {name}; expected "
+                f"{expected}"
+            )
+
+
 def find_family(checkpoint: Checkpoint) -> Family:
     """Return the family of a checkpoint.
 
@@ -170,7 +224,11 @@ def find_family(checkpoint: Checkpoint) -> Family:
             f"model_type {kind!r} in {checkpoint.folder} is of no supported family; supported: "
             f"{', '.join(names('families'))} (a plug-in can add one)"
         )
-    family: Family = resolve("families", kind, Family)()
+    cls: type[Family] = resolve("families", kind, Family)
+    with blaming(title_of(cls, checkpoint), cls):
+        family = cls()
+        if not is_ours(cls):
+            _check_claims(family, checkpoint)
     if misfit := family.misfit(checkpoint.config):
         raise FedloraError(f"{checkpoint.folder / 'config.json'} has {misfit}")
     return family

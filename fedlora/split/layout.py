@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.split.blocks import empty_model
 from fedlora.split.checkpoint import Checkpoint
-from fedlora.split.family import Loader, find_family
+from fedlora.split.family import Loader, find_family, title_of
 
 _POOLER = "pooler."  # fedlora pools by itself
 _SHOWN = 3
@@ -37,6 +37,13 @@ def check_layout(checkpoint: Checkpoint) -> None:
     model = empty_model(checkpoint)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     family = find_family(checkpoint)
+    modules = dict(model.named_modules())
+    for name in (family.embedding, family.layers):
+        if name not in modules:
+            raise FedloraError(
+                f"{title_of(type(family), checkpoint)} names the module {shown(name)}, which its "
+                f"base model lacks; name one of {', '.join(_top(modules))}"
+            )
     load = Loader(checkpoint, family, torch.float32)
     used, lacking = set(), []
     for name, shape in expected.items():
@@ -71,6 +78,11 @@ def check_layout(checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder} holds {_few(spare)}, for which the model that config.json "
             f"describes has no place; {_MEND}"
         )
+
+
+def _top(modules: Iterable[str]) -> list[str]:
+    """Return modules that are not below one of a list."""
+    return [name for name in modules if name and not re.search(r"\.\d", name)]
 
 
 def _in_base(entries: Mapping[str, Any], model: Any, prefix: str) -> set[str]:

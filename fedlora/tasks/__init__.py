@@ -12,7 +12,6 @@ from fedlora.tasks.base import (
     check_pool,
     head_trains,
     task_class,
-    vectors_of,
 )
 from fedlora.tasks.classification import Classification
 from fedlora.tasks.columns import (
@@ -40,7 +39,15 @@ from fedlora.tasks.errors import ErrorCounts
 from fedlora.tasks.language_records import renders_chat
 from fedlora.tasks.metrics import ClassificationCounts, NoisedCounts
 from fedlora.tasks.partition import Rows, holdout_split, partition
-from fedlora.tasks.plugin import counts_of, head_of, loss_of, make_task
+from fedlora.tasks.plugin import (
+    counts_of,
+    front_of,
+    head_of,
+    loss_of,
+    make_task,
+    records_of,
+    vectors_of,
+)
 from fedlora.tasks.scores import ScoreCounts
 from fedlora.tasks.text_scores import TextCounts, check_text_scores
 from fedlora.tasks.tokenizer import Tokenizer, load_tokenizer
@@ -75,6 +82,7 @@ __all__ = [
     "encode_records",
     "end_tokens",
     "fitting_tokenizer",
+    "front_of",
     "head_of",
     "head_trains",
     "holdout_split",
@@ -86,6 +94,7 @@ __all__ = [
     "loss_of",
     "make_task",
     "partition",
+    "records_of",
     "renders_chat",
     "require_column",
     "require_texts",

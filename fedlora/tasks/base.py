@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedlora.config import DataConfig, Scenario, TaskConfig
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, shown
 from fedlora.registry import resolve
 from fedlora.split import Checkpoint, TokenEmbedding, find_family
 from fedlora.tasks.columns import Record
@@ -282,34 +282,6 @@ class Task(ABC):
         """Read counts that came over a wire; raises ``ProtocolError`` when they are not valid."""
 
 
-def vectors_of(task: Task, front: nn.Module, samples: Sequence[Sample], width: int) -> torch.Tensor:
-    """Return a batch's vectors, one for each token or place, shape (tokens, width).
-
-    Parameters
-    ----------
-    task, front
-        A task, and what its ``front`` built.
-    samples
-        The batch.
-    width
-        Numbers that a vector has to have.
-
-    Raises
-    ------
-    FedloraError
-        When the task makes others.
-    """
-    made: object = task.embed(front, samples)
-    shape = (sum(sample.length for sample in samples), width)
-    if not isinstance(made, torch.Tensor) or tuple(made.shape) != shape:
-        what = f"shape {tuple(made.shape)}" if isinstance(made, torch.Tensor) else repr(made)
-        raise FedloraError(
-            f"the front of task.kind {task.config.kind} made {what:.80} in place of vectors of "
-            f"shape {shape}, one for each place of each sample; mend its front() or embed()"
-        )
-    return made
-
-
 def check_front(scenario: Scenario, front: nn.Module) -> None:
     """Refuse to train a front that has nothing to train.
 
@@ -337,9 +309,15 @@ def task_class(kind: str) -> type[Task]:
     Raises
     ------
     FedloraError
-        When there is none of that name, or it is no task.
+        When there is none of that name, it is no task, or does not say what kind of one.
     """
     cls: type[Task] = resolve("tasks", kind, Task)
+    for name in ("pooled", "trains_head", "tokens", "labelled"):
+        if not isinstance(getattr(cls, name, None), bool):
+            raise FedloraError(
+                f"task.kind {kind!r} has {shown(getattr(cls, name, None))} as {name}; write "
+                f"`{name} = True` or `{name} = False` in the class"
+            )
     return cls
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedlora.blame import is_ours
 from fedlora.config import DataConfig, Scenario
 from fedlora.errors import FedloraError, shown
 from fedlora.split import Checkpoint
@@ -39,7 +40,7 @@ def encode_records(
         of which no front makes vectors that the model takes.
     """
     samples = samples_of(task, records, tokenizer, data)
-    if tokenizer is not None and tokenizer.largest_id < rows:
+    if tokenizer is not None and tokenizer.largest_id < rows and is_ours(type(task)):
         return samples
     for sample in samples:
         if tokenizer is None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora import registry
+from fedlora.blame import blaming
 from fedlora.channel.state import ChannelState
+from fedlora.checks import positive
 from fedlora.config import ScheduleConfig
+from fedlora.errors import FedloraError, shown
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,63 @@ class Scheduler(ABC):
         if not self.total_bandwidth_hz:
             return {client: reports[client].bandwidth_hz for client in clients}
         return dict.fromkeys(clients, self.total_bandwidth_hz / max(len(clients), 1))
+
+
+def division_of(
+    scheduler: Scheduler,
+    round: int,
+    reports: Mapping[int, ChannelState],
+    loads: Mapping[int, ClientLoad],
+    what: str,
+) -> dict[int, float]:
+    """Return whom a scheduler chooses of those that report, and the bandwidth of each in Hz.
+
+    Parameters
+    ----------
+    scheduler, round, reports, loads
+        See ``Scheduler.select``.
+    what
+        How a sentence names it.
+
+    Raises
+    ------
+    FedloraError
+        When it chooses nobody, or answers anything else.
+    """
+    with blaming(what, type(scheduler)):
+        division: object = scheduler.select(round, reports, loads)
+    if not isinstance(division, Mapping):
+        raise FedloraError(
+            f"{what} returns a {type(division).__name__} from select(); expected a dict of Hz by "
+            "client"
+        )
+    if not division.keys() & reports.keys():
+        raise FedloraError(
+            f"{what} chose none of {len(reports)} clients for round {round + 1}; let it choose "
+            "one at least"
+        )
+    given = {client: hz for client, hz in division.items() if client in reports}
+    return {c: positive(f"what {what} gives client {c}, in Hz,", hz) for c, hz in given.items()}
+
+
+def foreseen(
+    scheduler: Scheduler, round: int, clients: Sequence[int], what: str
+) -> list[int] | None:
+    """Return whom a scheduler will choose of some clients; see ``Scheduler.foresee``.
+
+    Raises
+    ------
+    FedloraError
+        When it answers anything else than some of them, or None.
+    """
+    with blaming(what, type(scheduler)):
+        found: object = scheduler.foresee(round, clients)
+    if found is None or (isinstance(found, list) and set(found) <= set(clients)):
+        return found
+    raise FedloraError(
+        f"{what} returns {shown(found)} from foresee(); expected a list of some of the clients "
+        "that it is given, or None"
+    )
 
 
 def build_scheduler(config: ScheduleConfig, *, rounds: int, seed: int) -> Scheduler:

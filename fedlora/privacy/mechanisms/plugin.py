@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Final
 
 import torch
 
-from fedlora import registry
+from fedlora import blame, registry
+from fedlora.checks import positive
 from fedlora.config import PrivacyPolicy
-from fedlora.errors import FedloraError, described, shown
-from fedlora.privacy.mechanisms.base import Mechanism
+from fedlora.errors import FedloraError, shown
+from fedlora.privacy.accounting import Charge
+from fedlora.privacy.mechanisms.base import Gradients, Mechanism
 from fedlora.privacy.mechanisms.full import Full
 from fedlora.privacy.mechanisms.labels import Labels
 from fedlora.privacy.mechanisms.logits import Logits
@@ -71,25 +73,25 @@ def mechanism_of(policy: PrivacyPolicy) -> Mechanism | None:
         return None
     cls = mechanism_class(policy.release)
     try:
-        return cls(policy)
+        made = cls(policy)
     except FedloraError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FedloraError(
             f"privacy.release is {shown(policy.release)}, which cannot be made with a policy alone "
-            f"({described(error)}); mend the plug-in"
+            f"({blame.place_in_plugin(error)}); mend the plug-in"
         ) from error
+    if getattr(made, "policy", None) is not policy:
+        raise FedloraError(
+            f"privacy.release {shown(policy.release)} has lost its policy in __init__(); let that "
+            "call super().__init__(policy)"
+        )
+    return made
 
 
-@contextmanager
-def blaming(mechanism: Mechanism) -> Iterator[None]:
-    """Turn whatever a mechanism raises into a ``FedloraError`` that names it."""
-    try:
-        yield
-    except FedloraError:
-        raise
-    except Exception as error:
-        raise FedloraError(f"{_named(mechanism)} fails ({described(error)}); mend it") from error
+def blaming(mechanism: Mechanism) -> AbstractContextManager[None]:
+    """Turn whatever a stranger's mechanism raises into a ``FedloraError`` that names it."""
+    return blame.blaming(_named(mechanism), type(mechanism))
 
 
 def asked(
@@ -104,6 +106,89 @@ def asked(
         return shaped(
             mechanism, method, getattr(mechanism, method)(*arguments), shape, finite=finite
         )
+
+
+def numbers_of(mechanism: Mechanism, classes: int, width: int) -> int:
+    """Return how many numbers of each row are uploaded; see ``Mechanism.width``.
+
+    Raises
+    ------
+    FedloraError
+        When the mechanism says no whole number of at least 1.
+    """
+    with blaming(mechanism):
+        found: object = mechanism.width(classes, width)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise FedloraError(
+            f"{_named(mechanism)} returns {shown(found)} from width; expected a whole number from 1"
+        )
+    return found
+
+
+def charge_of(mechanism: Mechanism, sigma: float) -> Charge:
+    """Return what an upload at this noise costs; see ``Mechanism.charge``.
+
+    Raises
+    ------
+    FedloraError
+        When the mechanism says no charge.
+    """
+    with blaming(mechanism):
+        found: object = mechanism.charge(sigma)
+    if not isinstance(found, Charge):
+        raise FedloraError(
+            f"{_named(mechanism)} returns {shown(found)} from charge; expected a Charge"
+        )
+    return found
+
+
+def gradients_of(
+    mechanism: Mechanism,
+    uploaded: torch.Tensor,
+    z: torch.Tensor,
+    weight: torch.Tensor | None,
+    sigma: float,
+) -> Gradients:
+    """Return what a server makes of a release; see ``Mechanism.gradients`` and ``shaped``.
+
+    Numbers may be beyond what floats hold, as an upload is a peer's.
+    """
+    with blaming(mechanism):
+        found: object = mechanism.gradients(uploaded, z, weight, sigma)
+    if not isinstance(found, Gradients):
+        raise FedloraError(
+            f"{_named(mechanism)} returns {shown(found)} from gradients; expected Gradients"
+        )
+    cut, head = shaped(mechanism, "gradients", found.cut, z.shape, finite=False), found.head
+    if weight is not None:
+        head = shaped(mechanism, "gradients", head, weight.shape, finite=False)
+    return Gradients(cut, None if weight is None else head)
+
+
+def check_words(mechanism: Mechanism) -> None:
+    """Refuse a mechanism of which no report could be written when the run has ended.
+
+    Raises
+    ------
+    FedloraError
+        When it does not say what it covers and excludes, or what a sample left out costs.
+    """
+    with blaming(mechanism):
+        said: dict[str, object] = {"covers": mechanism.covers(), "excludes": mechanism.excludes()}
+        zero_out: object = mechanism.zero_out
+    for name, found in said.items():
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise FedloraError(
+                f"{_named(mechanism)} returns {shown(found)} from {name}; expected a list of texts"
+            )
+    positive(f"zero_out of {_named(mechanism)}", zero_out)
+
+
+def probe_of(mechanism: Mechanism, z: torch.Tensor, *arguments: object) -> torch.Tensor | None:
+    """Return a draw of a mechanism's noise at the cut; see ``Mechanism.probe`` and ``shaped``."""
+    with blaming(mechanism):
+        found: object = mechanism.probe(z, *arguments)  # type: ignore[arg-type]
+    return None if found is None else shaped(mechanism, "probe", found, z.shape)
 
 
 def shaped(

@@ -10,7 +10,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.errors import ProtocolError
 from fedlora.link import Frame, Gradient, create_codec, messages as m
-from fedlora.privacy.mechanisms import blaming, mechanism_of, shaped
+from fedlora.privacy.mechanisms import gradients_of, mechanism_of, numbers_of, probe_of
 from fedlora.server.compute import MOST_NORM, SharedHead, SplitEngine, gradient_size
 from fedlora.server.exchange import head_space
 from fedlora.server.exchange.cohort import Cohort
@@ -177,18 +177,13 @@ class Answers:
             return None, {}
         assert self._mechanism is not None
         matrix = head.linear_weight() if head is not None else None
-        width = self._mechanism.width(0 if matrix is None else len(matrix), z.shape[1])
+        classes = 0 if matrix is None else len(matrix)
+        width = numbers_of(self._mechanism, classes, z.shape[1])
         uploaded = read_gradient(reply, self._back, (len(z), width))
         sigma = self.spending.sigma(client)
-        with blaming(self._mechanism):
-            found = self._mechanism.gradients(uploaded, z.cpu(), matrix, sigma)
-        cut = shaped(self._mechanism, "gradients", found.cut, z.shape, finite=False)
-        own = {}
-        if matrix is not None:
-            head_gradient = shaped(
-                self._mechanism, "gradients", found.head, matrix.shape, finite=False
-            )
-            own = {"weight": head_gradient}
+        found = gradients_of(self._mechanism, uploaded, z.cpu(), matrix, sigma)
+        cut = found.cut
+        own = {} if found.head is None else {"weight": found.head}
         if not all(bool(part.isfinite().all()) for part in (cut, *own.values())):
             raise ProtocolError(
                 "its gradient leads beyond what floats hold; no mechanism gives that"
@@ -216,7 +211,7 @@ class Answers:
         drawn = {}
         for client in clients:
             sigma = self.spending.sigma(client) if self._releases else 0.0
-            probe = mechanism.probe(z[client].cpu(), weight, sigma, generator)
+            probe = probe_of(mechanism, z[client].cpu(), weight, sigma, generator)
             if probe is not None:
                 drawn[client] = probe
         return drawn

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedlora.blame import naming_plugins
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
 from fedlora.report import seconds_text
@@ -79,7 +80,7 @@ def run_missing(
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(title, total=len(missing), last="")
-        futures = {pool.submit(run, trial, *shared(trial)): trial for trial in missing}
+        futures = {pool.submit(_named, run, trial, *shared(trial)): trial for trial in missing}
         for future in as_completed(futures):
             try:
                 results.add(future.result())
@@ -95,6 +96,12 @@ def run_missing(
                 left_s = (time.monotonic() - began) / ended * (len(missing) - ended)
                 told += f", about {seconds_text(left_s)} left" if ended < len(missing) else ""
                 console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _named(run: Callable[..., Record], *arguments: Any) -> Record:
+    """Run a trial; what a plug-in raises becomes a sentence here, where it is known whose it is."""
+    with naming_plugins():
+        return run(*arguments)
 
 
 def _label(trial: Trial) -> str:

@@ -1,0 +1,161 @@
+"""A plug-in of each kind from a folder of its own: a sound one trains, a broken one is named.
+
+A broken strategy is told of and the run goes on; any other ends it, in one sentence that names the
+plug-in and says what was expected.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from support.broken_plugins import (
+    KINDS,
+    LATER,
+    OPTIONS,
+    RAISE,
+    Broken,
+    broken_plugins,
+    class_of,
+    copy_of,
+    register_family,
+    settings_of,
+    write_broken,
+    write_model,
+    write_plugins,
+)
+from support.federation import Federation, copy_model, scenario, write_records
+
+from fedlora.blame import naming_plugins
+from fedlora.check import check_scenario
+from fedlora.config import Scenario
+from fedlora.errors import FedloraError
+from fedlora.registry import use_python_path
+
+BROKEN = list(broken_plugins())
+FEW = {
+    *((kind, RAISE) for kind in KINDS),
+    *((kind, LATER) for kind in KINDS),
+    *((kind, "returns None") for kind in KINDS),
+}
+"""What is tried of each kind every time; all of it takes a minute."""
+MEND = re.compile(r"expected|; (mend|let|make|write|name|return|set|count|choose|lower)\b")
+
+
+@pytest.fixture(scope="session")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plugins(tmp_path_factory.mktemp("away"))
+
+
+@pytest.fixture(scope="session")
+def neox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("neox"))
+
+
+@pytest.fixture(scope="session")
+def gpt2(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_model(checkpoints["gpt2"], tmp_path_factory.mktemp("gpt2") / "model", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("texts") / "train.csv", 45)
+
+
+def run(config: Scenario) -> Federation:
+    """Check and run as every door does, and say at the end what a summary says."""
+    with naming_plugins():
+        check_scenario(config)
+        federation = Federation(config).run()
+        federation.server.air.state_dict()
+        federation.server.training.summary_fields()
+    return federation
+
+
+def one_round(gpt2: Path, texts: Path, *more: str) -> Scenario:
+    small = ("train.rounds=2", "train.steps=2", "train.batch_size=2", "lora.r_max=2")
+    return scenario(gpt2, texts, *small, "privacy.delta=1e-3", *more)
+
+
+def few_of(broken: Broken) -> bool:
+    return any(kind == broken.kind and fault in broken.fault for kind, fault in FEW)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sound_one_trains_from_a_folder_outside_the_repository(
+    kind, plugins, neox, gpt2, texts, tmp_path
+):
+    folder = copy_of(plugins, tmp_path / "plugins")
+    register_family(folder, class_of("family"))
+    config = one_round(gpt2, texts, *settings_of(kind, class_of(kind), folder, neox))
+    federation = run(config)
+    assert len(federation.recorder.rounds) == 2 and not federation.server.cohort.lost
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(b, id=str(b).replace(" ", "_"), marks=[] if few_of(b) else pytest.mark.slow)
+        for b in BROKEN
+    ],
+)
+def test_a_broken_one_is_named_with_what_was_expected(
+    broken, plugins, neox, gpt2, texts, tmp_path, caplog
+):
+    folder = copy_of(plugins, tmp_path / "plugins")
+    name = write_broken(folder, broken)
+    config = one_round(gpt2, texts, *settings_of(broken.kind, name, folder, neox))
+    caplog.set_level(logging.WARNING)
+    try:
+        federation = run(config)
+    except FedloraError as error:
+        said = str(error)
+    else:
+        assert broken.kind == "strategy", "it trained as if nothing were wrong"
+        assert len(federation.recorder.rounds) == 2
+        said = next(r.getMessage() for r in caplog.records if "Broken" in r.getMessage())
+    assert "Broken" in said and MEND.search(said), said
+    assert "\n" not in said and "Traceback" not in said and len(said) < 900, said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (None, "cannot import 'broken'"),
+        ("import nothing_of_this_name", r"in line 1 of .*broken\.py \(ModuleNotFoundError"),
+        ("class Broken(:\n", r"in line 1 of .*broken\.py \(SyntaxError"),
+        ("import sys\nsys.exit(0)", r"in line 2 of .*broken\.py \(SystemExit"),
+        ("x = 1\nopen('/nowhere')", r"in line 2 of .*broken\.py \(FileNotFoundError"),
+        ("other = 1", "module 'broken' has no 'Broken'"),
+        ("class Broken: pass", "is the class broken.Broken; name a class that inherits from"),
+        ("def Broken(): pass", "is a function; name a class that inherits from"),
+        ("Broken = 3", "is a int; name a class that inherits from"),
+    ],
+)
+def test_one_that_is_no_plug_in_is_named_before_anything_starts(
+    kind, code, said, plugins, neox, gpt2, texts, tmp_path
+):
+    folder = copy_of(plugins, tmp_path / "plugins")
+    register_family(folder, "broken:Broken")
+    if code is not None:
+        (folder / "broken.py").write_text(code)
+    config = one_round(gpt2, texts, *settings_of(kind, "broken:Broken", folder, neox))
+    with pytest.raises(FedloraError, match=said) as caught:
+        check_scenario(config)
+    assert "broken:Broken" in str(caught.value) or "gpt_neox" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_options_that_one_does_not_know_are_named_with_those_that_it_knows(
+    kind, plugins, gpt2, texts, neox
+):
+    settings = settings_of(kind, class_of(kind), plugins, neox)
+    config = one_round(gpt2, texts, *settings, f"{OPTIONS[kind]}.nope=1")
+    use_python_path(config.python_path)
+    said = rf"{OPTIONS[kind]} has no option 'nope'; known options: "
+    with pytest.raises(FedloraError, match=re.escape(said)):
+        check_scenario(config)
