@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from fedlora.blame import naming_plugins
+from fedlora.blame import naming_plugins, overdue
 from fedlora.errors import FedloraError
 from fedlora.import_path import leave_working_folder, put_bundles_last
 from fedlora.launch.killed import ended_by_ray
@@ -96,6 +96,10 @@ class EdgeHost:
         except FedloraError as error:
             return _told_of(error)
         return {}
+
+    def overdue(self) -> list[str]:
+        """Return what is said of plug-ins that take long: nobody reads this process's log."""
+        return overdue()
 
     def result(self, client: int) -> dict[str, Any]:
         """Return what is known of a client: how its session ended, and what it holds."""

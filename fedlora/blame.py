@@ -23,6 +23,9 @@ _STRANGERS: dict[str, str] = {}
 _WAITED_FOR: dict[int, tuple[str, float]] = {}
 """Calls that have not returned, and when they began."""
 
+_OVERDUE: dict[str, str] = {}
+"""What was said of calls that took long."""
+
 _PATIENCE_S: Final = 10.0
 
 
@@ -125,19 +128,21 @@ def waiting_for(what: str) -> Iterator[None]:
         del _WAITED_FOR[id(call)]
 
 
+def overdue() -> list[str]:
+    """Return what was said of calls that took long, in this process."""
+    return list(_OVERDUE.values())
+
+
 @cache
 def _watch() -> None:
     threading.Thread(target=_look, name="fedlora-plugins", daemon=True).start()
 
 
 def _look() -> None:
-    told: set[str] = set()
     while True:
         time.sleep(_PATIENCE_S / 10)
         for what, began in list(_WAITED_FOR.values()):
             took_s = time.monotonic() - began
-            if what not in told and took_s > _PATIENCE_S * stretch():
-                told.add(what)
-                _log.warning(
-                    "%s takes over %d s, and all wait for it; make it faster", what, took_s
-                )
+            if what not in _OVERDUE and took_s > _PATIENCE_S * stretch():
+                _OVERDUE[what] = f"{what} takes over {took_s:.0f} s, and all wait for it; make it faster"
+                _log.warning("%s", _OVERDUE[what])

@@ -107,6 +107,7 @@ class EdgeHosts:
 
         actors: dict[str, Any] = {}
         asked: dict[str, Any] = {}
+        told: set[str] = set()
         while not over.wait(_LOOK_S):
             if not in_simulation():  # Ray's functions would start a Ray of this process's own
                 continue
@@ -115,16 +116,20 @@ class EdgeHosts:
                     actors[name] = actors.get(name) or ray.get_actor(name, namespace=NAMESPACE)
                 except ValueError:  # not started yet; who starts it tells of its failure
                     continue
-                asked[name] = asked.get(name) or actors[name].__ray_ready__.remote()
+                asked[name] = asked.get(name) or actors[name].overdue.remote()
             ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=0)
             for name in [name for name, answer in asked.items() if answer in ready]:
                 try:
-                    ray.get(asked.pop(name))
+                    slow = set(ray.get(asked.pop(name))) - told
                 except ray.exceptions.RayError as error:
                     self.lost = ended_by_ray(self._who(name, str(error)), str(error), self._before)
                     if self.lost:
                         tell(self.lost)
                         return
+                    continue
+                told |= slow
+                for text in sorted(slow):
+                    log.warning("%s", text)
 
     def _who(self, name: str, said: str) -> str:
         """Name a host by its clients and the process that Ray knows it as."""
