@@ -144,5 +144,7 @@ def _look() -> None:
         for what, began in list(_WAITED_FOR.values()):
             took_s = time.monotonic() - began
             if what not in _OVERDUE and took_s > _PATIENCE_S * stretch():
-                _OVERDUE[what] = f"{what} takes over {took_s:.0f} s, and all wait for it; make it faster"
+                _OVERDUE[what] = (
+                    f"{what} takes over {took_s:.0f} s, and all wait for it; make it faster"
+                )
                 _log.warning("%s", _OVERDUE[what])

@@ -16,9 +16,10 @@ from torch import nn
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError, described
 from fedlora.split import Checkpoint, model_folder, token_embedding
-from fedlora.tasks.base import Counts, Sample, Task, TaskLoss, task_class, vectors_of
+from fedlora.tasks.base import Counts, Sample, Task, TaskLoss, task_class
 from fedlora.tasks.columns import class_names, label_column
 from fedlora.tasks.encoding import encode_records, fitting_tokenizer
+from fedlora.tasks.plugin import vectors_of
 
 _RECORDS = 24  # of the scenario that are looked at
 _BATCH = 5

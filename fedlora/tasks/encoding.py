@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.blame import is_ours
-from fedlora.config import DataConfig, Scenario
+from fedlora.config import DataConfig, Scenario, TaskConfig
 from fedlora.errors import FedloraError, shown
 from fedlora.split import Checkpoint
 from fedlora.tasks.base import RecordError, Sample, Task, task_class
@@ -44,7 +44,7 @@ def encode_records(
         return samples
     for sample in samples:
         if tokenizer is None:
-            wrong = unfit_values(sample, task.config.max_length)
+            wrong = unfit_values(sample, task.config)
         else:
             wrong = lacking_token(sample.ids, tokenizer, rows)
         if wrong:
@@ -54,22 +54,22 @@ def encode_records(
     return samples
 
 
-def unfit_values(sample: Sample, longest: int) -> str:
+def unfit_values(sample: Sample, config: TaskConfig) -> str:
     """Return what is wrong with a sample whose inputs are no tokens; empty where nothing is.
 
     Parameters
     ----------
     sample
         The sample.
-    longest
-        Most places of its sequence: ``task.max_length``.
+    config
+        Of its task, with ``max_length``, the most places of a sequence.
     """
-    values = sample.values
+    values, longest = sample.values, config.max_length
     if values is None or values.dim() != 2 or values.dtype != torch.float32:
         kind = "none" if values is None else f"{values.dtype} of shape {tuple(values.shape)}"
         return (
-            f"values that are no fp32 tensor of shape (places, numbers) but {kind}; mend the "
-            "task's samples()"
+            f"values that are no fp32 tensor of shape (places, numbers) but {kind}; mend samples() "
+            f"of task.kind {config.kind}"
         )
     if not 1 <= len(values) <= longest:
         return (

@@ -35,11 +35,11 @@ KINDS = {
     "codec": ("link.activation={}", "link.representation={}", "link.gradient={}"),
     "average": ("robust.average={}", "robust.hostile=1"),
     "channel": ("channel.model={}",),
-    "scheduler": ("channel.schedule.scheduler={}",),
+    "scheduler": ("channel.schedule.scheduler={}", "robust.average=median", "robust.hostile=1"),
     "predictor": ("channel.predict={}", "channel.report.lead_s=3", "channel.coherence_s=0.5"),
     "mechanism": ("privacy.release={}", "privacy.epsilon=8", "head.share=personal"),
     "task": ("task.kind={}", "data.test=", "partition.kind=iid"),
-    "family": (),  # which the model names
+    "family": ("model.client_front=1",),  # the model names it
 }
 """What a scenario says to have a plug-in of a kind; a class in place of the braces."""
 OPTIONS = {
@@ -110,10 +110,10 @@ _ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
         "misfit": ("3",),
         "embedding_scale": ("'text'",),
         "still_token": ("'text'",),
-        "final_stage": _ANY,
+        "skip_embedding_stage": (),
     },
 }
-_CALLS = {"decode": 9, "encode": 9, "sample": 20, "select": 1, "average": 1, "loss": 2, "values": 2}
+_CALLS = {"decode": 9, "encode": 9, "sample": 4, "select": 1, "average": 1, "loss": 2, "values": 2}
 _CALLS |= {"samples": 8, "noised": 2, "embed": 9, "measure": 1, "allocate": 1, "predict": 4}
 """How many calls of a method come before one in the middle of a run."""
 
