@@ -18,6 +18,7 @@ _WIDTH = 24
 _DRAWS = 400
 _SIGMAS = 6.0  # by which a mean of draws may be off before it is called biased
 _MOST_BYTES = 1 << 23
+_LARGER = 1.05  # as rounding at random makes single rows
 _BATCH, _SLOW_S = (1024, 256), 1.0
 
 Parts = Mapping[str, torch.Tensor]
@@ -35,7 +36,8 @@ def check_codec(make: Callable[[], object]) -> list[str]:
     -------
     list of str
         One sentence for each finding of the first kind that there is: what happened, and what was
-        expected. Empty if nothing speaks against the codec. How much it loses is not judged.
+        expected. Empty if nothing speaks against the codec. How much it loses is not judged, only
+        that rows come out nearer to themselves than zeros are, and no larger.
     """
     try:
         codec, other = make(), make()
@@ -43,7 +45,7 @@ def check_codec(make: Callable[[], object]) -> list[str]:
         return [f"it cannot be made ({described(error)}); expected a codec"]
     if not (isinstance(codec, Codec) and isinstance(other, Codec)):
         return [f"{codec!r:.80} is no codec; give a class that inherits from Codec"]
-    for part in (_written, _read, _drawn, _remembered, _hostile, _pace):
+    for part in (_written, _read, _drawn, _remembered, _hostile, _near, _pace):
         try:
             findings = list(dict.fromkeys(part(codec, other)))
         except _Finding as finding:
@@ -152,6 +154,20 @@ def _read(codec: Codec, other: Codec) -> Iterator[str]:
             yield f"two codecs read the same bytes of {name} otherwise; expected equal tensors"
         if not torch.isfinite(found).all():
             yield f"decode gives what is not finite for {name}; expected finite numbers"
+
+
+def _near(codec: Codec, other: Codec) -> Iterator[str]:
+    """Hold what is read against what was written: nearer than zeros are, and no larger."""
+    x = dict(_batches())["seven rows"]
+    shape = (int(x.shape[0]), int(x.shape[1]))
+    parts = _carried(_encode(codec, x, "seven rows"), "seven rows")
+    found = _decode(other, parts, shape, "seven rows")
+    away, along = float((found - x).norm() / x.norm()), float((found * x).sum() / x.square().sum())
+    if not (away < 1 and along <= _LARGER):
+        yield (
+            f"what decode reads is {away:.2g} of the rows' length away from them, and {along:.2g} "
+            "times as long in their direction; expected under 1, and no longer than they are"
+        )
 
 
 def _drawn(codec: Codec, other: Codec) -> Iterator[str]:

@@ -115,6 +115,21 @@ class Guesses(Halves):
         return super().decode(parts, shape)
 
 
+class Triples(Halves):
+    def decode(self, parts, shape):
+        return 3 * super().decode(parts, shape)
+
+
+class Mirrors(Halves):
+    def decode(self, parts, shape):
+        return super().decode(parts, shape).flip(0)
+
+
+class Nothing(Halves):
+    def decode(self, parts, shape):
+        return 0 * super().decode(parts, shape)
+
+
 class Drifts(EntropyCodec):
     """Differences to what was read before, which are rounded anew: errors add up."""
 
@@ -154,6 +169,9 @@ class Unread(EntropyCodec):
         (Misremembers, "remember other levels of rows of 64 numbers; expected the same"),
         (Unread, "remember other levels of rows of 64 numbers; expected the same"),
         (Trusting, "decode raised KeyError"),
+        (Triples, "is 2 of the rows' length away from them, and 3 times as long"),
+        (Mirrors, "of the rows' length away from them"),
+        (Nothing, "is 1 of the rows' length away from them, and 0 times as long"),
         (Guesses, "decode takes no part at all; expected a ProtocolError"),
     ],
 )

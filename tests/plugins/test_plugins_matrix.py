@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,13 @@ from support.federation import Federation, copy_model, scenario, write_records
 
 from fedlora.blame import naming_plugins
 from fedlora.check import check_scenario
-from fedlora.config import Scenario
+from fedlora.cli import main
+from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.registry import use_python_path
+from fedlora.report import RunFolder
 from fedlora.split import Checkpoint, final_stage, find_family
+from simulations.in_process import federate
 
 BROKEN = list(broken_plugins())
 FEW = {
@@ -151,6 +155,42 @@ def test_one_that_is_no_plug_in_is_named_before_anything_starts(
         check_scenario(config)
     assert "broken:Broken" in str(caught.value) or "gpt_neox" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+OF_NO_METHOD = "def __getattribute__(self, name):\n    raise SystemExit(0)"
+"""Raises wherever it is looked at, also where nobody asks with care."""
+
+
+def test_a_command_ends_with_status_2_and_the_sentence_whatever_a_plug_in_raises(
+    plugins, neox, gpt2, texts, tmp_path, monkeypatch, capsys
+):
+    folder = copy_of(plugins, tmp_path / "plugins")
+    name = write_broken(folder, Broken("task", "", OF_NO_METHOD))
+    config = one_round(gpt2, texts, *settings_of("task", name, folder, neox))
+    (tmp_path / "scenario.toml").write_text(scenario_to_toml(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fedlora", "check", "scenario.toml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "task.kind 'broken:Broken' fails (SystemExit at broken.py, line" in said.out + said.err
+
+
+def test_a_run_keeps_its_rounds_and_says_which_plug_in_ended_it(
+    plugins, neox, gpt2, texts, tmp_path
+):
+    folder = copy_of(plugins, tmp_path / "plugins")
+    later = next(b for b in BROKEN if str(b) == f"average {LATER} in average")
+    name = write_broken(folder, replace(later, code=later.code.replace("> 1:", "> 3:")))
+    config = one_round(gpt2, texts, *settings_of("average", name, folder, neox))
+    said = r"the average broken:Broken fails \(KeyError at broken\.py, line \d+: .*; mend it"
+    with pytest.raises(FedloraError, match=said):
+        federate(config, out=tmp_path / "run", workers=1)
+    kept = RunFolder(tmp_path / "run")
+    assert [record["round"] for record in kept.read_metrics()] == [1]
+    assert re.search(said, kept.read_events()[0][-1]["text"])
+    assert "Traceback" not in kept.log.read_text()
 
 
 @pytest.mark.parametrize("answer", ["raise KeyError('no luck')", "return None"])
