@@ -56,6 +56,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python writes no whole number of over 4,300 digits
         text = "a number of over 4,300 digits"
+    text = " ".join(line.strip() for line in text.splitlines())  # of arrays
     if len(text) <= _SHOWN:
         return text
     return f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"

@@ -161,7 +161,7 @@ class Averages(Readings):
         (Changes, "samples has changed the records"),
         (Draws, "gave others for the same records"),
         (Nothing, "samples made nothing of 24 records"),
-        (Invents, "samples made something of no record"),
+        (Invents, "returns a sample with the source 0 from samples() of 0 records"),
         (Unseeded, "head gave other weights for the same seed"),
         (UnseededFront, "front gave other weights for the same seed"),
         (Narrow, "it was refused: the front of task.kind"),

@@ -145,7 +145,7 @@ def test_what_a_task_of_floats_does_not_have_is_refused(bare, folder, overrides,
     ("old", "new", "said"),
     [
         ("nn.Linear(2, width)", "nn.Linear(2, 5)", r"made shape \(4, 5\) in place of.*\(4, 32\)"),
-        ("nn.Linear(2, width)", "lambda x: None", "made None in place of vectors"),
+        ("nn.Linear(2, width)", "lambda x: None", "returns a function from front"),
         ("def front(", "def other(", r"has no front; let its front\(\) return a module"),
         ('float(record[f"x{i}"])', "float('nan')", "record 1 of .* has NaN or infinity"),
         ("values=values", "values=values.double()", r"no fp32 tensor of shape .* torch.float64"),
