@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedlora.config.ranges import check_ranges, within
+from fedlora.errors import FedloraError, shown
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,13 @@ class ObserveConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "observe.")
+        for switch, off, key, usual in (
+            ("mlflow", "false", "mlflow_uri", ""),
+            ("wandb", "false", "wandb_mode", "offline"),
+            ("prometheus_port", "0", "prometheus_host", "127.0.0.1"),
+        ):
+            if (value := getattr(self, key)) != usual and not getattr(self, switch):
+                raise FedloraError(
+                    f"observe.{key} is {shown(value)}, and observe.{switch} is {off}, so that it "
+                    f"changes nothing; set observe.{switch}, or leave observe.{key} out"
+                )

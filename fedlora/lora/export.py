@@ -261,8 +261,11 @@ class Adapter:
                 beside={n: t for n, t in whole.items() if n not in also},
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            files = (CONFIG_FILE, WEIGHTS_FILE)
+            lacks = [f"there is no {name}" for name in files if not (folder / name).exists()]
+            reason = lacks[0] if lacks else error
             raise FedloraError(
-                f"{folder} holds no adapter that can be read ({error}); give a finished run"
+                f"{folder} holds no adapter that can be read ({reason}); give a finished run"
             ) from None
         if also and not takes_also:
             raise FedloraError(

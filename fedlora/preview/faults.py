@@ -149,7 +149,7 @@ def _look_at_data(scenario: Scenario, checkpoint: Checkpoint | None, faults: Fau
 def _look_at_records(
     path: str, records: Sequence[Record], encode: Callable[..., object], faults: Faults
 ) -> None:
-    """Note the first records that cannot be used."""
+    """Note the first records that cannot be used, and how many were not looked at then."""
     start = 0
     for _ in range(_MOST_RECORDS):
         try:
@@ -164,3 +164,7 @@ def _look_at_records(
             return
         if start >= len(records):
             return
+    faults.add(
+        f"{len(records) - start} records of {path}, from record {start + 1} on, were not looked "
+        "at; mend those above, and check again"
+    )

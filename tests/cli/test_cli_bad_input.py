@@ -72,6 +72,9 @@ SETTINGS = {
     "link.host=256.0.0.1": "link.host is '256.0.0.1'; set a host name",
     "link.host=": "link.host is ''; set a host name",
     "link.host=no-such-host.invalid": "cannot listen on no-such-host.invalid:0; set link.port to",
+    "observe.mlflow_uri=http://x": "observe.mlflow_uri is 'http://x', and observe.mlflow is false",
+    "observe.wandb_mode=online": "so that it changes nothing; set observe.wandb, or leave observe",
+    "observe.prometheus_host=::1": "set observe.prometheus_port, or leave observe.prometheus_host",
     "link.host=192.0.2.7": "cannot listen on 192.0.2.7:0; set link.port to a free port",
 }
 
@@ -271,7 +274,10 @@ def test_unknown_scenario_names_the_nearest(fedlora):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--out", "x"], "nowhere"),
+        (
+            ["nowhere", "--out", "x"],
+            "nowhere/adapter holds no adapter that can be read (there is ",
+        ),
         (["nowhere"], "--out"),
         (["nowhere", "--out", "x", "--format", "onnx"], "onnx"),
         (["nowhere", "--out", "x", "--rank", "0"], "--rank"),

@@ -121,6 +121,10 @@ def test_each_record_that_cannot_be_used_is_told_of(tmp_path):
     told = "\n".join(find_faults(config))
     assert "record 3 of " in told and "no assistant's turn" in told
     assert "record 12 of " in told and "an empty turn, message 2" in told
+    path.write_text("".join(json.dumps({"messages": good[:1]}) + "\n" for _ in range(14)))
+    *first, last = [fault for fault in find_faults(config) if str(path) in fault]
+    assert len(first) == 10 and first[-1].startswith("record 10 of ")
+    assert last.startswith(f"4 records of {path}, from record 11 on, were not looked at")
 
 
 def test_what_check_accepts_a_run_accepts_and_the_numbers_of_its_rows_agree(tmp_path, tiny, caplog):
