@@ -110,7 +110,7 @@ def follow_simulation(
 
     console = console or Console()
     told = f"through Flower, into {escape(str(folder.path))}"
-    console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}")
+    console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}", soft_wrap=True)
     if parent_folder() != temporary_folder():
         moved = f"{temporary_folder()} leaves the sockets of Ray no room"
         console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)

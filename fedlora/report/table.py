@@ -73,7 +73,7 @@ def print_result(folder: RunFolder, console: Console | None = None) -> None:
     console = console or Console()
     summary = folder.read_summary()
     if summary is None:
-        console.print(Text(f"no summary in {folder.path}"))
+        console.print(Text(f"no summary in {folder.path}"), soft_wrap=True)
         return
     console.print(result_table(summary))
     clients = clients_table(folder.read_metrics(), metric_name=metric_of(summary).key)

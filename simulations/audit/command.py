@@ -103,7 +103,7 @@ def audit(
     for sentence in result["findings"]:
         console.print(sentence, highlight=False)
     for place in _write(result, folder, json_):
-        console.print(place, highlight=False, soft_wrap=True)
+        console.print(place, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if result["passed"] else 1)
 
 

@@ -200,7 +200,9 @@ def _study(
         for cells in section.rows:
             table.add_row(*cells)
         console.print(table)
-    console.print(f"rows, tables, plots and page: {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"rows, tables, plots and page: {out}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _within(option: str, value: float, most: float, least: float = 1e-6) -> float:

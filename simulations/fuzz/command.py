@@ -70,7 +70,7 @@ def fuzz(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     if json_ is not None:
         replace_file(json_, json_line(campaign.to_dict(), indent=1))
-        console.print(f"Figures: {json_}", highlight=False, soft_wrap=True)
+        console.print(f"Figures: {json_}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if campaign.faults else 0)
 
 

@@ -225,17 +225,19 @@ def test_intervals_of_different_halves_stay_on_one_line_of_80_columns():
 
 
 def test_a_comparison_of_forecasts_tells_nmse_in_db_and_keeps_the_ratio(scenario, tmp_path):
-    folder = CompareFolder(tmp_path, scenario, 0.2)
+    place = tmp_path / f"a name [as of a seed] that is longer than a terminal {'is wide ' * 8}"
+    folder = CompareFolder(place, scenario, 0.2)
     for seed, ratio in ((1, 0.1), (2, 0.001)):
         own = result("greedy", 5.0, seed, 0.0)
         folder.add(replace(own, row=own.row | {"metric": ratio}, metric_name="nmse"))
-    again = CompareFolder(tmp_path, scenario, 0.2)  # as a file gives it back
+    again = CompareFolder(place, scenario, 0.2)  # as a file gives it back
     with (tmp_path / "printed.txt").open("w", encoding="utf-8") as stream:
-        write_results(again, scenario, Console(file=stream, width=120))
-    assert "NMSE in dB" in (tmp_path / "printed.txt").read_text("utf-8")
+        write_results(again, scenario, Console(file=stream, width=80))
+    printed = (tmp_path / "printed.txt").read_text("utf-8")
+    assert "tables and plots: " + str(place) in printed and "NMSE" in printed
     [cells] = means_rows([own.row for own in again.found], MetricText("nmse"))
     assert cells[4].startswith("-20.000 ± ")  # the mean of -10 and -30 dB
-    with (tmp_path / "compare.csv").open() as stream:
+    with (place / "compare.csv").open() as stream:
         assert [row["metric"] for row in csv.DictReader(stream)] == ["0.1", "0.001"]
 
 

@@ -47,5 +47,5 @@ def audit_devices(messages: int, seed: int, json_: Path | None) -> bool:
         console.print(f"trial {found.trial}: {found.what}", highlight=False, markup=False)
     if json_ is not None:
         replace_file(json_, json_line(dataclasses.asdict(audit), indent=1))
-        console.print(f"Figures: {json_}", highlight=False, soft_wrap=True)
+        console.print(f"Figures: {json_}", markup=False, highlight=False, soft_wrap=True)
     return not audit.findings

@@ -101,7 +101,7 @@ def cascade(
             asdict(curve) | {"predicted": curve.predicted(curves[0], start)} for curve in curves
         ]
     replace_file(folder.path / "cascade.json", json_line(result, indent=2))
-    console.print(f"figures: {folder.path}", highlight=False, soft_wrap=True)
+    console.print(f"figures: {folder.path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print(console: Console, name: str, energies: Sequence[Energy]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedlora.config import Scenario
 from fedlora.report import MetricText, write_tables
@@ -88,7 +89,7 @@ def write_results(
     for text in remarks:
         console.print(text, style="yellow", markup=False, highlight=False)
     write_page(folder.path, scenario, sections, drawn, remarks)
-    console.print(f"tables and plots: {folder.path}")
+    console.print(Text(f"tables and plots: {folder.path}"), soft_wrap=True)
 
 
 def _metric(results: Sequence[Result], scenario: Scenario) -> MetricText:

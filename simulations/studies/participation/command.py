@@ -146,4 +146,4 @@ def _draw(
         f"trend: floor {trend.floor:.3f}, gap {trend.gap:.3f}, contraction "
         f"{trend.contraction:.3f}, spread {trend.spread:.3f}{told.loss.removeprefix('loss in')}"
     )
-    console.print(f"table and plots: {out}")
+    console.print(f"table and plots: {out}", markup=False, highlight=False, soft_wrap=True)
