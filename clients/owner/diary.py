@@ -62,7 +62,7 @@ class Diary:
         }
         self._tally: Tally | None = None
         self._left: Counter[str] = Counter()
-        self._round, self._samples = 0, 0
+        self._round, self._samples, self._baseline = 0, 0, False
         self._began = self._round_began = time.monotonic()
         self._door: Door | None = None
 
@@ -147,6 +147,8 @@ class Diary:
 
     def leaves(self, reply: Frame, request: Frame | None = None) -> None:
         """Count a message that is about to leave, and take note of what it says of the round."""
+        if request is not None and request.kind == m.PHASE:
+            self._baseline = request.fields.get("name") == "baseline"
         if request is not None and request.kind == m.ROUND:
             self._round, self._round_began = request.fields["round"], time.monotonic()
         samples = reply.fields.get("samples")
@@ -199,12 +201,14 @@ class Diary:
     def _round_over(self) -> None:
         seconds = time.monotonic() - self._round_began
         try:
-            self._write(audit.ROUND, seconds=round(seconds, 3), **self._state())
+            which = {"baseline": True} if self._baseline else {}
+            self._write(audit.ROUND, seconds=round(seconds, 3), **which, **self._state())
         except FedloraError as error:  # the totals are in the next line that can be written
             log.error("the audit file lacks round %d: %s", self._round, error)
         log.info(
-            "%s: round %d is over after %.1f s: %d samples so far; bytes that left: %s; %s",
+            "%s: %s %d is over after %.1f s: %d samples so far; bytes that left: %s; %s",
             self._who,
+            "baseline round" if self._baseline else "round",
             self._round,
             seconds,
             self._samples,

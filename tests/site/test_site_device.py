@@ -56,6 +56,13 @@ def test_what_a_run_asked_got_and_cost_is_written_down(site: Site) -> None:
     assert not list(site.states.glob("tally-*"))
 
 
+def test_rounds_of_the_baseline_are_told_apart_from_those_of_the_training(site: Site) -> None:
+    assert site.invite(server=Server(1, phase="baseline")) == {}
+    assert "baseline round 1 is over" in site.log()
+    rounds = [event for event in site.events() if event["event"] == "round"]
+    assert [(event["round"], event["baseline"]) for event in rounds] == [(1, True)]
+
+
 def ledger_epsilon(event: dict[str, Any]) -> str:
     return f"{event['ledger']['epsilon']:.4g}"
 

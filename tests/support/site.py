@@ -30,8 +30,13 @@ KIND = {
 class Server:
     """Asks a device for an honest run, and sums up what it is sent."""
 
-    def __init__(self, rounds: int = 2, then: Callable[[Ask], None] = lambda ask: None) -> None:
-        self.rounds, self.then = rounds, then
+    def __init__(
+        self,
+        rounds: int = 2,
+        then: Callable[[Ask], None] = lambda ask: None,
+        phase: str = "train",
+    ) -> None:
+        self.rounds, self.then, self.phase = rounds, then, phase
         self.received: Counter[str] = Counter()
         self.replies: list[Frame] = []
 
@@ -44,7 +49,7 @@ class Server:
             return reply
 
         self.replies.append(hello)
-        asked(m.PHASE)
+        asked(m.PHASE, {"name": self.phase})
         for round_ in range(1, self.rounds + 1):
             asked(m.ROUND, {"round": round_})
             begun = asked(m.BATCH)
