@@ -40,9 +40,9 @@ class ForecastConfig:
     channels, blocks
         Of each branch of the front ``channel``: channels of a convolution, and blocks of two.
     base, base_order
-        What the head corrects, which has no weights; of complex features: nothing, with ``pad``
-        each delay's recurrence of its own past, of so many steps, or with ``covariance`` one that
-        has to fit the neighbouring delays and the past reversed, too.
+        What the head corrects, which has no weights: nothing, the ``last`` known step, or of
+        complex features with ``pad`` each delay's recurrence of its own past, of so many steps,
+        with ``covariance`` one that has to fit the neighbouring delays and the past reversed, too.
     history_snr_db
         White noise that is added to the history of each sample, as a measurement has it: at the
         signal-to-noise ratio given, or between two, each sample at its own. What is to be predicted
@@ -62,7 +62,7 @@ class ForecastConfig:
     width: int = within(0, 1, 1 << 16, zero="the model's")
     channels: int = within(12, 1, 1024)
     blocks: int = within(2, 0, 64)
-    base: Literal["none", "pad", "covariance"] = "none"
+    base: Literal["none", "last", "pad", "covariance"] = "none"
     base_order: int = within(2, 1, 64)
     history_snr_db: tuple[float, ...] = within((), -SNR_LIMIT_DB, SNR_LIMIT_DB)
     loss: Literal["mse", "nmse"] = "mse"
@@ -89,16 +89,18 @@ class ForecastConfig:
             require(
                 self.base != "none",
                 f"task.forecast.front is delay, whose head weighs recurrences, and "
-                f"task.forecast.base is {self.base}; set base to covariance or pad, or front to "
-                "channel",
+                f"task.forecast.base is {self.base}; set base to covariance, pad or last, or front "
+                "to channel",
             )
+        recurs = self.base in ("pad", "covariance")
         require(
-            self.base == "none" or self.features % 2 == 0,
+            not recurs or self.features % 2 == 0,
             f"task.forecast.base is {self.base}, which takes real and imaginary parts, and "
-            f"task.forecast.features is {self.features}; set an even number, or base to none",
+            f"task.forecast.features is {self.features}; set an even number, or base to last or "
+            "none",
         )
         require(
-            self.base == "none" or 2 * self.base_order <= self.history,
+            not recurs or 2 * self.base_order <= self.history,
             f"task.forecast.base_order is {self.base_order}, and a history of {self.history} steps "
             f"determines at most {self.history // 2}; lower it",
         )

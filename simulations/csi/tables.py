@@ -14,6 +14,7 @@ from pathlib import Path
 from fedlora.config import load_scenario
 from fedlora.report import decibels
 from fedlora.storage import read_lines
+from simulations.csi import sharing
 from simulations.csi.air import raw_bytes, trained_samples
 from simulations.csi.study import gaps, grouped, with_half
 from simulations.csi.trial import AUTOREGRESSION, SPLIT, Row
@@ -93,9 +94,42 @@ def sent(setting: str) -> list[str]:
     return [*lines, markdown_line("all", f"{sum(kinds.values()):.3f}")]
 
 
+def sharing_rows() -> list[sharing.Row]:
+    """Return the committed rows of the study of sharing."""
+    return [sharing.Row(**line) for line in read_lines(FOLDER / "sharing" / TRIALS)[0]]
+
+
+def shared(rows: Sequence[sharing.Row]) -> list[str]:
+    """Return a line for each model and number of samples, with what sharing them is worth."""
+    best = sharing.best_passes(rows)
+    lines = markdown_head(
+        *("begins with", "samples a site", "seeds", "federated", "in one place", "alone"),
+        *("alone, on all sites' channels", "federation wins", "on all sites' channels"),
+        *("passes", "MB"),
+    )
+    for start, samples in dict.fromkeys((row.start, row.samples) for row in rows):
+        groups = [(start, samples, way) for way in sharing.WAYS]
+        own = [[r for r in rows if r.trial == sharing.Trial(*g, best[g], r.seed)] for g in groups]
+        home = [{row.seed: decibels(row.test["home"]) for row in way} for way in own]
+        far = {row.seed: decibels(row.test["everywhere"]) for row in own[2]}
+        won = [[o[s] - home[0][s] for s in sorted(home[0]) if s in o] for o in (home[2], far)]
+        means = [interval([*values.values()]) for values in (*home, far)]
+        sent = sum(row.bytes for row in own[0]) / len(own[0])
+        lines.append(
+            markdown_line(
+                *(start, str(samples), str(min(map(len, own)))),
+                *(f"{with_half(mean)} dB" for mean in means),
+                *(f"{with_half(interval(values))} dB" for values in won),
+                *(" / ".join(str(best[group]) for group in groups), f"{sent / 1e6:.1f}"),
+            )
+        )
+    return lines
+
+
 def tables() -> dict[str, Callable[[], list[str]]]:
     """Return what writes each table of the page, by the name in its mark."""
     found: dict[str, Callable[[], list[str]]] = {"sent": partial(sent, SETTINGS[0])}
+    found |= {"sharing": partial(shared, sharing_rows())}
     for setting in SETTINGS:
         rows = read_rows(setting)
         found |= {f"{setting}-models": partial(models, rows)}

@@ -69,6 +69,8 @@ class Data:
     ----------
     scenario
         Its ``task``, ``data`` and ``partition`` sections.
+    samples
+        Records of each site to train on, as many of each speed; 0: all.
 
     Attributes
     ----------
@@ -83,7 +85,7 @@ class Data:
         When the data cannot be used, or do not tell sites apart.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, samples: int = 0) -> None:
         if scenario.task.kind != "forecast":
             raise FedloraError(
                 f"task.kind is {scenario.task.kind}, and the study compares forecasts; name a "
@@ -93,6 +95,8 @@ class Data:
             raise FedloraError("data.test is empty, and the study tests on a file; name one")
         self._scenario, self._kind = scenario, task_class(scenario.task.kind)
         self._records = {"train": self._read("train"), "test": self._read("test")}
+        if samples:
+            self._records["train"] = self._few(self._records["train"], samples)
         held = {record[scenario.partition.column] for record in self._records["train"]}
         self.sites = sorted(held, key=lambda name: (len(name), name))
         self.train = self._windows("train", None)
@@ -117,6 +121,22 @@ class Data:
                 "column to one that is there"
             )
         return records
+
+    def _few(self, records: list[Record], samples: int) -> list[Record]:
+        """Return the first records of each site and speed, so many of each site in all."""
+        groups: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            group = record[self._scenario.partition.column], str(record.get("speed_kmh"))
+            groups.setdefault(group, []).append(record)
+        each = samples // len({speed for _, speed in groups})
+        short = min(groups.items(), key=lambda item: len(item[1]))
+        if not each or len(short[1]) < each:
+            (site, speed), held = short
+            raise FedloraError(
+                f"{samples} samples a site are asked for, and site {site} has {len(held)} at "
+                f"{speed} km/h; ask for fewer, or for at least one a speed, or draw more channels"
+            )
+        return [record for group in groups.values() for record in group[:each]]
 
     def _windows(
         self, which: Literal["train", "test"], snr_db: tuple[float, ...] | None

@@ -1,4 +1,4 @@
-"""Recurrences that neighbouring delays have in common."""
+"""Recurrences that neighbouring delays have in common, and what heads begin with."""
 
 from __future__ import annotations
 
@@ -74,3 +74,14 @@ def test_heads_begin_with_it(front):
     expected = torch.fft.fft(go_on_together(taps, 5, 4, 1).transpose(1, 2), dim=-1)
     expected = torch.cat([expected.real, expected.imag], -1).float()
     torch.testing.assert_close(told, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("front", ["linear", "channel", "delay"])
+def test_heads_begin_with_the_last_step(front):
+    features = 7 if front == "linear" else 12
+    patch = 3 if front == "delay" else 4
+    config = ForecastConfig(features=features, front=front, patch=patch, base="last", base_order=64)
+    history = torch.randn(2, 16, features, generator=torch.manual_seed(2))
+    head = (DelayHead if front == "delay" else ForecastHead)(config, 16)
+    told = head(torch.randn(2, config.places, 16), history)
+    torch.testing.assert_close(told, history[:, -1:].expand(2, 4, features), atol=1e-5, rtol=1e-5)

@@ -115,7 +115,7 @@ def test_split_training_over_delays_equals_the_undivided_model(checkpoints, tmp_
     ("keys", "said"),
     [
         ({"patch": 4}, "patch is 4, which does not divide the 6 delays"),
-        ({"base": "none"}, "front is delay, .*base is none; set base to covariance or pad"),
+        ({"base": "none"}, "front is delay, .*base is none; set base to covariance, pad or last"),
         ({"features": 9}, "front is delay, .*features is 9; set an even number"),
     ],
 )

@@ -120,7 +120,7 @@ class ForecastHead(nn.Module):
     """Projects each place to its time steps, and mixes these and the history over time.
 
     The map of the history itself, which begins at 0, is a linear prediction that needs no model.
-    With ``task.forecast.base`` all of it corrects what a recurrence predicts.
+    With ``task.forecast.base`` all of it corrects what that predicts.
 
     Parameters
     ----------
@@ -169,7 +169,9 @@ class ForecastHead(nn.Module):
 
 @torch.no_grad()
 def _goes_on(history: torch.Tensor, config: ForecastConfig) -> torch.Tensor:
-    """Return what recurrences over delays predict of histories (samples, steps, features)."""
+    """Return what ``base`` predicts of histories (samples, steps, features)."""
+    if config.base == "last":  # the same over delays and over features, which may be real
+        return history[:, -1:].expand(-1, config.horizon, -1)
     real, imaginary = history.double().chunk(2, -1)
     taps = torch.fft.ifft(torch.complex(real, imaginary), dim=-1).transpose(1, 2)
     told = torch.fft.fft(recurrence(taps, config).transpose(1, 2), dim=-1)
