@@ -42,7 +42,6 @@ _BATCH, _ROUNDS = 40, 5
 _PATCHES = ("front=channel", "base=none", "patch=4", "channels=8", "blocks=1")
 _STARTS: dict[str, tuple[str, ...]] = {
     "covariance": (),
-    "PAD": ("task.forecast.base=pad", "task.forecast.base_order=2"),
     "last value": ("task.forecast.base=last",),
     "nothing": (*(f"task.forecast.{key}" for key in _PATCHES), "task.max_length=4"),
 }
@@ -69,9 +68,8 @@ class Cell:
 
 CELLS = (
     Cell("covariance", 80, (5, 20)),
-    Cell("PAD", 80, (5, 20)),
     Cell("last value", 80, (5, 20, 60)),
-    Cell("nothing", 80, (20, 60, 180)),
+    Cell("nothing", 80, (20, 60)),
     Cell(GRU, 80, (12, 60)),
     Cell("covariance", 20, (5, 20)),
     Cell("last value", 20, (20, 60, 180)),
@@ -203,17 +201,13 @@ def _data(text: str, samples: int, choice: str) -> tuple[Data, Windows]:
     return Data(base, samples), Data(with_overrides(base, [f"data.test={choice}"])).test
 
 
-def _split(
-    trial: Trial, base: Scenario, data: Data, budget: int
-) -> tuple[list[Predictor], int]:
+def _split(trial: Trial, base: Scenario, data: Data, budget: int) -> tuple[list[Predictor], int]:
     del budget
     scenario, sites = settings(base, trial), range(len(data.sites))
     groups = [[site] for site in sites] if trial.how == "own" else [list(sites)]
     clients = len(sites) if trial.how == "federated" else 1
     runs = [
-        train_split(
-            scenario, data, group, trial.seed, clients=clients, test=data.test.of(*group)
-        )
+        train_split(scenario, data, group, trial.seed, clients=clients, test=data.test.of(*group))
         for group in groups
     ]
     sent = runs[0].bytes if trial.how == "federated" else 0
