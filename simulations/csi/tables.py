@@ -100,30 +100,39 @@ def sharing_rows() -> list[sharing.Row]:
 
 
 def shared(rows: Sequence[sharing.Row]) -> list[str]:
-    """Return a line for each model and number of samples, with what sharing them is worth."""
+    """Return a line for each model and number of samples, with what federation wins."""
     best = sharing.best_passes(rows)
+    speeds = " / ".join(rows[0].test["home_by_speed"])
     lines = markdown_head(
         *("begins with", "samples a site", "seeds", "federated", "in one place", "alone"),
-        *("alone, on all sites' channels", "federation wins", "on all sites' channels"),
-        *("passes", "MB"),
+        *("alone, on all sites' channels", f"federation wins (at {speeds} km/h)"),
+        *("on all sites' channels", "passes", "MB"),
     )
     for start, samples in dict.fromkeys((row.start, row.samples) for row in rows):
         groups = [(start, samples, way) for way in sharing.WAYS]
         own = [[r for r in rows if r.trial == sharing.Trial(*g, best[g], r.seed)] for g in groups]
-        home = [{row.seed: decibels(row.test["home"]) for row in way} for way in own]
-        far = {row.seed: decibels(row.test["everywhere"]) for row in own[2]}
-        won = [[o[s] - home[0][s] for s in sorted(home[0]) if s in o] for o in (home[2], far)]
-        means = [interval([*values.values()]) for values in (*home, far)]
-        sent = sum(row.bytes for row in own[0]) / len(own[0])
-        lines.append(
-            markdown_line(
-                *(start, str(samples), str(min(map(len, own)))),
-                *(f"{with_half(mean)} dB" for mean in means),
-                *(f"{with_half(interval(values))} dB" for values in won),
-                *(" / ".join(str(best[group]) for group in groups), f"{sent / 1e6:.1f}"),
-            )
-        )
+        federated, _, alone = own
+        means = [interval([decibels(row.test["home"]) for row in way]) for way in own]
+        means += [interval([decibels(row.test["everywhere"]) for row in alone])]
+        sent = sum(row.bytes for row in federated) / len(federated)
+        cells = (start, str(samples), str(len(federated)), *(f"{with_half(m)} dB" for m in means))
+        won = (_won(federated, alone, name) for name in ("home", "everywhere"))
+        passes = " / ".join(str(best[group]) for group in groups)
+        lines.append(markdown_line(*cells, *won, passes, f"{sent / 1e6:.1f}"))
     return lines
+
+
+def _won(federated: Sequence[sharing.Row], alone: Sequence[sharing.Row], name: str) -> str:
+    """Return by how much one is better than the other, paired by seed, over all and by speed."""
+    others = {row.seed: row.test for row in alone}
+    pairs = [(others[row.seed], row.test) for row in federated]
+    whole = interval([decibels(other[name] / own[name]) for other, own in pairs])
+    by_speed = f"{name}_by_speed"
+    parts = [
+        interval([decibels(other[by_speed][speed] / own[by_speed][speed]) for other, own in pairs])
+        for speed in pairs[0][1][by_speed]
+    ]
+    return f"{with_half(whole)} dB ({' / '.join(f'{part.mean:.1f}' for part in parts)})"
 
 
 def tables() -> dict[str, Callable[[], list[str]]]:

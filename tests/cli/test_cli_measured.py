@@ -144,6 +144,8 @@ CELLS: dict[tuple[str, str], cheap.Cell | str] = {
     "test_a_few_steps_of_the_scenario_learn_over_sites_with_their_own_channels",
     ("csi.md", "Bytes on the air"): cheap.bytes_of_the_case_study,
     ("csi.md", "The case study"): cheap.rows_of_the_case_study("cdl"),
+    ("csi.md", "What federation wins"): "tests/csi/test_csi_page.py::"
+    "test_the_page_says_what_the_committed_rows_say",
     ("csi.md", "The second setting"): cheap.rows_of_the_case_study("sampled-2.35-ms"),
     ("deploy.md", "Measured links"): "tests/link/test_link_probe.py::"
     "test_a_link_of_10_megabits_with_50_ms_delay_is_measured_within_a_fifth",
