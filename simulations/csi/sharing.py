@@ -148,7 +148,8 @@ def figures(models: Sequence[Predictor], windows: Windows) -> dict[str, Any]:
         ("everywhere", errors.mean(0)),
     ):
         found[name] = float(error.sum() / energy.sum())
-        speeds = [(speed, windows.speed_kmh == speed) for speed in windows.speed_kmh.unique()]
+        values = sorted(set(windows.speed_kmh.tolist()))
+        speeds = [(speed, windows.speed_kmh == speed) for speed in values]
         found[f"{name}_by_speed"] = {
             f"{speed:g}": float(error[own].sum() / energy[own].sum()) for speed, own in speeds
         }
