@@ -83,7 +83,7 @@ def find_faults(scenario: Scenario) -> list[str]:
             check_run(known if measured else scenario)
 
     faults = Faults()
-    log = logging.getLogger("fedlora.check")
+    log = logging.getLogger("fedlora.check_data")
     before, log.disabled = log.disabled, True  # what it warns of is in the view of the rows
     try:
         faults.of(run)
