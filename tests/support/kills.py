@@ -129,12 +129,12 @@ def put(path: Path, value: Any) -> None:
     aside.rename(path)
 
 
-def engine(post: Post, out: Path) -> None:
-    """Run from the start, or from the last checkpoint."""
+def engine(post: Post, out: Path, text: str = SCENARIO) -> None:
+    """Run a scenario from the start, or from the last checkpoint."""
     fedlora.server.flower.sessions.Message = lambda content, **more: SimpleNamespace(
         content=content
     )
-    scenario = scenario_from_toml(SCENARIO)
+    scenario = scenario_from_toml(text)
     summary = RunFolder(out).read_summary()
     if summary is not None and not summary.get("unfinished"):
         return  # killed between its last word and its end
@@ -231,18 +231,21 @@ class Federation:
     def kill(self) -> str:
         """Kill a process and start it again; who played Flower notices a dead edge."""
         victim = self.chance.choice(["engine", *self.edges])
+        child = self.engine if victim == "engine" else self.edges[victim]
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        self.start_again(victim)
+        return victim if victim == "engine" else f"edge {victim}"
+
+    def start_again(self, victim: Any) -> None:
+        """Start the engine or an edge that was killed."""
         if victim == "engine":
-            os.kill(self.engine, signal.SIGKILL)
-            os.waitpid(self.engine, 0)
             for client in range(CLIENTS):  # the letters of a run that ended are void
                 self.answer(client, "the run ended")
             self.engine = self.start_engine()
-            return "engine"
-        os.kill(self.edges[victim], signal.SIGKILL)
-        os.waitpid(self.edges[victim], 0)
-        self.answer(victim, "its ClientApp failed")
-        self.edges[victim] = self.start_edge(victim)
-        return f"edge {victim}"
+        else:
+            self.answer(victim, "its ClientApp failed")
+            self.edges[victim] = self.start_edge(victim)
 
     def answer(self, client: int, error: str) -> None:
         for invitation in self.post.open(client):
