@@ -89,7 +89,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "simulations": (
         "csi train_policy",
         "audit bench fuzz studies",
-        "examples",
+        "examples rehearsal",
         "in_process noisy_activations options quickstart scenarios shapes traces unsplit",
         "progress refusals",
     ),

@@ -16,17 +16,24 @@ from fedlora.check import devices_bring_data
 from fedlora.commands.check import all_faults, figures, print_faults
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError
-from fedlora.planning import Forecast, forecast
+from fedlora.planning import Forecast, Rehearsal, forecast
 from fedlora.preview import Sizes
+from fedlora.registry import resolve
 from fedlora.report import bits_column, bits_text, cut_bits, energy_text, seconds_text
 from fedlora.split import Checkpoint, model_folder
 from fedlora.storage import check_new_file, replace_file
 
 _CLIENTS = 32  # rows of the table
+_IN_PROCESS = "simulations.rehearsal:InProcess"  # which computes with clients, too
 
 
 def show_plan(
-    name: str, overrides: Sequence[str], json_file: Path | None, *, overwrite: bool = False
+    name: str,
+    overrides: Sequence[str],
+    json_file: Path | None,
+    *,
+    overwrite: bool = False,
+    rehearse: int = 0,
 ) -> bool:
     """Print what a run of a scenario will take, or every fault of it; tell whether it can be run.
 
@@ -40,6 +47,8 @@ def show_plan(
         File for all figures, or None.
     overwrite
         Whether an earlier file is replaced.
+    rehearse
+        Rounds that are trained first; see ``plan``.
 
     Raises
     ------
@@ -49,9 +58,10 @@ def show_plan(
     if json_file is not None:
         check_new_file(json_file, "--json", overwrite=overwrite)
     console = Console()
-    with console.status("walking through the rounds"):
+    doing = f"rehearsing {rehearse} rounds" if rehearse else "walking through the rounds"
+    with console.status(doing):
         scenario, faults = all_faults(name, overrides)
-        found = None if faults else plan(scenario)
+        found = None if faults else plan(scenario, rehearse)
     if found is None:
         print_faults(console, scenario, faults)
         return False
@@ -64,13 +74,20 @@ def show_plan(
     return True
 
 
-def plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
+def plan(scenario: Scenario, rehearse: int = 0) -> tuple[Forecast, Sizes]:
     """Return what a scenario that can be run will send, and its sizes.
+
+    Parameters
+    ----------
+    scenario
+        The run.
+    rehearse
+        Rounds that are trained first, to see what codecs make of what they write; 0 for none.
 
     Raises
     ------
     FedloraError
-        When its rows are not here.
+        When its rows are not here, or too few rounds are rehearsed.
     """
     rows, sizes = figures(scenario)
     if rows is None and devices_bring_data(scenario):
@@ -83,7 +100,10 @@ def plan(scenario: Scenario) -> tuple[Forecast, Sizes]:
             f"data.train is {scenario.data.train}, whose rows are read when a run starts; save "
             "them to a file to plan with them"
         )
-    return forecast(scenario, Checkpoint(model_folder(scenario.model.path)), rows), sizes
+    checkpoint = Checkpoint(model_folder(scenario.model.path))
+    rehearsal = resolve("rehearsals", _IN_PROCESS, Rehearsal)() if rehearse else None
+    rounds = min(rehearse, scenario.train.rounds)
+    return forecast(scenario, checkpoint, rows, rehearsal, rounds), sizes
 
 
 def _print(console: Console, scenario: Scenario, planned: Forecast, sizes: Sizes) -> None:

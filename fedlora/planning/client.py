@@ -11,6 +11,7 @@ from fedlora.config import End, Payload, Scenario
 from fedlora.geometry import Geometry
 from fedlora.link import levels_bytes
 from fedlora.planning.payloads import PayloadBits
+from fedlora.planning.rehearsal import Returning
 from fedlora.preview import ClientSamples, SampleView
 from fedlora.privacy.mechanisms import mechanism_of, numbers_of
 from fedlora.ranks import DataStatistics
@@ -86,6 +87,8 @@ class PlannedClient:
     ----------
     lengths
         Tokens of the rows of the round, in the order of training.
+    returning
+        Which rows of the representation that ``down`` told were sent before.
     kept_bytes, remembered_bytes
         Activations that the server keeps of it, and levels of representations.
     """
@@ -105,10 +108,12 @@ class PlannedClient:
             width = scenario.link.r_cut or terms.geometry.representation_width
             self._levels = terms.sizes.remembered(width)
         self._remembers = scenario.link.residual_bytes(max(1, scenario.federation.clients))
-        self._remembered: set[int] = set()
+        # by sample, the sum of the learning rates of all steps until it was last sent
+        self._remembered: dict[int, float] = {}
         self._targets = terms.geometry.targets_only(scenario)
         self._batch: list[int] = []
         self.lengths: list[int] = []
+        self.returning = Returning()
 
     def next_activation(self) -> Bits:
         """Move on to the next batch, and return what its activation takes."""
@@ -116,13 +121,20 @@ class PlannedClient:
         samples = [self._train[i] for i in self._batch]
         self.lengths += [len(ids) for ids, _ in samples]
         bits = self._activation(samples, self._batch)
-        if not self._remembered.isdisjoint(self._batch):
+        if not self._remembered.keys().isdisjoint(self._batch):
             bits["control"] += _DIGEST * len(self._batch)
         return bits
 
-    def down(self) -> Bits:
-        """Return what the step of the open batch sends down: a representation as if whole."""
-        self._remember()
+    def down(self, moved: float) -> Bits:
+        """Return what the step of the open batch sends down: a representation as if whole.
+
+        Parameters
+        ----------
+        moved
+            Sum of the learning rates of all steps before this one.
+        """
+        self._return(moved)
+        self._remember(moved)
         scenario, geometry = self._terms.scenario, self._terms.geometry
         width = scenario.link.r_cut or geometry.representation_width
         bits = {"representation": self._size("representation", self._rows(), width)}
@@ -201,7 +213,16 @@ class PlannedClient:
             self._kept.add(number)
             self.kept_bytes += size
 
-    def _remember(self) -> None:
+    def _return(self, moved: float) -> None:
+        """Note which rows of the open batch return, and since when."""
+        own = {n: self._rows_of([self._train[n]]) for n in self._batch if n in self._remembered}
+        rows = sum(own.values())
+        self.returning = Returning()
+        if rows:
+            since = sum(size * (moved - self._remembered[n]) for n, size in own.items())
+            self.returning = Returning(rows / self._rows(), since / rows)
+
+    def _remember(self, moved: float) -> None:
         """Remember levels as ``fedlora.link.levels`` does, of each sample that fits."""
         if not self._levels:
             return
@@ -209,7 +230,7 @@ class PlannedClient:
             rows = self._rows_of([self._train[number]])
             size = 0 if number in self._remembered else levels_bytes(rows, self._levels)
             if self.remembered_bytes + size <= self._remembers:
-                self._remembered.add(number)
+                self._remembered[number] = moved
                 self.remembered_bytes += size
 
     def _rows(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from fedlora.config import ENDS, PAYLOADS, End, LinkConfig, Payload
 from fedlora.link import (
     WIDTH as ENDS_WIDTH,
+    Levels,
     RememberingCodec,
     create_codec,
     ends_rows,
@@ -19,6 +20,7 @@ from fedlora.link import (
 
 _STEP = 1.3  # between the numbers of rows that are encoded; others lie on the line between two
 _EXACT = 8  # so few rows are encoded each
+_DRAWN = 128  # rows by which it is found what is left of rows that were sent before
 
 
 class PayloadBits:
@@ -60,6 +62,28 @@ class PayloadBits:
         if not self._codecs[payload].merges_repeats or distinct >= tokens:
             return self(payload, tokens, width)
         return self(payload, distinct, width) + places_bits(tokens, distinct)
+
+    def left(self, width: int, change: float) -> float:
+        """Return the bits of what is left of representations over those of the whole.
+
+        Parameters
+        ----------
+        width
+            Numbers of a row.
+        change
+            By how much each has changed since it was sent, over the root mean square of all.
+        """
+        codec = self._codecs["representation"]
+        if not isinstance(codec, RememberingCodec):
+            return 1.0
+        draw = torch.Generator().manual_seed(width)
+        before, more = (torch.randn(_DRAWN, width, generator=draw) for _ in range(2))
+        unknown = Levels.unknown(_DRAWN, codec.remembers(width))
+        whole, levels = codec.encode_beside(before, unknown)
+        now = (before + change * more) / math.sqrt(1 + change * change)
+        left, _ = codec.encode_beside(now, levels)
+        first, last = (sum(part.nbytes for part in parts.values()) for parts in (whole, left))
+        return min(1.0, last / first)
 
     def __call__(self, payload: Payload | End, rows: int, width: int) -> int:
         """Return the bits of a payload of shape (rows, width)."""

@@ -8,6 +8,7 @@ lost on the way.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from fedlora.lora.targets import choose_targets, linear_modules
 from fedlora.participation import draw_clients
 from fedlora.planning.client import Bits, PlannedClient, Terms
 from fedlora.planning.payloads import PayloadBits
+from fedlora.planning.rehearsal import Account, Rehearsal, Returning, Took
 from fedlora.preview import RowView, end_sizes
 from fedlora.ranks import ClientReport
 from fedlora.server.air import Air
@@ -29,6 +31,7 @@ from fedlora.split import Checkpoint
 from fedlora.tasks import task_class
 
 _MOST_BATCHES = 200_000  # that are walked; some seconds
+_NONE = Returning()
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,13 @@ class Forecast:
     notes: tuple[str, ...]
 
 
-def forecast(scenario: Scenario, checkpoint: Checkpoint, rows: RowView) -> Forecast:
+def forecast(
+    scenario: Scenario,
+    checkpoint: Checkpoint,
+    rows: RowView,
+    rehearsal: Rehearsal | None = None,
+    rounds: int = 0,
+) -> Forecast:
     """Walk through a run that could start.
 
     Parameters
@@ -72,24 +81,40 @@ def forecast(scenario: Scenario, checkpoint: Checkpoint, rows: RowView) -> Forec
         The run.
     rows
         Its records, as ``view_rows`` reads them.
+    rehearsal, rounds
+        Trains so many rounds first, to tell what payloads take; None where none is held.
 
     Raises
     ------
     FedloraError
-        When its channel is measured, so that nothing of it is known.
+        When its channel is measured, so that nothing of it is known, or so few rounds are to be
+        rehearsed that they do not tell what is left of representations.
     """
     if scenario.channel.model == "measured":
         raise FedloraError(
             "channel.model is measured, which is known in a deployment alone; plan with a "
             "simulated channel, such as --set channel.model=awgn"
         )
-    return _Walk(scenario, checkpoint, rows).run()
+    walk = _Walk(scenario, checkpoint, rows)
+    found = walk.run()
+    if rehearsal is None:
+        return found
+    walk.account.check(rounds)
+    width = scenario.link.r_cut or walk.terms.geometry.representation_width
+    took = Took(rehearsal.run(scenario, rounds), walk.account, walk.terms.sizes, width)
+    return _Walk(scenario, checkpoint, rows, took).run()
 
 
 class _Walk:
     """Goes through the rounds of a run and books what they take."""
 
-    def __init__(self, scenario: Scenario, checkpoint: Checkpoint, rows: RowView) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        checkpoint: Checkpoint,
+        rows: RowView,
+        took: Took | None = None,
+    ) -> None:
         geometry = Geometry.of(scenario, checkpoint)
         targets = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
         shared = geometry.trains_head and scenario.head.share != "personal"
@@ -107,6 +132,9 @@ class _Walk:
             for number, samples in enumerate(rows.samples)
         }
         self.evaluation, self.raw_bits, self.samples = {"up": 0, "down": 0}, 0, 0
+        self.account, self.took = Account(), took
+        self._open = 1
+        self._moved: list[float] = []
 
     def run(self) -> Forecast:
         """Walk through all rounds, or as many as are walked of a long run."""
@@ -116,6 +144,9 @@ class _Walk:
             self._book(client, "up", self.terms.ends("round", "step", end=None))
         a_round = train.steps * train.accumulate * len(self.clients)
         walked = min(train.rounds, max(2, _MOST_BATCHES // a_round))
+        # by the optimiser's step, the sum of the learning rates of all before it
+        rates = map(train.learning_rate, range(walked * train.steps))
+        self._moved = [0.0, *itertools.accumulate(rates)]
         before = 0, 0
         for round_ in range(1, walked + 1):
             before = self.raw_bits, self.samples
@@ -135,6 +166,7 @@ class _Walk:
 
     def _round(self, round_: int) -> None:
         scenario, air = self.scenario, self.air
+        self._open = round_
         wanted = scenario.federation.clients_per_round
         drawn = draw_clients(list(self.clients), wanted, scenario.seed, round_)
         reports = {
@@ -159,7 +191,9 @@ class _Walk:
             for own in self.clients.values():
                 up, down = own.evaluation()
                 self.evaluation["up"] += up
-                self.evaluation["down"] += down
+                self.evaluation["down"] += (
+                    down if self.took is None else round(down * self.took.whole)
+                )
         air.end_round(round_, decisions)
 
     def _steps(self, present: list[str]) -> None:
@@ -169,7 +203,7 @@ class _Walk:
         if self.scenario.front.share == "step":  # it goes down with each request for a batch
             front = {"head": self.terms.sizes.of_end("end_weight", self.terms.front)}
             back = {"head": self.terms.sizes.of_end("end_gradient", self.terms.front)}
-        exchanges = train.steps * train.accumulate
+        exchanges, first = train.steps * train.accumulate, (self._open - 1) * train.steps
         for client in present:
             own = self.clients[client]
             own.lengths = []
@@ -177,7 +211,8 @@ class _Walk:
             self._book(client, "up", own.next_activation())
             for exchange in range(exchanges):
                 more = exchange < exchanges - 1
-                self._book(client, "down", own.down())
+                down = own.down(self._moved[first + exchange // train.accumulate])
+                self._book(client, "down", down, own.returning)
                 up = own.up()
                 if train.embedding:
                     self._book(client, "up", up)
@@ -196,9 +231,13 @@ class _Walk:
         for client in self.clients:
             self._book(client, "down", self.terms.ends("round", "step"))
 
-    def _book(self, client: str, way: str, bits: Bits) -> None:
+    def _book(self, client: str, way: str, bits: Bits, returning: Returning = _NONE) -> None:
         for kind in AIR_KINDS[way]:  # in the order in which a run books a frame
             if amount := bits.get(kind, 0):
+                own = returning if kind == "representation" else _NONE
+                self.account.note(self._open, client, way, kind, amount, own)
+                if self.took is not None:
+                    amount = self.took.of(self._open, client, way, kind, amount, own)
                 self.air.ledger.book(int(client), way, kind, amount, 0)
 
     def _totals(self, walked: int, again: int) -> dict[str, Any]:
@@ -243,12 +282,26 @@ class _Walk:
             notes.append("texts written at evaluations (evaluate.generate) are not counted")
         if scenario.evaluate.patience:
             notes.append("evaluate.patience may end the run before its last round")
-        if "rotated" in {scenario.link.codec(own)["name"] for own in (*PAYLOADS, *ENDS)}:
-            notes.append("what rotated takes depends on what it writes, by about a percent")
-        if any(client.remembered_bytes for client in self.clients.values()):
+        if self.took is not None:
+            notes.append(
+                f"payloads take what they took in {self.took.rounds} rounds of a rehearsal, and "
+                "later ones as the last of these"
+            )
+            return notes
+        named = {scenario.link.codec(own)["name"] for own in (*PAYLOADS, *ENDS)}
+        told = f"--rehearse {self.account.rounds_to_rehearse} trains so many rounds to tell"
+        if "rotated" in named:
+            notes.append(f"what rotated takes depends on what it writes, by some percent; {told}")
+        if scenario.link.gradient == "entropy":
+            notes.append(
+                "what entropy takes of gradients falls as more tokens are learnt, by a tenth or "
+                f"more; {told}"
+            )
+        if self.account.enough:
             notes.append(
                 "representations are counted whole, which is the most: what is left of a sample's "
-                "last one (link.residual_mib) takes less, by how much depends on how training goes"
+                "last one (link.residual_mib) takes less, by how much depends on how training "
+                f"goes; {told}"
             )
         return notes
 

@@ -140,6 +140,8 @@ CELLS: dict[tuple[str, str], cheap.Cell | str] = {
     "test_autoregression_foretells_fading_better_than_the_last_value",
     ("channels.md", "Who takes part"): "tests/participation/test_participation.py::"
     "test_a_run_has_the_participants_that_were_asked_for",
+    ("scenarios.md", "Rounds that are rehearsed"): "tests/training/test_training_forecast.py::"
+    "test_a_rehearsal_tells_what_is_left_of_representations_within_two_percent",
     ("csi.md", "Channel prediction"): "tests/csi/test_csi.py::"
     "test_a_few_steps_of_the_scenario_learn_over_sites_with_their_own_channels",
     ("csi.md", "Bytes on the air"): cheap.bytes_of_the_case_study,

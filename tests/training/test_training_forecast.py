@@ -12,6 +12,7 @@ from fedlora.errors import FedloraError
 from fedlora.planning import Forecast, forecast
 from fedlora.preview import view_rows
 from fedlora.split import Checkpoint, model_folder
+from simulations.rehearsal import InProcess
 
 FADING = [
     "channel.model=rayleigh",
@@ -24,15 +25,15 @@ FADING = [
 LANGUAGE = ["task.kind=causal_lm", "data.prompt_separator=w5"]
 
 
-def planned(config: Scenario) -> Forecast:
+def planned(config: Scenario, rehearse: int = 0) -> Forecast:
     checkpoint = Checkpoint(model_folder(config.model.path))
     rows = view_rows(config, checkpoint)
     assert rows is not None
-    return forecast(config, checkpoint, rows)
+    return forecast(config, checkpoint, rows, InProcess() if rehearse else None, rehearse)
 
 
-def held_to_a_run(config: Scenario, *, rel: float) -> None:
-    plan, run = planned(config), Federation(config).run()
+def held_to_a_run(config: Scenario, *, rel: float, rehearse: int = 0) -> None:
+    plan, run = planned(config, rehearse), Federation(config).run()
     ledger = run.server.air.ledger
     totals = ledger.totals()
     for way, kinds in totals["bits"].items():
@@ -109,6 +110,32 @@ def test_what_is_left_of_representations_is_foreseen_whole_and_all_else_to_the_b
     assert booked["down"]["representation"] == pytest.approx(
         whole, rel=0.03
     )  # by clients of few rows
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_rehearsal_tells_what_is_left_of_representations_within_two_percent(
+    tiny, records, schedule
+):
+    """Each round is a pass; four of six are trained beforehand."""
+    more = ["link.representation=entropy", "link.representation_bits=5", "link.gradient=entropy"]
+    more += ["train.rounds=6", "train.steps=5", "data.max_rows=60", "partition.kind=iid"]
+    more += ["train.lr=1e-3", f"train.schedule={schedule}"]
+    config = scenario(tiny["gpt2"], records, *LANGUAGE, *more, *FADING)
+    held_to_a_run(config, rel=0.02, rehearse=4)
+
+
+def test_rounds_that_were_rehearsed_are_foreseen_to_the_bit_a_payload(tiny, records):
+    coded = [f"link.{name}=rotated" for name in ("activation", "representation", "gradient")]
+    config = scenario(tiny["gpt2"], records, *LANGUAGE, *coded, "train.embedding=true")
+    booked = Federation(config).run().server.air.ledger.totals()["bits"]
+    for way, kinds in planned(config, rehearse=2).totals["bits"].items():
+        assert kinds == pytest.approx(booked[way], abs=2 * 3 * 3)  # rounds, steps, clients
+
+
+def test_a_rehearsal_that_sees_no_row_twice_is_refused_with_the_rounds_that_it_takes(tiny, records):
+    config = scenario(tiny["gpt2"], records, "link.representation=entropy", "train.rounds=8")
+    with pytest.raises(FedloraError, match=r"--rehearse is 1, and the first round.*; rehearse 4$"):
+        planned(config, rehearse=1)
 
 
 def test_of_tokens_that_are_drawn_the_mean_is_foreseen(tiny, records):
