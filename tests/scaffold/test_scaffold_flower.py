@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -141,6 +142,38 @@ def test_flwr_run_takes_the_app_with_its_scenario_and_its_plug_ins(app, tmp_path
     check_run(out)
     # The bundle's copy ran, as on any machine that Flower sends it to.
     assert str(home / "apps") in (out / "scenario.toml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["average", "codec"])  # at the server, and at its clients
+def test_a_broken_plug_in_is_named_by_run_compare_and_flower(whole, tmp_path, kind):
+    file = whole / "away_all" / f"{kind}.py"
+    name, method = f"AwayAll{kind.capitalize()}", {"average": "average", "codec": "encode"}[kind]
+    with file.open("a") as stream:
+        stream.write("\n\ndef _broken(self, *_):\n    raise KeyError('no luck')\n")
+        stream.write(f"\n\n{name}.{method} = _broken\n")
+    said = rf"the {kind} away_all\.{kind}:{name} .*KeyError at {kind}\.py, line"
+    few = SMALL.replace("data.max_rows=120", "federation.clients=4")
+    overrides = [word for setting in few.split() for word in ("--set", setting)]
+    compared = ("--strategies", "greedy", "--snr", "5", "--seeds", "1")
+    compared += ("--set", "privacy.epsilon=none")
+    for words in (
+        ("run", whole / "scenario.toml", "--out", tmp_path / "run"),
+        ("compare", whole / "scenario.toml", "--out", tmp_path / "compared", *compared),
+    ):
+        done = subprocess.run(
+            [FEDLORA, *words, *overrides],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=patient(PATIENCE_S),
+            check=False,
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+        assert re.search(said, done.stderr), done.stderr
+    with pytest.raises(AssertionError, match=said):
+        flwr_run(whole, tmp_path / "flwr", 2, f'set="{few}"', tmp_path / "flower")
 
 
 @pytest.mark.slow
