@@ -21,7 +21,7 @@ from fedlora.check import check_plugins
 from fedlora.cli import main
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.observe.json_log import JsonFormatter
+from fedlora.observe.outcome import JsonFormatter
 from fedlora.observe.recorder import observed
 from fedlora.observe.top import RunView
 from fedlora.report import RunFolder

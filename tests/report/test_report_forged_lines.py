@@ -8,7 +8,7 @@ import logging
 
 from rich.console import Console
 
-from fedlora.observe.json_log import JsonFormatter
+from fedlora.observe.outcome import JsonFormatter
 from fedlora.report import NoticeHandler, ProgressView, RunFolder
 
 FORGED = (
