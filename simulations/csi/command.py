@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -170,12 +170,13 @@ class Wanted:
 def _study(
     out: Path, name: str, set_: list[str] | None, wanted: Wanted, *, overwrite: bool
 ) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from fedlora.report import seconds_text
     from simulations.csi.study import rows_of, run_study, study_folder, write_results
-    from simulations.csi.trial import SHIPPED_S, plan
+    from simulations.csi.trial import plan
     from simulations.csi.windows import Data
 
     base = open_scenario(name, set_)
@@ -183,20 +184,23 @@ def _study(
     trials = plan(sites, range(base.seed, base.seed + wanted.seeds), wanted.peers)
     folder, console = study_folder(out, base, overwrite=overwrite), Console()
     missing = folder.results.missing(trials)[: wanted.limit or None]
-    if training := sum(trial.trains for trial in missing):
+    if missing:
         less = "" if wanted.seeds == 1 and not wanted.peers else "; --seeds 1 --no-peers does less"
         Console(stderr=True).print(
-            f"{len(missing)} trials: about {seconds_text(SHIPPED_S * training)} of processor time "
-            f"for the channels that ship{less}",
+            f"{len(missing)} trials: about {seconds_text(sum(t.shipped_s for t in missing))} of "
+            f"processor time for the channels that ship{less}",
             highlight=False,
         )
     with folder.held():
         run_study(folder, base, trials, wanted.workers, wanted.limit)
         sections = write_results(folder, base, rows_of(folder, trials))
     for section in sections:
-        table = Table(title=section.title)
+        narrow: Any = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+        table = Table(title=section.title, **narrow)
         for place, column in enumerate(section.header):
-            table.add_column(column, justify="left" if place < 1 else "right")
+            name = place < 1
+            justify: Any = "left" if name else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=name)
         for cells in section.rows:
             table.add_row(*cells)
         console.print(table)

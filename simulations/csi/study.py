@@ -103,7 +103,7 @@ def _split_bytes(folder: StudyFolder, trial: Trial) -> int:
     return Row(**record).bytes
 
 
-HEADER = ("model", "samples", "NMSE, dB", "mean of ratios, dB", "SGCS", "rate", "MB on the air")
+HEADER = ("model", "samples", "NMSE, dB", "mean of ratios, dB", "SGCS", "rate", "MB")
 
 
 def write_results(folder: StudyFolder, base: Scenario, rows: Sequence[Row]) -> list[Section]:

@@ -60,6 +60,9 @@ def test_a_study_is_gone_on_with_and_leaves_tables_plots_and_a_page(keys, tmp_pa
     options += ["--workers", "1", *(part for key in keys for part in ("--set", key))]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
+    assert "processor time" not in result.output  # nothing is left to run
+    assert "covariance" in result.output and "…" not in result.output  # at 80 columns
+    assert "autoregression " in result.output and "the rate is" in " ".join(result.output.split())
     rows = rows_of(study_folder(tmp_path / "s", base), trials)
     assert [row.key for row in rows] == [trial.key for trial in trials]
     split = next(row for row in rows if (row.model, row.how) == ("split", "federated"))
@@ -119,6 +122,8 @@ def test_personal_ends_and_options_of_the_other_action_are_refused(keys, tmp_pat
 def test_a_plan_has_each_trial_once_and_the_split_run_before_what_takes_its_bytes():
     trials = plan(10, range(3))
     assert len(set(trials)) == len(trials)
+    assert {trial.trains for trial in trials if trial.model == "split"} == {True}
+    assert all((trial.shipped_s > 10) == trial.trains for trial in trials)
     for seed in range(3):
         place = trials.index(Trial("split", "federated", 10, seed))
         assert place < trials.index(Trial("gru", "federated", 10, seed))
