@@ -198,9 +198,9 @@ def _study(
         narrow: Any = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
         table = Table(title=section.title, **narrow)
         for place, column in enumerate(section.header):
-            name = place < 1
-            justify: Any = "left" if name else "right"
-            table.add_column(column, justify=justify, overflow="fold", no_wrap=name)
+            text = place < 1
+            justify: Any = "left" if text else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=text)
         for cells in section.rows:
             table.add_row(*cells)
         console.print(table)
