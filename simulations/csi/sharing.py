@@ -69,7 +69,7 @@ class Cell:
 CELLS = (
     Cell("covariance", 80, (5, 20)),
     Cell("last value", 80, (5, 20, 60)),
-    Cell("nothing", 80, (20, 60)),
+    Cell("nothing", 80, (20, 60, 180)),
     Cell(GRU, 80, (12, 60)),
     Cell("covariance", 20, (5, 20)),
     Cell("last value", 20, (20, 60, 180)),
