@@ -30,7 +30,8 @@ LEAST_PASSES, PEER_BATCH = 60, 16
 """Over the samples, of networks that begin with nothing, and a site's samples of a step of theirs;
 what they compute is not on the air.
 """
-_SPLIT_S, _PEER_S = 66.0, 38.0  # a trial that trains took, by the rows of ``results/cdl/``
+_SPLIT_S, _PEER_S = 28.0, 38.0
+"""A trial that trains takes so long: of peers by the rows of ``results/cdl/``, on busy cores."""
 TEST_SNR_DB = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 
 Predictor = Callable[[Windows], torch.Tensor]
