@@ -54,8 +54,7 @@ def train(scenario: Scenario, least: float = 0.02) -> list[float]:
         now = _flat(federation)
         moved.append(float((now - before).norm() / now.norm()))
         before = now
-        last = record.rounds[-1]
-        told = MetricText(last["metric_name"])
+        last, told = record.rounds[-1], MetricText(record.rounds[-1]["metric_name"])
         bits = sum(sum(by_kind.values()) for by_kind in last["bits"].values())
         print(
             f"round {training.done}: {told.name} {told.text(last['metric'])}, the adapter moved "
