@@ -24,7 +24,7 @@ from fedlora.split import Checkpoint, model_folder
 from fedlora.storage import check_new_file, replace_file
 
 _CLIENTS = 32  # rows of the table
-_IN_PROCESS = "simulations.rehearsal:InProcess"  # which computes with clients, too
+_IN_PROCESS = "in-process"  # which computes with clients, too
 
 
 def show_plan(

@@ -92,9 +92,7 @@ def front_of(
     """Return a task's front; raises ``FedloraError`` where it is no module."""
     with _blaming(task):
         front: object = task.front(checkpoint, dtype, width, seed)
-    if not isinstance(front, nn.Module):
-        raise _wrong(task.config, "front()", front, f"a module that makes {width} numbers a place")
-    return front
+    return _module(task, "front()", front, f"a module that makes {width} numbers a place")
 
 
 def vectors_of(task: Task, front: nn.Module, samples: Sequence[Sample], width: int) -> torch.Tensor:
@@ -134,9 +132,7 @@ def head_of(
     """Return a task's head; raises ``FedloraError`` where it is no module."""
     with _blaming(task):
         head: object = task.head(checkpoint, dtype, width, seed)
-    if not isinstance(head, nn.Module):
-        raise _wrong(task.config, "head()", head, f"a module that takes vectors of {width} numbers")
-    return head
+    return _module(task, "head()", head, f"a module that takes vectors of {width} numbers")
 
 
 def loss_of(
@@ -207,6 +203,12 @@ def _check_floats(task: Task, method: str, found: torch.Tensor, *, finite: bool 
         raise FedloraError(
             f"task.kind {task.config.kind!r} returns {what} from {method}; expected finite floats"
         )
+
+
+def _module(task: Task, method: str, found: object, expected: str) -> nn.Module:
+    if not isinstance(found, nn.Module):
+        raise _wrong(task.config, method, found, expected)
+    return found
 
 
 def _blaming(task: Task) -> AbstractContextManager[None]:

@@ -1,7 +1,6 @@
 """A task of one's own whose inputs are no tokens: where a sensor's reading will be next.
 
-A record is fifteen readings and the one after them, drawn here in place of a file. The front maps
-three readings to a vector, so that a record has five places. It trains with train.embedding=true.
+Fifteen readings and the next are drawn; a front maps each three, and trains by train.embedding.
 
     fedlora run quickstart --set task.kind=simulations.examples.readings:Readings \
       --set privacy.epsilon=none --set partition.kind=iid --set data.test= --set task.pool=mean
@@ -52,7 +51,7 @@ class Readings(Task):
 
     def head(self, checkpoint: Checkpoint, dtype: torch.dtype, width: int, seed: int) -> nn.Module:
         """Return what makes a reading of the pooled vector."""
-        return _seeded(nn.Linear(width, 1), seed + 1)
+        return _seeded(nn.Linear(width, 1, bias=False), seed + 1)
 
     def loss(
         self, head: nn.Module, z: torch.Tensor, samples: Sequence[Sample], *, sample_mean: bool
@@ -77,6 +76,4 @@ class Readings(Task):
 
 def _seeded(module: nn.Linear, seed: int) -> nn.Module:
     nn.init.normal_(module.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
     return module

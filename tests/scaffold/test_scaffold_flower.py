@@ -144,6 +144,23 @@ def test_flwr_run_takes_the_app_with_its_scenario_and_its_plug_ins(app, tmp_path
     assert str(home / "apps") in (out / "scenario.toml").read_text()
 
 
+def run_and_compare(app, tmp_path, settings, compared):
+    """Run and compare an app's scenario by fedlora's own commands, and give what each came to."""
+    overrides = [word for setting in settings.split() for word in ("--set", setting)]
+    for words in (
+        ("run", app / "scenario.toml", "--out", tmp_path / "run"),
+        ("compare", app / "scenario.toml", "--out", tmp_path / "compared", *compared),
+    ):
+        yield subprocess.run(
+            [FEDLORA, *words, *overrides],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=patient(PATIENCE_S),
+            check=False,
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["average", "codec"])  # at the server, and at its clients
@@ -155,21 +172,9 @@ def test_a_broken_plug_in_is_named_by_run_compare_and_flower(whole, tmp_path, ki
         stream.write(f"\n\n{name}.{method} = _broken\n")
     said = rf"the {kind} away_all\.{kind}:{name} .*KeyError at {kind}\.py, line"
     few = SMALL.replace("data.max_rows=120", "federation.clients=4")
-    overrides = [word for setting in few.split() for word in ("--set", setting)]
     compared = ("--strategies", "greedy", "--snr", "5", "--seeds", "1")
     compared += ("--set", "privacy.epsilon=none")
-    for words in (
-        ("run", whole / "scenario.toml", "--out", tmp_path / "run"),
-        ("compare", whole / "scenario.toml", "--out", tmp_path / "compared", *compared),
-    ):
-        done = subprocess.run(
-            [FEDLORA, *words, *overrides],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=patient(PATIENCE_S),
-            check=False,
-        )
+    for done in run_and_compare(whole, tmp_path, few, compared):
         assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
         assert re.search(said, done.stderr), done.stderr
     with pytest.raises(AssertionError, match=said):
@@ -181,21 +186,9 @@ def test_a_broken_plug_in_is_named_by_run_compare_and_flower(whole, tmp_path, ki
 def test_a_plug_in_of_each_kind_is_taken_by_run_compare_and_flower(whole, tmp_path):
     """From a folder outside the repository; a family, found by the app's pyproject.toml, too."""
     few = SMALL.replace("data.max_rows=120", "federation.clients=4")
-    overrides = [word for setting in few.split() for word in ("--set", setting)]
     compared = ("--strategies", "away_all.strategy:AwayAll,greedy", "--snr", "5", "--seeds", "1")
     compared += ("--set", "privacy.epsilon=none")  # held-out losses are what is compared
-    for words in (
-        ("run", whole / "scenario.toml", "--out", tmp_path / "run"),
-        ("compare", whole / "scenario.toml", "--out", tmp_path / "compared", *compared),
-    ):
-        done = subprocess.run(
-            [FEDLORA, *words, *overrides],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=patient(PATIENCE_S),
-            check=False,
-        )
+    for done in run_and_compare(whole, tmp_path, few, compared):
         assert done.returncode == 0, done.stdout + done.stderr
     assert len((tmp_path / "compared" / "compare.csv").read_text().splitlines()) == 3
     flwr_run(whole, tmp_path / "flwr", 2, f'set="{few}"', tmp_path / "flower")
