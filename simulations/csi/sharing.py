@@ -322,6 +322,14 @@ def sharing_folder(path: Path, base: Scenario, choice: str) -> StudyFolder:
     )
 
 
+def _check_channels(base: Scenario, option: str, override: str) -> None:
+    """Refuse a file of channels before a folder is made; its option is named."""
+    try:
+        Data(with_overrides(base, [override]))
+    except FedloraError as error:
+        raise FedloraError(f"{option}: {error}") from None
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the study, or go on with it."""
     parser = argparse.ArgumentParser(prog="python -m simulations.csi.sharing", description=__doc__)
@@ -341,6 +349,15 @@ def main(arguments: Sequence[str]) -> None:
         and cell.samples in (given.samples or [cell.samples])
         and (given.many or cell.samples <= SHIPPED)
     ]
+    if not cells:
+        starts, samples = (sorted({getattr(c, key) for c in CELLS}) for key in ("start", "samples"))
+        raise FedloraError(
+            f"--start {given.start} and --samples {given.samples} leave nothing to run; choose of "
+            f"{starts} and {samples}, above {SHIPPED} with --many"
+        )
+    _check_channels(base, "--choice", f"data.test={given.choice}")
+    if given.many:
+        _check_channels(base, "--many", f"data.train={given.many}")
     folder = sharing_folder(given.out, base, given.choice)
     with folder.held():
         study(folder, base, files, cells, given.seeds)

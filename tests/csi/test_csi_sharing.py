@@ -111,3 +111,21 @@ def test_a_study_goes_up_its_ladders_and_on_with_the_best(tmp_path, monkeypatch)
         alone = one.how == "own"
         assert alone == (one.test["home"] != one.test["everywhere"])
         assert (one.bytes > 0) == (one.how == "federated")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--choice", "absent.safetensors"], "--choice: .*absent.safetensors"),
+        (["--choice", "text.safetensors"], "--choice: .*text.safetensors"),
+        (["--choice", "text.safetensors", "--samples", "7"], "--samples.* leave nothing to run"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_a_folder_is_made(
+    tmp_path, monkeypatch, options, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.safetensors").write_text("no channels")
+    with pytest.raises(FedloraError, match=said):
+        sharing.main(["--out", "study", *options])
+    assert not (tmp_path / "study").exists()
