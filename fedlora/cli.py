@@ -21,6 +21,7 @@ from fedlora.commands.data import data
 from fedlora.commands.deploy.kit import kit
 from fedlora.commands.deploy.rehearse import rehearse
 from fedlora.commands.doctor import doctor
+from fedlora.commands.new import new
 from fedlora.commands.options import (
     ClientOption,
     OutOption,
@@ -105,43 +106,7 @@ def resume(
     resume_simulation(run_folder)
 
 
-@app.command()
-def new(
-    folder: Annotated[
-        Path, typer.Argument(metavar="NAME", help="Folder to write; its last part names the app.")
-    ],
-    channel: Annotated[
-        bool, typer.Option("--channel", help="Write a channel model of your own, too.")
-    ] = False,
-    mechanism: Annotated[
-        bool, typer.Option("--mechanism", help="Write a privacy mechanism of your own, too.")
-    ] = False,
-    codec: Annotated[bool, typer.Option("--codec", help="Write a codec of your own, too.")] = False,
-    task: Annotated[
-        bool, typer.Option("--task", help="Write a task without texts of your own, too.")
-    ] = False,
-    average: Annotated[
-        bool, typer.Option("--average", help="Write a robust average of your own, too.")
-    ] = False,
-    family: Annotated[
-        bool, typer.Option("--family", help="Write a model family of your own, too.")
-    ] = False,
-) -> None:
-    """Begin a rank strategy of your own: a Flower app folder that runs as it is.
-
-    Its scenario works with `fedlora run`, `fedlora compare` and `flwr run .`.
-    """
-    from fedlora.commands.new import new_app
-
-    wanted = {
-        "channel": channel,
-        "mechanism": mechanism,
-        "codec": codec,
-        "task": task,
-        "average": average,
-        "family": family,
-    }
-    new_app(folder, [name for name, asked in wanted.items() if asked])
+app.command()(new)
 
 
 @app.command("from-gguf")

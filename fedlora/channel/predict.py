@@ -18,8 +18,9 @@ _LEAST_EXAMPLES: Final = 2  # for each coefficient
 class ChannelPredictor(ABC):
     """From past measurements of a link to what it will be.
 
-    A predictor is made anew for each prediction and must not draw at random, so that a resumed run
-    reports the same.
+    One is made in each process, and asked for clients and rounds in any order. What it predicts
+    must follow from the arguments alone, without random draws and without what was asked before,
+    so that a resumed run reports the same; ``fedlora.channel.check.check_predictor`` tries that.
     """
 
     @abstractmethod
@@ -29,9 +30,9 @@ class ChannelPredictor(ABC):
         Parameters
         ----------
         history_db
-            Of shape (blocks, 2), the newest last: uplink and downlink SNR in dB by fading block,
-            with the errors of their estimation; of links without SNR ``10 log10`` of their rates
-            in bit/s.
+            Of shape (blocks, 2) with one block or more, the newest last: uplink and downlink SNR
+            in dB by fading block, with the errors of their estimation; of links without SNR
+            ``10 log10`` of their rates in bit/s. It is to be left as it is.
         ahead
             How many blocks after the newest is meant, 1 or more.
 
@@ -112,13 +113,22 @@ def predicted(
     """
     with blaming(f"channel.predict {name}", type(predictor)):
         answer: object = predictor.predict(history_db.copy(), ahead)
-    try:
-        found = np.asarray(answer, dtype=float)
-    except (TypeError, ValueError):
-        found = np.empty(0)
-    if found.shape != (2,) or not np.isfinite(found).all():
+    found = two_finite(answer)
+    if found is None:
         raise FedloraError(
             f"channel.predict {name} predicted {shown(answer)} from {len(history_db)} blocks; let "
             "it return two finite numbers"
         )
+    return found
+
+
+def two_finite(answer: object) -> tuple[float, float] | None:
+    """Return uplink and downlink of a prediction, or None where it is no two finite numbers."""
+    try:
+        found = np.asarray(answer)
+    except Exception:  # what a tensor with a gradient raises, or an array of a stranger's own
+        return None
+    # Of a complex number one half would be lost without a word, and a text is none.
+    if found.shape != (2,) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        return None
     return float(found[0]), float(found[1])

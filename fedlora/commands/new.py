@@ -4,27 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from fedlora.scaffold.write import AppNames, write_app
 
+def new(
+    folder: Annotated[
+        Path, typer.Argument(metavar="NAME", help="Folder to write; its last part names the app.")
+    ],
+    channel: Annotated[
+        bool, typer.Option("--channel", help="Write a channel model of your own, too.")
+    ] = False,
+    scheduler: Annotated[
+        bool, typer.Option("--scheduler", help="Write a scheduler of your own, too.")
+    ] = False,
+    predictor: Annotated[
+        bool, typer.Option("--predictor", help="Write a channel predictor of your own, too.")
+    ] = False,
+    mechanism: Annotated[
+        bool, typer.Option("--mechanism", help="Write a privacy mechanism of your own, too.")
+    ] = False,
+    codec: Annotated[bool, typer.Option("--codec", help="Write a codec of your own, too.")] = False,
+    task: Annotated[
+        bool, typer.Option("--task", help="Write a task without texts of your own, too.")
+    ] = False,
+    average: Annotated[
+        bool, typer.Option("--average", help="Write a robust average of your own, too.")
+    ] = False,
+    family: Annotated[
+        bool, typer.Option("--family", help="Write a model family of your own, too.")
+    ] = False,
+) -> None:
+    """Begin a rank strategy of your own: a Flower app folder that runs as it is.
 
-def new_app(folder: Path, parts: Sequence[str] = ()) -> None:
-    """Write a new app and say how to go on.
-
-    Parameters
-    ----------
-    folder
-        Where to write; its last part names the app.
-    parts
-        Which of ``fedlora.scaffold.write.PARTS`` it gets beside its strategy.
-
-    Raises
-    ------
-    FedloraError
-        When the name cannot be used or the folder is not free.
+    Its scenario works with `fedlora run`, `fedlora compare` and `flwr run .`.
     """
+    wanted = {
+        "channel": channel,
+        "scheduler": scheduler,
+        "predictor": predictor,
+        "mechanism": mechanism,
+        "codec": codec,
+        "task": task,
+        "average": average,
+        "family": family,
+    }
+    _write(folder, [name for name, asked in wanted.items() if asked])
+
+
+def _write(folder: Path, parts: Sequence[str]) -> None:
+    """Write a new app with some of ``fedlora.scaffold.write.PARTS``, and say how to go on."""
+    from fedlora.scaffold.write import AppNames, write_app
+
     path = folder.expanduser().resolve()
     names = AppNames.of(path.name)
     for file in write_app(path, names, parts):

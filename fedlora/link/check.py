@@ -41,7 +41,7 @@ def check_codec(make: Callable[[], object]) -> list[str]:
     """
     try:
         codec, other = make(), make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [f"it cannot be made ({described(error)}); expected a codec"]
     if not (isinstance(codec, Codec) and isinstance(other, Codec)):
         return [f"{codec!r:.80} is no codec; give a class that inherits from Codec"]
@@ -90,7 +90,7 @@ def _written(codec: Codec, other: Codec) -> Iterator[str]:
 def _pace(codec: Codec, other: Codec) -> Iterator[str]:
     """Time a batch as large as a step's: all clients wait for it."""
     x, began = torch.randn(*_BATCH, generator=torch.Generator().manual_seed(2)), time.monotonic()
-    other.decode(_carried(codec.encode(x), "a batch"), _BATCH)
+    _decode(other, _carried(_encode(codec, x, "a batch"), "a batch"), _BATCH, "a batch")
     took_s = time.monotonic() - began
     if took_s > _SLOW_S * stretch():
         yield (
@@ -103,7 +103,7 @@ def _encode(codec: Codec, x: torch.Tensor, name: str, key: bytes | None = None) 
     way = "encode" if key is None else "encode_drawn"
     try:
         parts = codec.encode(x) if key is None else codec.encode_drawn(x, key)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _Finding(
             f"{way} raised {described(error)} for {name}; expected parts by suffix"
         ) from error
@@ -124,7 +124,7 @@ def _carried(parts: Parts, name: str) -> Parts:
             Frame("check", tensors={f"x{suffix}": p for suffix, p in parts.items()})
         )
         found = decode_frame(sent, _MOST_BYTES).tensors
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _Finding(
             f"no frame carries the parts of {name} ({described(error)}); expected tensors of a "
             "dtype that safetensors has"
@@ -135,7 +135,7 @@ def _carried(parts: Parts, name: str) -> Parts:
 def _decode(codec: Codec, parts: Parts, shape: tuple[int, int], name: str) -> torch.Tensor:
     try:
         x = codec.decode(parts, shape)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _Finding(
             f"decode raised {described(error)} for its own parts of {name}; expected a tensor"
         ) from error
@@ -201,7 +201,7 @@ def _remembered(codec: Codec, other: Codec) -> Iterator[str]:
     for name, x in (*_batches(), ("rows of 64 numbers", wide)):
         try:
             yield from _remembered_of(name, x, codec, other)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield (
                 f"encode_beside or decode_beside raised {described(error)} for {name}; expected "
                 "parts, and what they stand for"
@@ -243,7 +243,7 @@ def _hostile(codec: Codec, _: Codec) -> Iterator[str]:
             found = codec.decode(sent, told)
         except ProtocolError:
             continue
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield f"decode raised {described(error)} for {what}; expected a ProtocolError"
             continue
         if not isinstance(found, torch.Tensor) or tuple(found.shape) != told:

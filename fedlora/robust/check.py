@@ -36,7 +36,7 @@ def check_average(make: Callable[[int], object]) -> list[str]:
     for hostile in _HOSTILE:
         try:
             average = make(hostile)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             why = f"it cannot be made for {hostile} hostile clients ({described(error)})"
             return [f"{why}; expected an average"]
         if not isinstance(average, RobustAverage):
@@ -56,10 +56,9 @@ def _pace(average: RobustAverage, hostile: int) -> Iterator[str]:
     generator = torch.Generator().manual_seed(3)
     clients, (components, width) = _clients(hostile), _LARGE
     values = torch.randn(clients, components, width, generator=generator)
+    block = Block(values, torch.ones(clients, components, dtype=torch.bool))
     began = time.monotonic()
-    average.average(
-        [Block(values, torch.ones(clients, components, dtype=torch.bool))], torch.ones(clients)
-    )
+    _average(average, [block], torch.ones(clients))
     took_s = time.monotonic() - began
     if took_s > _SLOW_S * stretch():
         yield (
@@ -93,7 +92,7 @@ def _average(
     before = [(block.values.clone(), block.present.clone()) for block in blocks]
     try:
         found = average.average(blocks, weights)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _Finding(f"average raised {described(error)}; expected a tensor a block") from error
     if any(
         not (torch.equal(block.values, values) and torch.equal(block.present, present))

@@ -78,6 +78,8 @@ class Part:
 
 PARTS = {
     "channel": Part("a channel model", "the link of each client in each fading block"),
+    "scheduler": Part("a scheduler", "who takes part in a round, and the bandwidth of each"),
+    "predictor": Part("a channel predictor", "what a link will be, from what was measured of it"),
     "mechanism": Part(
         "a privacy mechanism",
         "what leaves a client of its gradients, with what noise, and what that costs",

@@ -179,7 +179,8 @@ class Air:
         if not states:
             return {}
         loads = {client: self._loads.get(client, self._load) for client in states}
-        given = division_of(self._scheduler, round_ - 1, states, loads, self._scheduler_name)
+        total_hz, name = self.config.schedule.total_bandwidth_hz, self._scheduler_name
+        given = division_of(self._scheduler, round_ - 1, states, loads, total_hz, name)
         return {c: min(max(hz, BANDWIDTH_MIN_HZ), BANDWIDTH_MAX_HZ) for c, hz in given.items()}
 
     def end_round(self, round_: int, clients: Iterable[str]) -> None:

@@ -51,7 +51,7 @@ def check_family(folder: str | Path) -> list[str]:
             findings = list(dict.fromkeys(part(checkpoint)))
         except FedloraError as error:
             findings = [f"it was refused: {error}; expected a family that fits the model"]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             findings = [f"it raised {described(error)}; expected a family that fits the model"]
         if findings:  # what comes later often follows from it
             return findings

@@ -60,7 +60,7 @@ def check_task(scenario: Scenario) -> list[str]:
             findings = [str(finding)]
         except FedloraError as error:
             findings = [f"it was refused: {error}; expected that it fits its own records"]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             findings = [f"it raised {described(error)}; expected that it takes its own records"]
         if findings:  # what comes later often follows from it
             return findings
@@ -312,7 +312,7 @@ class _Trial:
                 read = self.task.read_counts(value).to_dict()
             except ProtocolError:
                 continue
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 yield (
                     f"read_counts raised {described(error)} for {value!r:.60} off a wire; expected "
                     "a ProtocolError"

@@ -74,6 +74,11 @@ class Late(Plain):
         return [Link(5.0, 5.0, 1e6)][block // 100]
 
 
+class Exits(Plain):
+    def sample(self, client, block):
+        raise SystemExit(0)
+
+
 def of(*values):
     return type("Of", (Plain,), {"sample": lambda self, client, block: Link(*values)})
 
@@ -87,6 +92,7 @@ def of(*values):
         (Numpy, "numpy.random's global generator"),
         (Reseeds, "torch's global generator"),
         (Late, "sample raised IndexError"),
+        (Exits, "sample raised SystemExit"),
         (of(math.nan, 1.0, 1e6), "gave what no link has for client 0 in block 0"),
         (of(5.0, -2e3, 1e6), "down_snr_db is -2000"),
         (of(5.0, 5.0, 0.0), "bandwidth_hz is 0"),

@@ -66,6 +66,11 @@ class Lists(Halves):
         return x.tolist()
 
 
+class Exits(Halves):
+    def decode(self, parts, shape):
+        raise SystemExit(0)
+
+
 class Sparse(Halves):
     def encode(self, x):
         return {".half": x.to_sparse()}
@@ -158,6 +163,7 @@ class Unread(EntropyCodec):
         (Scales, "encode has changed its input (one row)"),
         (Random, "encode writes other bytes of one row the second time"),
         (Lists, "encode returned"),
+        (Exits, "decode raised SystemExit"),
         (Sparse, "as part '.half'; expected a dense tensor"),
         (Quantised, "no frame carries the parts of one row"),
         (Overflows, "decode gives what is not finite for rows of 1e30"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedlora.channel import build_channel
 from fedlora.channel.models.base import ChannelModel
+from fedlora.channel.predict import ChannelPredictor
 from fedlora.channel.schedule.base import Scheduler
 from fedlora.config import (
     ChannelConfig,
@@ -50,6 +51,7 @@ BASES = {
     "codecs": Codec,
     "families": Family,
     "mechanisms": Mechanism,
+    "predictors": ChannelPredictor,
     "schedulers": Scheduler,
     "strategies": RankStrategy,
     "tasks": Task,

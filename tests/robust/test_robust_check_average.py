@@ -57,6 +57,11 @@ class Raises(CoordinateAverage):
         return block.values[0, 100]
 
 
+class Exits(RobustAverage):
+    def average(self, blocks, weights):
+        raise SystemExit(0)
+
+
 class Empty(RobustAverage):
     def average(self, blocks, weights):
         return []
@@ -78,6 +83,7 @@ class Divides(CoordinateAverage):
         (Sorts, "average has changed its input"),
         (Flat, "expected a tensor (3, 5)"),
         (Raises, "average raised IndexError"),
+        (Exits, "average raised SystemExit"),
         (Empty, "expected a list with a tensor a block"),
         (Divides, "average gave what is not finite"),
         (RobustAverage, "cannot be made for 0 hostile clients (TypeError"),

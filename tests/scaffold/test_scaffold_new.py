@@ -82,6 +82,8 @@ def used_by(server: ServerRun) -> set[str]:
         *(
             training.ranking.strategy.strategy,
             server.air.channel.model,
+            server.air.channel._predictor,
+            server.air._scheduler,
             answers._mechanism,
             answers._back,
         ),

@@ -45,6 +45,11 @@ class Twice(Gpt2):
         pass
 
 
+class Exits(Llama):
+    def embedding_scale(self, config):
+        raise SystemExit(0)
+
+
 class Encodes(Llama):
     causal = False
 
@@ -76,6 +81,7 @@ def stablelm(tmp_path_factory):
         ("llama", Scaled, "embedding"),
         ("llama", Misnamed, "expected a family that fits"),
         ("llama", NoFinal, "expected at most 1e-05"),
+        ("llama", Exits, "SystemExit at test_split_check.py"),
         ("gpt2", Shifted, "expected at most 1e-05"),
         ("gpt2", Twice, "states with client_front 1 and client_back 0 differ"),
         ("llama", Encodes, "no token changes the states before it, and causal is False"),

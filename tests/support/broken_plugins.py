@@ -14,22 +14,6 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from fedlora.scaffold.write import PARTS, AppNames, write_app
 from support.federation import add_tokenizer
 
-SCHEDULER = """
-from fedlora.channel.schedule.base import Scheduler
-
-
-class AwayScheduler(Scheduler):
-    def select(self, round, reports, loads):
-        return {client: reports[client].bandwidth_hz for client in reports}
-"""
-PREDICTOR = """
-from fedlora.channel.predict import ChannelPredictor
-
-
-class AwayPredictor(ChannelPredictor):
-    def predict(self, history_db, ahead):
-        return history_db[-1]
-"""
 KINDS = {
     "strategy": ("ranks.strategy={}",),
     "codec": ("link.activation={}", "link.representation={}", "link.gradient={}"),
@@ -61,6 +45,7 @@ _BODIES = {
     ),
 }
 _ANY = ("None", "3", "'text'")
+_WITH_GRADIENT = "torch.ones(2, requires_grad=True)"
 _ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
     "strategy": {
         "allocate": (*_ANY, "{'0': 3}"),
@@ -79,11 +64,13 @@ _ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "scheduler": {
         "select": (*_ANY, "{}", "{0: 'text'}", "{'0': 1e5}", "{0: -1.0}"),
-        "foresee": ("3", "'text'", "[99]"),
+        "foresee": ("3", "'text'", "[99]", "[0, 0]", "[[0]]", "[]"),
         "observe": (),
         "state_dict": ("{'seen': {1}}",),
     },
-    "predictor": {"predict": (*_ANY, "[1.0]", "[float('nan')] * 2", "{}")},
+    "predictor": {
+        "predict": (*_ANY, "[1.0]", "[float('nan')] * 2", "[1j] * 2", "{}", _WITH_GRADIENT)
+    },
     "mechanism": {
         "check": (),
         "plan": _ANY,
@@ -185,10 +172,7 @@ def _answering(method: str, answer: str) -> str:
 def write_plugins(folder: Path) -> Path:
     """Write a folder with a sound plug-in of each kind, as ``fedlora new`` does."""
     write_app(folder, AppNames("away", "away", "Away"), PARTS)
-    package = folder / "away"
-    (package / "scheduler.py").write_text(SCHEDULER)
-    (package / "predictor.py").write_text(PREDICTOR)
-    task = package / "task.py"
+    task = folder / "away" / "task.py"
     task.write_text(task.read_text().replace("ROWS = 5, 3, 480", "ROWS = 5, 3, 60"))
     return folder
 

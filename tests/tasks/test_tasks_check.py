@@ -146,6 +146,16 @@ class Crashes(Readings):
         return super().read_counts(dict(value))
 
 
+class Exits(Readings):
+    def read_counts(self, value):
+        raise SystemExit(0)
+
+
+class ExitsInLoss(Readings):
+    def loss(self, head, z, samples, *, sample_mean):
+        raise SystemExit(0)
+
+
 class Averages(Readings):
     def measure(self, head, z, samples):
         return super().measure(head, z.mean(0).expand_as(z), samples)
@@ -172,6 +182,8 @@ class Averages(Readings):
         (Replaces, "put a gradient in the place of the one before"),
         (Trusts, "expected a ProtocolError"),
         (Crashes, "read_counts raised TypeError"),
+        (Exits, "SystemExit at test_tasks_check.py"),
+        (ExitsInLoss, "SystemExit at test_tasks_check.py"),
         (Averages, "counts of a batch are not the sum"),
     ],
 )

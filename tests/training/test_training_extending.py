@@ -19,9 +19,10 @@ def test_the_samples_of_the_page_pass_the_checks_that_they_name():
     space: dict[str, object] = {}
     for sample in SAMPLES:
         exec(compile(sample, "docs/extending.md", "exec"), space)
-    assert {"Halves", "NearMedian", "Tunnels"} <= space.keys()
+    assert {"Halves", "NearMedian", "LongestAbsent", "Median", "Tunnels"} <= space.keys()
     assert {name for name in space if name.startswith("check_")} == {
         *("check_codec", "check_average", "check_channel", "check_task", "check_family"),
+        *("check_scheduler", "check_predictor"),
     }
 
 

@@ -200,6 +200,7 @@ class Divides(Scheduler):
         ("{7 = 1e6}", "chose none of 3 clients for round 1"),
         ("{0 = 1e6, 1 = 0.0}", "gives client 1, in Hz, is 0.0"),
         ("{0 = nan}", "gives client 0, in Hz, is nan"),
+        ("{0 = 2e6, 1 = 2e6}", "divides 4e+06 Hz among 2 clients, and channel.schedule.total_band"),
     ],
 )
 def test_a_scheduler_that_chooses_nobody_or_divides_nonsense_is_named(
@@ -208,6 +209,7 @@ def test_a_scheduler_that_chooses_nobody_or_divides_nonsense_is_named(
     overrides = [
         "channel.schedule.scheduler=test_training_faults:Divides",
         f"channel.schedule.options={{division = {division}}}",
+        "channel.schedule.total_bandwidth_hz=3e6",
     ]
     federation = Federation(scenario(tiny["gpt2"], records, *overrides))
     with pytest.raises(FedloraError, match=r"channel\.schedule\.scheduler test_tra") as found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from fedlora.channel.state import ChannelState
 from fedlora.checks import positive
 from fedlora.config import ScheduleConfig
 from fedlora.errors import FedloraError, shown
+
+_ROUNDING = 1e-6  # relative
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,18 @@ class Scheduler(ABC):
     ) -> dict[int, float]:
         """Return the clients of a round, each with its bandwidth in Hz.
 
+        One at least, of those that are given, and no more than ``total_bandwidth_hz`` together
+        where that is set. What is kept from round to round belongs into ``state_dict``, and draws
+        come from ``stream(self.seed, Stream.SCHEDULE, round)``, so that a resumed run chooses the
+        same; ``fedlora.channel.schedule.check.check_scheduler`` tries all this.
+
         Parameters
         ----------
         round
             Index of the round, from 0.
         reports
-            What each client that could take part reports of its channel.
+            What each client that could take part reports of its channel, one client at least; their
+            order says nothing.
         loads
             What the round would ask of each of them.
         """
@@ -83,7 +93,7 @@ class Scheduler(ABC):
         """Learn how long a round took, in seconds: its slowest client's modelled air time."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``observe`` has changed as a table that JSON can hold."""
+        """Return what ``select`` and ``observe`` have changed, as a table that JSON can hold."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # likewise
@@ -101,6 +111,7 @@ def division_of(
     round: int,
     reports: Mapping[int, ChannelState],
     loads: Mapping[int, ClientLoad],
+    total_hz: float,
     what: str,
 ) -> dict[int, float]:
     """Return whom a scheduler chooses of those that report, and the bandwidth of each in Hz.
@@ -109,16 +120,29 @@ def division_of(
     ----------
     scheduler, round, reports, loads
         See ``Scheduler.select``.
+    total_hz
+        What the scenario gives it to divide, in Hz; 0 where it sets none.
     what
         How a sentence names it.
 
     Raises
     ------
     FedloraError
-        When it chooses nobody, or answers anything else.
+        When it chooses nobody, divides more than there is, or answers anything else.
     """
     with blaming(what, type(scheduler)):
-        division: object = scheduler.select(round, reports, loads)
+        division: object = scheduler.select(round, dict(reports), dict(loads))
+    return checked_division(division, round, reports, total_hz, what)
+
+
+def checked_division(
+    division: object,
+    round: int,
+    reports: Mapping[int, ChannelState],
+    total_hz: float,
+    what: str,
+) -> dict[int, float]:
+    """Return what of a scheduler's answer is for those that report; see ``division_of``."""
     if not isinstance(division, Mapping):
         raise FedloraError(
             f"{what} returns a {type(division).__name__} from select(); expected a dict of Hz by "
@@ -129,8 +153,19 @@ def division_of(
             f"{what} chose none of {len(reports)} clients for round {round + 1}; let it choose "
             "one at least"
         )
-    given = {client: hz for client, hz in division.items() if client in reports}
-    return {c: positive(f"what {what} gives client {c}, in Hz,", hz) for c, hz in given.items()}
+    given = {
+        client: positive(f"what {what} gives client {client}, in Hz,", hz)
+        for client, hz in division.items()
+        if client in reports
+    }
+    divided_hz = math.fsum(given.values())
+    if total_hz and divided_hz > total_hz * (1 + _ROUNDING):
+        raise FedloraError(
+            f"{what} divides {divided_hz:g} Hz among {len(given)} clients, and "
+            f"channel.schedule.total_bandwidth_hz is {total_hz:g}; let the parts add up to that at "
+            "most, as self.share() does"
+        )
+    return given
 
 
 def foreseen(
@@ -144,12 +179,16 @@ def foreseen(
         When it answers anything else than some of them, or None.
     """
     with blaming(what, type(scheduler)):
-        found: object = scheduler.foresee(round, clients)
-    if found is None or (isinstance(found, list) and set(found) <= set(clients)):
-        return found
+        found: object = scheduler.foresee(round, list(clients))
+    if found is None:
+        return None
+    named: list[int] = found if isinstance(found, list) else []
+    with contextlib.suppress(TypeError):  # what has no hash is no client
+        if len(set(named)) == len(named) > 0 and set(named) <= set(clients):
+            return named
     raise FedloraError(
         f"{what} returns {shown(found)} from foresee(); expected a list of some of the clients "
-        "that it is given, or None"
+        "that it is given, each once, or None"
     )
 
 

@@ -79,7 +79,7 @@ def check_mechanism(mechanism: object, *, event: Callable[[float], Any] | None =
     for unit in units:
         try:
             made = mechanism(_policy(mechanism, unit))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return [
                 f"it cannot be made with a policy alone ({described(error)}); expected one argument"
             ]
