@@ -53,17 +53,20 @@ class Returns:
         """Note what a forward of steps took."""
         self._forward_s = _average(self._forward_s, seconds)
 
-    def worth_s(self, present: Collection[Session]) -> float:
+    def worth_s(self, present: Collection[Session], waited_s: float = 0.0) -> float:
         """Return for how long those who are there had better wait for those who will be.
 
         Waiting ``t`` for ``m`` others costs the ``n`` rows that are there ``n t``, spares the
         others ``m (d - t)`` of a forward that takes ``d``, and spares the blocks that forward,
-        ``d`` once more; the ``m`` that spares most decides, and ``t`` is below ``d``.
+        ``d`` once more; the ``m`` that spares most decides, and ``t`` is below ``d``, with what
+        was waited already.
 
         Parameters
         ----------
         present
             Sessions whose requests wait.
+        waited_s
+            How long the forward has waited already.
 
         Returns
         -------
@@ -75,6 +78,8 @@ class Returns:
         now, best, until = self._clock(), 0.0, 0.0
         pauses = [pause for session, pause in self._pauses.items() if session not in present]
         for others, wait in enumerate(sorted(self._waits(pauses, now)), 1):
+            if waited_s + wait >= self._forward_s:
+                break
             spared = others * (self._forward_s - wait) + self._forward_s - len(present) * wait
             if spared > best:
                 best, until = spared, wait

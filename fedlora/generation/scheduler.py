@@ -146,16 +146,18 @@ class Scheduler:
             with self._waiting:
                 self._jobs = [job for job in self._jobs if not job.answer.done()]
 
-    def _others_come(self, jobs: Sequence[_Job]) -> float:
+    def _others_come(self, jobs: Sequence[_Job], waited_s: float = 0.0) -> float:
         """Return how many seconds requests had better wait for others; prompts never do."""
         if any(job.left > _SHORT or job.done for job in jobs):
             return 0.0
-        return self._returns.worth_s([job.session for job in jobs])
+        return self._returns.worth_s([job.session for job in jobs], waited_s)
 
     def _gather(self) -> None:
         """Wait for requests that are worth it; the lock is held."""
-        while not self._ended and (seconds := self._others_come(self._jobs)) > 0:
+        began, waited_s = time.monotonic(), 0.0
+        while not self._ended and (seconds := self._others_come(self._jobs, waited_s)) > 0:
             self._waiting.wait(seconds)
+            waited_s = time.monotonic() - began
 
     def _compute_here(self, job: _Job) -> None:
         """Compute a request in this thread; hand it over when another waits."""
@@ -181,7 +183,13 @@ class Scheduler:
         self._jobs.clear()
 
     def _compute(self, jobs: Sequence[_Job]) -> None:
-        """Run a forward, and answer what it completes."""
+        """Run a forward, and answer what it completes; nobody waits for a closed session's."""
+        for job in jobs:
+            if job.session.over:
+                self._fail(job, "its session was closed meanwhile; open another")
+        jobs = [job for job in jobs if not job.answer.done()]
+        if not jobs:
+            return
         taken = shares([(job, job.left) for job in jobs], self._chunk)
         begun, steps = time.monotonic(), all(job.left <= _SHORT for job in jobs)
         try:

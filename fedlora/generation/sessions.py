@@ -12,6 +12,8 @@ from fedlora.errors import shown
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
 from fedlora.generation.pages import RowPages, pages_for
 
+_LEAVES_S = 30.0  # for which room is waited that a session gives back when its forward is over
+
 
 @dataclass(eq=False)
 class Session:
@@ -36,6 +38,8 @@ class Session:
         Time of the last request, by the sessions' clock.
     busy
         Whether a request is being computed.
+    over
+        Whether it was closed meanwhile: it counts until the request has ended, which is soon.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Session:
     pages: RowPages
     asked_s: float
     busy: bool = False
+    over: bool = False
     granted: int = field(default=0, repr=False)
 
 
@@ -69,7 +74,7 @@ class Sessions:
     ) -> None:
         self.bounds, self._new_row = bounds, new_row
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._open: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -95,7 +100,8 @@ class Sessions:
         """
         with self._lock:
             self._evict()
-            own = [s for s in self._open.values() if s.client == client]
+            self._await(lambda: len(self._of(client)) < self.bounds.sessions_per_client)
+            own = self._of(client)
             if len(own) >= self.bounds.sessions_per_client:
                 raise GenerationRefused(
                     "full",
@@ -133,8 +139,9 @@ class Sessions:
         """
         with self._lock:
             self._evict(besides=name)
+            self._await(lambda: self._has_room(name, position, new))
             session = self._open.get(name)
-            if session is None or session.client != client:
+            if session is None or session.client != client or session.over:
                 raise GenerationRefused(
                     "gone",
                     f"client {shown(client)} has no session {shown(name)}: it was closed, or not "
@@ -150,15 +157,15 @@ class Sessions:
                 raise GenerationRefused(
                     "wrong", f"session {name} is asked twice at once; wait for the first answer"
                 )
-            if position is None:
-                position = session.pages.length
+            tokens = self._tokens(session, position, new)
+            position = session.pages.length if position is None else position
             if position > session.pages.length:
                 raise GenerationRefused(
                     "wrong",
                     f"position is {position}, and session {name} holds {session.pages.length} "
                     "tokens; send those between",
                 )
-            self._grant(session, pages_for(position + new, self.bounds.page_tokens))
+            self._grant(session, tokens)
             session.pages.crop(position)
             session.busy, session.asked_s = True, self._clock()
             return session
@@ -168,24 +175,59 @@ class Sessions:
         with self._lock:
             session.busy, session.asked_s = False, self._clock()
             session.granted = session.pages.held_tokens
+            if session.over:
+                self._open.pop(session.name, None)
+            self._lock.notify_all()
 
     def close(self, name: str, client: str) -> None:
-        """Forget a client's session; one that is not there is closed already."""
+        """Forget a client's session; one that is not there is closed already.
+
+        What a request holds that is under way counts until that has ended.
+        """
         with self._lock:
             session = self._open.get(name)
             if session is not None and session.client == client:
-                del self._open[name]
+                session.over = session.busy
+                if not session.busy:
+                    del self._open[name]
+                self._lock.notify_all()
 
     def evict(self) -> None:
         """Forget the sessions that nobody has used for too long."""
         with self._lock:
             self._evict()
 
+    def _of(self, client: str) -> list[Session]:
+        return [session for session in self._open.values() if session.client == client]
+
+    def _await(self, there: Callable[[], bool]) -> None:
+        """Wait for what sessions that are over give back, while there are any; the lock is held."""
+        until = time.monotonic() + _LEAVES_S
+        while any(session.over for session in self._open.values()) and not there():
+            if not self._lock.wait(max(0.0, until - time.monotonic())):
+                return
+
+    def _has_room(self, name: str, position: int | None, new: int) -> bool:
+        """Tell whether a session may grow so, or is not there to grow."""
+        session = self._open.get(name)
+        if session is None or session.over:
+            return True
+        own, everyone = self._sums(session, self._tokens(session, position, new))
+        return own <= self.bounds.tokens_per_client and everyone <= self.bounds.tokens_in_all
+
+    def _tokens(self, session: Session, position: int | None, new: int) -> int:
+        """Return the tokens of the pages that a session has with new tokens from a position on."""
+        kept = session.pages.length if position is None else position
+        return pages_for(kept + new, self.bounds.page_tokens)
+
+    def _sums(self, session: Session, tokens: int) -> tuple[int, int]:
+        """Return what a client and all would hold, were a session granted so many tokens."""
+        more = tokens - session.granted
+        return sum(s.granted for s in self._of(session.client)) + more, self.granted_tokens + more
+
     def _grant(self, session: Session, tokens: int) -> None:
         bounds = self.bounds
-        own = sum(s.granted for s in self._open.values() if s.client == session.client)
-        everyone = self.granted_tokens
-        own, everyone = (total - session.granted + tokens for total in (own, everyone))
+        own, everyone = self._sums(session, tokens)
         if own > bounds.tokens_per_client:
             raise GenerationRefused(
                 "full",

@@ -151,8 +151,7 @@ class Usage:
         """Return all figures, as JSON values."""
         with self._lock:
             now = self._clock()
-            while self._recent and self._recent[0][0] < now - _RECENT_S:
-                self._recent.popleft()
+            self._forget_old(now)
             sessions, bounds = self._server.sessions, self._server.sessions.bounds
             span_s = max(1e-3, min(_RECENT_S, now - self._began))
             air = None if self._measured else self._air.totals()
@@ -190,6 +189,11 @@ class Usage:
                 "clients": {c: vars(own).copy() for c, own in sorted(self._clients.items())},
             }
 
+    def _forget_old(self, now: float) -> None:
+        """Keep the latest tokens alone: nobody may ask for speeds for days."""
+        while self._recent and self._recent[0][0] < now - _RECENT_S:
+            self._recent.popleft()
+
     def _of(self, client: str) -> _Client:
         return self._clients.setdefault(client, _Client())
 
@@ -211,3 +215,4 @@ class Usage:
         row.position, row.tokens, row.last_s = position + tokens - drafted - 1, drafted + 1, now
         own.tokens += brought
         self._recent.append((now, brought))
+        self._forget_old(now)

@@ -73,6 +73,20 @@ def test_nobody_waits_for_a_device_over_a_long_link_nor_for_one_that_is_late_or_
     assert returns.worth_s(sessions[:1]) == 0.0
 
 
+@pytest.mark.parametrize("pause", [0.03, 0.09, 0.15, 0.21])
+def test_a_forward_waits_for_less_than_it_takes_however_late_the_others_are(pause):
+    """Here one other, who wrote on until now and does not come back."""
+    clock, forward = Clock(), 0.06
+    for late in range(0, 60):
+        returns, sessions = known(clock, [0.01, pause], forward)
+        clock.now += 0.01 * late
+        waited = 0.0
+        while (seconds := returns.worth_s(sessions[:1], waited)) > 0:
+            clock.now += seconds
+            waited += seconds
+        assert waited < forward, late
+
+
 def test_a_first_token_waits_for_nobody():
     returns = Returns(Clock())
     assert returns.worth_s([session("a")]) == 0.0

@@ -106,6 +106,21 @@ def test_numbers_that_are_none_are_refused_and_forgotten(scheduler, blocks):
     assert (one.pages.length, other.pages.length) == (0, 2)
 
 
+def test_nothing_more_is_computed_of_a_session_that_was_closed(scheduler, blocks):
+    gone, other = session("gone"), session("other")
+    whole = scheduler.submit(gone, numbers(200), 1)
+    while blocks.begun < 1:  # its first 64 tokens are at the gate
+        time.sleep(0.001)
+    after = scheduler.submit(other, numbers(3), 1)
+    gone.over = True
+    blocks.gate.release(1000)
+    assert after.result(patient(10))[0, 0] == 2
+    with pytest.raises(GenerationRefused, match="its session was closed meanwhile"):
+        whole.result(patient(10))
+    assert blocks.taken == [[64], [3]]
+    assert gone.pages.length == 0
+
+
 def test_an_end_refuses_who_waits(blocks):
     made = Scheduler(blocks)
     blocks.gate.release(1000)
@@ -173,7 +188,7 @@ def test_an_interruption_where_it_is_asked_leaves_the_row_as_it_was(scheduler, b
 
 def test_steps_gather_as_long_as_it_is_worth_and_a_prompt_goes_at_once(blocks, monkeypatch):
     class UntilThree(Returns):
-        def worth_s(self, present: Collection[Session]) -> float:
+        def worth_s(self, present: Collection[Session], waited_s: float = 0.0) -> float:
             return 60.0 if len(present) < 3 else 0.0
 
     monkeypatch.setattr("fedlora.generation.scheduler.Returns", UntilThree)

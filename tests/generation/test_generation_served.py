@@ -239,6 +239,17 @@ def test_a_device_that_leaves_gives_back_all_that_it_held(split, server):
     assert server.usage.told()["streams"] == 0
 
 
+def test_a_server_that_nobody_asks_for_its_speed_remembers_the_latest_tokens_alone(server):
+    """As where the file of figures cannot be written any more."""
+    now = [0.0]
+    server.usage._clock = lambda: now[0]
+    writer = server.writer(server.connection("1"))
+    for second, _ in enumerate(writer.tokens(PROMPT, Sampler(GREEDY), 30)):
+        now[0] = float(second)
+    assert 10 <= len(server.usage._recent) <= 12
+    writer.close()
+
+
 def hostile_frames(split: Generation, rng: random.Random) -> Iterator[bytes]:
     """Yield what a device may send that knows the protocol and means no good."""
     width = split.engine.geometry.activation_width

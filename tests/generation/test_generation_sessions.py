@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.generation import Generation, another, written
+from support.patience import patient
 
 from clients.generation import Sampler, Sampling
 from clients.owner import OwnerTerms, Private
@@ -67,6 +68,28 @@ def test_bounds_of_clients_and_of_all_are_kept_and_told():
     assert sessions.granted_tokens == 50
     with pytest.raises(GenerationRefused, match="asked twice at once"):
         sessions.begin(own.name, "a", "v", 0, 1)
+
+
+def test_a_session_that_is_closed_while_it_is_computed_counts_until_that_has_ended():
+    """Or a client that breaks its streams off would hold any number of tokens."""
+    sessions = Sessions(CacheBounds(100, 60, sessions_per_client=1, page_tokens=10))
+    first = sessions.begin(sessions.open("a", "v", ()).name, "a", "v", 0, 60)
+    sessions.close(first.name, "a")
+    assert (len(sessions), sessions.granted_tokens, first.over) == (1, 60, True)
+    with pytest.raises(GenerationRefused, match="has no session") as refused:
+        sessions.begin(first.name, "a", "v", 0, 1)
+    assert refused.value.refusal == "gone"
+    found = []
+
+    def again() -> None:
+        found.append(sessions.begin(sessions.open("a", "v", ()).name, "a", "v", 0, 60))
+
+    waits = threading.Thread(target=again)  # as a device whose link broke, which is not refused
+    waits.start()
+    sessions.end(first)
+    waits.join(patient(10))
+    assert len(found) == len(sessions) == 1 and sessions.granted_tokens == 60
+    assert found[0] is not first
 
 
 def test_a_session_that_nobody_uses_is_evicted_and_says_so():
