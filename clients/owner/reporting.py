@@ -173,6 +173,12 @@ def plan_reporting(
     if not task_class(scenario.task.kind).labelled:
         log.warning("no held-out counts are told: their noise exists for classification alone")
         return Reporting(door, evaluates=False)
+    if len(set(charges.held_out)) < len(charges.held_out):
+        log.warning(
+            "no held-out counts are told: a record gives several samples, and their noise covers "
+            "one of each"
+        )
+        return Reporting(door, evaluates=False)
     evaluations = min(_evaluations(scenario), terms.report_limit)
     try:
         policy = replace(scenario.privacy, uploads=0)

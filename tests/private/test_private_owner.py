@@ -11,7 +11,16 @@ from support.private_federation import scenario
 
 from clients.build import load_parts
 from clients.edge_client import EdgeClient
-from clients.owner import OwnerTerms, Private, local_scenario, own_number
+from clients.owner import (
+    Charges,
+    Door,
+    Origins,
+    OwnerTerms,
+    Private,
+    local_scenario,
+    own_number,
+    plan_reporting,
+)
 from clients.owner.origins import origins
 from clients.simulated_data import SimulatedData
 from fedlora.config import ClientLimit, NodeKeys, Scenario, with_overrides
@@ -20,6 +29,7 @@ from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import Charge, rdp_epsilon
 from fedlora.privacy.accounting.rdp import rho
 from fedlora.privacy.ledger import BudgetSpentError, Ledger
+from fedlora.privacy.mechanisms import SystemNoise
 from fedlora.tasks import Sample, load_records
 
 LIMIT = ClientLimit(8.0)
@@ -103,6 +113,22 @@ def test_samples_of_one_record_share_its_budget_and_a_sample_without_one_is_refu
         assert first == second and len({first, third, held_out}) == 3
     with pytest.raises(FedloraError, match=r"source -1 of 2 records.*let the task"):
         origins(rows, [[Sample((1,), 0)], []])
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_noised_counts_are_told_only_where_a_record_moves_them_as_much_as_is_paid_for(
+    records: Path, tmp_path: Path, samples: int
+) -> None:
+    """The sums over several samples of a record move by as much more."""
+    config = budgeted(records, "full")
+    terms = OwnerTerms(tmp_path / "ledger", LIMIT, deployed=True, reports="true")
+    sources = [0, *[1] * samples, *[2] * samples]
+    charges = Charges.open(terms, "0", Origins([b"a", b"b", b"c"], sources), 1, "run")
+    door = Door(terms, charges.ledger)
+    told = plan_reporting(config, terms, door, charges, 2 * samples, SystemNoise())
+    assert told.begin() == told.evaluates == (samples == 1)
+    assert charges.rho == (pytest.approx(rho(told.sigma)) if told.sigma else 0.0)
+    charges.close()
 
 
 def test_a_devices_text_file_is_cut_as_its_owner_says(tmp_path: Path) -> None:
