@@ -13,10 +13,14 @@ class InProcess(Rehearsal):
     """See ``Rehearsal``; bits are those of the run itself, if that has as many threads."""
 
     def run(self, scenario: Scenario, rounds: int) -> Booked:
-        """See ``Rehearsal``; held-out rows are evaluated at the run's end alone."""
+        """See ``Rehearsal``; held-out rows are evaluated at the run's end alone.
+
+        Where the server keeps activations they are when the run would, as they take room there.
+        """
+        keeps = scenario.link.reuse and not scenario.train.embedding
         quiet = dataclasses.replace(
             scenario.evaluate,
-            every=scenario.train.rounds,
+            every=scenario.evaluate.every if keeps else scenario.train.rounds,
             baseline=False,
             patience=0,
             keep="last",

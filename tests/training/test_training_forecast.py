@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 from support import values
@@ -130,6 +132,26 @@ def test_rounds_that_were_rehearsed_are_foreseen_to_the_bit_a_payload(tiny, reco
     booked = Federation(config).run().server.air.ledger.totals()["bits"]
     for way, kinds in planned(config, rehearse=2).totals["bits"].items():
         assert kinds == pytest.approx(booked[way], abs=2 * 3 * 3)  # rounds, steps, clients
+
+
+def test_a_rehearsal_leaves_held_out_rows_the_room_that_they_take_among_kept_ones(
+    tiny, records, monkeypatch
+):
+    """Of rows whose bits follow from shapes a rehearsal then says what the plan says without."""
+    config = scenario(tiny["gpt2"], records, "train.rounds=8")
+    for which in ("server.exchange.kept_rows.KeptRows", "planning.client.PlannedClient"):
+        owner, name = f"fedlora.{which}".rsplit(".", 1)
+        made = getattr(importlib.import_module(owner), name)
+
+        def small(self, *given, make=made.__init__, **more) -> None:
+            make(self, *given, **more)
+            for limit in ("limit_bytes", "_limit"):
+                if hasattr(self, limit):
+                    setattr(self, limit, 18_000)
+
+        monkeypatch.setattr(made, "__init__", small)
+    held_to_a_run(config, rel=0.0)
+    held_to_a_run(config, rel=0.0, rehearse=4)
 
 
 def test_a_rehearsal_that_sees_no_row_twice_is_refused_with_the_rounds_that_it_takes(tiny, records):
