@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from fedlora.errors import FedloraError, described
@@ -17,8 +18,8 @@ from fedlora.machine import stretch
 
 _log = logging.getLogger(__name__)
 
-_STRANGERS: dict[str, str] = {}
-"""Which plug-in the code of a file is, for those that are not fedlora's own."""
+_STRANGERS: dict[str, dict[str, None]] = {}
+"""Which plug-ins the code of a file is, for those that are not fedlora's own."""
 
 _WAITED_FOR: dict[int, tuple[str, float]] = {}
 """Calls that have not returned, and when they began."""
@@ -27,6 +28,7 @@ _OVERDUE: dict[str, str] = {}
 """What was said of calls that took long."""
 
 _PATIENCE_S: Final = 10.0
+_LIBRARIES: Final = frozenset(("site-packages", "dist-packages"))
 
 
 def is_ours(cls: type) -> bool:
@@ -37,6 +39,9 @@ def is_ours(cls: type) -> bool:
 def note_stranger(cls: type, what: str) -> None:
     """Remember which plug-in the code of a class is, where it is not fedlora's own.
 
+    What it inherits from is the plug-in's, too, unless it is a library's, such as ``nn.Module``,
+    which errors pass that are nobody's.
+
     Parameters
     ----------
     cls
@@ -44,11 +49,20 @@ def note_stranger(cls: type, what: str) -> None:
     what
         How a sentence names it.
     """
+    package = _package(cls)
     for own in cls.__mro__:
         file = getattr(sys.modules.get(own.__module__), "__file__", None)
-        if is_ours(own) or not file:
-            return  # what follows is what it inherits from
-        _STRANGERS.setdefault(file, what)
+        if file and not is_ours(own) and (_package(own) == package or not _is_library(own, file)):
+            _STRANGERS.setdefault(file, {})[what] = None
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def _is_library(cls: type, file: str) -> bool:
+    installed = not _LIBRARIES.isdisjoint(Path(file).parts)
+    return installed or _package(cls) in sys.stdlib_module_names
 
 
 @contextmanager
@@ -100,8 +114,8 @@ def naming_plugins() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         for place in reversed(traceback.extract_tb(error.__traceback__)):
             if place.filename in _STRANGERS:
-                told = f"{_STRANGERS[place.filename]} fails ({place_in_plugin(error)}); mend it"
-                raise FedloraError(told) from error
+                whose = " or ".join(_STRANGERS[place.filename])
+                raise FedloraError(f"{whose} fails ({place_in_plugin(error)}); mend it") from error
         raise
 
 

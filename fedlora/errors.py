@@ -82,9 +82,14 @@ def described(error: BaseException, files: Collection[str] = ()) -> str:
 
     places = traceback.extract_tb(error.__traceback__)
     place = next((own for own in reversed(places) if own.filename in files), places[-1])
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # an exception of a stranger's, too
-        text = "its text cannot be had"
+    text = text_of(error)
     text = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
     return f"{type(error).__name__} at {Path(place.filename).name}, line {place.lineno}: {text}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's text in one line; that of a stranger's may not be had."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return "its text cannot be had"

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from fedlora.blame import is_ours, note_stranger, place_in_plugin, waiting_for
-from fedlora.errors import FedloraError, printable
+from fedlora.errors import FedloraError, printable, text_of
 from fedlora.import_path import (
     add_plugin_folder,
     is_below,
@@ -250,7 +250,7 @@ def _imported(module: str, whom: str) -> ModuleType:
 
 def _import_fault(error: BaseException, module: str, whom: str) -> FedloraError:
     """Return what is said of a module that cannot be imported."""
-    text = " ".join(str(error).split())
+    text = text_of(error)
     own = [(place.lineno, place.filename) for place in _of_plugin(error)]
     if isinstance(error, SyntaxError):
         own.append((error.lineno, error.filename or module))

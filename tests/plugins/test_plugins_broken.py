@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedlora.blame import naming_plugins
 from fedlora.channel import build_channel
 from fedlora.channel.models.base import ChannelModel
 from fedlora.channel.predict import ChannelPredictor
@@ -235,6 +237,38 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
     task = make_task(Classification, TaskConfig())
     with pytest.raises(AttributeError):
         loss_of(task, nn.Linear(4, 2), None, [], sample_mean=False)
+
+
+def test_an_error_is_of_the_plug_ins_in_the_file_that_it_passed_and_not_of_their_libraries(
+    tmp_path, monkeypatch
+):
+    """One that is a torch module, too, shares the code of every module with us."""
+    (tmp_path / "of_mine.py").write_text(
+        "from torch import nn\nfrom fedlora.link import Fp32Codec\n"
+        "def fail():\n    raise RuntimeError('no luck')\n"
+        "class One(nn.Module, Fp32Codec):\n    pass\n"
+        "class Other(Fp32Codec):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("fedlora.blame._STRANGERS", {})  # this file is of plug-ins, too
+    for name in ("One", "Other"):
+        resolve("codecs", f"of_mine:{name}", Codec, key="link.gradient")
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), naming_plugins():
+        nn.Linear(3, 4)(torch.zeros(2, 5))
+    both = "^link.gradient 'of_mine:One' or link.gradient 'of_mine:Other' fails .*no luck"
+    with pytest.raises(FedloraError, match=both), naming_plugins():
+        importlib.import_module("of_mine").fail()
+
+
+def test_a_module_whose_error_has_no_text_is_named(tmp_path, monkeypatch):
+    (tmp_path / "textless.py").write_text(
+        "class Odd(Exception):\n    def __str__(self):\n        raise ValueError('none')\n"
+        "raise Odd\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = r"importing 'textless' .* fails in line 4 of .*textless.py \(Odd: its text cannot be had"
+    with pytest.raises(FedloraError, match=told):
+        create_codec("textless:Codec")
 
 
 def test_one_that_is_slow_is_found_by_its_check(monkeypatch):
