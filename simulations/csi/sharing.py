@@ -9,6 +9,8 @@ those of all sites, as a user who moves would ask of them.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from fedlora.config import Scenario, scenario_from_toml, scenario_to_toml, with_
 from fedlora.errors import FedloraError
 from fedlora.scenarios import find_scenario
 from fedlora.split import model_folder
+from fedlora.storage import read_object, replace_file
 from simulations.csi.fedavg import federated_average
 from simulations.csi.networks import network
 from simulations.csi.split_training import train_split
@@ -39,6 +42,7 @@ SHARED_BY = "last value"
 SHIPPED = 80
 """Samples of a site in the channels that ship; where there are to be more, others are taken."""
 _BATCH, _ROUNDS = 40, 5
+_CHANNELS = "channels.json"
 _PATCHES = ("front=channel", "base=none", "patch=4", "channels=8", "blocks=1")
 _STARTS: dict[str, tuple[str, ...]] = {
     "covariance": (),
@@ -315,11 +319,38 @@ def sharing_folder(path: Path, base: Scenario, choice: str) -> StudyFolder:
     return StudyFolder(
         path,
         "a study of sharing",
-        (),
+        (_CHANNELS,),
         base,
         lambda record: Row(**record).trial.key,
         settings={"choice": Path(choice).name},
     )
+
+
+def check_same(folder: StudyFolder, files: Mapping[str, str]) -> None:
+    """Refuse to go on with rows of other channels; a name alone does not tell them.
+
+    Parameters
+    ----------
+    folder, files
+        As for ``study``.
+
+    Raises
+    ------
+    FedloraError
+        When a file holds others than what was run with.
+    """
+    place = folder.path / _CHANNELS
+    known = read_object(place) or {}
+    for option, file in files.items():
+        if not file:
+            continue
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if known.setdefault(option, digest) != digest:
+            raise FedloraError(
+                f"--{option} {file} holds other channels than those that the rows in {folder.path} "
+                "are of; give that file, or another --out"
+            )
+    replace_file(place, json.dumps(known).encode())
 
 
 def _check_channels(base: Scenario, option: str, override: str) -> None:
@@ -360,6 +391,7 @@ def main(arguments: Sequence[str]) -> None:
         _check_channels(base, "--many", f"data.train={given.many}")
     folder = sharing_folder(given.out, base, given.choice)
     with folder.held():
+        check_same(folder, files)
         study(folder, base, files, cells, given.seeds)
 
 

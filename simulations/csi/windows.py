@@ -99,6 +99,12 @@ class Data:
             self._records["train"] = self._few(self._records["train"], samples)
         held = {record[scenario.partition.column] for record in self._records["train"]}
         self.sites = sorted(held, key=lambda name: (len(name), name))
+        strange = {r[scenario.partition.column] for r in self._records["test"]} - held
+        if strange:
+            raise FedloraError(
+                f"data.test has records of site {min(strange)}, and data.train has none; name "
+                "files of the same sites"
+            )
         self.train = self._windows("train", None)
         self.test = self._windows("test", None)
 
@@ -130,11 +136,11 @@ class Data:
             groups.setdefault(group, []).append(record)
         each = samples // len({speed for _, speed in groups})
         short = min(groups.items(), key=lambda item: len(item[1]))
-        if not each or len(short[1]) < each:
+        if samples % len({speed for _, speed in groups}) or len(short[1]) < each:
             (site, speed), held = short
             raise FedloraError(
                 f"{samples} samples a site are asked for, and site {site} has {len(held)} at "
-                f"{speed} km/h; ask for fewer, or for at least one a speed, or draw more channels"
+                f"{speed} km/h; ask for fewer, for as many of each speed, or draw more channels"
             )
         return [record for group in groups.values() for record in group[:each]]
 
@@ -149,7 +155,7 @@ class Data:
         samples = kind.samples(records, None, scenario.data)
         targets = [sample.target for sample in samples]
         numbers = {name: number for number, name in enumerate(self.sites)}
-        sites = [numbers.get(record[scenario.partition.column], -1) for record in records]
+        sites = [numbers[record[scenario.partition.column]] for record in records]
         speeds = [float(record.get("speed_kmh", "nan")) for record in records]
         places = torch.tensor([sample.source for sample in samples])
         values = torch.stack([sample.values for sample in samples if sample.values is not None])

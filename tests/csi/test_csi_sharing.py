@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from simulations.csi.sharing import (
     Row,
     Trial,
     best_passes,
+    check_same,
     figures,
     settings,
     sharing_folder,
@@ -69,8 +71,34 @@ def test_so_many_samples_of_each_site_and_speed_are_trained_on():
     assert own[0].tolist() == [10, 30, 60, 100] and set(own[1].tolist()) == {5}
     whole = Data(SHIPPED)
     assert len(whole.train) == 800 and bool((whole.train.history == data.train.history[0]).any())
-    with pytest.raises(FedloraError, match="100 samples a site are asked for, and site"):
-        Data(SHIPPED, 100)
+    for count in (100, 79):  # too many, and not as many of each speed
+        with pytest.raises(FedloraError, match=f"{count} samples a site are asked for, and site"):
+            Data(SHIPPED, count)
+
+
+def test_rows_of_one_file_of_channels_are_not_gone_on_with_by_another_of_its_name(tmp_path):
+    folder = sharing_folder(tmp_path / "out", SHIPPED, "choice.npz")
+    files = {name: str(tmp_path / f"{name}.npz") for name in ("choice", "many")}
+    for file in files.values():
+        Path(file).write_text("some")
+    check_same(folder, {**files, "many": ""})
+    check_same(folder, files)
+    Path(files["many"]).write_text("others")
+    check_same(folder, {**files, "many": ""})
+    with pytest.raises(FedloraError, match=r"--many .*many.npz holds other channels than"):
+        check_same(folder, files)
+
+
+def test_channels_of_a_site_that_nobody_trains_on_are_refused(tmp_path):
+    """They would be told as another site's."""
+    h = np.random.default_rng(0).normal(size=(4, 20, 48))
+    keys = ["data.values=h", 'data.axes=["record","time","feature"]']
+    for which, last in (("train", "b"), ("test", "c")):
+        file = tmp_path / f"{which}.npz"
+        np.savez(file, h=h, site=["a", "a", "b", last], speed_kmh=np.full(4, 30.0))
+        keys.append(f"data.{which}={file}")
+    with pytest.raises(FedloraError, match=r"data.test has records of site c, and data.train has"):
+        Data(with_overrides(SHIPPED, keys))
 
 
 def in_turn(results, trials, run, shared, **options):
