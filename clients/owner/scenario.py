@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from clients.owner.words import about
-from fedlora.config import DataConfig, NodeKeys, Scenario
+from fedlora.config import ENDS, PAYLOADS, DataConfig, NodeKeys, Scenario
 from fedlora.errors import FedloraError, shown
 from fedlora.tasks import task_class
 from fedlora.tasks.forecast import Forecast
@@ -63,10 +63,7 @@ def _check_plugins(scenario: Scenario) -> None:
         "channel.model": scenario.channel.model,
         "channel.predict": scenario.channel.predict,
         "privacy.release": scenario.privacy.release,
-        **{
-            f"link.{name}": getattr(scenario.link, name)
-            for name in ("activation", "representation", "gradient")
-        },
+        **{f"link.{name}": getattr(scenario.link, name) for name in (*PAYLOADS, *ENDS)},
     }
     for key, value in named.items():
         if ":" in value:

@@ -105,7 +105,8 @@ def model_folder(path: str, revision: str | None = None) -> Path:
 def _in_package(path: str, what: str, key: str) -> Path:
     name, _, inside = path.removeprefix(_PACKAGE).partition("/")
     # Only a top-level name is looked up: finding a.b would import a.
-    if not name.isidentifier() or ".." in PurePosixPath(inside).parts:
+    within = PurePosixPath(inside)
+    if not name.isidentifier() or ".." in within.parts or within.is_absolute():
         raise FedloraError(f"{key} is {path!r}; write package:NAME/FOLDER with an import name")
     try:
         spec = importlib.util.find_spec(name)

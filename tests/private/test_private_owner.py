@@ -23,7 +23,7 @@ from clients.owner import (
 )
 from clients.owner.origins import origins
 from clients.simulated_data import SimulatedData
-from fedlora.config import ClientLimit, NodeKeys, Scenario, with_overrides
+from fedlora.config import ENDS, PAYLOADS, ClientLimit, NodeKeys, Scenario, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, messages as m
 from fedlora.privacy.accounting import Charge, rdp_epsilon
@@ -194,15 +194,41 @@ def test_a_server_cannot_choose_a_file_of_the_device(records: Path) -> None:
             local_scenario(trace, own)
 
 
-@pytest.mark.parametrize("key", ["task.kind", "link.gradient", "channel.model", "channel.predict"])
+CODECS = [f"link.{name}" for name in (*PAYLOADS, *ENDS)]
+
+
+@pytest.mark.parametrize("key", ["task.kind", "channel.model", "channel.predict", *CODECS])
 def test_a_server_cannot_choose_code_of_the_device(records: Path, key: str) -> None:
-    late = ["channel.report.delay_s=1"] if key == "channel.predict" else []
-    code = [*late, f"{key}=module:Class", "python_path=/srv/theirs"]
+    beside = {"channel.predict": ["channel.report.delay_s=1"]}
+    beside |= {f"link.{end}": ["head.share=personal"] for end in ENDS}
+    code = [*beside.get(key, []), f"{key}=module:Class", "python_path=/srv/theirs"]
     asked = with_overrides(scenario(records), code)
     with pytest.raises(FedloraError, match=f"{key} is 'module:Class', and no server may choose"):
         local_scenario(asked, keys(data=str(records)))
     plain = with_overrides(scenario(records, "task.labels=['a']"), ["python_path=/srv/theirs"])
     assert local_scenario(plain, keys(data=str(records))).python_path == ""
+
+
+def test_what_a_server_computes_with_is_not_imported_on_a_device(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be named; what a device would run is refused above."""
+
+    def imported(kind: str, name: str) -> None:
+        raise AssertionError(f"a device imports {name} for {kind}")
+
+    names = [f"{key}=theirs:C" for key in ("ranks.strategy", "channel.schedule.scheduler")]
+    names += [
+        "robust.average=theirs:C",
+        "federation.clients=3",
+        "task.labels=['cold','mild','warm']",
+    ]
+    asked = with_overrides(scenario(records, "privacy.release=full"), names)
+    monkeypatch.setattr("fedlora.registry._load_path", imported)
+    own = local_scenario(asked, keys(data=str(records), model=asked.model.path))
+    terms = OwnerTerms(tmp_path / "ledger", own_data=True)
+    client = build(replace(own, data=replace(own.data, holdout=0.0)), terms)
+    client.release.close()
 
 
 def test_a_server_cannot_call_a_device_by_another_number(tmp_path: Path) -> None:

@@ -46,8 +46,17 @@ def test_missing_folder_in_a_package_names_the_near_one():
 
 
 @pytest.mark.usefixtures("package")
-@pytest.mark.parametrize("path", ["package:carrier.weights/x", "package:", "package:carrier/../x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "package:carrier.weights/x",
+        "package:",
+        "package:carrier/../x",
+        "package:carrier//etc/passwd",
+    ],
+)
 def test_malformed_package_path_is_refused(path):
+    """A device takes such a path of a server, as it leads into no file of the owner's."""
     with pytest.raises(FedloraError, match="write package:NAME/FOLDER"):
         resolve_path(path, "model folder", "model.path")
 
