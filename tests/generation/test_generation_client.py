@@ -10,7 +10,10 @@ import pytest
 from clients.generation import DraftHistory, DraftPace, Drafts, Sampling
 from clients.generation.drafts import Lookup
 from clients.generation.text_stream import TextStream
+from fedlora.commands.serving.run_package import RunPackage, read_package
+from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
+from fedlora.split import RUN_SCENARIO
 
 
 def letters(ids: list[int]) -> str:
@@ -131,3 +134,10 @@ def test_drafts_are_as_long_as_they_pay_and_none_where_they_do_not():
     assert expected_rate(near, 0.05, 0.01, 0.01) > 0.97
     assert near.length() <= 1
     assert DraftPace(0).length() == 0
+
+
+def test_whoever_makes_a_package_brings_no_code_onto_the_device(tmp_path):
+    RunPackage(Scenario(), "v", None).write(tmp_path)
+    theirs = Scenario(python_path=str(tmp_path))
+    (tmp_path / RUN_SCENARIO).write_text(scenario_to_toml(theirs))
+    assert read_package(tmp_path).scenario == Scenario()

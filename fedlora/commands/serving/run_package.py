@@ -86,7 +86,9 @@ def read_package(folder: Path, client: str | None = None) -> RunPackage:
             f"{folder} holds no package that can be read ({error}); make it anew with fedlora "
             "slice RUN"
         ) from None
-    return RunPackage(load_scenario(folder / RUN_SCENARIO), about["adapter"], trained, str(folder))
+    # slice writes no python_path: whoever made the package names no code on this device
+    scenario = replace(load_scenario(folder / RUN_SCENARIO), python_path="")
+    return RunPackage(scenario, about["adapter"], trained, str(folder))
 
 
 def _of_run(run: RunFolder, client: str | None) -> RunPackage:
