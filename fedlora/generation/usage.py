@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import threading
 import time
@@ -13,8 +14,11 @@ from typing import Any
 from fedlora.channel.channel import build_channel
 from fedlora.channel.ledger import AirLedger
 from fedlora.config import Scenario
+from fedlora.errors import FedloraError
 from fedlora.generation.server import GenerationServer
 from fedlora.link import Frame, messages as m
+
+log = logging.getLogger("fedlora.generation")
 
 _RECENT_S = 10.0
 _KEPT = 1024  # latest times of which medians are told
@@ -67,7 +71,8 @@ class Usage:
 
     A token is counted once it is known to be the client's: one an exchange, and the drafts that the
     next position shows to have been right. Air time and energy are those of the run's channel, in
-    the round after its last; they are unknown where links are measured.
+    the round after its last; they are unknown where links are measured, and once a client asks that
+    the channel has no link for.
 
     Parameters
     ----------
@@ -95,7 +100,7 @@ class Usage:
         self._channel = build_channel(scenario.channel, scenario.seed)
         self._air = AirLedger(self._channel)
         self._air.start_round(scenario.train.rounds)
-        self._measured = self._channel.measured
+        self._knows_air = not self._channel.measured
 
     def joined(self, client: str) -> None:
         """Count a stream of a client."""
@@ -128,9 +133,8 @@ class Usage:
             own.bits_up += bits[0]
             own.bits_down += bits[1]
             number = int(request.client) if request.client.isdecimal() else 0
-            if any(bits):
-                self._air.book(number, "up", "activation", bits[0], wire[0])
-                self._air.book(number, "down", "representation", bits[1], wire[1])
+            if any(bits) and self._knows_air:
+                self._book(number, bits, wire)
             if answer.kind == m.GEN_REFUSED:
                 own.refused += 1
             elif answer.kind == m.GEN_OPENED:
@@ -154,7 +158,7 @@ class Usage:
             self._forget_old(now)
             sessions, bounds = self._server.sessions, self._server.sessions.bounds
             span_s = max(1e-3, min(_RECENT_S, now - self._began))
-            air = None if self._measured else self._air.totals()
+            air = self._air.totals() if self._knows_air else None
             sums = {
                 name: sum(getattr(own, name) for own in self._clients.values())
                 for name in _Client.__dataclass_fields__
@@ -188,6 +192,15 @@ class Usage:
                 "a_token": per_token if sums["tokens"] else None,
                 "clients": {c: vars(own).copy() for c, own in sorted(self._clients.items())},
             }
+
+    def _book(self, client: int, bits: tuple[int, int], wire: tuple[int, int]) -> None:
+        """Book an exchange on the air; where the channel has no link for the client, none is."""
+        try:
+            self._air.book(client, "up", "activation", bits[0], wire[0])
+            self._air.book(client, "down", "representation", bits[1], wire[1])
+        except FedloraError as error:
+            self._knows_air = False
+            log.warning("air time and energy are not told from here on: %s", error)
 
     def _forget_old(self, now: float) -> None:
         """Keep the latest tokens alone: nobody may ask for speeds for days."""

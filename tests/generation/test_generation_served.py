@@ -250,6 +250,25 @@ def test_a_server_that_nobody_asks_for_its_speed_remembers_the_latest_tokens_alo
     writer.close()
 
 
+def test_a_client_that_the_runs_channel_has_no_link_for_writes_all_the_same(split, server, caplog):
+    """As one that took no part, where links are recorded by client; it has no air time."""
+
+    def has_none(*_: object) -> None:
+        raise FedloraError("trace t.csv has no rows for client 2; add them")
+
+    assert server.usage.told()["totals"]["air_seconds"] == 0
+    server.usage._air.book = has_none
+    way = server.connection("2")
+    writer = server.writer(way)
+    assert list(writer.tokens(PROMPT, Sampler(GREEDY), 6)) == texts_of(split, 6)["2"]
+    writer.close()
+    told = server.usage.told()
+    assert told["totals"]["air_seconds"] is told["a_token"]["energy_joules"] is None
+    assert way.breaks == 0 and told["totals"]["bits_up"] > 0
+    said = [text for text in caplog.messages if "has no rows for client 2" in text]
+    assert len(said) == 1
+
+
 def hostile_frames(split: Generation, rng: random.Random) -> Iterator[bytes]:
     """Yield what a device may send that knows the protocol and means no good."""
     width = split.engine.geometry.activation_width
