@@ -120,8 +120,10 @@ def test_a_replayed_step_and_a_sample_that_occurs_twice_are_charged_again(path: 
         assert ledger.rho == pytest.approx(2 * rho(2.0))
         ledger.charge([3, 3, 3], Charge.gaussian(2.0))
         assert ledger.rho == pytest.approx(3 * rho(2.0))
+        ledger.charge([3, 3, 3, 4], Charge(epsilon=0.5))
     with Ledger(path, "alice") as ledger:
         assert ledger.rho == pytest.approx(3 * rho(2.0))
+        assert ledger.label_epsilon == pytest.approx(1.5) and ledger.label_epsilon_of(4) == 0.5
 
 
 def test_identifiers_follow_the_content_and_tell_nothing(path: Path, tmp_path: Path) -> None:

@@ -81,8 +81,12 @@ class Book:
         return sums
 
     def labels_after(self, ids: Iterable[int], epsilon: float) -> dict[int, float]:
-        """Return the pure epsilons of these samples after a draw of their labels."""
-        return {i: add_up(self.labels[i], epsilon) if i in self.labels else epsilon for i in ids}
+        """Return the pure epsilons of these samples after a draw; one named twice pays twice."""
+        sums: dict[int, float] = {}
+        for i in ids:
+            before = sums.get(i, self.labels.get(i))
+            sums[i] = epsilon if before is None else add_up(before, epsilon)
+        return sums
 
     def apply(self, charge: journal.Record) -> None:
         """Count a charge.

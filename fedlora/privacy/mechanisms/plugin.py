@@ -131,13 +131,13 @@ def charge_of(mechanism: Mechanism, sigma: float) -> Charge:
     Raises
     ------
     FedloraError
-        When the mechanism says no charge.
+        When the mechanism says no charge, or one that no plan of uploads counts.
     """
     with blaming(mechanism):
         found: object = mechanism.charge(sigma)
-    if not isinstance(found, Charge):
+    if not isinstance(found, Charge) or not found.rho:
         raise FedloraError(
-            f"{_named(mechanism)} returns {shown(found)} from charge; expected a Charge"
+            f"{_named(mechanism)} returns {shown(found)} from charge; expected a Charge with rho"
         )
     return found
 
