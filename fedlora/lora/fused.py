@@ -130,13 +130,21 @@ class FusedLora:
 
     def shrink(self, x: torch.Tensor, A: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the components of the input, (tokens, r_max)."""
-        h = x @ A.T
+        h = _few_columns(A, x)
         return h if mask is None else h * mask
 
     def factor_gradient(self, place: int, narrow: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
         """Return narrow^T wide, (r_max, width); each client's own are told where they are asked."""
         own = self.by_client.add(2 * self.index + place, narrow, wide) if self.by_client else None
         return narrow.T @ wide if own is None else own.sum(0).to(wide.dtype)
+
+
+def _few_columns(narrow: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+    """Return wide narrow^T, (tokens, r_max), for (r_max, width) and (tokens, width).
+
+    As the transpose of narrow wide^T, which takes half as long: tokens make the long rows.
+    """
+    return (narrow @ wide.T).T
 
 
 class _Fused(torch.autograd.Function):
@@ -156,7 +164,7 @@ class _Fused(torch.autograd.Function):
         lora, mask = ctx.lora, ctx.mask
         if torch.is_grad_enabled():  # to be differentiated again: h is a function of x and A
             h = lora.shrink(x, A, mask)
-        u = g @ B * lora.scale
+        u = _few_columns(B.T, g) * lora.scale
         u = u if mask is None else u * mask
         dx = None
         if ctx.needs_input_grad[0]:

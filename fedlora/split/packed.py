@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -149,7 +150,7 @@ def attend_once(
     key, value
         Of all rows' tokens, (1, heads or fewer, tokens, width of a head).
     seen
-        Which of the tokens each row's query sees.
+        Which of the tokens each row's query sees; row after row, none of them twice.
     options
         As in ``attend``.
 
@@ -161,14 +162,24 @@ def attend_once(
     by_length: dict[int, list[int]] = {}
     for row, own in enumerate(seen):
         by_length.setdefault(own.stop - own.start, []).append(row)
+    keys, values = (_parts(own, seen) for own in (key, value))
     found: list[torch.Tensor | None] = [None] * len(seen)
     for rows in by_length.values():  # one call for rows of one length
-        k, v = (torch.cat([own[:, :, seen[row]] for row in rows]) for own in (key, value))
+        k, v = (torch.cat([own[row] for row in rows]) for own in (keys, values))
         q = query[0].transpose(0, 1)[rows].unsqueeze(2)
         output = _attention(module, options)(module, q, k, v, None, **options)[0]
         for row, own in zip(rows, output, strict=True):
             found[row] = own
     return torch.cat([own for own in found if own is not None])[None]
+
+
+def _parts(tensor: torch.Tensor, seen: Sequence[slice]) -> list[torch.Tensor]:
+    """Cut (1, heads, tokens, width) into the tokens that each row sees.
+
+    By one split: the gradient of a slice is as long as all rows, and there would be one a row.
+    """
+    ends = [0, *(end for own in seen for end in (own.start, own.stop)), tensor.shape[2]]
+    return list(torch.split(tensor, [stop - start for start, stop in pairwise(ends)], dim=2)[1::2])
 
 
 def is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from support.federation import scenario
 
 from fedlora.server.compute import ClientRows, SplitEngine
 from fedlora.split import Checkpoint
+from fedlora.split.packed import attend_once
 
 LENGTHS = [[5, 3], [4, 9, 4], [2]]
 
@@ -127,3 +128,37 @@ def test_a_model_of_one_block_has_its_embedding_stage_once(tmp_path, monkeypatch
     assert len(found) == len(whole)
     for a, b in zip(found, whole, strict=True):
         assert torch.dist(a, b) <= 1e-5 * b.norm() + 1e-7
+
+
+def test_keys_of_all_rows_get_their_gradients_by_one_split():
+    """A slice a row would make as many gradients as rows, each as long as all of them."""
+    query = torch.randn(1, 2, 3, 4)
+    key, value = (torch.randn(1, 2, 14, 4, requires_grad=True) for _ in range(2))
+    seen = [slice(0, 4), slice(5, 9), slice(12, 14)]  # with tokens between that no row sees
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.training = 1, False
+    out = attend_once(module, query, key, value, seen, {"scaling": 0.5, "dropout": 0.0})
+    names = graph_names(out)
+    assert names.count("SplitWithSizesBackward0") == 2
+    assert not [name for name in names if name.startswith("SliceBackward")]
+    for row, own in enumerate(seen):
+        q, k, v = query[0, :, row], key[0, :, own], value[0, :, own]
+        scores = torch.einsum("hd,htd->ht", q, k) * 0.5
+        expected = torch.einsum("ht,htd->hd", scores.softmax(-1), v)
+        torch.testing.assert_close(out[0, row], expected)
+    out.sum().backward()
+    assert not key.grad[0, :, [4, 9, 10, 11]].any()
+    assert key.grad[0, :, 13].all()
+
+
+def graph_names(output: torch.Tensor) -> list[str]:
+    found, open_ = [], [output.grad_fn]
+    seen: set[Any] = set()
+    while open_:
+        node = open_.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.append(node.name())
+        open_ += [next_ for next_, _ in node.next_functions]
+    return found

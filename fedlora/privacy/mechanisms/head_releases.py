@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -39,6 +40,12 @@ def zero_sum_basis(classes: int) -> torch.Tensor:
     torch.Tensor
         Shape (K, K - 1), float64.
     """
+    return _basis(classes).clone()
+
+
+@cache
+def _basis(classes: int) -> torch.Tensor:
+    """Make it once: a server asks at every answer of every client."""
     basis = torch.zeros(classes, classes - 1, dtype=torch.float64)
     for j in range(1, classes):
         basis[:j, j - 1] = 1 / math.sqrt(j * (j + 1))
