@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fedlora.errors import FedloraError, described, shown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _GROUP = "fedlora.commands"
 
@@ -30,16 +32,22 @@ def add_plugin_verbs(app: typer.Typer, verb: str = "") -> None:
     commands = app.registered_commands
     commands[:] = [command for command in commands if command.callback is not _not_called]
     own = {command.name or getattr(command.callback, "__name__", "") for command in commands}
+    if verb in own:
+        return
+    from importlib.metadata import entry_points  # a tenth of what a refusal takes
+
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     for name in sorted(found.keys() - own):
         if name == verb:
             app.command(name)(_loaded(found[name]))
-        elif verb not in own | found.keys():
+        elif verb not in found:
             _add_help(app, found[name])
 
 
 def add_all_verbs(app: typer.Typer) -> None:
     """Add the verbs of other packages as they are called, for who looks at all of their options."""
+    from importlib.metadata import entry_points
+
     for entry in entry_points(group=_GROUP):
         add_plugin_verbs(app, entry.name)
 

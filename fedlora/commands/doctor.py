@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -13,11 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedlora.commands.finding import Finding
 from fedlora.errors import FedloraError
@@ -72,6 +67,10 @@ def doctor(
 
 def examine(further: Iterable[Finding] = ()) -> bool:
     """Print every finding of this machine and what else was found; False when one needs mending."""
+    from rich.console import Console  # here, as all commands import this file
+    from rich.table import Table
+    from rich.text import Text
+
     findings = list(itertools.chain(*(check() for check in _CHECKS), further))
     well = not any(finding.mend for finding in findings)
     table = Table("", title="fedlora doctor")
@@ -92,10 +91,12 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    from importlib import metadata
+
     for name in _PACKAGES:
         try:
-            yield Finding(name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
             yield Finding(name, "missing", "pip install fedlora")
 
 
@@ -137,6 +138,8 @@ def _loopback() -> Iterator[Finding]:
 
 
 def _resources() -> Iterator[Finding]:
+    import psutil
+
     cores = os.cpu_count() or 1
     yield Finding("CPU cores", str(cores))
     memory = psutil.virtual_memory().available / 2**30

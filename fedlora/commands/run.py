@@ -1,28 +1,30 @@
 """``fedlora run``: a simulation in its own Flower, followed to its end.
 
-What takes a second to import is imported where it is needed: a key that is mistyped is refused
+What takes time to import is imported where it is needed: a key that is mistyped is refused
 without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
 from fedlora.import_path import plugin_folders
-from fedlora.launch.killed import ended, memory
-from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
 from fedlora.launch.temporary import parent_folder, temporary_folder
-from fedlora.report import ProgressView, RunFolder, print_result
 from fedlora.scenarios import find_scenario
 from fedlora.storage import dated_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedlora.report import RunFolder
 
 
 def run_simulation(
@@ -54,9 +56,10 @@ def run_simulation(
         When the folder is taken, the scenario cannot be used, or the run failed; what was finished
         stays in the folder.
     """
-    console = console or Console()
     given = find_scenario(name) if isinstance(name, str) else name
     scenario = with_overrides(given, overrides)
+    from fedlora.report import RunFolder
+
     check_beforehand(scenario, console)
     scenario = with_plugins(scenario)
     place = (out or dated_folder(Path("runs") / scenario.name)).resolve()
@@ -78,6 +81,8 @@ def check_beforehand(scenario: Scenario, console: Console | None = None) -> None
         See ``check_run``; when Flower's and Ray's files have no place.
     """
     parent_folder()
+    from rich.console import Console
+
     with (console or Console()).status("checking the scenario, its model and its data"):
         from fedlora.check import check_run
 
@@ -105,18 +110,19 @@ def follow_simulation(
     FedloraError
         When the run failed; what was finished stays in the folder.
     """
-    from fedlora.report.page import write_report
+    from rich.console import Console
+
+    from fedlora.launch.killed import ended, memory
+    from fedlora.launch.simulation import FlowerSimulation, SimulationRequest
+    from fedlora.report import ProgressView, print_result
     from fedlora.server.unfinished import going_on
 
     console = console or Console()
-    told = f"through Flower, into {escape(str(folder.path))}"
-    console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}", soft_wrap=True)
-    if parent_folder() != temporary_folder():
-        moved = f"{temporary_folder()} leaves the sockets of Ray no room"
-        console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)
+    _tell_places(folder, scenario, console)
     request = SimulationRequest(folder.scenario, folder.path, scenario.federation.clients)
     before, status = memory(), None
     folder.append_event("waiting", text="Flower and Ray start")
+    threading.Thread(target=_import_report, name="fedlora-report", daemon=True).start()
     try:
         with FlowerSimulation(request) as simulation:
             with ProgressView(folder, console=console) as view:
@@ -127,6 +133,8 @@ def follow_simulation(
             told = "" if status else simulation.last_words()
             if status == "finished":
                 simulation.dismiss()  # its processes end while the report is drawn
+                from fedlora.report.page import write_report
+
                 with console.status("drawing the plots and the page"):
                     write_report(folder)
     except (KeyboardInterrupt, BrokenPipeError, SystemExit) as error:
@@ -151,6 +159,24 @@ def follow_simulation(
             reason = f"{reason}; there is no summary, as {error}"
         raise FedloraError(f"{reason} (log: {folder.log})")
     print_result(folder, console)
+
+
+def _tell_places(folder: RunFolder, scenario: Scenario, console: Console) -> None:
+    """Say what is run, where its results go, and temporary files if not where expected."""
+    from rich.markup import escape
+    from rich.text import Text
+
+    told = f"through Flower, into {escape(str(folder.path))}"
+    console.print(f"fedlora: [bold]{escape(scenario.name)}[/bold] {told}", soft_wrap=True)
+    if parent_folder() != temporary_folder():
+        moved = f"{temporary_folder()} leaves the sockets of Ray no room"
+        console.print(Text(f"{moved}; temporary files are in {parent_folder()}"), soft_wrap=True)
+
+
+def _import_report() -> None:
+    """Import the libraries of plots and page, half a second of one core while the other waits."""
+    with contextlib.suppress(Exception):  # what fails is told where the report is written
+        importlib.import_module("fedlora.report.page")
 
 
 def with_plugins(scenario: Scenario) -> Scenario:

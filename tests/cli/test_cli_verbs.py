@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from importlib.metadata import EntryPoint
 
 import typer
@@ -43,7 +44,7 @@ def test_a_verb_whose_text_cannot_be_found_is_imported_for_its_help(monkeypatch)
     entry = EntryPoint("say", "json:dumps", "fedlora.commands")
     monkeypatch.setattr(verbs, "_docstring", lambda entry: "")
     monkeypatch.setattr(EntryPoint, "load", lambda self: lambda: None)
-    monkeypatch.setattr(verbs, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
     app = typer.Typer()
     app.command("own")(lambda: None)
     add_plugin_verbs(app)
