@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from fedlora.commands.card_lines import Export
 from fedlora.commands.model_card import model_card
-from fedlora.commands.prompts import TaskFacts
+from fedlora.commands.prompts import DEVICE_FILE, TaskFacts
 from fedlora.commands.run_model import chosen_adapter, chosen_head
 from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
@@ -32,7 +32,6 @@ from fedlora.lora.classifier import (
 from fedlora.lora.export import Adapter
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
-from fedlora.server.results import head_file
 from fedlora.split import (
     TOKENIZER_FILES,
     Checkpoint,
@@ -46,8 +45,6 @@ from fedlora.split import (
 from fedlora.storage import FolderKind, replace_file
 from fedlora.tasks import load_tokenizer, renders_chat, task_class
 
-DEVICE_FILE = "fedlora.json"
-"""Holds what a device must know of the task to use an exported adapter."""
 CARD = "README.md"
 _LANGUAGE_HEAD = "lm_head"
 
@@ -246,7 +243,7 @@ class _Plan:
         return merged
 
     def _write_head(self, out: Path) -> None:
-        shared = head_file(self._folder)
+        shared = self._folder.head
         whole = self._format == "merged" and (self._classifier is not None or not self._pooled)
         if self._head is None or whole:
             return

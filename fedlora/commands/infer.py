@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from fedlora.commands.export import DEVICE_FILE
-from fedlora.commands.prompts import TaskFacts, prompt_ids
+from fedlora.commands.prompts import DEVICE_FILE, TaskFacts, prompt_ids
 from fedlora.commands.run_model import chosen_adapter, chosen_head, read_head
 from fedlora.config import load_scenario, read_section
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import HEAD, Head, with_head
-from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from fedlora.lora.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter
 from fedlora.registry import use_python_path
 from fedlora.report import RunFolder
 from fedlora.split import (
     Checkpoint,
     Cut,
+    PlainLlama,
     compute_as_kept,
     find_family,
     load_whole,
     model_folder,
+    plain_llama,
     pool_packed,
 )
 from fedlora.tasks import (
@@ -49,8 +50,11 @@ class _Device:
 
     Attributes
     ----------
+    states
+        Maps a text's tokens (tokens,) to backbone and adapter's states (tokens, width); of a pooled
+        task.
     model
-        Backbone with adapter.
+        Backbone with adapter; of others.
     tokenizer
         The backbone's.
     facts
@@ -63,7 +67,8 @@ class _Device:
         Of the token embedding.
     """
 
-    model: nn.Module
+    states: Callable[[torch.Tensor], torch.Tensor] | None
+    model: Any
     tokenizer: Tokenizer
     facts: TaskFacts
     head: Head | None
@@ -124,6 +129,14 @@ def infer_texts(
         typer.echo(answer)
 
 
+@dataclass(frozen=True)
+class _OfRun:
+    """A run's adapter, and the rank of each projection at which it is used."""
+
+    adapter: Adapter
+    ranks: Sequence[int]
+
+
 def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: str) -> _Device:
     scenario = load_scenario(folder.scenario)
     if ":" in scenario.task.kind:
@@ -144,11 +157,7 @@ def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: st
             f"client {client} has rank 0 everywhere, and the run trained norms and positions "
             "(lora.also) that every client's texts pass; give --rank"
         )
-    with tempfile.TemporaryDirectory() as place:
-        if any(ranks):
-            adapter.save(Path(place), ranks)
-        saved = Path(place) if any(ranks) else None
-        return _device(facts, saved, head, folder.path, model, adapter.revision)
+    return _device(facts, _OfRun(adapter, ranks), head, folder.path, model, adapter.revision)
 
 
 def _from_export(folder: Path, model: str) -> _Device:
@@ -174,43 +183,75 @@ def _revision(folder: Path) -> str | None:
 
 def _device(
     facts: TaskFacts,
-    adapter: Path | None,
+    adapter: _OfRun | Path,
     head: Head | None,
     place: Path,
     model: str,
     revision: str | None,
 ) -> _Device:
-    disable_progress_bar()  # one line for each text is all that a script wants to read
-    set_verbosity_error()  # and of a backbone that does not fit, one sentence
     path = model_folder(model) if model else model_folder(facts.model, revision)
     checkpoint = Checkpoint(path)  # says in a sentence what is wrong with a folder
-    family = find_family(checkpoint)
-    cut = Cut.of(checkpoint, facts.client_front, facts.client_back)
-    tokenizer = load_tokenizer(path)
+    find_family(checkpoint)
+    Cut.of(checkpoint, facts.client_front, facts.client_back)
+    pooled = task_class(facts.task.kind).pooled
+    tokenizer, rows = load_tokenizer(path), checkpoint.size("vocab_size")
+    made = partial(_Device, tokenizer=tokenizer, facts=facts, head=head, place=place, rows=rows)
+    if pooled and (plain := _plain(facts, adapter, checkpoint)) is not None:
+        return made(plain, None)
+    whole = _hugging_face(facts, adapter, head, checkpoint)
+    if not pooled:
+        return made(None, whole)
+    return made(lambda ids: whole(input_ids=ids[None]).last_hidden_state[0], None)
+
+
+def _plain(facts: TaskFacts, adapter: _OfRun | Path, checkpoint: Checkpoint) -> PlainLlama | None:
+    """Return backbone and adapter without transformers and PEFT, where that gives the same."""
+    if isinstance(adapter, Path) or adapter.adapter.also or facts.weights != "fp32":
+        return None
+    return plain_llama(checkpoint, adapter.adapter.low_rank(adapter.ranks))
+
+
+def _hugging_face(
+    facts: TaskFacts, adapter: _OfRun | Path, head: Head | None, checkpoint: Checkpoint
+) -> Any:
+    """Return Hugging Face's model with the adapter."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()  # one line for each text is all that a script wants to read
+    set_verbosity_error()  # and of a backbone that does not fit, one sentence
+    path, pooled = checkpoint.folder, task_class(facts.task.kind).pooled
     try:
-        base: nn.Module = load_whole(path, pooled=task_class(facts.task.kind).pooled).eval()
+        base: Any = load_whole(path, pooled=pooled).eval()
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise FedloraError(
             f"the model in {path} cannot be loaded ({_first_line(error)}); copy it anew"
         ) from None
     if facts.weights != "fp32":
-        compute_as_kept(base, family.layers, range(cut.start, cut.stop), facts.weights)
-    if head is not None and not task_class(facts.task.kind).pooled:
-        output = base.get_output_embeddings()  # type: ignore[operator]
+        cut = Cut.of(checkpoint, facts.client_front, facts.client_back)
+        layers = find_family(checkpoint).layers
+        compute_as_kept(base, layers, range(cut.start, cut.stop), facts.weights)
+    if head is not None and not pooled:
+        output = base.get_output_embeddings()
         output.weight = nn.Parameter(head.weight.to(output.weight.dtype))
-    if adapter is not None:
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) if isinstance(adapter, _OfRun) else adapter
+        if isinstance(adapter, _OfRun):
+            if not any(adapter.ranks):
+                return base
+            adapter.adapter.save(saved, adapter.ranks)
         try:
-            base = _with_adapter(base, adapter, path)
+            return _with_adapter(base, saved, path)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise FedloraError(
-                f"the adapter in {adapter} cannot be put on the model in {path} "
+                f"the adapter in {saved} cannot be put on the model in {path} "
                 f"({_first_line(error)}); give the backbone of the run, or export it again"
             ) from None
-    return _Device(base, tokenizer, facts, head, place, checkpoint.size("vocab_size"))
 
 
 def _with_adapter(base: nn.Module, adapter: Path, source: Path) -> nn.Module:
     """Return a model with an adapter, which may be one of a classifier around it."""
+    from peft import PeftModel
+
     settings = json.loads((adapter / CONFIG_FILE).read_bytes())
     if settings.get("task_type") != "SEQ_CLS":
         found: nn.Module = PeftModel.from_pretrained(base, str(adapter)).eval()
@@ -239,7 +280,8 @@ def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
     for number, text in enumerate(texts, 1):
         ids = device.tokenizer.encode(text, task.max_length)
         device.check(number, ids)
-        states = device.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        assert device.states is not None  # the task pools
+        states = device.states(torch.tensor(ids))
         pooled = pool_packed(states.float(), [len(ids)], task.pool)
         chances = (pooled @ head.weight.T).softmax(-1)[0]
         best = int(chances.argmax())
@@ -252,7 +294,7 @@ def _continuations(device: _Device, texts: Sequence[str], max_new_tokens: int) -
     for number, text in enumerate(texts, 1):
         ids = prompt_ids(device.facts, tokenizer, text)
         device.check(number, ids)
-        output = device.model.generate(  # type: ignore[operator]  # PEFT hands it to the base model
+        output = device.model.generate(
             input_ids=torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             max_new_tokens=max_new_tokens,

@@ -10,6 +10,9 @@ from fedlora.config import Scenario, TaskConfig
 from fedlora.errors import FedloraError, shown
 from fedlora.tasks import Tokenizer, renders_chat
 
+DEVICE_FILE = "fedlora.json"
+"""Holds what a device must know of the task to use an exported adapter."""
+
 
 @dataclass(frozen=True)
 class TaskFacts:

@@ -15,7 +15,6 @@ from fedlora.errors import FedloraError
 from fedlora.lora.classifier import Head
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
-from fedlora.server.results import head_file
 from fedlora.storage.state import RoundStates
 
 
@@ -127,8 +126,8 @@ def chosen_head(folder: RunFolder, client: str | None) -> Head | None:
     FedloraError
         When it cannot be read.
     """
-    if head_file(folder).exists():
-        return read_head(head_file(folder)) if _is_linear(head_file(folder)) else None
+    if folder.head.exists():
+        return read_head(folder.head) if _is_linear(folder.head) else None
     if client is None:
         return None
     states = RoundStates(folder.checkpoint / "clients" / client).readable()

@@ -132,6 +132,15 @@ class Adapter:
         alphas = {name: self.alpha * r / r_max for name, r in own.items()}
         self._write(folder, factors, r_max, self.alpha, own, alphas)
 
+    def low_rank(self, ranks: Sequence[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+        """Return A, B and scale of each projection with a rank, as PEFT reads them of ``save``."""
+        if not any(ranks):
+            return {}
+        return {
+            name: (A, B, self.alpha * len(A) / self.r_max / len(A))
+            for name, (A, B) in self._at(self._checked(ranks)).items()
+        }
+
     def save_with_one_alpha(self, folder: Path, ranks: Sequence[int] | None = None) -> None:
         """Write the adapter for readers that know one alpha and divide it by each matrix's rank.
 

@@ -85,6 +85,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def head(self) -> Path:
+        """The head that all clients share; personal ones stay with the clients."""
+        return self.path / "head.safetensors"
+
+    @property
     def checkpoint(self) -> Path:
         """What a resume needs."""
         return self.path / "checkpoint"

@@ -6,7 +6,6 @@ import json
 import logging
 import resource
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def write_results(
     classes = classes_of(scenario.task.labels, results)
     if training.head is not None:
         weights = {name: p.detach() for name, p in training.head.parameters.items()}
-        replace_file(head_file(folder), save(weights, {"labels": json.dumps(classes)}))
+        replace_file(folder.head, save(weights, {"labels": json.dumps(classes)}))
     if training.sharing.front is not None:
         weights = {name: p.detach() for name, p in training.sharing.front.parameters.items()}
         replace_file(folder.path / "front.safetensors", save(weights))
@@ -88,11 +87,6 @@ def _tell_absent(classes: Sequence[str]) -> None:
         log.warning(
             "the AUC is the mean over the other classes: no held-out row is of %s%s", named, more
         )
-
-
-def head_file(folder: RunFolder) -> Path:
-    """Return where the head lies that all clients share; personal heads stay with the clients."""
-    return folder.path / "head.safetensors"
 
 
 def export(server: ServerRun) -> Adapter:

@@ -2,7 +2,7 @@
 
 from fedlora.split.blocks import Blocks, Cut, cut_widths, embedding_width, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
-from fedlora.split.conformity import check_conformity
+from fedlora.split.conformity import check_conformity, plain_llama
 from fedlora.split.edge import Back, Front, TokenEmbedding, pool_packed
 from fedlora.split.embeddings import LanguageHead, language_head, token_embedding
 from fedlora.split.family import Family, Loader, final_stage, find_family
@@ -14,6 +14,7 @@ from fedlora.split.few_bits import (
     predicted_bytes,
 )
 from fedlora.split.frozen_linear import FrozenLinear, linear_names, replace_linear
+from fedlora.split.plain import PlainLlama
 from fedlora.split.prepacked import PrepackedLinear, to_prepack
 from fedlora.split.resolve import is_hub_name, model_folder, published_name, resolve_path
 from fedlora.split.slice import (
@@ -45,6 +46,7 @@ __all__ = [
     "LanguageHead",
     "Loader",
     "Package",
+    "PlainLlama",
     "PrepackedLinear",
     "TokenEmbedding",
     "check_conformity",
@@ -63,6 +65,7 @@ __all__ = [
     "load_whole",
     "model_folder",
     "pad_rows",
+    "plain_llama",
     "pool_packed",
     "predicted_bytes",
     "published_name",

@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from fedlora.split.embeddings import LanguageHead
 from fedlora.split.family import find_family
 from fedlora.split.layout import check_layout
 from fedlora.split.manifest import Conformity
+from fedlora.split.norms import RMSNorm
+from fedlora.split.plain import LowRank, PlainLlama
 from fedlora.storage import replace_file
 
 _LENGTHS = [5, 3]
@@ -66,12 +68,58 @@ def check_conformity(checkpoint: Checkpoint, *, language: bool = False) -> Confo
     return found
 
 
+def plain_llama(
+    checkpoint: Checkpoint, low_rank: Mapping[str, LowRank] | None = None
+) -> PlainLlama | None:
+    """Return a checkpoint's base model in plain torch, if its first block is Hugging Face's.
+
+    Parameters
+    ----------
+    checkpoint
+        Is compared once; the result is kept in the user's cache.
+    low_rank
+        What an adapter adds to its projections.
+
+    Returns
+    -------
+    PlainLlama or None
+        None where Hugging Face's own code is to be used: for other models, and for one that differs
+        by more than 1e-5.
+    """
+    model = PlainLlama.of(checkpoint, low_rank)
+    if model is None:
+        return None
+    code = [Path(inspect.getfile(cls)).read_text() for cls in (PlainLlama, RMSNorm)]
+    kept = _cache("plain", checkpoint, code)
+    try:
+        distance = float(json.loads(kept.read_text(encoding="utf-8"))["blocks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        try:
+            distance = compare_block(checkpoint)
+        except (OSError, ValueError, TypeError, RuntimeError):  # which is told by who needs it
+            return None
+        with contextlib.suppress(FedloraError):
+            replace_file(kept, json.dumps({"blocks": distance}).encode(), sync=False)
+    return model if distance <= _BOUND else None
+
+
+@torch.no_grad()
+def compare_block(checkpoint: Checkpoint) -> float:
+    """Return how far embedding, first block and final norm here are from transformers'."""
+    ids, _, _ = _random_rows(checkpoint)
+    model = _with_blocks(checkpoint, 1, language=False)
+    return _distance(
+        PlainLlama(checkpoint, 1)(ids), model(input_ids=ids[None]).last_hidden_state[0]
+    )
+
+
 def _compared(checkpoint: Checkpoint) -> Conformity:
-    kept = _cache(checkpoint)
+    kept = _cache("conformity", checkpoint, _code(type(find_family(checkpoint))))
     found = _read(kept)
     if found is None:
         check_layout(checkpoint)
         found = compare(checkpoint)
+        plain_llama(checkpoint)  # transformers is there now
         with contextlib.suppress(FedloraError):  # a cache that cannot be written is none
             replace_file(kept, json.dumps(asdict(found)).encode(), sync=False)
     return found
@@ -87,7 +135,7 @@ def compare(checkpoint: Checkpoint) -> Conformity:
     with contextlib.suppress(FedloraError):  # of no use as a language model
         head = LanguageHead.of(checkpoint, torch.float32)
     ids, rows, mask = _random_rows(checkpoint)
-    model = _without_blocks(checkpoint, language=head is not None)
+    model = _with_blocks(checkpoint, 0, language=head is not None)
     base = model.base_model if head else model
     expected = base(input_ids=rows, attention_mask=mask).last_hidden_state[mask.bool()]
     whole = Cut(checkpoint.blocks, 0, checkpoint.blocks)
@@ -120,14 +168,14 @@ def _random_rows(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor, to
     return ids, rows, mask
 
 
-def _without_blocks(checkpoint: Checkpoint, *, language: bool) -> Any:
-    """Return the model without blocks, as transformers loads it, tied or not by its rule."""
+def _with_blocks(checkpoint: Checkpoint, count: int, *, language: bool) -> Any:
+    """Return the model with its first blocks, as transformers loads it, tied or not by its rule."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(checkpoint.folder)
-    config.num_hidden_layers = 0
+    config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
-        config.layer_types = []
+        config.layer_types = config.layer_types[:count]
     cls = AutoModelForCausalLM if language else AutoModel
     with quiet():
         model = cls.from_pretrained(checkpoint.folder, config=config, dtype=torch.float32)
@@ -157,14 +205,14 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float(torch.dist(ours, theirs) / size if size else ours.norm())
 
 
-def _cache(checkpoint: Checkpoint) -> Path:
+def _cache(kind: str, checkpoint: Checkpoint, code: Sequence[str]) -> Path:
     """Return the file of a checkpoint's result: of its digests, our code and transformers'."""
     digest = hashlib.sha256()
     parts = (checkpoint.weights_digest, checkpoint.config_digest, _transformers())
-    for part in (*parts, *_code(type(find_family(checkpoint)))):
+    for part in (*parts, *code):
         digest.update(part.encode() + b"\0")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return base / "fedlora" / "conformity" / f"{digest.hexdigest()[:32]}.json"
+    return base / "fedlora" / kind / f"{digest.hexdigest()[:32]}.json"
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,7 +20,6 @@ from fedlora.errors import FedloraError
 from fedlora.lora.export import Adapter
 from fedlora.report import RunFolder
 from fedlora.server.compute import ClientRows, SplitEngine
-from fedlora.server.results import head_file
 from fedlora.tasks import Record as DataRecord, Sample, head_trains
 from simulations.audit.recording import Advance, Observed
 from simulations.in_process import Record, connect
@@ -77,7 +76,7 @@ def stored_model(observed: Observed, folder: RunFolder) -> Model:
     )
     if not head_trains(parts.scenario):
         return Model(engine, parts, observed.clients[0].head.module)
-    path = head_file(folder)
+    path = folder.head
     if not path.exists():
         return _with_own_head(engine, parts, _held_out(observed))
     try:
