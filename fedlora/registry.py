@@ -202,17 +202,24 @@ def make(
         ) from error
 
 
-def use_python_path(folder: str) -> None:
+def use_python_path(folder: str, *, needed: bool = True) -> None:
     """Make the plug-ins in a scenario's ``python_path`` importable; an empty one is none.
 
     What lies there hides no library; see ``fedlora.import_path``.
 
+    Parameters
+    ----------
+    folder
+        The folder.
+    needed
+        Whether it has to be there, as where a name leads into it.
+
     Raises
     ------
     FedloraError
-        When there is no such folder.
+        When there is no such folder, and there has to be.
     """
-    if not folder:
+    if not folder or not (needed or Path(folder).is_dir()):
         return
     if not Path(folder).is_dir():
         raise FedloraError(

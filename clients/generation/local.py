@@ -74,8 +74,8 @@ class LocalModel(TextModel):
         run = RunFolder(folder)
         scenario = load_scenario(run.scenario)
         link = scenario.link
-        if ":" in scenario.task.kind + link.activation + link.representation:
-            use_python_path(scenario.python_path)
+        named = scenario.task.kind + link.activation + link.representation
+        use_python_path(scenario.python_path, needed=":" in named)
         adapter, ranks = chosen_adapter(run, client, rank)
         place = model_folder(model or scenario.model.path, adapter.revision)
         scenario = replace(scenario, model=replace(scenario.model, path=str(place)))

@@ -155,8 +155,8 @@ class RemoteModel(TextModel):
         package = read_package(folder, client)
         scenario = package.scenario
         link = scenario.link
-        if ":" in scenario.task.kind + link.activation + link.representation:
-            use_python_path(scenario.python_path)
+        named = scenario.task.kind + link.activation + link.representation
+        use_python_path(scenario.python_path, needed=":" in named)
         place = model_folder(model or package.model or keys.model or scenario.model.path)
         scenario = replace(scenario, model=replace(scenario.model, path=str(place)))
         torch.set_num_threads(scenario.compute.threads or torch.get_num_threads())

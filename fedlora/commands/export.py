@@ -137,8 +137,9 @@ class _Plan:
         self._adapter = adapter
         self._pooled = adapter.task_type != "CAUSAL_LM"
         self._scenario = load_scenario(folder.scenario) if folder.scenario.is_file() else None
-        if self._scenario is not None and ":" in self._scenario.task.kind:
-            use_python_path(self._scenario.python_path)
+        if self._scenario is not None:
+            needed = ":" in self._scenario.task.kind
+            use_python_path(self._scenario.python_path, needed=needed)
         self._head = chosen_head(folder, client)
         self._classifier: Classifier | None = None
         self._padding: Padding | None = None

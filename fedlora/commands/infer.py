@@ -139,8 +139,7 @@ class _OfRun:
 
 def _from_run(folder: RunFolder, client: str | None, rank: int | None, model: str) -> _Device:
     scenario = load_scenario(folder.scenario)
-    if ":" in scenario.task.kind:
-        use_python_path(scenario.python_path)
+    use_python_path(scenario.python_path, needed=":" in scenario.task.kind)
     facts = TaskFacts.of(scenario)
     require_texts(facts.task.kind, "fedlora infer")
     adapter, ranks = chosen_adapter(folder, client, rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.generation import Generation, written
 from support.patience import patient
 from support.relay import Relay
-from support.served import Served, served
+from support.served import Served, served, served_run
 
 from clients.generation import Credentials, Sampler, Sampling, ServerConnection
 from clients.owner import Door, OwnerTerms
+from fedlora.commands.serving.serve import ServeOptions, opened
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
 from fedlora.generation.bounds import CacheBounds, GenerationRefused
 from fedlora.generation.listener import MOST_OF_ONE, MOST_STRANGERS
@@ -34,6 +36,7 @@ from fedlora.link.stream import (
     read_node_key,
 )
 from fedlora.link.stream.client.asking import AskingStream
+from fedlora.registry import use_python_path
 
 GREEDY = Sampling()
 PROMPT = [5, 9, 33, 7, 61, 12, 80, 44, 3, 21]
@@ -267,6 +270,26 @@ def test_a_client_that_the_runs_channel_has_no_link_for_writes_all_the_same(spli
     assert way.breaks == 0 and told["totals"]["bits_up"] > 0
     said = [text for text in caplog.messages if "has no rows for client 2" in text]
     assert len(said) == 1
+
+
+def test_a_run_is_served_with_what_lies_in_its_python_path(tmp_path):
+    """A channel of one's own counts here, as in the run; no other key leads into the folder."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "channel_of_a_run.py").write_text(
+        "from fedlora.channel.models.awgn import AwgnChannel\n\n\n"
+        "class Mine(AwgnChannel):\n    pass\n"
+    )
+    run = served_run(
+        tmp_path, "channel.model=channel_of_a_run:Mine", f"python_path={plugins}", ranks={"0": 2}
+    )
+    with opened(run, ServeOptions(insecure=True), None, None) as (_, usage, _):
+        assert usage.told()["totals"]["air_seconds"] == 0
+    shutil.rmtree(plugins)
+    said = "python_path is .*plugins', but there is no such folder"
+    with pytest.raises(FedloraError, match=said), opened(run, ServeOptions(), None, None):
+        pass
+    use_python_path(str(plugins), needed=False)
 
 
 def hostile_frames(split: Generation, rng: random.Random) -> Iterator[bytes]:

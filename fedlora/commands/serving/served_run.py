@@ -78,9 +78,9 @@ def open_served(
         raise FedloraError(f"{folder} is no folder; give that of a finished run")
     run = RunFolder(folder)
     scenario = load_scenario(run.scenario)
-    link = scenario.link
-    if ":" in scenario.task.kind + link.activation + link.representation:
-        use_python_path(scenario.python_path)
+    link, channel = scenario.link, scenario.channel
+    named = scenario.task.kind, link.activation, link.representation, channel.model, channel.predict
+    use_python_path(scenario.python_path, needed=":" in "".join(named))
     adapter = Adapter.load(run.adapter)
     if rank is not None and rank > adapter.r_max:
         raise FedloraError(f"--rank {rank} exceeds the run's r_max {adapter.r_max}; lower it")
