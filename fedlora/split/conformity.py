@@ -217,11 +217,12 @@ def _cache(kind: str, checkpoint: Checkpoint, code: Sequence[str]) -> Path:
 
 @functools.lru_cache(maxsize=64)
 def _code(family: type) -> list[str]:
-    """Return the code that a result depends on."""
-    return [
-        *(inspect.getsource(cls) for cls in family.__mro__[:-2]),
-        *(Path(inspect.getfile(cls)).read_text() for cls in (Front, Blocks, LanguageHead)),
-    ]
+    """Return the code that a result depends on.
+
+    Whole files: what a family says may come from beside its class.
+    """
+    classes = (*family.__mro__[:-2], Front, Blocks, LanguageHead)
+    return [Path(file).read_text() for file in dict.fromkeys(map(inspect.getfile, classes))]
 
 
 def _read(path: Path) -> Conformity | None:

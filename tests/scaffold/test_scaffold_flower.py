@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -149,40 +150,91 @@ def run_and_compare(app, tmp_path, settings, compared):
         )
 
 
+FEW = "train.rounds=2 train.steps=1 federation.clients=4 evaluate.baseline=false"
+FEW += " evaluate.report=true"  # held-out losses are what is compared, also under privacy
+COMPARED = ("--strategies", "away_all.strategy:AwayAll,greedy", "--snr", "5", "--seeds", "1")
+BREAKS = {
+    "codec": ("encode", "True"),
+    "average": ("average", "True"),
+    "channel": ("sample", "given[2] > 60"),  # 60 rounds lie before the run, so in its second
+    "scheduler": ("select", "given[1] > 0"),
+    "predictor": ("predict", "len(given[1]) > 60"),
+    "mechanism": ("values", "True"),
+    "task": ("loss", "True"),
+    "family": ("layers", ""),
+    "strategy": ("allocate", "given[1] > 1"),
+}
+"""What of each kind is no longer as it was, and when: where it can be, in the middle of a run."""
+
+
+def break_one(app: Path, kind: str) -> None:
+    """Let a plug-in of an app raise, or, where all is looked at before a run, claim what is not."""
+    (method, when), name = BREAKS[kind], class_in(kind)
+    with (app / "away_all" / f"{kind}.py").open("a") as stream:
+        if not when:
+            stream.write(f"\n\n{name}.{method} = 'nowhere'\n")
+            return
+        stream.write(f"\n\n_sound = {name}.{method}\n\n\ndef _broken(*given, **named):\n")
+        stream.write(f"    if {when}:\n        raise KeyError('no luck')\n")
+        stream.write(f"    return _sound(*given, **named)\n\n\n{name}.{method} = _broken\n")
+
+
+def class_in(kind: str) -> str:
+    return "AwayAll" if kind == "strategy" else f"AwayAll{kind.capitalize()}"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["average", "codec"])  # at the server, and at its clients
+@pytest.mark.parametrize("kind", [kind for kind in BREAKS if kind != "strategy"])
 def test_a_broken_plug_in_is_named_by_run_compare_and_flower(whole, tmp_path, kind):
-    file = whole / "away_all" / f"{kind}.py"
-    name, method = f"AwayAll{kind.capitalize()}", {"average": "average", "codec": "encode"}[kind]
-    with file.open("a") as stream:
-        stream.write("\n\ndef _broken(self, *_):\n    raise KeyError('no luck')\n")
-        stream.write(f"\n\n{name}.{method} = _broken\n")
-    said = rf"the {kind} away_all\.{kind}:{name} .*KeyError at {kind}\.py, line"
-    few = SMALL.replace("data.max_rows=120", "federation.clients=4")
-    compared = ("--strategies", "greedy", "--snr", "5", "--seeds", "1")
-    compared += ("--set", "privacy.epsilon=none")
-    for done in run_and_compare(whole, tmp_path, few, compared):
+    break_one(whole, kind)
+    where = f"KeyError at {kind}\\.py, line" if BREAKS[kind][1] else "nowhere"
+    said = rf"away_all\.{kind}:{class_in(kind)}\b.*{where}[^\n]*(; |expected)"
+    for done in run_and_compare(whole, tmp_path, FEW, COMPARED):
         assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
         assert re.search(said, done.stderr), done.stderr
     with pytest.raises(AssertionError, match=said):
-        flwr_run(whole, tmp_path / "flwr", 2, f'set="{few}"', tmp_path / "flower")
+        flwr_run(whole, tmp_path / "flwr", 2, f'set="{FEW}"', tmp_path / "flower")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_plug_in_of_each_kind_is_taken_by_run_compare_and_flower(whole, tmp_path):
-    """From a folder outside the repository; a family, found by the app's pyproject.toml, too."""
-    few = SMALL.replace("data.max_rows=120", "federation.clients=4")
-    compared = ("--strategies", "away_all.strategy:AwayAll,greedy", "--snr", "5", "--seeds", "1")
-    compared += ("--set", "privacy.epsilon=none")  # held-out losses are what is compared
-    for done in run_and_compare(whole, tmp_path, few, compared):
+def test_runs_go_on_without_a_broken_strategy_and_say_so(whole, tmp_path):
+    break_one(whole, "strategy")
+    said = r"AwayAll\b.*round 2: allocate raised KeyError at strategy\.py, line"
+    for done in run_and_compare(whole, tmp_path, FEW, COMPARED):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(said, done.stdout + done.stderr), done.stdout + done.stderr
+    flwr_run(whole, tmp_path / "flwr", 2, f'set="{FEW}"', tmp_path / "flower")
+    for folder in (tmp_path / "run", tmp_path / "flower"):
+        assert re.search(said, (folder / "log.txt").read_text())
+        assert json.loads((folder / "summary.json").read_text())["rounds"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_plug_in_of_each_kind_is_taken_by_run_compare_and_flower(whole, tmp_path, monkeypatch):
+    """From a folder outside the repository; a family, found by the app's pyproject.toml, too.
+
+    Beside them a command of another package, which cannot be loaded and keeps nobody from a run.
+    """
+    package = tmp_path / "package" / "broken-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[fedlora.commands]\nbroken = nowhere:No\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
+    for done in run_and_compare(whole, tmp_path, FEW, COMPARED):
         assert done.returncode == 0, done.stdout + done.stderr
     assert len((tmp_path / "compared" / "compare.csv").read_text().splitlines()) == 3
-    flwr_run(whole, tmp_path / "flwr", 2, f'set="{few}"', tmp_path / "flower")
+    flwr_run(whole, tmp_path / "flwr", 2, f'set="{FEW}"', tmp_path / "flower")
     for folder in (tmp_path / "run", tmp_path / "flower"):
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["clients"] == 4 and summary["bits"]["down"]["adapter"] > 0
         records = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
         # The scheduler takes three quarters of the clients.
-        assert {len(record["clients"]) for record in records if record["round"]} == {3}
+        assert [len(record["clients"]) for record in records if record["round"]] == [3, 3]
+        assert "away_all" not in (folder / "log.txt").read_text()  # nobody was blamed
+    said = subprocess.run(
+        [FEDLORA, "broken"], capture_output=True, text=True, timeout=patient(60), check=False
+    )
+    assert said.returncode == 2 and "nowhere:No, cannot be loaded" in said.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +108,26 @@ def test_a_checkpoint_is_compared_once(folder, monkeypatch):
     change(folder, lambda tensors: tensors["model.norm.weight"].add_(1))
     with pytest.raises(NameError):  # another checkpoint is compared anew
         check_conformity(Checkpoint(folder))
+
+
+def test_it_is_compared_anew_when_anything_in_its_familys_file_has_changed(
+    folder, tmp_path, monkeypatch
+):
+    code = "from fedlora.split.families.llama import Llama\n\n\nclass Own(Llama):\n"
+    code += "    def embedding_scale(self, config):\n        return SCALE\n\n\n"
+
+    def check(scale: float) -> None:
+        (tmp_path / "own_family.py").write_text(f"{code}SCALE = {scale}\n")
+        spec = importlib.util.spec_from_file_location("own_family", tmp_path / "own_family.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "own_family", module)
+        exec((tmp_path / "own_family.py").read_text(), vars(module))
+        monkeypatch.setattr(family, "resolve", lambda group, name, base: module.Own)
+        check_conformity(Checkpoint(folder))
+
+    check(1.0)
+    with pytest.raises(FedloraError, match=r"embedding of .* Own is not the family"):
+        check(2.0)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(folder, tmp_path, monkeypatch):
