@@ -100,7 +100,7 @@ class Sessions:
         """
         with self._lock:
             self._evict()
-            self._await(lambda: len(self._of(client)) < self.bounds.sessions_per_client)
+            self._await(lambda: self._has_place(client))
             own = self._of(client)
             if len(own) >= self.bounds.sessions_per_client:
                 raise GenerationRefused(
@@ -207,13 +207,20 @@ class Sessions:
             if not self._lock.wait(max(0.0, until - time.monotonic())):
                 return
 
+    def _has_place(self, client: str) -> bool:
+        """Tell whether a client may open a session, or none of its own will make place."""
+        own = self._of(client)
+        return len(own) < self.bounds.sessions_per_client or not any(s.over for s in own)
+
     def _has_room(self, name: str, position: int | None, new: int) -> bool:
-        """Tell whether a session may grow so, or is not there to grow."""
+        """Tell whether a session may grow so, is not there to grow, or waits for nothing."""
         session = self._open.get(name)
         if session is None or session.over:
             return True
         own, everyone = self._sums(session, self._tokens(session, position, new))
-        return own <= self.bounds.tokens_per_client and everyone <= self.bounds.tokens_in_all
+        if own > self.bounds.tokens_per_client:
+            return not any(other.over for other in self._of(session.client))
+        return everyone <= self.bounds.tokens_in_all
 
     def _tokens(self, session: Session, position: int | None, new: int) -> int:
         """Return the tokens of the pages that a session has with new tokens from a position on."""
