@@ -22,7 +22,14 @@ from fedlora.ranks import (
     RankStrategy,
     RankVector,
 )
-from strategies.airllm import ChannelMemory, Held, budget_rank, coverage, trained_ranks
+from strategies.airllm import (
+    ChannelMemory,
+    Held,
+    budget_rank,
+    coverage,
+    has_arrived,
+    trained_ranks,
+)
 
 RULES = ("delivered", "held", "shared", "r_max")
 
@@ -65,6 +72,7 @@ class TrainingRule:
         self._memory = ChannelMemory()
         self._held: dict[str, Held] = {}
         self._pending: dict[str, Held] = {}
+        self._over_air = False
 
     def held(self, client: str) -> Held:
         """Return what a client has been sent and, as far as is known, has."""
@@ -108,6 +116,7 @@ class TrainingRule:
         """Remember this round's channels, and what is on its way."""
         covered = [coverage(budget_rank(r, space), space.r_max) for r in reports.values()]
         self._memory = self._memory.add(np.array(covered))
+        self._over_air = any(report.budget_bits is not None for report in reports.values())
         self._pending = {
             client: Held(mean_rank(ranks, space), round, tuple(ranks))
             for client, ranks in delivered.items()
@@ -117,8 +126,7 @@ class TrainingRule:
     def observe(self, outcomes: Mapping[str, ClientOutcome]) -> None:
         """Remember which adapters arrived."""
         for client, held in self._pending.items():
-            # Where nobody says whether it arrived, no delivery was due and the client has it.
-            if client in outcomes and outcomes[client].delivered is not False:
+            if client in outcomes and has_arrived(outcomes[client].delivered, self._over_air):
                 self._held[client] = held
         self._pending = {}
 
@@ -130,6 +138,7 @@ class TrainingRule:
             "memory": vars(self._memory).copy(),
             "held": {name: held.packed() for name, held in self._held.items()},
             "pending": {name: held.packed() for name, held in self._pending.items()},
+            "over_air": self._over_air,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,6 +146,7 @@ class TrainingRule:
         self._memory = ChannelMemory(**state.get("memory", {}))
         self._held = {name: Held.of(x) for name, x in state.get("held", {}).items()}
         self._pending = {name: Held.of(x) for name, x in state.get("pending", {}).items()}
+        self._over_air = state.get("over_air", False)
 
     def _has(self, client: str, space: RankSpace) -> NDArray[np.float64]:
         """Return the ranks that a client will have; who has nothing: an average channel's."""

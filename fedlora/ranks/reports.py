@@ -144,7 +144,9 @@ class ClientOutcome:
         ``None`` where it was not measured, or is private.
     delivered
         Whether the adapter arrived in time; False: it was late and the client keeps its previous
-        one; ``None``: none was due.
+        one; ``None``: none was due. The client then keeps what it has, too, where adapters come
+        over the air; where they never do, as reports without ``budget_bits`` tell, it works with
+        the present adapter at the ranks decided.
     bits, seconds
         By direction (``up``, ``down``) and kind of payload (``activation``, ``gradient``,
         ``representation``, ``adapter``, ``control``): bits on the air, and air time in seconds.

@@ -11,6 +11,7 @@ from strategies.airllm.features import (
     budget_rank,
     client_state,
     coverage,
+    has_arrived,
     projection_features,
 )
 from strategies.airllm.network import LATENT, Actor, Denoiser
@@ -37,6 +38,7 @@ __all__ = [
     "coverage",
     "draft",
     "drafted_parts",
+    "has_arrived",
     "load_policy",
     "projection_features",
     "sample",

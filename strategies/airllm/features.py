@@ -111,6 +111,21 @@ class Held:
         return cls(rank, round, tuple(ranks))
 
 
+def has_arrived(delivered: bool | None, over_air: bool) -> bool:
+    """Tell whether a client has the adapter that a decision was to send it.
+
+    Parameters
+    ----------
+    delivered
+        Of its outcome.
+    over_air
+        Whether any client had a budget: then adapters come over the air, and in a round in which
+        none is due (``channel.deliver_every``) everybody keeps what it has. Else nothing is sent,
+        and the clients work with the present adapter at the ranks decided.
+    """
+    return delivered is True or (delivered is None and not over_air)
+
+
 @dataclass(frozen=True)
 class Weights:
     """What deliveries are to be worth, beside the loss of every round.

@@ -30,6 +30,7 @@ from strategies.airllm.features import (
     budget_rank,
     client_state,
     coverage,
+    has_arrived,
     projection_features,
 )
 from strategies.airllm.network import CHANNELS
@@ -118,6 +119,7 @@ class AirLlm(RankStrategy):
         self.held: dict[str, Held] = {}
         self.pending: dict[str, Held] = {}
         self.pending_memory = ChannelMemory()
+        self.over_air = False
 
     def _weights(self, bit_price: float | None, end_weight: float | None) -> Weights:
         """Return what is wanted; refused where the policy cannot be told."""
@@ -187,6 +189,7 @@ class AirLlm(RankStrategy):
         """Return the ranks that plans lead to, shape (clients, projections, 3)."""
         units = np.array(space.unit_parameters, dtype=float)
         self.pending, self.pending_memory = {}, sight.memory
+        self.over_air = any(report.budget_bits is not None for report in clients.values())
         deliveries, had = [], []
         for name, plan in zip(sight.clients, plans, strict=True):
             deliver = delivered_ranks(plan, space, clients[name].budget_bits)
@@ -214,8 +217,7 @@ class AirLlm(RankStrategy):
         """Remember the channels, and which adapters arrived."""
         self.memory = self.pending_memory
         for client, held in self.pending.items():
-            # Where nobody says whether it arrived, no delivery was due and the client has it.
-            if client in outcomes and outcomes[client].delivered is not False:
+            if client in outcomes and has_arrived(outcomes[client].delivered, self.over_air):
                 self.held[client] = held
         self.pending = {}
 
@@ -226,6 +228,7 @@ class AirLlm(RankStrategy):
             "pending_memory": vars(self.pending_memory).copy(),
             "held": {name: held.packed() for name, held in self.held.items()},
             "pending": {name: held.packed() for name, held in self.pending.items()},
+            "over_air": self.over_air,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,6 +237,7 @@ class AirLlm(RankStrategy):
         self.pending_memory = ChannelMemory(**state["pending_memory"])
         self.held = {name: Held.of(packed) for name, packed in state["held"].items()}
         self.pending = {name: Held.of(packed) for name, packed in state["pending"].items()}
+        self.over_air = state.get("over_air", False)
 
     def _held(self, client: str) -> Held:
         return self.held.get(client, Held())

@@ -101,6 +101,16 @@ def test_a_late_adapter_is_not_remembered_as_held(small):
     assert strategy.held == {}
 
 
+def test_what_a_round_without_delivery_decided_is_not_remembered_as_held(small):
+    strategy = AirLlm()
+    strategy.allocate(1, reports(small, 8.0), small)
+    strategy.observe(1, {"0": ClientOutcome(delivered=None)})
+    assert strategy.held == {}
+    strategy.allocate(2, {"0": ClientReport()}, small)  # nothing is ever sent
+    strategy.observe(2, {"0": ClientOutcome(delivered=None)})
+    assert strategy.held["0"].round == 2
+
+
 def test_ranks_follow_the_channel(small):
     ranks = [
         AirLlm(rounds=8).allocate(1, reports(small, budget), small)["0"].deliver.mean

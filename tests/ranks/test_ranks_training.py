@@ -104,6 +104,26 @@ def test_an_adapter_that_did_not_arrive_is_not_held(small):
     assert late[1]["0"].deliver == small.uniform(5)
 
 
+@pytest.mark.parametrize("rule", ["held", "shared"])
+def test_what_a_round_without_delivery_decided_is_not_held(small, rule):
+    """As with ``channel.deliver_every`` above 1; on the way to a checkpoint, too."""
+    strategy = Hold(train=rule)
+    strategy.allocate(1, reports(small, 8), small)
+    again = Hold(train=rule)
+    again.load_state_dict(unpack_state(*pack_state(strategy.state_dict())))
+    for own in (strategy, again):
+        own.observe(1, {"0": ClientOutcome(delivered=None)})
+        assert own.training.held("0").ranks == ()
+        assert own.allocate(2, reports(small, 5), small)["0"].deliver == small.uniform(5)
+
+
+def test_where_nothing_comes_over_the_air_clients_have_what_was_decided(small):
+    strategy = Greedy(train="held")
+    strategy.allocate(1, {"0": ClientReport()}, small)
+    strategy.observe(1, {"0": ClientOutcome(delivered=None)})
+    assert strategy.training.held("0").ranks == small.uniform(small.r_max)
+
+
 def test_greedy_may_send_in_every_second_round_alone(small):
     sent = [decided["0"].deliver[0] for decided in play(Greedy(every=2), small, (4,), (9,), (3,))]
     assert sent == [4, 0, 3]

@@ -14,7 +14,7 @@ from support.federation import Federation, Handler, scenario
 from support.unsplit import SampleStream, Unsplit
 
 from clients.edge_client import EdgeClient
-from fedlora.channel import ChannelState
+from fedlora.channel import ChannelState, build_channel
 from fedlora.link import Frame
 from fedlora.ranks import ClientReport
 from fedlora.report import Summary
@@ -90,6 +90,27 @@ def test_late_adapter_leaves_the_client_with_the_one_before(tiny, records):
     row = training.air.ledger.row(0, 1)
     assert row is not None
     assert row.seconds["down"]["adapter"] == pytest.approx(DEADLINE_S)
+
+
+def test_a_round_without_delivery_leaves_no_strategy_with_adapters_that_nobody_got(tiny, records):
+    """The first channel carries more than the second, and only in the second is anything sent."""
+    config = scenario(
+        tiny["gpt2"],
+        records,
+        *DELIVERY,
+        *("channel.deliver_every=2", "channel.snr_db=[10.0, 5.0]", "train.rounds=2"),
+        *("federation.clients=1", "ranks.strategy=hold", "ranks.options={}"),
+    )
+    wanted = [10.0, 5.0]
+    seed = next(
+        seed
+        for seed in range(100)
+        if [build_channel(config.channel, seed).report(0, n).down_snr_db for n in (0, 1)] == wanted
+    )
+    federation = Federation(dataclasses.replace(config, seed=seed)).run()
+    first, second = (own["clients"]["0"] for own in federation.recorder.rounds)
+    assert (first["delivered"], second["delivered"]) == (None, True)
+    assert 1 <= second["mean_rank"] < first["mean_rank"]
 
 
 def test_no_delivery_evaluates_with_the_present_adapter_at_no_cost(tiny, records):
