@@ -338,7 +338,7 @@ class Training:
         """Return what the summary needs beyond the rounds."""
         return {
             **self.outcome.fields(),
-            "privacy": self._steps.spending.statement(self.cohort.lost),
+            "privacy": self._steps.spending.statement(self.cohort.clients),
             "trainable_parameters": sum(p.A.numel() + p.B.numel() for p in self.engine.projections)
             + len(self.engine.also),
         }

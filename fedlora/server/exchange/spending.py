@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora.checks import finite
@@ -36,7 +36,7 @@ class Spending:
         self._rho: dict[str, float] = {}
         self._sigma: dict[str, float] = {}
         self._sigma_now: dict[str, float] = {}
-        self._planned: dict[str, float] = {}
+        self._planned: dict[str, tuple[float, float]] = {}  # rho, and epsilon of labels
         self._labels: dict[str, float] = {}
         self._rate = 0.0
 
@@ -70,7 +70,8 @@ class Spending:
         """
         rho = read_number(hello, "rho_planned", high=_SPENT_MAX)
         labels = read_number(hello, "label_epsilon", high=_SPENT_MAX)
-        self._planned[client] = max(rho, self._planned.get(client, 0.0))
+        before = self._planned.get(client, (0.0, 0.0))
+        self._planned[client] = max(rho, before[0]), max(labels, before[1])
         return {"rho": rho, "label_epsilon": labels}
 
     def note_rows(self, rows: Iterable[int]) -> None:
@@ -81,7 +82,8 @@ class Spending:
     def state_dict(self) -> dict[str, Any]:
         """Return each client's figures, for a checkpoint between rounds."""
         told = {"rho": self._rho, "sigma": self._sigma, "labels": self._labels}
-        return told | {"planned": self._planned}
+        planned = {client: list(own) for client, own in self._planned.items()}
+        return told | {"planned": planned, "rate": self._rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave, where no more is known to be spent already."""
@@ -89,8 +91,12 @@ class Spending:
             self._rho[client] = max(rho, self._rho.get(client, 0.0))
         for client, sigma in state["sigma"].items():
             self._sigma[client] = min(sigma, self._sigma.get(client, math.inf))
-        self._planned = {**state.get("planned", {}), **self._planned}
+        for client, own in state.get("planned", {}).items():
+            # before 0.2 it was rho alone
+            rho, labels = own if isinstance(own, (list, tuple)) else (own, 0.0)
+            self._planned.setdefault(client, (rho, labels))
         self._labels = dict(state["labels"]) | self._labels
+        self._rate = max(self._rate, state.get("rate", 0.0))
 
     def sigma(self, client: str) -> float:
         """Return the noise of a client's latest upload, over the clipping norm.
@@ -119,20 +125,24 @@ class Spending:
             fields["label_epsilon"] = max(self._labels.values())
         return fields
 
-    def statement(self, lost: Iterable[str] = ()) -> dict[str, Any] | None:
+    def statement(self, here: Container[str]) -> dict[str, Any] | None:
         """Return the summary's ``privacy`` block; None without privacy.
 
         Parameters
         ----------
-        lost
-            Clients that were lost, with whom an upload may have gone that was charged and never
-            came; for them what they planned counts.
+        here
+            Clients that are there at the end. With any other that has joined, before the run was
+            resumed too, an upload may have gone that was charged and never came; for these what
+            they planned counts.
         """
         scenario, sampling = self._scenario, None
         figures = self.round_fields()
         if "rho" in figures:
-            planned = (self._planned[client] for client in lost if client in self._planned)
-            figures["rho"] = max([figures["rho"], *planned])
+            gone = [own for client, own in self._planned.items() if client not in here]
+            figures["rho"] = max([figures["rho"], *(rho for rho, _ in gone)])
+            labels = max([figures.get("label_epsilon", 0.0), *(labels for _, labels in gone)])
+            if labels:
+                figures["label_epsilon"] = labels
         mechanism = self._mechanism
         if mechanism is not None and mechanism.gaussian and not mechanism.repeats:
             # fresh Gaussian noise at each step
