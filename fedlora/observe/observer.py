@@ -29,6 +29,9 @@ class ClientStatus(TypedDict, total=False):
     answer_seconds: float | None
 
 
+_SUMMED = ("air_seconds", "late_deliveries")
+
+
 class RunState:
     """What is known of a run so far.
 
@@ -36,22 +39,17 @@ class RunState:
     ----------
     phase
         The present phase; None before the first.
-    rounds
-        Finished rounds of training.
     last
-        The last of them.
+        The last finished round of training.
     clients
         What the server last knew of each client.
-    totals
-        Sums over finished rounds: ``air_seconds``, ``late_deliveries``.
     """
 
     def __init__(self) -> None:
         self.phase: PhaseProgress | None = None
-        self.rounds = 0
         self.last: RoundRecord = {}
         self.clients: Mapping[str, ClientStatus] = {}
-        self.totals = {"air_seconds": 0.0, "late_deliveries": 0.0}
+        self._told: dict[int, dict[str, float]] = {}  # by round
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; see ``fedlora.report.progress``."""
@@ -64,11 +62,24 @@ class RunState:
             self.phase.apply(event)
 
     def note_round(self, record: RoundRecord) -> None:
-        """Take in a finished round."""
-        self.rounds += 1
+        """Take in a finished round; those behind it that are known are repeated after a resume."""
+        number = int(finite(record.get("round")) or len(self._told) + 1)
+        epsilons = [finite(c.get("epsilon")) for c in (record.get("clients") or {}).values()]
+        self._told = {n: own for n, own in self._told.items() if n < number}
+        self._told[number] = {key: finite(record.get(key)) or 0.0 for key in _SUMMED}
+        if known := [epsilon for epsilon in epsilons if epsilon is not None]:
+            self._told[number]["epsilon"] = max(known)
         self.last = record
-        self.totals["air_seconds"] += finite(record.get("air_seconds")) or 0.0
-        self.totals["late_deliveries"] += finite(record.get("late_deliveries")) or 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Finished rounds of training, those before a resume included."""
+        return len(self._told)
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Sums over finished rounds: ``air_seconds``, ``late_deliveries``."""
+        return {key: sum(own[key] for own in self._told.values()) for key in _SUMMED}
 
     def client_record(self, client: str) -> ClientRecord:
         """Return a client's part of the last round; empty when it had none."""
@@ -76,9 +87,10 @@ class RunState:
 
     @property
     def epsilon(self) -> float | None:
-        """The largest epsilon that a client of the last round has spent; None without privacy."""
-        found = [finite(c.get("epsilon")) for c in (self.last.get("clients") or {}).values()]
-        return max((e for e in found if e is not None), default=None)
+        """The largest epsilon that a client has spent, in whichever round; None without privacy."""
+        return max(
+            (own["epsilon"] for own in self._told.values() if "epsilon" in own), default=None
+        )
 
 
 class Observer(ABC):  # noqa: B024 (both may be left as they are)

@@ -40,6 +40,8 @@ class ObservedFolder:
     def __init__(self, folder: RunFolder, status_every_s: float, observers: list[Observer]) -> None:
         self.folder = folder
         self.state = RunState()
+        for record in folder.read_metrics():  # of a run that is gone on with
+            self.state.note_round(record)
         self.clients: Callable[[], Mapping[str, ClientStatus]] = dict
         self._every_s = status_every_s
         self._observers = observers

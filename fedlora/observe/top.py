@@ -49,7 +49,6 @@ class RunView:
         self.state = RunState()
         self.outcome = ""
         self._offset = 0
-        self._seen_rounds = 0
 
     @property
     def done(self) -> bool:
@@ -72,10 +71,8 @@ class RunView:
                 self.outcome = " ".join(
                     str(event.get(key) or "") for key in ("status", "text")
                 ).strip()
-        rounds = self.folder.read_metrics()
-        for record in rounds[self._seen_rounds :]:
+        for record in self.folder.read_metrics():
             self.state.note_round(record)
-        self._seen_rounds = len(rounds)
         clients = self.folder.read_status().get("clients")
         if isinstance(clients, dict):
             found = {c: own for c, own in clients.items() if isinstance(own, dict)}

@@ -21,8 +21,9 @@ from fedlora.check import check_plugins
 from fedlora.cli import main
 from fedlora.config import Scenario, with_overrides
 from fedlora.errors import FedloraError
+from fedlora.observe.observer import RunState
 from fedlora.observe.outcome import JsonFormatter
-from fedlora.observe.recorder import observed
+from fedlora.observe.recorder import ObservedFolder, observed
 from fedlora.observe.top import RunView
 from fedlora.report import RunFolder
 from fedlora.server.exchange.watch import Watch
@@ -79,7 +80,6 @@ def test_endpoint_is_on_loopback_and_ends_with_the_run(watched):
 
 def test_epsilon_is_shown_where_it_is_spent(tmp_path):
     pytest.importorskip("prometheus_client")
-    from fedlora.observe.observer import RunState
     from fedlora.observe.prometheus import PrometheusObserver
 
     state, observer = RunState(), PrometheusObserver(Scenario())
@@ -93,6 +93,30 @@ def test_epsilon_is_shown_where_it_is_spent(tmp_path):
     }
     assert values["fedlora_epsilon",] == 3.0
     assert values["fedlora_client_epsilon", "0"] == 2.5
+
+
+def test_a_client_that_rests_has_spent_its_epsilon_all_the_same():
+    """With ``federation.clients_per_round`` the last round need not hold who has spent most."""
+    state = RunState()
+    for number, spent in enumerate(({"0": 3.0}, {"1": 2.0}), start=1):
+        state.note_round(
+            {"round": number, "clients": {c: {"epsilon": e} for c, e in spent.items()}}
+        )
+    assert state.epsilon == 3.0
+
+
+def test_a_resumed_run_counts_the_rounds_before_it_and_each_once(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    for number in (1, 2, 3):
+        folder.append_round({"round": number, "air_seconds": 2.0**number, "late_deliveries": 1})
+    resumed = ObservedFolder(folder, 1.0, [])
+    folder.forget_rounds_after(2)  # as a resume does that finds round 2 as its last state
+    resumed.append_round({"round": 3, "air_seconds": 32.0, "late_deliveries": 0})
+    view = RunView(folder)
+    view.poll()
+    for state in (resumed.state, view.state):
+        assert state.rounds == 3
+        assert state.totals == {"air_seconds": 2.0 + 4.0 + 32.0, "late_deliveries": 2}
 
 
 def test_tensorboard_holds_the_losses_and_the_metric(watched):
