@@ -57,8 +57,9 @@ class RoundRecord(TypedDict, total=False):
     ``fedlora.privacy.accounting.rdp``) and the least noise of an upload; ``label_epsilon`` is what
     randomised labels have cost beside it. ``gradient_snr`` is the signal-to-noise ratio of each
     projection's gradient under privacy, where it was probed.
-    ``step`` counts optimiser steps since the start of the run; ``seconds``, ``tokens``, ``bits``,
-    ``wire_bytes``, ``raw_bits`` (what the cut would take as it is, see
+    ``step`` numbers the optimiser steps since the start of the run, those included that a round
+    whose time was up has left out; ``steps`` (those that it took), ``seconds``, ``tokens``,
+    ``bits``, ``wire_bytes``, ``raw_bits`` (what the cut would take as it is, see
     ``fedlora.geometry.Geometry.raw_bits``), ``air_seconds``, ``client_seconds``,
     ``energy_joules``, ``late_deliveries`` and ``lost`` are of this round alone. ``train_loss`` is
     the mean over the round's steps; ``loss`` and ``metric`` are held-out values, None in rounds
@@ -70,6 +71,7 @@ class RoundRecord(TypedDict, total=False):
 
     round: int
     step: int
+    steps: int
     train_loss: float | None
     loss: float | None
     metric: float | None
@@ -107,6 +109,20 @@ def series(rounds: Rounds, key: str) -> tuple[list[int], list[float]]:
         if (value := finite(record.get(key))) is not None
     ]
     return [r for r, _ in pairs], [v for _, v in pairs]
+
+
+def last_evaluated(rounds: Rounds, client: str | None = None) -> int | None:
+    """Return the last round with a held-out metric or loss, of all or of one client.
+
+    A metric that is no finite number, such as the perplexity of a loss that has run away, is in no
+    series; the round's loss then tells that an earlier metric is not the last one.
+    """
+    keys = ("metric", "loss")
+    found = (
+        (series(rounds, key) if client is None else client_series(rounds, client, key))[0]
+        for key in keys
+    )
+    return max((number for numbers in found for number in numbers), default=None)
 
 
 def client_ids(rounds: Rounds) -> list[str]:
@@ -154,8 +170,10 @@ class ClientTotals:
     ----------
     client
         Its identifier.
-    rows, metric, loss, epsilon, statistics
+    rows, epsilon, statistics
         The last value that was reported; no statistics where none was.
+    metric, loss
+        At its last evaluation; None where there was none, or it was no finite number.
     snr_db, mean_rank
         Means over the rounds that reported one.
     bits_up, bits_down, adapter_bits
@@ -197,6 +215,12 @@ def _totals(rounds: Rounds, client: str) -> ClientTotals:
     def last(key: str) -> float | None:
         return values(key)[-1] if values(key) else None
 
+    evaluated = last_evaluated(rounds, client)
+
+    def at_the_last(key: str) -> float | None:
+        found: dict[int, float] = dict(zip(*client_series(rounds, client, key), strict=True))
+        return None if evaluated is None else found.get(evaluated)
+
     records = [(record.get("clients") or {}).get(client, {}) for record in rounds]
     delivered = [record.get("delivered") for record in records]
     statistics = [
@@ -205,8 +229,8 @@ def _totals(rounds: Rounds, client: str) -> ClientTotals:
     return ClientTotals(
         client=client,
         rows=last("rows"),
-        metric=last("metric"),
-        loss=last("loss"),
+        metric=at_the_last("metric"),
+        loss=at_the_last("loss"),
         epsilon=last("epsilon"),
         snr_db=mean(values("snr_db")),
         mean_rank=mean(values("mean_rank")),

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import fedlora
 from fedlora.errors import FedloraError
-from fedlora.report.records import DIRECTIONS, Rounds, mean, series, total_bits
+from fedlora.report.records import (
+    DIRECTIONS,
+    Rounds,
+    last_evaluated,
+    mean,
+    series,
+    total_bits,
+)
 
 PACKAGES = ("fedlora", "torch", "transformers", "peft", "flwr", "ray", "opacus")
 PRIVACY_KEYS = ("epsilon", "delta", "adjacency", "covers", "excludes")
@@ -63,12 +70,13 @@ class Summary:
     metric_name, higher_is_better
         The task's metric, and whether more of it is better.
     metric, loss
-        Held-out metric and loss at the last evaluation; None when there was none.
+        Held-out metric and loss at the last evaluation; None when there was none, or it was no
+        finite number.
     metric_before
         Metric of the same head trained for the same steps on the frozen backbone; None when no
         baseline was run.
     rounds, steps
-        Rounds and optimiser steps that were finished.
+        Rounds that were finished, and optimiser steps that were taken in them.
     clients
         Clients that took part, those included that were lost later.
     seed
@@ -178,11 +186,16 @@ class Summary:
             values = series(rounds, key)[1]
             return values[-1] if values else None
 
-        def of_kept(key: str) -> float | None:
-            found = dict(zip(*series(rounds, key), strict=True))
-            return last(key) if kept is None else found.get(kept)
+        evaluated = last_evaluated(rounds) if kept is None else kept
 
-        seconds, tokens, steps = total("seconds"), int(total("tokens")), int(last("step") or 0)
+        def of_kept(key: str) -> float | None:
+            found: dict[int, float] = dict(zip(*series(rounds, key), strict=True))
+            return None if evaluated is None else found.get(evaluated)
+
+        seconds, tokens = total("seconds"), int(total("tokens"))
+        # records of releases before 0.2 do not say how many of a round were taken
+        counted = all("steps" in record for record in rounds)
+        steps = int(total("steps") if counted else last("step") or 0)
         counts = [record["components"] for record in rounds if "components" in record]
         wire_bytes = dict.fromkeys(DIRECTIONS, 0)
         for record in rounds:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlora.checks import finite
 from fedlora.ranks import ClientReport, RankDecision
 from fedlora.report import ClientRecord, RoundRecord
 from fedlora.server.air import Air
@@ -47,7 +48,7 @@ class Outcome:
         return {
             "metric_name": self.name,
             "higher_is_better": self.higher_is_better,
-            "metric_before": self.before,
+            "metric_before": finite(self.before),
         }
 
     def load(self, fields: Mapping[str, Any]) -> None:
@@ -113,6 +114,7 @@ def round_record(
         | RoundRecord(
             round=round_,
             step=step,
+            steps=len(tally.losses),
             train_loss=tally.loss,
             loss=loss,
             metric=metric,

@@ -14,7 +14,7 @@ import pytest
 import fedlora
 from fedlora.errors import FedloraError
 from fedlora.report import Summary
-from fedlora.report.records import DIRECTIONS
+from fedlora.report.records import DIRECTIONS, client_totals
 from fedlora.report.summary import commit, versions
 
 ALWAYS = {
@@ -82,8 +82,31 @@ def test_totals_are_those_of_the_rounds(make_rounds, make_summary):
 
 def test_metric_is_that_of_the_last_evaluation(make_rounds, make_summary):
     rounds = make_rounds(rounds=3)
-    rounds[2]["metric"] = None
+    rounds[2] |= {"metric": None, "loss": None}
     assert make_summary(rounds).metric == rounds[1]["metric"]
+    assert make_summary(rounds).loss == rounds[1]["loss"]
+
+
+def test_a_metric_that_ran_away_is_not_told_as_that_of_an_earlier_round(make_rounds, make_summary):
+    """``metrics.jsonl`` has null for an infinite perplexity, and the loss that led to it."""
+    rounds = make_rounds(rounds=3)
+    rounds[2] |= {"metric": None, "loss": 800.0}
+    summary = make_summary(rounds)
+    assert (summary.metric, summary.loss) == (None, 800.0)
+    for own in rounds[2]["clients"].values():
+        own |= {"metric": None, "loss": 800.0}
+    assert {(own.metric, own.loss) for own in client_totals(rounds)} == {(None, 800.0)}
+
+
+def test_steps_are_those_that_were_taken(make_rounds, make_summary):
+    """Of a round whose time was up the last ones are left out, and the next goes on behind them."""
+    rounds = make_rounds(rounds=3)
+    assert make_summary(rounds).steps == rounds[2]["step"]
+    for record, steps in zip(rounds, (20, 7, 20), strict=True):
+        record["steps"] = steps
+    summary = make_summary(rounds)
+    assert summary.steps == 47
+    assert summary.steps_per_second == pytest.approx(47 / summary.seconds)
 
 
 def test_versions_equal_the_installed_metadata_without_importing_the_packages():

@@ -217,6 +217,7 @@ def test_a_round_whose_time_is_up_leaves_its_last_steps_out(tiny, records, caplo
     federation.run()
     rounds = federation.recorder.rounds
     assert [r["round"] for r in rounds] == [1, 2]
+    assert [r["steps"] for r in rounds] == [2, 3]
     assert [r["clients"]["0"]["rows"] for r in rounds] == [6, 9]
     assert "its last 48 steps are left out" in caplog.text
     assert "its last 47 steps are left out" in caplog.text
