@@ -43,11 +43,14 @@ class Tally:
     def __init__(self, folder: Path, session: str) -> None:
         self._path = folder / f"{_PREFIX}{session}"
         self._number = 0
+        aside = folder / f".{self._path.name}.new"
         with explained(self._path):
-            self._file = open_private(self._path)
+            self._file = open_private(aside)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.write(b" " * (2 * _SLOT_BYTES))  # so that a disk that fills stops no run
             self._file.flush()
+            # held before it has its name: whoever finds it free takes its session for killed
+            aside.replace(self._path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Put a record in the place of the one before the last.

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any, BinaryIO
 
 from fedlora.checks import finite
 from fedlora.errors import FedloraError
+
+_TRIES, _PAUSE_S = 10, 0.005
+"""How often a file is to be held: who asks whether it is holds it for a moment, too."""
 
 
 def replace_file(path: Path, data: bytes, *, sync: bool = True, private: bool = False) -> None:
@@ -126,12 +130,15 @@ def lock_file(path: Path) -> BinaryIO | None:
         The open file; None when another process, or another part of this one, holds it.
     """
     file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(_PAUSE_S)
+    file.close()
+    return None
 
 
 def is_locked(path: Path) -> bool:

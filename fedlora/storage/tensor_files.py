@@ -46,8 +46,10 @@ class TensorFiles:
             folder.mkdir(parents=True, exist_ok=True)
             _sweep(folder)
             self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))  # mode 0700
-            lock = lock_file(self._folder / _LOCK)
-        assert lock is not None
+            # held before it has the name by which a folder is known for one that was left
+            lock = lock_file(self._folder / f"{_LOCK}.new")
+            assert lock is not None
+            (self._folder / f"{_LOCK}.new").replace(self._folder / _LOCK)
         self._close = weakref.finalize(self, _remove, self._folder, lock)
         self._lost = lost
         self._full = False

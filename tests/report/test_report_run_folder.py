@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -200,6 +201,19 @@ def test_folder_that_a_process_of_a_dead_run_still_writes_to_is_refused(finished
     assert finished.read_summary() is not None
     server._lock.close()
     opened(finished.path)
+
+
+def test_who_asks_whether_a_run_goes_on_keeps_nobody_from_going_on_with_it(tmp_path, monkeypatch):
+    """``fedlora top`` holds the file for the moment of its look, and a resume may come then."""
+    folder = RunFolder.create(tmp_path / "run")
+    folder.release()
+    with folder.events.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        monkeypatch.setattr("fedlora.storage.files.time.sleep", lambda _: looking.close())
+        resumed = RunFolder.reopen(folder.path)
+    assert resumed.is_held()
+    with pytest.raises(FedloraError, match="still going on"):
+        RunFolder.reopen(folder.path)
 
 
 def test_path_that_is_a_file_is_refused_with_one_sentence(tmp_path):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import signal
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from fedlora.errors import FedloraError
 from fedlora.site import audit
 from fedlora.site.tally import Tally, going_on, left_behind, settle
+from fedlora.storage import open_private
 
 
 def event(number: int, session: str = "s") -> dict[str, object]:
@@ -148,6 +151,28 @@ def test_what_a_session_counted_outlives_a_kill_and_is_told_once(tmp_path: Path)
     assert found["left"]["gradients"] >= 100
     assert [name for name, _ in settle(tmp_path)] == ["one"]
     assert not list(settle(tmp_path)) and not list(tmp_path.iterdir())
+
+
+def test_a_session_that_begins_is_not_taken_for_killed_by_who_looks_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its file's making and its holding somebody settles, and somebody holds it to look."""
+    looking = []
+
+    def made(path: Path) -> BinaryIO:
+        file = open_private(path)
+        assert not left_behind(tmp_path) and not list(settle(tmp_path))
+        for found in tmp_path.glob("tally-*"):
+            looking.append(found.open("rb"))
+            fcntl.flock(looking[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+
+    monkeypatch.setattr("fedlora.site.tally.open_private", made)
+    tally = Tally(tmp_path, "one")
+    tally.write({"left": {"gradients": 1}})
+    assert going_on(tmp_path) == {"one": {"left": {"gradients": 1}}}
+    tally.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_torn_slot_leaves_the_one_before(tmp_path: Path) -> None:

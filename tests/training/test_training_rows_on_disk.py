@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 from support.federation import Federation, same, scenario
 
 from fedlora.check import check_scenario
@@ -117,6 +118,23 @@ def test_what_a_killed_run_left_is_deleted_and_a_living_ones_is_not(tiny, record
     gc.collect()
     assert len(list(tmp_path.iterdir())) == 1
     living.server.training.batches.close()
+
+
+def test_a_run_that_begins_is_not_swept_by_another_that_begins(tmp_path, monkeypatch):
+    """Before it holds its lock, a moment after it has made it."""
+    hold = tensor_files.lock_file
+
+    def made(path: Path):
+        path.touch()
+        tensor_files._sweep(tmp_path)
+        return hold(path)
+
+    monkeypatch.setattr(tensor_files, "lock_file", made)
+    kept = tensor_files.TensorFiles(tmp_path, "it is asked for again")
+    monkeypatch.undo()
+    tensor_files.TensorFiles(tmp_path, "it is asked for again")
+    assert kept.write("0", "1", {"row": torch.ones(2)})
+    assert kept.read("0", "1")["row"].tolist() == [1, 1]
 
 
 def test_a_folder_that_is_none_is_refused_before_the_run(tiny, records, tmp_path):
