@@ -22,6 +22,8 @@ __all__ = [
     "looking",
     "open_scenario",
     "read_numbers",
+    "require_held_out",
+    "require_losses",
     "require_plain_ends",
 ]
 
@@ -128,3 +130,27 @@ def require_plain_ends(scenario: Scenario, who: str) -> None:
             raise FedloraError(
                 f"link.{end} is {name}, and {who} reads heads in fp32; set it to fp32"
             )
+
+
+def require_held_out(scenario: Scenario, what: str) -> None:
+    """Refuse a scenario of which nothing is held out, before anything is computed.
+
+    Parameters
+    ----------
+    scenario
+        What is studied.
+    what
+        Rests on it, as the end of a sentence.
+    """
+    if not (scenario.data.test or scenario.data.holdout):
+        raise FedloraError(f"data.holdout is 0 and data.test is empty, and {what}; set one of them")
+
+
+def require_losses(scenario: Scenario, what: str) -> None:
+    """Refuse a scenario whose clients tell no held-out loss; see ``require_held_out``."""
+    require_held_out(scenario, what)
+    if scenario.privacy.enabled and not scenario.evaluate.report:
+        raise FedloraError(
+            f"evaluate.report is false under privacy, so that no client tells its held-out loss, "
+            f"and {what}; set evaluate.report to true"
+        )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import OverwriteOption, SetOption, open_scenario
+from simulations.options import OverwriteOption, SetOption, open_scenario, require_losses
 from simulations.studies.compare.reward import DEFAULT_PRICE
 from simulations.train_policy.seeds import FIRST_SEED
 
@@ -54,14 +54,13 @@ def train_policy(
     import torch
 
     from fedlora.storage import held_folder
-    from simulations.studies.compare.reward import require_losses
     from simulations.studies.compare.strategies import parse_snrs_db
     from simulations.train_policy.folder import TrainingFolder
     from simulations.train_policy.setting import Setting
 
     snrs_db = tuple(parse_snrs_db(snr))
     base = open_scenario(scenario, set_)
-    require_losses(base)
+    require_losses(base, "strategies are compared by held-out loss")
     torch.set_num_threads(1)
     setting = Setting(
         base,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlora.config import load_scenario
+from fedlora.errors import FedloraError
 from simulations.refusals import one_sentence
 
 
@@ -39,7 +40,9 @@ class Curve:
     head_start: int = 0
 
     def windows(self, episodes: int) -> np.ndarray:
-        """Return the mean reward of every so many episodes in a row."""
+        """Return the mean reward of every so many episodes in a row; of fewer there is none."""
+        if len(self.rewards) < episodes:
+            return np.empty(0)
         return np.convolve(self.rewards, np.full(episodes, 1 / episodes), mode="valid")
 
     def steps_to(self, reward: float, episodes: int) -> int | None:
@@ -71,7 +74,23 @@ def read_curve(folder: Path) -> Curve:
 
 
 def compare(ours: Sequence[Curve], plain: Sequence[Curve], episodes: int) -> list[str]:
-    """Return a line for each pair: steps to the best reward that both reach."""
+    """Return a line for each pair: steps to the reward that ours has in its first episodes.
+
+    Raises
+    ------
+    FedloraError
+        When there are not as many of one as of the other, or one has too few episodes.
+    """
+    if len(ours) != len(plain):
+        raise FedloraError(
+            f"{len(ours)} trainings are held against {len(plain)}; name one of each for each seed"
+        )
+    for curve in (*ours, *plain):
+        if not 1 <= episodes <= len(curve.rewards):
+            raise FedloraError(
+                f"--episodes is {episodes}, and a training has {len(curve.rewards)}; set 1 up to "
+                "that, or train longer"
+            )
     lines = [
         "| seed | reward | AirLLM, steps | PPO alone, steps | fewer |",
         "| --- | --- | --- | --- | --- |",

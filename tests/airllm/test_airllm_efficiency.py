@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedlora.errors import FedloraError
 from simulations.studies.results.judge import change
 from simulations.train_policy.efficiency import Curve, compare
 
@@ -27,6 +28,15 @@ def test_ppo_alone_that_never_gets_there_gives_a_bound(plain, told):
     ours = Curve((-1.0, -0.6), steps_of_episode=64, head_start=96)
     (line,) = compare([ours], [Curve(plain, 64)], 2)[2:]
     assert line.endswith(told)
+
+
+def test_fewer_episodes_than_count_in_a_row_are_no_window_and_are_refused():
+    short, long = Curve((-1.0,) * 5, 64), Curve((-1.0,) * 10, 64)
+    assert short.windows(10).tolist() == []
+    assert short.steps_to(-5.0, 10) is None
+    for pair in ([short], [long]), ([long], [short]), ([long], [long, long]):
+        with pytest.raises(FedloraError, match=r"--episodes is 10|1 trainings are held against 2"):
+            compare(*pair, 10)
 
 
 def test_the_interval_of_a_saving_is_that_of_the_bootstrap():

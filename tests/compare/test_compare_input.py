@@ -3,8 +3,11 @@ from __future__ import annotations
 import pytest
 
 from fedlora.errors import FedloraError
+from simulations.studies.cascade.command import cascade
 from simulations.studies.compare.command import compare
 from simulations.studies.compare.strategies import parse_snrs_db, parse_strategies
+from simulations.studies.participation.command import participation
+from simulations.studies.utility.command import utility
 from simulations.train_policy.command import train_policy
 
 
@@ -60,4 +63,15 @@ def test_a_scenario_without_held_out_losses_is_refused_before_anything_runs(
     given = {"strategies": "greedy"} if command is compare else {}
     with pytest.raises(FedloraError, match=named):
         command("quickstart", **given, set_=overrides, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [(utility, ["privacy.epsilon=8"]), (cascade, ["privacy.epsilon=8"]), (participation, [])],
+)
+def test_a_study_of_the_held_out_metric_is_not_run_without_held_out_rows(command, more, tmp_path):
+    """Utility wrote 0.000 for a metric that nobody had measured."""
+    with pytest.raises(FedloraError, match=r"data\.holdout is 0 and data\.test is empty, and"):
+        command("quickstart", set_=["data.test=", "data.holdout=0.0", *more], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

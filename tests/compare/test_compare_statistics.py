@@ -98,3 +98,9 @@ def test_strategies_with_different_seeds_are_judged_by_those_that_both_have():
     assert (found["winner"], found["second"], found["seeds"]) == ("a", "b", 1)
     assert (found["reward"], found["second_reward"]) == (1.0, 0.5)
     assert found["difference"] == pytest.approx(0.5)
+
+
+def test_of_strategies_that_share_no_seed_none_wins():
+    """As in a comparison that was broken off when each had ended with another seed."""
+    rows = [row("a", 0, 1, 1.0), row("b", 0, 2, 0.5), row("a", 5, 1, 1.0), row("b", 5, 1, 0.5)]
+    assert [found["snr_db"] for found in winners(rows)] == [5]

@@ -20,6 +20,7 @@ from simulations.options import (
     looking,
     open_scenario,
     read_numbers,
+    require_held_out,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def cascade(
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
+    if sigmas:
+        require_held_out(base, "the held-out loss is followed; or set --sigma none")
     with looking():
         from fedlora.check import check_scenario
 

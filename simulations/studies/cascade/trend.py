@@ -15,6 +15,7 @@ from statistics import mean
 import numpy as np
 
 from fedlora.config import PrivacyPolicy, Scenario
+from fedlora.errors import FedloraError
 from simulations.in_process import Record, connect
 
 
@@ -54,7 +55,12 @@ def run_curve(scenario: Scenario, sigma: float) -> Curve:
     server = connect(replace(scenario, privacy=privacy, evaluate=evaluate), record, workers=1)
     server.training.run()
     server.end()
-    losses = [float(item["loss"] or 0.0) for item in record.rounds]
+    losses = [loss for item in record.rounds if (loss := item["loss"]) is not None]
+    if len(losses) < len(record.rounds):
+        raise FedloraError(
+            f"the run at sigma {sigma:g} evaluated no row: no client has any that is held out; "
+            "raise data.holdout"
+        )
     ratios = [item.get("gradient_snr") for item in record.rounds]
     speed = [1.0 if r is None else mean((x / (1 + x)) ** 0.5 for x in r) for r in ratios]
     return Curve(sigma, losses, speed)

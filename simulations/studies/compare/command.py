@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.errors import FedloraError
-from simulations.options import OverwriteOption, SetOption, WorkersOption, looking, open_scenario
+from simulations.options import (
+    OverwriteOption,
+    SetOption,
+    WorkersOption,
+    looking,
+    open_scenario,
+    require_losses,
+)
 from simulations.studies.compare.reward import DEFAULT_PRICE
 
 if TYPE_CHECKING:
@@ -74,10 +81,9 @@ def compare(
         )
     with looking():
         from fedlora.check import check_scenario
-        from simulations.studies.compare.reward import require_losses
         from simulations.studies.compare.trial import Trial
 
-        require_losses(base)
+        require_losses(base, "strategies are compared by held-out loss")
         check_scenario(base)
         trials = [
             Trial(contender, snr_db, base.seed + offset)

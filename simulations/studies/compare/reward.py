@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.report import RoundRecord
 
@@ -33,26 +32,6 @@ class ClientReward:
     gain: float
     cost: float
     value: float
-
-
-def require_losses(scenario: Scenario) -> None:
-    """Refuse a scenario whose clients tell no held-out loss, before anything is computed.
-
-    Raises
-    ------
-    FedloraError
-        Naming key, value and mend.
-    """
-    if not (scenario.data.test or scenario.data.holdout):
-        raise FedloraError(
-            "data.holdout is 0 and data.test is empty, and strategies are compared by held-out "
-            "loss; set one of them"
-        )
-    if scenario.privacy.enabled and not scenario.evaluate.report:
-        raise FedloraError(
-            "evaluate.report is false under privacy, so that no client tells its held-out loss, by "
-            "which strategies are compared; set evaluate.report to true"
-        )
 
 
 def losses_by_round(rounds: Sequence[RoundRecord]) -> Losses:

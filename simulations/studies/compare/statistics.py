@@ -107,8 +107,9 @@ def with_best_fixed(rows: Sequence[Row]) -> list[Row]:
 def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return for each SNR the best and the second best strategy, paired by seed.
 
-    Where they were run with different seeds, the two are judged by those that both have.
-    The p-values of the SNRs are one family for Holm's correction.
+    Where they were run with different seeds, the two are judged by those that both have; where
+    they have none in common, the SNR is left out. The p-values of the SNRs are one family for
+    Holm's correction.
     """
     table: list[dict[str, Any]] = []
     for snr_db in snrs_db(rows):
@@ -117,6 +118,8 @@ def winners(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if len(order) < 2:
             continue
         first, second = _shared(here[order[0]], here[order[1]])
+        if not first:
+            continue
         difference = paired(first, second, "reward")
         gap = interval(difference)
         table.append(

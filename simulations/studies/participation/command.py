@@ -15,6 +15,7 @@ from simulations.options import (
     WorkersOption,
     open_scenario,
     read_numbers,
+    require_losses,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def participation(
     ]
     weights = read_numbers("--trade-offs", trade_offs)
     base = open_scenario(scenario, set_)
+    require_losses(base, "the trend is that of the held-out loss")
     too_many = [n for n in counts if n > base.federation.clients]
     if too_many:
         raise FedloraError(

@@ -20,6 +20,7 @@ from simulations.options import (
     looking,
     open_scenario,
     read_numbers,
+    require_held_out,
 )
 from simulations.studies.utility.trial import (
     NO_NOISE,
@@ -65,6 +66,7 @@ def utility(
         raise FedloraError(
             f"scenario {base.name} has no noise; set privacy.epsilon, or name one that has"
         )
+    require_held_out(base, "mechanisms are compared by the held-out metric")
     trials = plan(mechanisms, epsilons, range(base.seed, base.seed + seeds))
     for trial in trials:
         trial.scenario(base)

@@ -33,6 +33,7 @@ from fedlora.report.figure import COLOURS, MUTED, label, legend, panels, save
 from fedlora.scenarios import find_scenario
 from simulations.in_process import Federation, Record
 from simulations.noisy_activations import NoisyActivations
+from simulations.options import require_held_out
 from simulations.refusals import one_sentence
 from simulations.studies.kit import Results, run_missing
 
@@ -133,6 +134,7 @@ def main(
 ) -> None:
     """Train with activations that are noised once and repeated, and with noise drawn anew."""
     base = with_overrides(find_scenario(scenario), [*_PLAIN, *(overrides or ())])
+    require_held_out(base, "both ways are compared by the held-out metric")
     base = replace(base, evaluate=replace(base.evaluate, every=base.train.rounds))
     every = [Trial("exact", math.inf, seed) for seed in range(seeds)]
     for own in epsilon or (100.0, 1000.0, 10000.0):

@@ -147,14 +147,20 @@ def run_trial(trial: Trial, base: Scenario) -> dict[str, Any]:
     if server.cohort.lost:
         raise FedloraError(f"trial {trial.key} lost clients: {server.cohort.reasons()}")
     last, spending = record.rounds[-1], server.training.spending
+    metric, loss = last["metric"], last["loss"]
+    if metric is None or loss is None:
+        raise FedloraError(
+            f"trial {trial.key} evaluated no row: no client has any that is held out; raise "
+            "data.holdout"
+        )
     spent = [spending.epsilon(client) for client in server.cohort.clients]
     server.end()
     row = Row(
         trial.mechanism.name,
         trial.epsilon,
         trial.seed,
-        round(float(last["metric"] or 0.0), 6),
-        round(float(last["loss"] or 0.0), 6),
+        round(metric, 6),
+        round(loss, 6),
         round(max((epsilon or 0.0) for epsilon in spent), 6),
         round(last.get("sigma", 0.0), 6),
         round(time.perf_counter() - started, 1),
