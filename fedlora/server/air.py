@@ -250,7 +250,9 @@ class Air:
 
     def deliver(self, client: str, bits: int) -> bool:
         """Send a client its adapter; False when it came later than the deadline allows."""
-        return self.ledger.deliver(int(client), bits, bits // 8).delivered
+        sent = self.ledger.deliver(int(client), bits, bits // 8)
+        self._bits[self.purpose][1] += sent.bits_sent
+        return sent.delivered
 
     def row(self, round_: int, client: str) -> AirRow | None:
         """Return what a client sent and received in a round."""

@@ -38,6 +38,8 @@ def held_to_a_run(config: Scenario, *, rel: float, rehearse: int = 0) -> None:
     plan, run = planned(config, rehearse), Federation(config).run()
     ledger = run.server.air.ledger
     totals = ledger.totals()
+    followed = tuple(sum(kinds.values()) for kinds in totals["bits"].values())
+    assert run.server.air.bits_so_far() == followed  # what who follows a run is told of it
     for way, kinds in totals["bits"].items():
         for kind, bits in kinds.items():
             assert plan.totals["bits"][way][kind] == pytest.approx(bits, rel=rel), (way, kind)
