@@ -21,7 +21,7 @@ import psutil
 
 from fedlora.errors import FedloraError
 from fedlora.launch.flower_commands import TOOLS, start_s
-from fedlora.launch.guard import END_S
+from fedlora.launch.guard import ALL_WRITTEN, END_S
 from fedlora.machine import stretch
 
 _GONE_S = 3.0
@@ -138,11 +138,13 @@ def start_superlink(
         let_go(guard)
 
 
-def dismiss(*guards: subprocess.Popen[bytes]) -> None:
-    """Tell guards to end everything."""
+def dismiss(*guards: subprocess.Popen[bytes], all_written: bool = False) -> None:
+    """Tell guards to end everything; where all is written, without asking anybody first."""
     for guard in guards:
         assert guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):
+            if all_written:
+                guard.stdin.write(ALL_WRITTEN)
             guard.stdin.close()
 
 

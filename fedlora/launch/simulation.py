@@ -110,9 +110,9 @@ class FlowerSimulation(StartedTogether):
         return self._flower.details(self._run_id)
 
     def dismiss(self) -> None:
-        """Tell everything to end, without waiting for it."""
+        """Tell everything of a finished run, which has written all, to end; wait for nothing."""
         if self._guard is not None:
-            dismiss(self._guard)
+            dismiss(self._guard, all_written=True)
 
     def stop(self) -> None:
         """End the SuperLink, the run and its Ray."""

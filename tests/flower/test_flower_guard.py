@@ -13,6 +13,8 @@ import psutil
 import pytest
 from support.patience import patient
 
+from fedlora.launch.guarded import dismiss
+
 # A child that ignores the polite request, and one that has left its parent and its session.
 FAMILY = """
 import os, subprocess, sys, time
@@ -85,3 +87,29 @@ def test_the_guard_ends_with_its_command_and_tells_its_status(tmp_path):
     )
     assert guard.wait(180) == 7
     assert not home.exists()
+
+
+@pytest.mark.parametrize("all_written", [False, True])
+def test_a_command_is_asked_to_end_unless_all_is_written(tmp_path, all_written):
+    home, note = tmp_path / "home", tmp_path / "asked"
+    home.mkdir()
+    command = (
+        "import pathlib, signal, sys, time\n"
+        "note = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (note.touch(), sys.exit()))\n"
+        "note.with_suffix('.begun').touch()\n"
+        "time.sleep(300)"
+    )
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "fedlora.launch.guard", home, sys.executable, "-c", command, note],
+        stdin=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + patient(180)
+    while not note.with_suffix(".begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    dismiss(guard, all_written=all_written)
+    assert guard.wait(patient(60)) == 0
+    assert note.exists() != all_written
+    assert not home.exists()
+    assert family_of(note) == []
