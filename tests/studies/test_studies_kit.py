@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ from support import cheap_study
 from support.cheap_study import TRIALS, Trial, study_folder
 
 from fedlora.errors import FedloraError
+from fedlora.import_path import add_plugin_folder
 from simulations.options import read_numbers
 from simulations.studies.kit import run_missing
 
@@ -84,6 +86,33 @@ def test_only_one_may_run_a_study_and_another_with_other_settings_is_refused(tmp
         study_folder(tmp_path / "study", step=0.2)
     first.results.add({"number": 1, "sine": 0.5})
     assert not study_folder(tmp_path / "study", step=0.2, overwrite=True).results.records
+
+
+def test_trials_of_other_code_of_a_plug_in_are_not_mixed_with_new_ones(tmp_path):
+    plugins, out = tmp_path / "plugins", tmp_path / "study"
+    (plugins / "sines_away").mkdir(parents=True)
+    (plugins / "sines_away" / "__init__.py").write_text("")
+    (plugins / "sines_away" / "helper.py").write_text("step = 0.1\n")
+    (plugins / ".venv").mkdir()
+    add_plugin_folder(str(plugins))
+    importlib.import_module("sines_away.helper")
+    first = study_folder(out)
+    (plugins / "sines_away" / "helper.py").write_text("step = 0.2\n")
+    first = study_folder(out)  # nothing has run yet
+    first.results.add({"number": 1, "sine": 0.5})
+    assert study_folder(out).results.path == out / "trials.jsonl"
+    (plugins / "more_away.py").write_text("")
+    importlib.import_module("more_away")  # another one changes nothing of what is there
+    study_folder(out)
+    (plugins / "sines_away" / "helper.py").write_text("step = 0.3\n")
+    said = r"holds trials that ran with other code of sines_away\.helper, .* --overwrite, .* delete"
+    with pytest.raises(FedloraError, match=said):
+        study_folder(out)
+    (out / "plugins.json").unlink()
+    study_folder(out)
+    (plugins / "more_away.py").write_text("pass\n")
+    assert not study_folder(out, overwrite=True).results.records
+    study_folder(out)
 
 
 def test_a_study_whose_folder_was_replaced_meanwhile_runs_nothing(tmp_path):

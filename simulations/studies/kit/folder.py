@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +15,11 @@ from typing import Any
 
 from fedlora.config import Scenario, load_scenario, scenario_to_toml
 from fedlora.errors import FedloraError
+from fedlora.import_path import plugin_folders
 from fedlora.storage import FolderKind, explained, held_folder, replace_file
 from simulations.studies.kit.results import Key, Record, Results
 
-TRIALS, SCENARIO = "trials.jsonl", "scenario.toml"
+TRIALS, SCENARIO, CODE = "trials.jsonl", "scenario.toml", "plugins.json"
 _PART = f".{SCENARIO}.part"
 
 
@@ -41,7 +46,8 @@ class StudyFolder:
     Raises
     ------
     FedloraError
-        When the folder holds a study with other settings, or something else.
+        When the folder holds a study with other settings, trials of other code of a plug-in, or
+        something else.
     """
 
     def __init__(
@@ -58,21 +64,25 @@ class StudyFolder:
     ) -> None:
         self.path, self.noun = path, noun
         bare = noun.partition(" ")[2]
-        kind = FolderKind(bare, (TRIALS, *marks), (SCENARIO, _PART, *files, TRIALS))
+        kind = FolderKind(bare, (TRIALS, *marks), (SCENARIO, _PART, *files, CODE, TRIALS))
         self._lines = "".join(f"# {name} = {value!r}\n" for name, value in (settings or {}).items())
         self._scenario = scenario
         if not self._barely_begun():
             kind.check_free(path, overwrite=True, option="--out")
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
+        code = _plugin_code()
         with held_folder(path, noun):
             if overwrite:
                 kind.clear(path)
             elif not self._barely_begun():
                 self._check_same()
+                code = self._kept_code() | code
             with explained(path):
                 (path / TRIALS).touch()  # marks the folder before anything else is there
             replace_file(path / SCENARIO, (self._lines + scenario_to_toml(scenario)).encode())
+            if code:
+                replace_file(path / CODE, f"{json.dumps(code, indent=1)}\n".encode())
         self.results = Results(path / TRIALS, key, noun)
 
     def _barely_begun(self) -> bool:
@@ -95,6 +105,23 @@ class StudyFolder:
                 "replace it with --overwrite"
             )
 
+    def _kept_code(self) -> dict[str, str]:
+        """Return the digests that are there; refuse to go on with trials of other code."""
+        kept = self.path / CODE
+        try:
+            found = dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.is_file() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise FedloraError(f"cannot read {kept} ({error}); delete it") from None
+        code, trials = _plugin_code(), self.path / TRIALS
+        changed = [name for name in found if name in code and code[name] != found[name]]
+        if changed and trials.is_file() and trials.stat().st_size:
+            raise FedloraError(
+                f"{self.path} holds trials that ran with other code of {changed[0]}, which would "
+                f"stand beside new ones; replace them with --overwrite, give another --out, or, "
+                f"where they would come out the same, delete {kept}"
+            )
+        return found
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep others from running the same trials, and read what they may have added before.
@@ -112,6 +139,18 @@ class StudyFolder:
     def read(self) -> None:
         """Read what others may have added."""
         self.results.read()
+
+
+def _plugin_code() -> dict[str, str]:
+    """Return a digest of each module that came from a folder of plug-ins, by its name."""
+    found = {}
+    for folder in map(os.path.realpath, plugin_folders()):
+        for name, module in sorted(sys.modules.items()):
+            file, place = getattr(module, "__file__", None), os.path.join(folder, *name.split("."))
+            # Not what lies deeper, such as the libraries of an environment in that folder.
+            if file and os.path.realpath(file) in (f"{place}.py", f"{place}/__init__.py"):
+                found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
