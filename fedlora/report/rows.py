@@ -56,6 +56,12 @@ def headline(summary: Mapping[str, Any]) -> str:
     idle = finite(summary.get("untrained_rounds"))
     if idle and idle == finite(summary.get("rounds")):
         done += ", whose adapter was never trained"
+    loss = finite(summary.get("loss"))
+    if metric is None and loss is not None:
+        return (
+            f"{told.title} on held-out data is beyond what a number holds {done}, at a loss of "
+            f"{number_text(loss)}: lower train.lr, or mend the model's weights."
+        )
     if metric is None and finite((summary.get("privacy") or {}).get("epsilon")) is not None:
         return (
             f"No held-out metric was told {done}: in a run with noise the scenario "

@@ -225,7 +225,7 @@ class Audit:
 
     def _judge_members(self, plain: Observed, canaries: list[Canary]) -> None:
         """Choose whose membership is guessed, and train the reference models."""
-        self._pool = members.pool(plain, canaries, whole=False)
+        self._pool = members.pool(plain, canaries)
         if len(self._pool.own) < 2 or not self._pool.outsiders:
             self.skipped["membership inference"] = (
                 f"{len(self.text)} held-out rows are too few to divide between the attacker and "
@@ -251,7 +251,12 @@ class Audit:
     def _stored(self, plain: Observed, canaries: list[Canary]) -> Result:
         """Attack the adapter that the run itself left."""
         assert self.folder is not None
-        self._pool = members.pool(plain, canaries, whole=True)
+        self._pool = members.pool(plain, canaries, members.trained_rows(self.folder))
+        if not self._pool.members or not self._pool.outsiders:
+            self.skipped["membership inference on the run's adapter"] = (
+                "its rounds tell of no row that it was trained on, or of none that it was not"
+            )
+            return {}
         model = stored_model(plain, self.folder)
         return dict(members.attack(model, self._pool, self._reference_losses(self._pool)))
 

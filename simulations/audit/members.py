@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from fedlora.checks import finite
+from fedlora.report import RunFolder
 from fedlora.tasks import Record as DataRecord, Sample
 from simulations.audit.attacks.auc import auc
 from simulations.audit.attacks.membership import (
@@ -51,11 +54,28 @@ class Pool:
         return [*self.members, *self.outsiders]
 
 
-def pool(observed: Observed, canaries: Sequence[Canary], *, whole: bool) -> Pool:
+def trained_rows(folder: RunFolder) -> dict[int, int]:
+    """Return on how many rows each client of a run was trained up to the adapter that it left.
+
+    One that was trained on twice counts twice.
+    """
+    kept = finite((folder.read_summary() or {}).get("kept_round"))
+    rows: Counter[int] = Counter()
+    for record in folder.read_metrics():
+        if kept is not None and record.get("round", 0) > kept:
+            break
+        for client, own in (record.get("clients") or {}).items():
+            rows[int(client)] += own.get("rows", 0)
+    return rows
+
+
+def pool(
+    observed: Observed, canaries: Sequence[Canary], trained: Mapping[int, int] | None = None
+) -> Pool:
     """Divide what the clients hold into members, outsiders and the attacker's own text.
 
-    Outsiders are training samples that the tapped steps did not reach, where there are enough: they
-    are of one kind with the members. Else they are held-out rows.
+    Outsiders are training samples that no step has reached, where there are enough: they are of one
+    kind with the members. Else they are held-out rows.
 
     Parameters
     ----------
@@ -63,8 +83,9 @@ def pool(observed: Observed, canaries: Sequence[Canary], *, whole: bool) -> Pool
         A tapped run.
     canaries
         Left out, since their labels are wrong.
-    whole
-        The model was trained for the whole scenario and not for the tapped steps alone.
+    trained
+        On how many rows each client was trained, see ``trained_rows``; left out, those of the
+        tapped steps.
     """
     scenario = observed.server.scenario
     strange = {(c.client, c.row) for c in canaries}
@@ -74,9 +95,9 @@ def pool(observed: Observed, canaries: Sequence[Canary], *, whole: bool) -> Pool
     for number, client in enumerate(observed.clients):
         samples = client.door.truth(client.train)
         steps = scenario.train.total_steps * scenario.train.accumulate
-        reached = set(
-            range(len(samples)) if whole else sample_order(scenario, len(samples), number, steps)
-        )
+        if trained is not None:
+            steps = trained.get(number, 0) // min(scenario.train.batch_size, len(samples))
+        reached = set(sample_order(scenario, len(samples), number, steps))
         usual = [i for i in range(len(samples)) if (number, i) not in strange]
         inside = [i for i in usual if i in reached]
         rest = [i for i in usual if i not in reached]

@@ -29,7 +29,7 @@ from simulations.audit.canaries import plant, planted
 from simulations.audit.effort import Effort
 from simulations.audit.mechanism import audit_client
 from simulations.audit.plot import draw_all
-from simulations.audit.recording import Observed, observe
+from simulations.audit.recording import Observed, observe, sample_order
 
 PLAIN = PrivacyPolicy()
 FIT = Fit(steps=5, rows=4)
@@ -74,7 +74,7 @@ def test_with_noise_no_label_attack_passes_its_bound(tmp_path: Path, release: st
 
 def test_who_was_not_reached_is_compared_with_who_was(exact: Observed, tmp_path: Path) -> None:
     reached = {(upload.client, number) for upload in exact.uploads for number in upload.samples}
-    found = members.pool(exact, [], whole=False)
+    found = members.pool(exact, [])
     of_training = {
         id(sample): (client.name, number)
         for client in exact.clients
@@ -82,9 +82,29 @@ def test_who_was_not_reached_is_compared_with_who_was(exact: Observed, tmp_path:
     }
     assert {of_training[id(sample)] for sample in found.members} <= reached
     assert found.outsiders
-    whole = members.pool(exact, [], whole=True)
+    whole = members.pool(exact, [], dict.fromkeys(range(2), 1000))
     assert not {id(sample) for sample in whole.outsiders} & set(of_training)
     assert not whole.other_file
+
+
+def test_members_of_a_stored_run_are_those_that_its_rounds_have_reached(
+    exact: Observed, tmp_path: Path
+) -> None:
+    """Less than a pass, of one client, up to the round that was kept."""
+    folder = RunFolder.create(tmp_path / "run")
+    for number in (1, 2, 3):
+        folder.append_round({"round": number, "clients": {"1": {"rows": 4}}})
+    folder.summary.write_text('{"kept_round": 2}')
+    rows = members.trained_rows(folder)
+    assert dict(rows) == {1: 8}
+    found = members.pool(exact, [], rows)
+    truth = exact.clients[1].door.truth(exact.clients[1].train)
+    first = sample_order(exact.server.scenario, len(truth), 1, 2)  # batches of four
+    assert {id(sample) for sample in found.members} == {id(truth[number]) for number in first}
+    assert len(found.members) == 8 < len(truth)
+    assert {id(sample) for sample in found.outsiders} > {
+        id(truth[number]) for number in set(range(len(truth))) - set(first)
+    }
 
 
 def test_clients_of_unequal_size_keep_their_own_noise(tmp_path: Path) -> None:
