@@ -117,6 +117,7 @@ class Checkpoints:
             for client, (place, ranks) in state["delivered"].items()
         }
         training.done = round_
+        training.tokens = state.get("tokens", 0)
         training.evaluated = state.get("evaluated")
         training.best = BestRound(training.scenario.evaluate)
         if "best" in state:  # releases before 0.2 had none
@@ -228,6 +229,7 @@ def _state_of(training: Training) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "round": training.done,
+        "tokens": training.tokens,
         "engine": training.engine.state_dict(),
         "head": training.sharing.state_dict(),
         "front": training.sharing.state_dict(m.FRONT_WEIGHT),

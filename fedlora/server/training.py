@@ -82,6 +82,8 @@ class Training:
         The best round so far.
     evaluated
         Counts of the last evaluation, see ``counts_of``; of the round that is kept, at the end.
+    tokens
+        Tokens that went through the blocks in the phase so far.
     kept
         Number of the round whose adapter is kept, where that is not simply the last.
     """
@@ -128,7 +130,7 @@ class Training:
         self.spending = self._steps.spending
         self._phase = ""
         self._round = 0
-        self._tokens = 0
+        self.tokens = 0
         self._moved = True
 
     def run(self, restore: Callable[[], None] | None = None) -> None:
@@ -269,7 +271,7 @@ class Training:
 
     def _begin(self, phase: str) -> None:
         """Put clients and shared head back to the start."""
-        self._phase, self._tokens = phase, 0
+        self._phase, self.tokens = phase, 0
         self.air.purpose = "train" if phase == "train" else "baseline"
         self.air.begin_round(1)  # shared heads are handed in before the first round
         config = self.scenario.train
@@ -313,7 +315,7 @@ class Training:
         return evaluation
 
     def _on_step(self, step: int, loss: float | None, tokens: int) -> None:
-        self._tokens += tokens
+        self.tokens += tokens
         up, down = self.air.bits_so_far()
         self.recorder.append_event(
             "step",
@@ -321,7 +323,7 @@ class Training:
             round=self._round,
             step=step + 1,
             loss=loss,
-            tokens=self._tokens,
+            tokens=self.tokens,
             bits_up=up,
             bits_down=down,
         )

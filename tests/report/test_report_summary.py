@@ -15,6 +15,7 @@ import fedlora
 from fedlora.errors import FedloraError
 from fedlora.report import Summary
 from fedlora.report.records import DIRECTIONS, client_totals
+from fedlora.report.rows import headline
 from fedlora.report.summary import commit, versions
 
 ALWAYS = {
@@ -93,6 +94,7 @@ def test_a_metric_that_ran_away_is_not_told_as_that_of_an_earlier_round(make_rou
     rounds[2] |= {"metric": None, "loss": 800.0}
     summary = make_summary(rounds)
     assert (summary.metric, summary.loss) == (None, 800.0)
+    assert "beyond what a number holds" in headline({**summary.to_dict(), "privacy": None})
     for own in rounds[2]["clients"].values():
         own |= {"metric": None, "loss": 800.0}
     assert {(own.metric, own.loss) for own in client_totals(rounds)} == {(None, 800.0)}

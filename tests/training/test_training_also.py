@@ -154,7 +154,7 @@ def test_a_run_that_broke_off_goes_on_bit_for_bit(tiny, records, tmp_path):
         checkpoints.save(first.server.training)
         raise InterruptedError
 
-    whole = Federation(config).run().server.engine.adapter()
+    whole = Federation(config).run()
     first = federation()
     first.server.training.after_round = die
     with pytest.raises(InterruptedError):
@@ -163,7 +163,12 @@ def test_a_run_that_broke_off_goes_on_bit_for_bit(tiny, records, tmp_path):
     training, state = resumed.server.training, checkpoints.latest()
     training.run(partial(checkpoints.restore, training, state))
     assert len(resumed.recorder.rounds) == 1
-    assert same(resumed.server.engine.adapter(), whole)
+    assert same(resumed.server.engine.adapter(), whole.server.engine.adapter())
+    told = [
+        [event for event in own.recorder.events if event["event"] == "step"][-config.train.steps :]
+        for own in (whole, resumed)
+    ]
+    assert told[0] == told[1]  # tokens and bits of the phase so far, too
 
 
 def test_nobodys_gradient_moves_nothing(checkpoints):
