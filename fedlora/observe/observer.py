@@ -49,7 +49,7 @@ class RunState:
         self.phase: PhaseProgress | None = None
         self.last: RoundRecord = {}
         self.clients: Mapping[str, ClientStatus] = {}
-        self._told: dict[int, dict[str, float]] = {}  # by round
+        self._told: dict[int, dict[str, float]] = {}  # sums up to each round
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; see ``fedlora.report.progress``."""
@@ -64,11 +64,14 @@ class RunState:
     def note_round(self, record: RoundRecord) -> None:
         """Take in a finished round; those behind it that are known are repeated after a resume."""
         number = int(finite(record.get("round")) or len(self._told) + 1)
-        epsilons = [finite(c.get("epsilon")) for c in (record.get("clients") or {}).values()]
-        self._told = {n: own for n, own in self._told.items() if n < number}
-        self._told[number] = {key: finite(record.get(key)) or 0.0 for key in _SUMMED}
-        if known := [epsilon for epsilon in epsilons if epsilon is not None]:
-            self._told[number]["epsilon"] = max(known)
+        if number <= next(reversed(self._told), 0):  # they are in order
+            self._told = {n: own for n, own in self._told.items() if n < number}
+        before, clients = self._latest, (record.get("clients") or {}).values()
+        now = {key: before.get(key, 0.0) + (finite(record.get(key)) or 0.0) for key in _SUMMED}
+        spent = [e for c in clients if (e := finite(c.get("epsilon"))) is not None]
+        if "epsilon" in before or spent:
+            now["epsilon"] = max([before.get("epsilon", 0.0), *spent])
+        self._told[number] = now
         self.last = record
 
     @property
@@ -79,7 +82,7 @@ class RunState:
     @property
     def totals(self) -> dict[str, float]:
         """Sums over finished rounds: ``air_seconds``, ``late_deliveries``."""
-        return {key: sum(own[key] for own in self._told.values()) for key in _SUMMED}
+        return {key: self._latest.get(key, 0.0) for key in _SUMMED}
 
     def client_record(self, client: str) -> ClientRecord:
         """Return a client's part of the last round; empty when it had none."""
@@ -88,9 +91,12 @@ class RunState:
     @property
     def epsilon(self) -> float | None:
         """The largest epsilon that a client has spent, in whichever round; None without privacy."""
-        return max(
-            (own["epsilon"] for own in self._told.values() if "epsilon" in own), default=None
-        )
+        return self._latest.get("epsilon")
+
+    @property
+    def _latest(self) -> Mapping[str, float]:
+        """Sums, and the largest epsilon, up to the last round."""
+        return self._told[next(reversed(self._told))] if self._told else {}
 
 
 class Observer(ABC):  # noqa: B024 (both may be left as they are)
