@@ -189,7 +189,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (TdlChannel, {"profile": "Z"}, "'Z'; choose one of A, B"),
         (CdlChannel, {"profile": "A30"}, "'A30'; choose one of A, B, C, D, E"),
         (CdlChannel, {"delay_spread_s": 0}, "delay_spread_s is 0"),
-        (UmaChannel, {"cell_radius_m": 20.0}, "cell_radius_m is 20.0; .* at least 35"),
+        (UmaChannel, {"cell_radius_m": 20.0}, "cell_radius_m is 20.0; set a finite number from 35"),
         (UmiChannel, {"indoor": "yes"}, "indoor is 'yes'; set true or false"),
         (TdlChannel, {"carrier_hz": 1e6}, "carrier_hz is 1000000.0"),
     ],
