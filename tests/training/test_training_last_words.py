@@ -11,7 +11,7 @@ from support.federation import Federation, scenario
 
 from fedlora.report import RunFolder
 from fedlora.server.exchange.holdings import classes_of, holdings
-from fedlora.server.results import head_file, write_results
+from fedlora.server.results import write_results
 
 NONSENSE: list[Any] = [None, 7, "abc", [1, 2], [], [["a"]], {"a": 1}, b"x"]
 
@@ -40,6 +40,6 @@ def test_a_deployment_writes_its_own_class_names_into_the_head(tiny, records, tm
         folder.append_round(record)
     federation.server.end()
     write_results(folder, federation.server, {})
-    with safe_open(head_file(folder), "pt") as head:
+    with safe_open(folder.head, "pt") as head:
         assert json.loads(head.metadata()["labels"]) == ["north", "south", "west"]
     assert folder.read_summary() is not None
