@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fedlora.channel.state import ChannelState
 from fedlora.config import ChannelConfig
 from fedlora.errors import FedloraError, described, shown
 from fedlora.machine import stretch
+from fedlora.plugin_finding import PluginFinding, first_findings
 
 _ASKED = [(client, block) for client in (0, 1, 7) for block in (0, 1, 2, 40, 3, 5_000, 1)]
 _SETTINGS = (
@@ -42,20 +44,12 @@ def check_channel(make: Callable[[ChannelConfig, int], object]) -> list[str]:
         expected. Empty if nothing speaks against the model. Whether a radio is like it is not
         judged.
     """
-    for config in _SETTINGS:
-        for seed in (0, 11):
-            for part in (_links, _order, _draws):
-                try:
-                    findings = list(dict.fromkeys(part(make, config, seed)))
-                except _Finding as finding:
-                    findings = [str(finding)]
-                if findings:  # what comes later often follows from it
-                    return findings
-    return []
-
-
-class _Finding(Exception):
-    """What ends a part of the check."""
+    return first_findings(
+        partial(part, make, config, seed)
+        for config in _SETTINGS
+        for seed in (0, 11)
+        for part in (_links, _order, _draws)
+    )
 
 
 Make = Callable[[ChannelConfig, int], object]
@@ -65,9 +59,9 @@ def _made(make: Make, config: ChannelConfig, seed: int) -> ChannelModel:
     try:
         model = make(config, seed)
     except (Exception, SystemExit) as error:
-        raise _Finding(f"it cannot be made ({described(error)}); expected a model") from error
+        raise PluginFinding(f"it cannot be made ({described(error)}); expected a model") from error
     if not isinstance(model, ChannelModel):
-        raise _Finding(f"{model!r:.80} is none; give a class that inherits from ChannelModel")
+        raise PluginFinding(f"{model!r:.80} is none; give a class that inherits from ChannelModel")
     return model
 
 
@@ -76,9 +70,11 @@ def _sample(model: ChannelModel, client: int, block: int) -> Link:
     try:
         link: object = model.sample(client, block)
     except (Exception, SystemExit) as error:
-        raise _Finding(f"sample raised {described(error)} for {where}; expected a Link") from error
+        raise PluginFinding(
+            f"sample raised {described(error)} for {where}; expected a Link"
+        ) from error
     if not isinstance(link, Link):
-        raise _Finding(f"sample returned {link!r:.60} for {where}; expected a Link")
+        raise PluginFinding(f"sample returned {link!r:.60} for {where}; expected a Link")
     return link
 
 
@@ -188,14 +184,9 @@ def check_predictor(make: Callable[[], object]) -> list[str]:
         One sentence for each finding of the first kind that there is: what happened, and what was
         expected. Empty if nothing speaks against the predictor. How near it comes is not judged.
     """
-    for part in (_pace, _memory, _steady, _predictor_draws):
-        try:
-            findings = list(dict.fromkeys(part(make)))
-        except _Finding as finding:
-            findings = [str(finding)]
-        if findings:  # what comes later often follows from it
-            return findings
-    return []
+    return first_findings(
+        partial(part, make) for part in (_pace, _memory, _steady, _predictor_draws)
+    )
 
 
 def _histories() -> dict[str, np.ndarray]:
@@ -222,9 +213,11 @@ def _made_predictor(make: Callable[[], object]) -> ChannelPredictor:
     try:
         predictor = make()
     except (Exception, SystemExit) as error:
-        raise _Finding(f"it cannot be made ({described(error)}); expected a predictor") from error
+        raise PluginFinding(
+            f"it cannot be made ({described(error)}); expected a predictor"
+        ) from error
     if not isinstance(predictor, ChannelPredictor):
-        raise _Finding(
+        raise PluginFinding(
             f"{predictor!r:.80} is none; give a class that inherits from ChannelPredictor"
         )
     return predictor
@@ -237,14 +230,14 @@ def _predict(
     try:
         answer: object = predictor.predict(given, ahead)
     except (Exception, SystemExit) as error:
-        raise _Finding(
+        raise PluginFinding(
             f"predict raised {described(error)} {where}; expected two numbers"
         ) from error
     found = two_finite(answer)
     if found is None:
-        raise _Finding(f"predict gave {shown(answer)} {where}; expected two finite numbers")
+        raise PluginFinding(f"predict gave {shown(answer)} {where}; expected two finite numbers")
     if not np.array_equal(given, history_db):
-        raise _Finding(
+        raise PluginFinding(
             f"predict has changed its history {where}; expected that it copies what it changes"
         )
     return found

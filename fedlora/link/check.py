@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from fedlora.link.codec import Codec, RememberingCodec
 from fedlora.link.frame import Frame, decode_frame, encode_frame
 from fedlora.link.levels import Levels
 from fedlora.machine import stretch
+from fedlora.plugin_finding import PluginFinding, first_findings
 
 _WIDTH = 24
 _DRAWS = 400
@@ -45,18 +47,8 @@ def check_codec(make: Callable[[], object]) -> list[str]:
         return [f"it cannot be made ({described(error)}); expected a codec"]
     if not (isinstance(codec, Codec) and isinstance(other, Codec)):
         return [f"{codec!r:.80} is no codec; give a class that inherits from Codec"]
-    for part in (_written, _read, _drawn, _remembered, _hostile, _near, _pace):
-        try:
-            findings = list(dict.fromkeys(part(codec, other)))
-        except _Finding as finding:
-            findings = [str(finding)]
-        if findings:  # what comes later often follows from it
-            return findings
-    return []
-
-
-class _Finding(Exception):
-    """What ends a part of the check."""
+    parts = (_written, _read, _drawn, _remembered, _hostile, _near, _pace)
+    return first_findings(partial(part, codec, other) for part in parts)
 
 
 def _batches() -> Iterator[tuple[str, torch.Tensor]]:
@@ -104,16 +96,20 @@ def _encode(codec: Codec, x: torch.Tensor, name: str, key: bytes | None = None) 
     try:
         parts = codec.encode(x) if key is None else codec.encode_drawn(x, key)
     except (Exception, SystemExit) as error:
-        raise _Finding(
+        raise PluginFinding(
             f"{way} raised {described(error)} for {name}; expected parts by suffix"
         ) from error
     if not isinstance(parts, dict) or not parts:
-        raise _Finding(f"{way} returned {parts!r:.60} for {name}; expected a dict of tensors")
+        raise PluginFinding(f"{way} returned {parts!r:.60} for {name}; expected a dict of tensors")
     for suffix, part in parts.items():
         if not isinstance(suffix, str) or (suffix and not suffix.startswith(".")):
-            raise _Finding(f"{way} names a part {suffix!r:.40}; expected '' or a dot and a name")
+            raise PluginFinding(
+                f"{way} names a part {suffix!r:.40}; expected '' or a dot and a name"
+            )
         if not isinstance(part, torch.Tensor) or part.layout != torch.strided:
-            raise _Finding(f"{way} gave {part!r:.40} as part {suffix!r}; expected a dense tensor")
+            raise PluginFinding(
+                f"{way} gave {part!r:.40} as part {suffix!r}; expected a dense tensor"
+            )
     return parts
 
 
@@ -125,7 +121,7 @@ def _carried(parts: Parts, name: str) -> Parts:
         )
         found = decode_frame(sent, _MOST_BYTES).tensors
     except (Exception, SystemExit) as error:
-        raise _Finding(
+        raise PluginFinding(
             f"no frame carries the parts of {name} ({described(error)}); expected tensors of a "
             "dtype that safetensors has"
         ) from error
@@ -136,12 +132,14 @@ def _decode(codec: Codec, parts: Parts, shape: tuple[int, int], name: str) -> to
     try:
         x = codec.decode(parts, shape)
     except (Exception, SystemExit) as error:
-        raise _Finding(
+        raise PluginFinding(
             f"decode raised {described(error)} for its own parts of {name}; expected a tensor"
         ) from error
     if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or tuple(x.shape) != shape:
         what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
-        raise _Finding(f"decode returned {what:.80} for {name}; expected fp32 of shape {shape}")
+        raise PluginFinding(
+            f"decode returned {what:.80} for {name}; expected fp32 of shape {shape}"
+        )
     return x
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
 from fedlora.errors import described
 from fedlora.machine import stretch
+from fedlora.plugin_finding import PluginFinding, first_findings
 from fedlora.robust.base import Block, RobustAverage
 
 _SHAPES = ((3, 5), (2, 7))  # components and width of the blocks of a step
@@ -41,13 +43,9 @@ def check_average(make: Callable[[int], object]) -> list[str]:
             return [f"{why}; expected an average"]
         if not isinstance(average, RobustAverage):
             return [f"{average!r:.80} is none; give a class that inherits from RobustAverage"]
-        for part in (_shapes, _agreement, _order, _rest, _lies, _pace):
-            try:
-                findings = list(dict.fromkeys(part(average, hostile)))
-            except _Finding as finding:
-                findings = [str(finding)]
-            if findings:  # what comes later often follows from it
-                return [f"{text} (hostile = {hostile})" for text in findings]
+        parts = (_shapes, _agreement, _order, _rest, _lies, _pace)
+        if findings := first_findings(partial(part, average, hostile) for part in parts):
+            return [f"{text} (hostile = {hostile})" for text in findings]
     return []
 
 
@@ -65,10 +63,6 @@ def _pace(average: RobustAverage, hostile: int) -> Iterator[str]:
             f"average takes {took_s:.1f} s for {components} components of {width} numbers; "
             f"expected under {_SLOW_S:g} s, as every step waits for it"
         )
-
-
-class _Finding(Exception):
-    """What ends a part of the check."""
 
 
 def _clients(hostile: int) -> int:
@@ -93,20 +87,26 @@ def _average(
     try:
         found = average.average(blocks, weights)
     except (Exception, SystemExit) as error:
-        raise _Finding(f"average raised {described(error)}; expected a tensor a block") from error
+        raise PluginFinding(
+            f"average raised {described(error)}; expected a tensor a block"
+        ) from error
     if any(
         not (torch.equal(block.values, values) and torch.equal(block.present, present))
         for block, (values, present) in zip(blocks, before, strict=True)
     ):
-        raise _Finding("average has changed its input; expected that it copies what it changes")
+        raise PluginFinding(
+            "average has changed its input; expected that it copies what it changes"
+        )
     if not isinstance(found, list) or len(found) != len(blocks):
-        raise _Finding(f"average returned {found!r:.60}; expected a list with a tensor a block")
+        raise PluginFinding(
+            f"average returned {found!r:.60}; expected a list with a tensor a block"
+        )
     for block, own in zip(blocks, found, strict=True):
         shape = tuple(block.values.shape[1:])
         if not isinstance(own, torch.Tensor) or tuple(own.shape) != shape:
-            raise _Finding(f"average gave {own!r:.60} for a block; expected a tensor {shape}")
+            raise PluginFinding(f"average gave {own!r:.60} for a block; expected a tensor {shape}")
         if not torch.isfinite(own).all():
-            raise _Finding("average gave what is not finite; expected finite numbers")
+            raise PluginFinding("average gave what is not finite; expected finite numbers")
     return found
 
 

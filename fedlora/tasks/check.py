@@ -15,6 +15,7 @@ from torch import nn
 
 from fedlora.config import Scenario
 from fedlora.errors import FedloraError, ProtocolError, described
+from fedlora.plugin_finding import PluginFinding
 from fedlora.split import Checkpoint, model_folder, token_embedding
 from fedlora.tasks.base import Counts, Sample, Task, TaskLoss, task_class
 from fedlora.tasks.columns import class_names, label_column
@@ -56,7 +57,7 @@ def check_task(scenario: Scenario) -> list[str]:
     for part in (trial.samples_found, trial.fronts, trial.losses, trial.heads, trial.counts):
         try:
             findings = list(dict.fromkeys(part()))
-        except _Finding as finding:
+        except PluginFinding as finding:
             findings = [str(finding)]
         except FedloraError as error:
             findings = [f"it was refused: {error}; expected that it fits its own records"]
@@ -65,10 +66,6 @@ def check_task(scenario: Scenario) -> list[str]:
         if findings:  # what comes later often follows from it
             return findings
     return []
-
-
-class _Finding(Exception):
-    """What ends a part of the check."""
 
 
 @dataclass
@@ -111,7 +108,7 @@ class _Trial:
             self.checkpoint.size("vocab_size"),
         )
         if not isinstance(found, list) or not all(isinstance(own, Sample) for own in found):
-            raise _Finding(f"samples returned {found!r:.60}; expected a list of Sample")
+            raise PluginFinding(f"samples returned {found!r:.60}; expected a list of Sample")
         return found
 
     def samples_found(self) -> Iterator[str]:
@@ -191,16 +188,18 @@ class _Trial:
         before = z.clone()
         found: object = self.task.loss(head, z, samples, sample_mean=mean)
         if not isinstance(found, TaskLoss):
-            raise _Finding(f"loss returned {found!r:.60}; expected a TaskLoss")
+            raise PluginFinding(f"loss returned {found!r:.60}; expected a TaskLoss")
         if not torch.equal(z, before):
-            raise _Finding("loss has changed its input; expected that it copies what it changes")
+            raise PluginFinding(
+                "loss has changed its input; expected that it copies what it changes"
+            )
         if found.gradient.shape != z.shape or not torch.isfinite(found.gradient).all():
-            raise _Finding(
+            raise PluginFinding(
                 f"loss gave a gradient of shape {tuple(found.gradient.shape)} for an input of "
                 f"{tuple(z.shape)}; expected finite numbers of the input's shape"
             )
         if not (math.isfinite(found.total) and math.isfinite(found.weight) and found.weight >= 0):
-            raise _Finding(
+            raise PluginFinding(
                 f"loss gave total {found.total!r} and weight {found.weight!r}; expected finite "
                 "numbers, the weight of at least 0"
             )

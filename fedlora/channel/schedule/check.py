@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fedlora.channel.check import moved_generators
 from fedlora.channel.schedule.base import ClientLoad, Scheduler, checked_division, foreseen
 from fedlora.channel.state import ChannelState
 from fedlora.errors import FedloraError, described, shown
 from fedlora.machine import stretch
+from fedlora.plugin_finding import PluginFinding, first_findings
 from fedlora.storage.tree import State, pack_state, unpack_state
 
 _SETTINGS = ((0, 0.0), (11, 2e6))  # seed, and total bandwidth in Hz; 0 where none is set
@@ -39,19 +41,8 @@ def check_scheduler(make: Callable[..., object]) -> list[str]:
         expected. Empty if nothing speaks against the scheduler. How good its choice is, is not
         judged.
     """
-    for seed, total_hz in _SETTINGS:
-        for part in (_pace, _answers, _foresight, _order, _resumed, _draws):
-            try:
-                findings = list(dict.fromkeys(part(make, seed, total_hz)))
-            except _Finding as finding:
-                findings = [str(finding)]
-            if findings:  # what comes later often follows from it
-                return findings
-    return []
-
-
-class _Finding(Exception):
-    """What ends a part of the check."""
+    parts = (_pace, _answers, _foresight, _order, _resumed, _draws)
+    return first_findings(partial(part, make, *setting) for setting in _SETTINGS for part in parts)
 
 
 @dataclass(frozen=True)
@@ -109,9 +100,11 @@ def _made(make: Make, seed: int, total_hz: float) -> Scheduler:
     try:
         scheduler = make(rounds=len(_rounds()), seed=seed, total_bandwidth_hz=total_hz)
     except (Exception, SystemExit) as error:
-        raise _Finding(f"it cannot be made ({described(error)}); expected a scheduler") from error
+        raise PluginFinding(
+            f"it cannot be made ({described(error)}); expected a scheduler"
+        ) from error
     if not isinstance(scheduler, Scheduler):
-        raise _Finding(f"{scheduler!r:.80} is none; give a class that inherits from Scheduler")
+        raise PluginFinding(f"{scheduler!r:.80} is none; give a class that inherits from Scheduler")
     return scheduler
 
 
@@ -122,24 +115,24 @@ def _select(scheduler: Scheduler, number: int, item: _Round, total_hz: float) ->
         division: object = scheduler.select(number, reports, loads)
     except (Exception, SystemExit) as error:
         said = f"{where}select raised {described(error)}"
-        raise _Finding(f"{said}; expected a dict of Hz by client") from error
+        raise PluginFinding(f"{said}; expected a dict of Hz by client") from error
     if (reports, loads) != (item.reports, item.loads):
-        raise _Finding(
+        raise PluginFinding(
             f"{where}select changed reports or loads; expected it to leave its arguments alone"
         )
     try:
         given = checked_division(division, number, item.reports, total_hz, _WHAT)
     except FedloraError as error:
-        raise _Finding(f"{where}{error}") from error
+        raise PluginFinding(f"{where}{error}") from error
     strangers = [client for client in dict(division) if client not in item.reports]  # type: ignore[call-overload]
     if strangers:
-        raise _Finding(
+        raise PluginFinding(
             f"{where}select chose {shown(strangers[0])}, who reports nothing; expected some of the "
             "clients that it is given"
         )
     pool_hz = sum(state.bandwidth_hz for state in item.reports.values())
     if not total_hz and sum(given.values()) > pool_hz * (1 + 1e-6):
-        raise _Finding(
+        raise PluginFinding(
             f"{where}select divides {sum(given.values()):g} Hz where no total is set; expected "
             f"{pool_hz:g} Hz, which all clients have together, or less"
         )
@@ -165,7 +158,7 @@ def _play(
             scheduler.observe(number, item.delay_s)
         except (Exception, SystemExit) as error:
             said = f"observe raised {described(error)} for a round of {item.delay_s:g} s"
-            raise _Finding(f"{said}; expected that it takes any length") from error
+            raise PluginFinding(f"{said}; expected that it takes any length") from error
     return chosen
 
 
@@ -204,7 +197,7 @@ def _foresight(make: Make, seed: int, total_hz: float) -> Iterator[str]:
             found = foreseen(before, number, sorted(item.reports), _WHAT)
         except (Exception, SystemExit) as error:
             said = str(error) if isinstance(error, FedloraError) else described(error)
-            raise _Finding(
+            raise PluginFinding(
                 f"with {item.title}, {said} (in foresee; expected a list or None)"
             ) from error
         chosen = sorted(_select(played, number, item, total_hz))
@@ -238,7 +231,7 @@ def _resumed(make: Make, seed: int, total_hz: float) -> Iterator[str]:
         again.load_state_dict(state)
     except (Exception, SystemExit) as error:
         said = f"load_state_dict raised {described(error)}"
-        raise _Finding(f"{said}; expected that it takes what state_dict gave") from error
+        raise PluginFinding(f"{said}; expected that it takes what state_dict gave") from error
     if begun + _play(again, total_hz, middle) != whole:
         yield (
             "a new scheduler that was given the state chose or divided otherwise than one that "
@@ -252,7 +245,7 @@ def _stored(scheduler: Scheduler) -> State:
         tree, tensors = pack_state(scheduler.state_dict())
     except (Exception, SystemExit) as error:
         told = str(error) if isinstance(error, FedloraError) else described(error)
-        raise _Finding(
+        raise PluginFinding(
             f"state_dict gives what no checkpoint holds ({told}); expected a table of numbers, "
             "texts, lists and tables"
         ) from error
