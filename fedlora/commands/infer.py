@@ -107,8 +107,8 @@ def infer_texts(
     Raises
     ------
     FedloraError
-        When a text is no UTF-8, when there is no adapter, no backbone, or for classification no
-        shared head, or one of them cannot be read.
+        When a text is no UTF-8, or empty where it is classified, when there is no adapter, no
+        backbone, or for classification no shared head, or one of them cannot be read.
     """
     for number, text in enumerate(texts, 1):
         require_unicode(text, f"text {number}", "give it as UTF-8")
@@ -122,6 +122,10 @@ def infer_texts(
     else:
         device = _from_run(RunFolder(folder), client, rank, model)
     if task_class(device.facts.task.kind).pooled:
+        if "" in texts:  # which no record may be either
+            raise FedloraError(
+                f"text {texts.index('') + 1} is empty, so there is nothing to classify; give a text"
+            )
         answers = _labels(device, texts)
     else:
         answers = _continuations(device, texts, max_new_tokens)

@@ -104,6 +104,13 @@ def test_an_export_that_cannot_be_used_is_named(ran, tmp_path):
         infer_texts(tmp_path / "device", ["w4"], None, None, 8)
 
 
+def test_an_empty_text_is_refused_before_any_answer(ran, tmp_path, capsys):
+    _, folder, _ = ran
+    with pytest.raises(FedloraError, match="text 2 is empty, so there is nothing to classify"):
+        infer_texts(folder.path, ["w4", ""], None, None, 8)
+    assert not capsys.readouterr().out
+
+
 def test_a_text_with_a_token_that_the_embedding_lacks_is_refused(ran, tmp_path):
     federation, folder, _ = ran
     backbone = tmp_path / "backbone"
