@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -40,6 +42,8 @@ class ClientGradients:
         self._places: Sequence[int] = ()
         self._sums: list[torch.Tensor | None] = [None] * (2 * len(projections))
         self._paused = False
+        self._part: ContextVar[slice] = ContextVar("clients of the batch", default=slice(None))
+        self._adding = Lock()
         for index, projection in enumerate(projections):
             A: nn.Module = projection.module.lora_A[ADAPTER]
             B: nn.Module = projection.module.lora_B[ADAPTER]
@@ -76,6 +80,15 @@ class ClientGradients:
             yield
         finally:
             self._paused = False
+
+    @contextmanager
+    def part(self, clients: slice) -> Iterator[None]:
+        """Go back over some of the batch's clients in this context, others in other threads."""
+        token = self._part.set(clients)
+        try:
+            yield
+        finally:
+            self._part.reset(token)
 
     def count(self, weights: Sequence[float]) -> None:
         """Add the samples or target tokens of the batch's clients; 0 for who gave no gradient."""
@@ -139,20 +152,22 @@ class ClientGradients:
         """
         if self._paused:
             return None
-        if len(set(self._places)) == 1:
-            clients = len(self._places)
-            narrow, wide = (x.view(clients, -1, x.shape[-1]).float() for x in (narrow, wide))
+        part = self._part.get()
+        places, batch = self._places[part], self._batch[part]
+        if len(set(places)) == 1:
+            narrow, wide = (x.view(len(places), -1, x.shape[-1]).float() for x in (narrow, wide))
             found = torch.bmm(narrow.transpose(1, 2), wide)
         else:
-            parts = (torch.split(x, list(self._places)) for x in (narrow, wide))
+            parts = (torch.split(x, list(places)) for x in (narrow, wide))
             found = torch.stack([n.float().T @ w.float() for n, w in zip(*parts, strict=True)])
-        total = self._sums[place]
-        if total is None and self._batch == list(range(len(self._slots))):
-            self._sums[place] = found
-            return found
-        total = found.new_zeros(0, *found.shape[1:]) if total is None else total
-        slots = torch.tensor(self._batch, device=found.device)
-        self._sums[place] = self._padded(total).index_add(0, slots, found)
+        with self._adding:
+            total = self._sums[place]
+            if total is None and batch == list(range(len(self._slots))):
+                self._sums[place] = found
+                return found
+            total = found.new_zeros(0, *found.shape[1:]) if total is None else total
+            slots = torch.tensor(batch, device=found.device)
+            self._sums[place] = self._padded(total).index_add(0, slots, found)
         return found
 
     def _nothing(self, place: int) -> torch.Tensor:

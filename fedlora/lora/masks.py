@@ -7,7 +7,9 @@ component j only the gradient of tokens whose client has a rank above j.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -35,10 +37,35 @@ class RankMasks:
 
     def __init__(self, projections: Sequence[LoraProjection], r_max: int) -> None:
         self.r_max = r_max
-        self.present: Sequence[torch.Tensor | None] = [None] * len(projections)
+        self._whole: Sequence[torch.Tensor | None] = [None] * len(projections)
+        self._part: ContextVar[Sequence[torch.Tensor | None] | None]
+        self._part = ContextVar("masks of a part of the batch", default=None)
         for index, projection in enumerate(projections):
             A: nn.Module = projection.module.lora_A[ADAPTER]
             A.register_forward_hook(partial(self._apply, index))
+
+    @property
+    def present(self) -> Sequence[torch.Tensor | None]:
+        """See the class; of a part of the batch in its context."""
+        part = self._part.get()
+        return self._whole if part is None else part
+
+    @present.setter
+    def present(self, masks: Sequence[torch.Tensor | None]) -> None:
+        if self._part.get() is None:
+            self._whole = masks
+        else:
+            self._part.set(masks)
+
+    @contextmanager
+    def part(self, tokens: slice) -> Iterator[None]:
+        """Compute some of the batch's tokens in this context, beside others in other threads."""
+        own = [None if mask is None else mask[tokens] for mask in self._whole]
+        token = self._part.set(own)
+        try:
+            yield
+        finally:
+            self._part.reset(token)
 
     def set(
         self,

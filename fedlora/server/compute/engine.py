@@ -99,7 +99,7 @@ class SplitEngine:
             self.masks,
             scenario,
             self.pool,
-            together=self.update.by_client is not None,
+            self.update.by_client,
         )
         self._rows: Sequence[ClientRows] = ()
         self._input: torch.Tensor | None = None

@@ -15,27 +15,21 @@ from typing import Protocol
 import torch
 
 from fedlora.config import Scenario
+from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.layers import LoraProjection
 from fedlora.lora.masks import RankMasks
 from fedlora.server.compute.kept_states import KeptStates, row_digest, states_kept
+from fedlora.server.compute.lanes import Lanes, Part
 from fedlora.split import DTYPES, Blocks, pool_packed
 from fedlora.split.pooled import POOLS, run_pooled
 
 
-class Rows(Protocol):
+class Rows(Part, Protocol):
     """One client's part of a batch; see ``ClientRows``."""
 
     @property
     def activation(self) -> torch.Tensor:
         """Packed tokens, (tokens, width)."""
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of each row."""
-
-    @property
-    def ranks(self) -> Sequence[int]:
-        """Rank at each projection."""
 
     @property
     def client(self) -> str:
@@ -63,8 +57,9 @@ class Prefix:
         Its model, LoRA, training and compute sections are used.
     pool
         How rows become one vector each; None where they do not.
-    together
-        Whether all clients' rows enter at the same block, as robust averages need it.
+    by_client
+        Each client's gradients, where they are kept apart: all clients' rows enter at the same
+        block then.
     """
 
     def __init__(
@@ -74,10 +69,11 @@ class Prefix:
         masks: RankMasks,
         scenario: Scenario,
         pool: str | None,
-        *,
-        together: bool,
+        by_client: ClientGradients | None,
     ) -> None:
         self._pool = pool
+        together = by_client is not None
+        self._lanes = Lanes(blocks, masks, by_client, scenario)
         whole = together or scenario.compute.checkpoint or not blocks.family.packs
         whole = whole or (blocks.start == 0 and len(blocks.layers) == 1)
         self.one_token = pool in POOLS and not whole
@@ -114,7 +110,6 @@ class Prefix:
         if self._kept is not None:
             return None, self._staged(rows, self._kept, train=train)
         packed = torch.cat([r.activation for r in rows]).to(self._device, self._dtype)
-        lengths = [length for r in rows for length in r.lengths]
         self._set_masks(rows, range(len(self._at)))
         enters = packed.requires_grad_() if train and self._enters_trained else None
         floor = graph = 0
@@ -122,7 +117,7 @@ class Prefix:
             graph = min(self._lowest(r.ranks) for r in rows)
             floor = min(graph, self._end - 1) if self.one_token else graph
         with torch.no_grad():
-            states = self._blocks(packed, lengths, 0, floor) if floor else packed
+            states = self._through(rows, packed, 0, floor) if floor else packed
         with torch.set_grad_enabled(train and graph < self._end):
             return enters, self._to_the_end(rows, states, floor, train=train)
 
@@ -136,25 +131,39 @@ class Prefix:
         if self._kept is not None:
             self._kept.close()
 
+    def _through(
+        self, rows: Sequence[Part], states: torch.Tensor, first: int, last: int
+    ) -> torch.Tensor:
+        """Run packed states through blocks ``first`` to ``last - 1``; masks are set."""
+        if first == last:
+            return states
+
+        def work(blocks: Blocks, own: Sequence[Part], part: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = blocks(part, _lengths(own), first, last)
+            return found
+
+        return self._lanes.run(work, rows, states)
+
     def _to_the_end(
-        self, rows: Sequence[Rows], states: torch.Tensor, first: int, *, train: bool
+        self, rows: Sequence[Part], states: torch.Tensor, first: int, *, train: bool
     ) -> torch.Tensor:
         """Run packed states from block ``first`` on, and pool them; masks are set."""
-        lengths = [length for r in rows for length in r.lengths]
-        output: torch.Tensor
         if self._pool is None:
-            output = self._blocks(states, lengths, first)
-            return output
+            return self._through(rows, states, first, self._end)
         if first == self._end or not self.one_token or (train and self._dropout):
-            output = self._blocks(states, lengths, first)
-            return pool_packed(output, lengths, self._pool)
+            output = self._through(rows, states, first, self._end)
+            return pool_packed(output, _lengths(rows), self._pool)
+        how = self._pool
 
-        def enter() -> None:
-            places = [len(r.lengths) for r in rows]
-            last = self._within(self._end - 1, self._end)
-            self._masks.set([r.ranks for r in rows], places, self._device, last)
+        def work(blocks: Blocks, own: Sequence[Part], part: torch.Tensor) -> torch.Tensor:
+            def enter() -> None:
+                places = [len(r.lengths) for r in own]
+                last = self._within(self._end - 1, self._end)
+                self._masks.set([r.ranks for r in own], places, self._device, last)
 
-        return run_pooled(self._blocks, states, lengths, self._pool, first, enter)
+            return run_pooled(blocks, part, _lengths(own), how, first, enter)
+
+        return self._lanes.run(work, rows, states)
 
     def _staged(self, rows: Sequence[Rows], kept: KeptStates, *, train: bool) -> torch.Tensor:
         """Let each client's rows enter at the lowest block that it trains."""
@@ -170,13 +179,12 @@ class Prefix:
             self._set_masks([rows[place] for place in here], self._within(first, last))
             packed = torch.cat([states[place] for place in here])
             own = [rows[place] for place in here]
-            lengths = [length for r in own for length in r.lengths]
             ends = last == self._end
             with torch.set_grad_enabled(train):
                 if ends:
                     output = self._to_the_end(own, packed, first, train=train)
                 else:
-                    output = self._blocks(packed, lengths, first, last)
+                    output = self._through(own, packed, first, last)
             pooled = ends and self._pool is not None
             sizes = [len(r.lengths) if pooled else sum(r.lengths) for r in own]
             for place, part in zip(here, torch.split(output, sizes), strict=True):
@@ -229,3 +237,7 @@ class Prefix:
     def _set_masks(self, rows: Sequence[Rows], chosen: Iterable[int]) -> None:
         places = self._blocks.places([r.lengths for r in rows])
         self._masks.set([r.ranks for r in rows], places, self._device, chosen)
+
+
+def _lengths(rows: Sequence[Part]) -> list[int]:
+    return [length for r in rows for length in r.lengths]
