@@ -321,7 +321,9 @@ class ComputeConfig:
         they are. For blocks in fp32 that are all on the CPU, without ``device_map`` and
         ``max_memory``; another layout rounds otherwise.
     threads
-        CPU threads of the server; 0 means one for each core. Another number may round otherwise.
+        CPU threads of the server; 0 means one for each core. Of an even number a large batch's rows
+        are computed in two halves side by side, on half of them each. Another number may round
+        otherwise.
     edge_hosts
         Processes that host the simulated clients; 0 means one for each core. The result does not
         depend on it.

@@ -48,7 +48,7 @@ SETTINGS = {
 """Sections whose figures nobody measured, and what they are."""
 
 
-READERS = ("ArgumentParser", "typer.run", "bench.two_engines import report")
+READERS = ("ArgumentParser", "typer.run", "bench.engines.two_engines import report")
 """What stands in a module that reads its command line."""
 
 
@@ -81,7 +81,7 @@ def fedlora_parses(words: list[str], verbs: dict[str, click.Command]) -> None:
 
 
 # a module with one of these reads its command line; any other takes bare words
-READERS = ("ArgumentParser", "typer.run", "bench.two_engines import report")
+READERS = ("ArgumentParser", "typer.run", "bench.engines.two_engines import report")
 
 
 def module_parses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_cells_that_other_tests_repeat_are_there():
         "fedlora bench --only sped",
         "fedlora plan quickstart --set link.no_such_key=1",
         "fedlora csi study --ot there",
-        "python -m simulations.bench.pooled sst2-minilm --sett task.pool=cls",
+        "python -m simulations.bench.engines.pooled sst2-minilm --sett task.pool=cls",
         "python -m simulations.bench.bits.frontier --uot plot.png",
         "python -m simulations.bench.no_such_module",
         "python -m pytest tests/no_such_folder",

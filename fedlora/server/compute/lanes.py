@@ -90,6 +90,11 @@ class Lanes:
         kept apart: no client is divided then.
     scenario
         Its LoRA and compute sections are used.
+
+    Attributes
+    ----------
+    used
+        Whether there are lanes, threads and the batch's size apart.
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class Lanes:
         self._masks, self._by_client = masks, by_client
         compute, drops = scenario.compute, scenario.lora.dropout > 0
         on_cpu = torch.device(compute.device).type == "cpu" and not compute.places
-        self._can = on_cpu and blocks.family.packs and not compute.checkpoint and not drops
+        self.used = on_cpu and blocks.family.packs and not compute.checkpoint and not drops
         self._blocks = [blocks, *(_with_own_list(blocks) for _ in range(1, LANES))]
 
     def run(self, work: Work, rows: Sequence[Part], states: torch.Tensor) -> torch.Tensor:
@@ -166,7 +171,7 @@ class Lanes:
     def _threads(self) -> int:
         """Threads of each lane; 0 where there are no lanes."""
         threads = torch.get_num_threads()
-        return threads // LANES if self._can and threads % LANES == 0 else 0
+        return threads // LANES if self.used and threads % LANES == 0 else 0
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

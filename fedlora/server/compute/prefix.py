@@ -60,6 +60,13 @@ class Prefix:
     by_client
         Each client's gradients, where they are kept apart: all clients' rows enter at the same
         block then.
+
+    Attributes
+    ----------
+    lanes
+        Runs stretches of blocks.
+    one_token
+        Whether the last block is computed at one token of each row.
     """
 
     def __init__(
@@ -73,7 +80,7 @@ class Prefix:
     ) -> None:
         self._pool = pool
         together = by_client is not None
-        self._lanes = Lanes(blocks, masks, by_client, scenario)
+        self.lanes = Lanes(blocks, masks, by_client, scenario)
         whole = together or scenario.compute.checkpoint or not blocks.family.packs
         whole = whole or (blocks.start == 0 and len(blocks.layers) == 1)
         self.one_token = pool in POOLS and not whole
@@ -142,7 +149,7 @@ class Prefix:
             found: torch.Tensor = blocks(part, _lengths(own), first, last)
             return found
 
-        return self._lanes.run(work, rows, states)
+        return self.lanes.run(work, rows, states)
 
     def _to_the_end(
         self, rows: Sequence[Part], states: torch.Tensor, first: int, *, train: bool
@@ -163,7 +170,7 @@ class Prefix:
 
             return run_pooled(blocks, part, _lengths(own), how, first, enter)
 
-        return self._lanes.run(work, rows, states)
+        return self.lanes.run(work, rows, states)
 
     def _staged(self, rows: Sequence[Rows], kept: KeptStates, *, train: bool) -> torch.Tensor:
         """Let each client's rows enter at the lowest block that it trains."""

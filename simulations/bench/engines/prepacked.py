@@ -1,4 +1,4 @@
-"""What matrices laid out beforehand save: ``python -m simulations.bench.prepacked SCENARIO``.
+"""What matrices laid out beforehand save: ``python -m simulations.bench.engines.prepacked``.
 
 The server's step and its evaluation, rows of a scenario as they are, with plain matrices and with
 those of ``compute.prepack_mib``, the same batches in turn.
@@ -12,7 +12,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.split import Checkpoint, PrepackedLinear
-from simulations.bench.two_engines import report
+from simulations.bench.engines.two_engines import report
 from simulations.refusals import one_sentence
 
 

@@ -1,4 +1,4 @@
-"""What the last block saves at one token a row: ``python -m simulations.bench.pooled``.
+"""What the last block saves at one token a row: ``python -m simulations.bench.engines.pooled``.
 
 The server's step and its evaluation, rows of a scenario as they are, with the last block at all
 tokens and at the pooled ones alone, the same batches in turn.
@@ -10,7 +10,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError
 from fedlora.server.compute.engine import SplitEngine
 from fedlora.split import Checkpoint
-from simulations.bench.two_engines import report
+from simulations.bench.engines.two_engines import report
 from simulations.refusals import one_sentence
 
 

@@ -51,17 +51,21 @@ class Batches:
         return ClientRows(states, lengths, self._engine.full_ranks(), str(client))
 
 
-def seconds(engine: SplitEngine, batch: list[ClientRows], *, train: bool) -> float:
-    """Return the processor's seconds of a step, or of an evaluation's exchange."""
-    begun = time.process_time()
+def seconds(
+    engine: SplitEngine, batch: list[ClientRows], clock: Callable[[], float], *, train: bool
+) -> float:
+    """Return the seconds of a step, or of an evaluation's exchange."""
+    begun = clock()
     outputs = engine.forward(batch, train=train)
     if train:
         engine.backward([torch.ones_like(z) for z in outputs], [float(TRAIN_ROWS)] * CLIENTS)
         engine.update.step(0)
-    return time.process_time() - begun
+    return clock() - begun
 
 
-def ratios(ours: SplitEngine, other: SplitEngine) -> dict[str, list[float]]:
+def ratios(
+    ours: SplitEngine, other: SplitEngine, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Return quartiles of what the other takes over what ours takes, by what is done."""
     batches = Batches(ours.scenario, Checkpoint(model_folder(ours.scenario.model.path)), ours)
     found = {}
@@ -70,7 +74,7 @@ def ratios(ours: SplitEngine, other: SplitEngine) -> dict[str, list[float]]:
         for pair in range(PAIRS + 1):
             batch, taken = batches.draw(rows), {}
             for engine in (ours, other) if pair % 2 else (other, ours):
-                taken[engine] = seconds(engine, batch, train=train)
+                taken[engine] = seconds(engine, batch, clock, train=train)
             if pair:  # in the first one memory warms up
                 pairs.append(taken[other] / taken[ours])
         found[name] = statistics.quantiles(pairs, n=4)
@@ -82,6 +86,7 @@ def report(
     which: str,
     title: str,
     build: Callable[[Scenario, Checkpoint], tuple[SplitEngine, SplitEngine]],
+    threads: int = 1,
 ) -> None:
     """Print the ratio for the scenario that the command line names.
 
@@ -95,14 +100,17 @@ def report(
         What is over what.
     build
         Gives the engine that is looked at, and the other.
+    threads
+        torch's. Of one the processor's seconds count, of more those that go by.
     """
     parser = argparse.ArgumentParser(description=told)
     parser.add_argument("scenario", help=which)
     parser.add_argument("--set", action="append", default=[], help="as for `fedlora run`")
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     overrides = [f"federation.clients={CLIENTS}", *given.set]
     scenario = with_overrides(find_scenario(given.scenario), overrides)
     engines = build(scenario, Checkpoint(model_folder(scenario.model.path)))
-    for name, (first, median, third) in ratios(*engines).items():
+    for name, (first, median, third) in ratios(*engines, clock).items():
         print(f"{name}: {title} {median:.2f} ({first:.2f} to {third:.2f})")
