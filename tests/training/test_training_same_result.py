@@ -7,6 +7,8 @@ import torch
 from support.federation import Federation, same, scenario
 from support.stream_federation import run_over_stream
 
+from fedlora.server.compute import lanes
+
 VARIANTS = {
     "classification": ["head.share=step", "evaluate.baseline=true", "train.clip_norm=0.5"],
     "language": ["task.kind=causal_lm", "link.gradient=int8", "link.activation=bf16"],
@@ -27,6 +29,21 @@ def test_adapter_is_the_same_for_workers_hosts_and_links(tiny, records, variant)
     assert same(Federation(config, workers=2).run().server.engine.adapter(), first)
     assert same(run_over_stream(config, hosts=1), first)
     assert same(run_over_stream(config, hosts=2), first)
+
+
+def test_nor_does_it_where_rows_pass_in_lanes(tiny, records, monkeypatch):
+    monkeypatch.setattr(lanes, "LEAST_NUMBERS", 0)
+    config = scenario(
+        tiny["gpt2"], records, "task.kind=causal_lm", "federation.clients=4", "compute.threads=2"
+    )
+    try:
+        first = Federation(config).run()
+        assert first.server.engine.prefix.lanes._threads == 1
+        adapter = first.server.engine.adapter()
+        assert same(Federation(config, workers=2).run().server.engine.adapter(), adapter)
+        assert same(run_over_stream(config, hosts=2), adapter)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("variant", ["classification", "dropout"])
