@@ -28,8 +28,9 @@ from fedlora.split import Blocks
 Found = TypeVar("Found")
 
 LANES = 2
-LEAST_NUMBERS = 1 << 17
-"""Numbers in a batch's states from which lanes pay: below, threads wait for Python's lock."""
+LEAST_NUMBERS = 1 << 13
+"""Numbers in a batch's states from which lanes pay. Where OpenMP's threads spin, which fedlora's
+processes do not let them, that is at ten times as many."""
 
 
 class Part(Protocol):
