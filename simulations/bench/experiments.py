@@ -67,13 +67,7 @@ def experiments(settings: Settings) -> list[Experiment]:
                 ),
                 Experiment("speed", model, speed_over_tls, contest_steps, f"tls.{malloc}", without),
             ]
-    for name in settings.text_scenarios:
-        for malloc in settings.mallocs:
-            without = malloc == MALLOC_NO_MMAP
-            setting = f"in_process.{malloc}"
-            found.append(
-                Experiment("text", name, text.text_in_process, text.ticks, setting, without)
-            )
+    found += _on_texts(settings)
     for name in settings.bits_scenarios:
         found.append(Experiment("bits", name, bits.bits_at_the_cut, partial(bits.ticks, name=name)))
     found.append(Experiment("edge", "gpt2", edge.edge_client, lambda _: 2 * edge.STEPS))
@@ -124,6 +118,20 @@ def experiments(settings: Settings) -> list[Experiment]:
         )
     found.append(Experiment("stream", "exchange", exchange, lambda _: 2))
     found.append(Experiment("stream", "idle", idle_streams, lambda _: 1))
+    return found
+
+
+def _on_texts(settings: Settings) -> list[Experiment]:
+    found = []
+    for name in settings.text_scenarios:
+        for malloc in settings.mallocs:
+            without = malloc == MALLOC_NO_MMAP
+            for link, measure in (
+                ("in_process", text.text_in_process),
+                ("tls", text.text_over_tls),
+            ):
+                setting = f"{link}.{malloc}"
+                found.append(Experiment("text", name, measure, text.ticks, setting, without))
     return found
 
 

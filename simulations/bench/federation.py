@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from fedlora.config import scenario_to_toml
+from fedlora.config import Scenario, scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.link import Frame
 from fedlora.link.stream import TokenStore
@@ -21,7 +21,6 @@ from fedlora.link.stream.server.listener import StreamServer
 from fedlora.link.stream.tls import create_identity
 from fedlora.server.run import ServerRun
 from fedlora.server.training import Recorder
-from simulations.bench.workload import Workload
 
 _PROGRAM = "simulations.bench.edge_process"
 _CONNECT_S = 180.0
@@ -108,9 +107,22 @@ class Door:
         }
 
 
+class Trained(Protocol):
+    """What is trained; see ``Workload``."""
+
+    scenario: Scenario
+
+    @property
+    def states(self) -> str:
+        """Folder where clients keep their state between rounds."""
+
+    def node_config(self, client: int) -> dict[str, Any]:
+        """Return what one client's own process is told."""
+
+
 @contextmanager
 def over_tls(
-    workload: Workload, recorder: Recorder, hosts: int = 0
+    workload: Trained, recorder: Recorder, hosts: int = 0
 ) -> Iterator[tuple[ServerRun, list[EdgeProcess]]]:
     """Build the server and connect every client over the stream.
 
@@ -129,7 +141,7 @@ def over_tls(
         The server, and the processes. On leaving, the sessions are ended and the processes' last
         words are read.
     """
-    scenario, clients = workload.scenario, range(workload.load.clients)
+    scenario, clients = workload.scenario, range(workload.scenario.federation.clients)
     server = ServerRun(scenario, recorder)
     door = Door(lambda hello, _grantee: server.admit(hello))
     shared = {

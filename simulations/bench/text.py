@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +32,11 @@ from fedlora.config import (
 )
 from fedlora.scenarios import find_scenario
 from fedlora.server.compute import SplitEngine
+from fedlora.server.run import ServerRun
 from fedlora.tasks import IGNORED, Sample, Task, load_tokenizer, task_class
 from simulations.bench.contest import SPLIT, Contest
 from simulations.bench.context import Context, Figure, Settings, Tick
+from simulations.bench.federation import over_tls
 from simulations.bench.unsplit import Undivided
 from simulations.in_process import connect
 
@@ -39,6 +44,7 @@ PADDED, SORTED, FULL_LOGITS = "padded", "sorted", "padded_full_logits"
 CLIENTS, ROWS, RANK = 8, 4, 8
 # What the first try with rows attended to one by one reached, and the goal set from it.
 AT_LEAST = {"sst2-minilm": 1.7, "agnews-minilm": 2.2, "e2e-tinystories": 1.3}
+OVER_TLS = 0.95  # of that
 _MAX_LENGTH = {"agnews-minilm": 128}
 
 
@@ -51,9 +57,17 @@ class TextWorkload:
         Model, task and data.
     steps
         Optimiser steps of the run.
+    states
+        Folder where clients in processes of their own keep their state.
+
+    Attributes
+    ----------
+    states
+        See above.
     """
 
-    def __init__(self, scenario: Scenario, steps: int) -> None:
+    def __init__(self, scenario: Scenario, steps: int, states: str = "") -> None:
+        self.states = states
         self.scenario = replace(
             scenario,
             data=replace(scenario.data, test="", holdout=0.0),
@@ -71,6 +85,10 @@ class TextWorkload:
     def task(self) -> Task:
         """The task, as a client builds it."""
         return task_class(self.scenario.task.kind)(self.scenario.task, self.scenario.task.labels)
+
+    def node_config(self, client: int) -> dict[str, Any]:
+        """Refuse: a host's clients divide the scenario's texts, one's own process has a file."""
+        raise NotImplementedError(f"client {client} has no file of its own")
 
     def samples(self, folder: Path) -> list[list[Sample]]:
         """Return each client's samples."""
@@ -155,28 +173,47 @@ class PaddedText(Undivided):
 
 def text_in_process(context: Context, name: str, tick: Tick) -> list[Figure]:
     """Measure over in-process links on a scenario's texts, or on tiny ones of random words."""
-    settings = context.settings
-    steps = settings.warm_up + settings.pairs + 1
-    with tempfile.TemporaryDirectory() as folder:
-        scenario = _tiny(context, Path(folder)) if settings.tiny else _shipped(name)
-        workload = TextWorkload(scenario, steps)
-        contest = Contest(settings.warm_up, settings.pairs, tick)
+    with _workload(context, name) as workload:
+        contest = Contest(context.settings.warm_up, context.settings.pairs, tick)
         server = connect(workload.scenario, contest)
-        samples = workload.samples(server.checkpoint.folder)
-        in_order = PaddedText(workload, server.engine, workload.batches(samples))
-        by_length = PaddedText(workload, server.engine, sorted_batches(samples))
-        contest.baselines = {PADDED: in_order, SORTED: by_length}
-        if in_order.head is None:
-            contest.baselines[FULL_LOGITS] = PaddedText(
-                workload, server.engine, workload.batches(samples), full_logits=True
-            )
-        contest.others_rows = {SORTED}
-        contest.tokens_of = lambda participant: (
-            by_length.tokens if participant == SORTED else in_order.tokens
-        )
+        _enter_peft(contest, workload, server)
         server.training.run()
         server.end()
-    return _figures(name, contest)
+    return _figures(contest, {PADDED: AT_LEAST.get(name), SORTED: 1.0})
+
+
+def text_over_tls(context: Context, name: str, tick: Tick) -> list[Figure]:
+    """Measure over the TLS stream, the clients in as many processes as there are cores."""
+    with _workload(context, name) as workload:
+        contest = Contest(context.settings.warm_up, context.settings.pairs, tick)
+        with over_tls(workload, contest, min(CLIENTS, os.cpu_count() or 1)) as (server, _):
+            _enter_peft(contest, workload, server)
+            server.training.run()
+    return _figures(contest, {PADDED: OVER_TLS * AT_LEAST[name] if name in AT_LEAST else None})
+
+
+@contextmanager
+def _workload(context: Context, name: str) -> Iterator[TextWorkload]:
+    settings = context.settings
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = _tiny(context, Path(folder)) if settings.tiny else _shipped(name)
+        yield TextWorkload(scenario, ticks(settings), str(Path(folder) / "states"))
+
+
+def _enter_peft(contest: Contest, workload: TextWorkload, server: ServerRun) -> None:
+    """Let PEFT on the undivided model train on the same rows padded, and on others sorted."""
+    samples = workload.samples(server.checkpoint.folder)
+    in_order = PaddedText(workload, server.engine, workload.batches(samples))
+    by_length = PaddedText(workload, server.engine, sorted_batches(samples))
+    contest.baselines = {PADDED: in_order, SORTED: by_length}
+    if in_order.head is None:
+        contest.baselines[FULL_LOGITS] = PaddedText(
+            workload, server.engine, workload.batches(samples), full_logits=True
+        )
+    contest.others_rows = {SORTED}
+    contest.tokens_of = lambda participant: (
+        by_length.tokens if participant == SORTED else in_order.tokens
+    )
 
 
 def ticks(settings: Settings) -> int:
@@ -184,12 +221,11 @@ def ticks(settings: Settings) -> int:
     return settings.warm_up + settings.pairs + 1
 
 
-def _figures(name: str, contest: Contest) -> list[Figure]:
+def _figures(contest: Contest, at_least: Mapping[str, float | None]) -> list[Figure]:
     figures = [
         Figure(participant, contest.tokens_per_second(participant), "tokens/s")
         for participant in (SPLIT, *contest.baselines)
     ]
-    at_least = {PADDED: AT_LEAST.get(name), SORTED: 1.0}
     for baseline in contest.baselines:
         ratio = contest.speed_ratio(SPLIT, baseline)
         spread = contest.ratio_quartiles(SPLIT, baseline)

@@ -126,7 +126,8 @@ def expected_names() -> set[str]:
             speed |= {prefix + name for name in CONTEST | IN_TURN}
         prefix = f"speed.gpt2.tls.{malloc}.rows_{QUICK.speed_rows}."
         speed |= {prefix + name for name in CONTEST}
-        speed |= {f"text.sst2-minilm.in_process.{malloc}.{name}" for name in TEXT}
+        for link in ("in_process", "tls"):
+            speed |= {f"text.sst2-minilm.{link}.{malloc}.{name}" for name in TEXT}
     return speed | OTHERS | {f"bits.quickstart.{name}" for name in BITS}
 
 
