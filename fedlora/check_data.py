@@ -13,6 +13,7 @@ from fedlora.config import Scenario
 from fedlora.errors import FedloraError, shown
 from fedlora.geometry import Geometry
 from fedlora.participation import check_uploads
+from fedlora.privacy.mechanisms import mechanism_of
 from fedlora.privacy.plan import check_classes, plan_release
 from fedlora.split import Checkpoint
 from fedlora.tasks import (
@@ -87,10 +88,11 @@ def check_data(
         (part,) if data.test else holdout_split(part, data.holdout, scenario.seed, client)
         for client, part in enumerate(parts)
     ]
-    if scenario.privacy.enabled:
+    if (mechanism := mechanism_of(scenario.privacy)) is not None:
         rows = [len(share[0]) for share in shares]
         for count in sorted(set(rows)):
             plan_release(
+                mechanism,
                 scenario,
                 count,
                 len(labels),

@@ -105,7 +105,9 @@ def build_release(
             )
         door = Door(terms)
         return PlainRelease(door, Reporting(door))
-    plan = plan_release(scenario, len(samples), classes, pools=pools, trains_head=trains_head)
+    plan = plan_release(
+        mechanism, scenario, len(samples), classes, pools=pools, trains_head=trains_head
+    )
     _check_head(scenario, terms, mechanism, trains_head=trains_head)
     sources = _sources(mechanism.policy, number, deployed=terms.deployed)
     name = f"{run}/{_digest(scenario)}" if run else ""

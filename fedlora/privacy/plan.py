@@ -15,14 +15,20 @@ from fedlora.privacy.statement import Exposure
 
 
 def plan_release(
-    scenario: Scenario, rows: int, classes: int, *, pools: bool, trains_head: bool
+    mechanism: Mechanism,
+    scenario: Scenario,
+    rows: int,
+    classes: int,
+    *,
+    pools: bool,
+    trains_head: bool,
 ) -> ReleasePlan:
     """Return the plan of a client with so many training samples.
 
     Parameters
     ----------
-    scenario
-        Under an enabled policy.
+    mechanism, scenario
+        The mechanism of the scenario's policy.
     rows, classes
         Training samples, and classes (0 where the task has none).
     pools, trains_head
@@ -34,9 +40,7 @@ def plan_release(
         When something would leave without a mechanism, there is one class alone, delta is too large
         for the samples, or the budget is too small for the plan.
     """
-    mechanism = check_release(scenario, pools=pools, trains_head=trains_head)
-    if mechanism is None:
-        raise FedloraError("privacy is off, so there is nothing to plan; set privacy.epsilon")
+    _check_mechanism(mechanism, scenario, pools=pools, trains_head=trains_head)
     check_classes(scenario, classes)
     check_samples(scenario.privacy, rows)
     with blaming(mechanism):
@@ -46,8 +50,8 @@ def plan_release(
         raise TypeError(f"plan returned {plan!r:.80} in place of a ReleasePlan")
 
 
-def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mechanism | None:
-    """Refuse a scenario in which something would leave without its mechanism; return that.
+def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> None:
+    """Refuse a scenario in which something would leave without its mechanism.
 
     Parameters
     ----------
@@ -64,11 +68,18 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
         When heads that were trained on labels as they are would leave, the release does not fit
         the head, or blocks on the client mix the tokens that are noised one by one.
     """
-    policy, share = scenario.privacy, scenario.head.share
-    mechanism = mechanism_of(policy)
+    mechanism = mechanism_of(scenario.privacy)
     if mechanism is None:
-        mechanism_class(policy.release)  # a misspelt one is refused here, too
-        return None
+        mechanism_class(scenario.privacy.release)  # a misspelt one is refused here, too
+    else:
+        _check_mechanism(mechanism, scenario, pools=pools, trains_head=trains_head)
+
+
+def _check_mechanism(
+    mechanism: Mechanism, scenario: Scenario, *, pools: bool, trains_head: bool
+) -> None:
+    """Refuse a mechanism that does not fit the run; see ``check_release``."""
+    policy, share = scenario.privacy, scenario.head.share
     with blaming(mechanism):
         mechanism.check(scenario)
     _check_unit(scenario, mechanism)
@@ -83,7 +94,7 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
             "as they are; under privacy set front.share to personal"
         )
     if not mechanism.noises_gradients:
-        return mechanism
+        return
     public = trains_head and share == "step"
     if trains_head and share == "round":
         raise FedloraError(
@@ -114,7 +125,6 @@ def check_release(scenario: Scenario, *, pools: bool, trains_head: bool) -> Mech
         )
     if policy.uplink == "analog":
         _check_analog(scenario)
-    return mechanism
 
 
 def check_samples(policy: PrivacyPolicy, rows: int) -> None:
@@ -147,8 +157,7 @@ def check_classes(scenario: Scenario, classes: int) -> None:
         When there is one, or labels are to be randomised and there is none.
     """
     policy = scenario.privacy
-    mechanism = mechanism_of(policy)
-    if classes == 0 and mechanism is not None and mechanism.needs_classes:
+    if classes == 0 and mechanism_class(policy.release).needs_classes:
         raise FedloraError(
             f"privacy.release is {policy.release}, and task.kind {scenario.task.kind} has no "
             "labels to randomise, as what it learns follows from the text; set privacy.release to "

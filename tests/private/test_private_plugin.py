@@ -17,7 +17,7 @@ from fedlora.errors import FedloraError
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.privacy.accounting import upload_cost
 from fedlora.privacy.mechanisms import SHIPPED, mechanism_class
-from fedlora.privacy.plan import plan_release
+from fedlora.privacy.plan import check_release
 from simulations.audit.attacks.mechanism_audit import PROBE_WIDTH, Mechanism
 from simulations.audit.mechanism import audit_client
 
@@ -96,7 +96,7 @@ def test_a_release_that_does_not_fit_is_refused_before_anything_starts(
     config = scenario(records, *overrides)
     with pytest.raises(FedloraError, match=said):
         check_plugins(config)
-        plan_release(config, 40, 3, pools=True, trains_head=True)
+        check_release(config, pools=True, trains_head=True)
 
 
 def test_a_device_takes_no_mechanism_that_its_owner_has_not_named(
