@@ -163,6 +163,8 @@ CELLS: dict[tuple[str, str], cheap.Cell | str] = {
     "test_help_imports_nothing_heavy",
     ("performance.md", "Frozen matrices laid out beforehand"): "tests/training/"
     "test_training_prepacked.py::test_a_run_differs_from_one_with_plain_matrices_by_rounding",
+    ("performance.md", "Two lanes"): "tests/server/test_engine_lanes.py::"
+    "test_outputs_and_gradients_are_those_of_one_lane",
     ("performance.md", "What pooling leaves out"): "tests/server/test_engine_pooled.py::"
     "test_the_last_block_computes_its_mlp_at_one_token_of_each_row",
     ("privacy.md", "What epsilon says"): cheap.what_epsilon_says,

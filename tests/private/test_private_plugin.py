@@ -16,8 +16,8 @@ from fedlora.check import check_plugins
 from fedlora.errors import FedloraError
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.privacy.accounting import upload_cost
-from fedlora.privacy.mechanisms import SHIPPED, mechanism_class
-from fedlora.privacy.plan import check_release
+from fedlora.privacy.mechanisms import SHIPPED, mechanism_class, mechanism_of
+from fedlora.privacy.plan import check_release, plan_release
 from simulations.audit.attacks.mechanism_audit import PROBE_WIDTH, Mechanism
 from simulations.audit.mechanism import audit_client
 
@@ -97,6 +97,9 @@ def test_a_release_that_does_not_fit_is_refused_before_anything_starts(
     with pytest.raises(FedloraError, match=said):
         check_plugins(config)
         check_release(config, pools=True, trains_head=True)
+        mechanism = mechanism_of(config.privacy)
+        assert mechanism is not None
+        plan_release(mechanism, config, 40, 3, pools=True, trains_head=True)
 
 
 def test_a_device_takes_no_mechanism_that_its_owner_has_not_named(
