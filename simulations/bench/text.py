@@ -49,7 +49,7 @@ _MAX_LENGTH = {"agnews-minilm": 128}
 
 
 class TextWorkload:
-    """A scenario's own texts, eight clients with four rows each in a step.
+    """A scenario's own texts, eight clients with as many rows each in a step.
 
     Parameters
     ----------
@@ -59,6 +59,8 @@ class TextWorkload:
         Optimiser steps of the run.
     states
         Folder where clients in processes of their own keep their state.
+    rows
+        Rows of each client in a step.
 
     Attributes
     ----------
@@ -66,15 +68,15 @@ class TextWorkload:
         See above.
     """
 
-    def __init__(self, scenario: Scenario, steps: int, states: str = "") -> None:
-        self.states = states
+    def __init__(self, scenario: Scenario, steps: int, states: str = "", rows: int = ROWS) -> None:
+        self.states, self._rows = states, rows
         self.scenario = replace(
             scenario,
             data=replace(scenario.data, test="", holdout=0.0),
-            partition=PartitionConfig(kind="iid", min_rows=ROWS),
+            partition=PartitionConfig(kind="iid", min_rows=rows),
             federation=FederationConfig(clients=CLIENTS),
             lora=LoraConfig(r_max=RANK, alpha=2.0 * RANK),
-            train=TrainConfig(rounds=1, steps=steps, batch_size=ROWS, lr=1e-3, schedule="constant"),
+            train=TrainConfig(rounds=1, steps=steps, batch_size=rows, lr=1e-3, schedule="constant"),
             head=HeadConfig(share="step"),
             evaluate=EvaluateConfig(baseline=False),
         )
@@ -98,7 +100,8 @@ class TextWorkload:
     def batches(self, samples: list[list[Sample]]) -> Iterator[list[Sample]]:
         """Yield the rows of all clients together, as the clients draw them."""
         streams = [
-            BatchStream(own, ROWS, self.scenario.seed, client) for client, own in enumerate(samples)
+            BatchStream(own, self._rows, self.scenario.seed, client)
+            for client, own in enumerate(samples)
         ]
         while True:
             yield [
@@ -196,7 +199,7 @@ def text_over_tls(context: Context, name: str, tick: Tick) -> list[Figure]:
 def _workload(context: Context, name: str) -> Iterator[TextWorkload]:
     settings = context.settings
     with tempfile.TemporaryDirectory() as folder:
-        scenario = _tiny(context, Path(folder)) if settings.tiny else _shipped(name)
+        scenario = _tiny(context, Path(folder)) if settings.tiny else shipped(name)
         yield TextWorkload(scenario, ticks(settings), str(Path(folder) / "states"))
 
 
@@ -235,7 +238,8 @@ def _figures(contest: Contest, at_least: Mapping[str, float | None]) -> list[Fig
     return [*figures, Figure("loss_difference", difference, "relative", at_most=1e-3)]
 
 
-def _shipped(name: str) -> Scenario:
+def shipped(name: str) -> Scenario:
+    """Return a scenario, its rows as long as they are measured."""
     scenario = find_scenario(name)
     length = _MAX_LENGTH.get(name, scenario.task.max_length)
     return replace(scenario, task=replace(scenario.task, max_length=length))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fedlora.errors import FedloraError
-from simulations.bench import pooled
+from simulations.bench.engines import pooled
 from simulations.refusals import one_sentence
 
 
