@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutError
 
-import torch
-
 from fedlora.errors import ClientLate, ClientLost, ProtocolError
 from fedlora.link.base import ClientLink
 from fedlora.link.frame import Frame, decode_frame, encode_frame
+from fedlora.threads import compute_with
 
 Handler = Callable[[Frame], Frame]
 
@@ -20,7 +19,7 @@ def edge_executor(workers: int) -> ThreadPoolExecutor:
 
     One thread for each client makes the bits independent of how many run side by side.
     """
-    return ThreadPoolExecutor(workers, "edge", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(workers, "edge", initializer=compute_with, initargs=(1,))
 
 
 class LocalLink(ClientLink):

@@ -24,6 +24,7 @@ from fedlora.config import Scenario
 from fedlora.lora.client_gradients import ClientGradients
 from fedlora.lora.masks import RankMasks
 from fedlora.split import Blocks
+from fedlora.threads import compute_with
 
 Found = TypeVar("Found")
 
@@ -177,7 +178,7 @@ class Lanes:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(
-            LANES, "lane", initializer=torch.set_num_threads, initargs=(self._threads,)
+            LANES, "lane", initializer=compute_with, initargs=(self._threads,)
         )
 
     def _divide(self, rows: Sequence[Part]) -> list[Lane]:

@@ -10,17 +10,15 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
 
 from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError, printable
 from fedlora.link import Frame, Message, messages as m, told
 from fedlora.server.exchange.member import BookFrame, Member, natural
 from fedlora.server.exchange.patience import Patience
+from fedlora.threads import on_one_thread
 
 log = logging.getLogger("fedlora.server")
 
@@ -51,17 +49,6 @@ class Asked:
 
     clients: Sequence[str]
     sent_s: float
-
-
-@contextmanager
-def _on_one_thread() -> Iterator[None]:
-    """Take answers in with one of torch's threads: others would wait for clients' cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Cohort:
@@ -255,7 +242,7 @@ class Cohort:
         replies = self._collect(list(self.late), due=False)
         return self.one_of(list(self.late)) if wait and not replies else replies
 
-    @_on_one_thread()
+    @on_one_thread()
     def _collect(
         self,
         clients: Sequence[str],
