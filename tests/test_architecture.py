@@ -42,7 +42,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "storage",
         "batch_order checks registry scaffold unicode verbs",
         "blame log_line",
-        "errors import_path machine plugin_finding terminal",
+        "errors import_path machine plugin_finding terminal threads",
     ),
     "fedlora.server": (
         "app",
