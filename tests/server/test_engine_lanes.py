@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.federation import scenario
-from test_engine_pooled import LENGTHS, batch, gradients
+from test_engine_pooled import LENGTHS, batch, gradients, make_engine
 
 from fedlora.server.compute import ClientRows, SplitEngine, lanes
-from fedlora.split import Checkpoint
 
 LANGUAGE = "task.kind=causal_lm"
 
@@ -24,15 +22,6 @@ def two_threads(monkeypatch):
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
-
-
-def make_engine(folder: Path, *settings: str) -> SplitEngine:
-    engine = SplitEngine(Checkpoint(folder), scenario(folder, folder, *settings))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for projection in engine.projections:
-            projection.B.normal_(std=0.05, generator=generator)
-    return engine
 
 
 def both(folder: Path, *settings: str) -> tuple[SplitEngine, SplitEngine]:
@@ -75,6 +64,29 @@ def test_a_last_block_at_pooled_tokens_has_lanes_of_its_own(checkpoints, family,
         assert_close(*(gradients(engine, batch(engine, lowest)) for engine in (found, whole)))
         for engine in (found, whole):
             engine.update.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_lane_of_clients_that_train_nothing_has_no_gradient(checkpoints, family):
+    """At pooled tokens alone, nothing that is adapted is computed for them."""
+    name = "o_proj" if family == "llama" else "mlp.c_proj"
+    found, whole = both(checkpoints[family], "task.pool=last", f'lora.targets=["{name}"]')
+
+    def rows(engine: SplitEngine) -> list[ClientRows]:
+        ranks = [[3 * (p.layer == 3 and own == 0) for p in engine.projections] for own in range(3)]
+        return [
+            ClientRows(r.activation, r.lengths, rank, r.client)
+            for r, rank in zip(batch(engine), ranks, strict=True)
+        ]
+
+    order = [1, 0, 2]  # the client that trains is in one lane alone, whichever that is
+    for places in (order, [0, 1, 2], [2, 1, 0]):
+        results = []
+        for engine in (found, whole):
+            own = rows(engine)
+            results.append(gradients(engine, [own[place] for place in places]))
+            engine.update.optimizer.zero_grad()
+        assert_close(*results)
 
 
 def test_clients_that_enter_at_different_blocks_have_lanes_at_each(checkpoints):

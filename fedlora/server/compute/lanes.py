@@ -150,6 +150,8 @@ class Lanes:
         def one(
             lane: Lane, output: torch.Tensor, own: Sequence[torch.Tensor], gradient: torch.Tensor
         ) -> tuple[torch.Tensor | None, ...]:
+            if not output.requires_grad:  # its clients train nothing of what was computed
+                return (None,) * len(own)
             there = self._by_client.part(lane.clients) if self._by_client else nullcontext()
             with there:
                 return torch.autograd.grad(
