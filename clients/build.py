@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clients.edge_client import EdgeClient
@@ -216,8 +216,15 @@ def _texts(parts: EdgeParts, held_out: PrivateSamples) -> HeldOutTexts | None:
 
 
 def _model_name(parts: EdgeParts) -> str:
-    """Return a name for what makes activations of records: model, tokenizer and seed."""
-    text = json.dumps([parts.identity.to_dict(), parts.scenario.seed], sort_keys=True)
+    """Return a name for what makes activations of records: model, cut, task, tokenizer and seed.
+
+    Whole sections go into it: whatever is left out and changes an activation would have the noise
+    of another one on it again, and the difference of the two would tell both.
+    """
+    scenario = parts.scenario
+    model = {key: value for key, value in asdict(scenario.model).items() if key != "path"}
+    made_by = [parts.identity.to_dict(), scenario.seed, model, asdict(scenario.task)]
+    text = json.dumps(made_by, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

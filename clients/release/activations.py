@@ -76,7 +76,13 @@ class NoisyActivations:
     def _pay(self, fresh: Sequence[int], charge: Charge) -> None:
         """Draw a key for each sample that has none, on disk, and pay for those that are not."""
         new = [sample for sample in fresh if self._keys.get(self._name(sample)) is None]
-        self._keys.keep({self._name(sample): self._noise.draw_key() for sample in new})
+        drawn, seen = {}, Counter[int]()
+        for sample in new:  # all of them are booked in one charge
+            record = self._charges.record(sample)
+            seen[record] += 1
+            release = self._charges.counted(sample, self._plan) + seen[record]
+            drawn[self._name(sample)] = self._noise.draw_key(), release
+        self._keys.keep(drawn)
         before = [sample for sample in fresh if sample in self._charges.repeated]
         due = [sample for sample in fresh if sample not in self._charges.repeated]
         self._receipts |= dict.fromkeys(due, self._charges.charge(due, charge, self._plan))
@@ -85,17 +91,20 @@ class NoisyActivations:
     def _repeated(self) -> set[int]:
         """Return the samples whose activation was paid before a restart.
 
-        The ledger counts by record, of which there may be several samples: where it has counted
-        fewer than have keys, as after a crash between the two, all of them are paid once more.
+        A key whose release the ledger has not counted was never used, as after a crash between the
+        two: it is forgotten, or a later charge of its record would seem to have paid for it.
         """
-        drawn = {name: number for number, name in enumerate(self._names)}
-        known = [drawn[name] for name in self._keys.names() if name in drawn]
-        kept = Counter(self._charges.record(sample) for sample in known)
-        return {
-            sample
-            for sample in known
-            if self._charges.counted(sample, self._plan) >= kept[self._charges.record(sample)]
-        }
+        numbers = {name: number for number, name in enumerate(self._names)}
+        repeated = set()
+        for name in self._keys.names():
+            number, key = numbers.get(name), self._keys.get(name)
+            if number is None or key is None:
+                continue
+            if self._charges.counted(number, self._plan) >= key[1]:
+                repeated.add(number)
+            else:
+                self._keys.drop([name])
+        return repeated
 
     def _name(self, sample: int) -> str:
         return self._names[sample] if sample < len(self._names) else str(sample)
@@ -103,7 +112,7 @@ class NoisyActivations:
     def _key(self, sample: int) -> bytes:
         key = self._keys.get(self._name(sample))
         assert key is not None
-        return key
+        return key[0]
 
     def _release(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -64,20 +64,22 @@ class MessageRelease(PrivateRelease):
         if fresh:
             known = {s: self._noised.get(self._charges.record(s)) for s in fresh}
             kept = {s: found for s, found in known.items() if found}
-            due = [s for s in fresh if s not in kept or not self._upload_noise.counted(s)]
+            counted = self._upload_noise.counted
+            due = [s for s in fresh if s not in kept or counted(s) < kept[s][2]]
+            releases = {s: counted(s) + 1 for s in due}
             noises = self._upload_noise.take(due, [self._messages.shape[1]] * len(due))
             taken = [(s, noise) for s, noise in zip(due, noises, strict=True) if s not in kept]
             drawn = self._draw(taken)
             # on disk before it is paid, so that what was paid is there to be repeated
-            together(drawn).map(lambda rows: self._keep(taken, rows))
+            together(drawn).map(lambda rows: self._keep(taken, rows, releases))
             paid = self._pay(due, noises)
             self._receipts |= dict.fromkeys(due, paid)
             others = [s for s in fresh if s not in self._receipts]  # paid before a restart
             self._receipts |= dict.fromkeys(others, self._charges.paid(others, self._charges.plan))
             self._sigmas |= {s: noise.applied for s, noise in taken}
-            self._sigmas |= {s: sigma for s, (_, sigma) in kept.items()}
+            self._sigmas |= {s: sigma for s, (_, sigma, _) in kept.items()}
             self._labels |= {s: row for (s, _), row in zip(taken, drawn, strict=True)}
-            self._labels |= {s: Private(torch.tensor(row)) for s, (row, _) in kept.items()}
+            self._labels |= {s: Private(torch.tensor(row)) for s, (row, _, _) in kept.items()}
         self._sigma_now = mean_sigma([self._sigmas[sample] for sample in samples])
         told = together([self._labels[sample] for sample in samples]).map(torch.stack)
         receipts = (receipt for sample in samples for receipt in self._receipts.get(sample, ()))
@@ -95,9 +97,16 @@ class MessageRelease(PrivateRelease):
         noised = rows.map(lambda r: self._add_noise(r, [1] * len(r), noises))
         return [noised.map(itemgetter(place)) for place in range(len(taken))]
 
-    def _keep(self, taken: Sequence[tuple[int, Noise]], rows: Sequence[torch.Tensor]) -> None:
-        """Write noised messages to the client's own disk."""
-        pairs = zip(taken, rows, strict=True)
+    def _keep(
+        self,
+        taken: Sequence[tuple[int, Noise]],
+        rows: Sequence[torch.Tensor],
+        releases: Mapping[int, int],
+    ) -> None:
+        """Write noised messages to the client's own disk, and which release pays for each."""
         self._noised.keep(
-            {self._charges.record(s): (row.tolist(), n.applied) for (s, n), row in pairs}
+            {
+                self._charges.record(sample): (row.tolist(), noise.applied, releases[sample])
+                for (sample, noise), row in zip(taken, rows, strict=True)
+            }
         )

@@ -123,7 +123,7 @@ class Evaluator:
                     if client in counts:
                         self._add_scores(client, reply, counts, scores)
                         self._add_texts(client, reply, counts, texts)
-                batch = self._batch(open_, seen, written if asks else None)
+                batch = self._batch(open_, seen, written if asks else None, asked)
                 done = [client for client in asked if client not in batch]
                 replies = self._exchange(batch, ranks, adapters, present, done, since_s)
                 if replies and time.monotonic() > tell_at:
@@ -175,12 +175,13 @@ class Evaluator:
         replies: Mapping[str, Frame],
         seen: dict[str, int],
         written: dict[str, int] | None,
+        asked: Iterable[str],
     ) -> dict[str, Activation]:
         """Read the next rows of every client; drop one that has more than it said.
 
         Rows of texts that are being written are counted in ``written``; with None there are none.
         """
-        batch = self._batches.read(replies, self.scenario.evaluate.batch_size)
+        batch = self._batches.read(replies, self.scenario.evaluate.batch_size, asked)
         config = self.scenario.evaluate
         for client, activation in list(batch.items()):
             if written is not None and replies[client].fields.get("written") is True:

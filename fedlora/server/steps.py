@@ -264,7 +264,7 @@ class StepLoop:
             ready = {c: reply for c, reply in replies.items() if "lengths" in reply.tensors}
             others = [client for client in replies if client not in ready]
             ready |= self._first_batches(others, waiting=found)
-            found |= self._activations(ready)
+            found |= self._activations(ready, waiting=found)
             if found or not self.cohort.late:
                 break
         return {client: found[client] for client in self.cohort.clients if client in found}
@@ -292,9 +292,11 @@ class StepLoop:
         for end in ends:
             end.step(step)
 
-    def _activations(self, replies: Mapping[str, Frame]) -> dict[str, Activation]:
+    def _activations(
+        self, replies: Mapping[str, Frame], waiting: Iterable[str] = ()
+    ) -> dict[str, Activation]:
         """Read the next batch of every client that answered; drop who answers wrongly."""
-        return self._batches.read(replies, self.scenario.train.batch_size)
+        return self._batches.read(replies, self.scenario.train.batch_size, waiting)
 
     def _first_batches(
         self, clients: Iterable[str], waiting: Iterable[str] = ()

@@ -92,15 +92,41 @@ def test_a_lost_file_of_keys_is_a_second_look_and_paid_for(records: Path, tmp_pa
     )
 
 
-def test_another_model_under_the_same_run_draws_and_pays_anew(
-    records: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "other", ["model.dtype=bf16", "model.client_front=1", "model.client_front=2", "seed=3"]
+)
+def test_whatever_else_makes_activations_under_the_same_run_draws_and_pays_anew(
+    records: Path, tmp_path: Path, other: str
 ) -> None:
-    """The same noise on two embeddings of a text would cancel out."""
+    """The same noise on two activations of a text would cancel out."""
+    terms = OwnerTerms(tmp_path / "ledger", ClientLimit(50.0))
+    first = sent(build(noised(records), terms))
+    client = build(noised(records, other), terms)
+    second = sent(client)
+    assert client.release._charges.ledger.rho == pytest.approx(2 * rho(SIGMA))
+    if first.shape == second.shape:
+        assert float((first - second).std()) > SIGMA, "two draws of noise, not the same one twice"
+
+
+def test_what_a_lost_file_had_paid_for_pays_for_no_later_draw(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run takes the file's place; the first is killed between drawing anew and paying."""
     terms = OwnerTerms(tmp_path / "ledger", ClientLimit(50.0))
     sent(build(noised(records), terms))
-    other = build(noised(records, "model.dtype=bf16"), terms)
-    sent(other)
-    assert other.release._charges.ledger.rho == pytest.approx(2 * rho(SIGMA))
+    sent(build(noised(records), terms, "another"))
+    client = build(noised(records), terms)
+
+    def kill(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.release._charges.ledger, "charge", kill)
+    with pytest.raises(KeyboardInterrupt):
+        sent(client)
+    client.release.close()
+    again = build(noised(records), terms)
+    sent(again)
+    assert again.release._charges.ledger.rho == pytest.approx(3 * rho(SIGMA))
 
 
 def test_what_a_limit_just_pays_for_a_restart_does_not_ask_for_again(

@@ -350,6 +350,30 @@ def test_a_label_that_a_crash_kept_from_leaving_is_paid_once_at_most(
     assert torch.equal(upload(build(config, terms, "run"), [0, 1]), first)
 
 
+def test_what_a_lost_message_had_paid_for_pays_for_no_later_draw(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is lost, and the client is killed between drawing anew and paying."""
+    config = budgeted(records, "logits", "privacy.uploads=2")
+    terms = OwnerTerms(tmp_path / "ledger", LIMIT)
+
+    def kill(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    client = build(config, terms, "run")
+    first = upload(client, [0, 1])
+    client.release.close()
+    (tmp_path / "ledger.noised").unlink()
+    client = build(config, terms, "run")
+    monkeypatch.setattr(client.release._charges.ledger, "charge", kill)
+    with pytest.raises(KeyboardInterrupt):
+        upload(client, [0, 1])
+    client.release.close()
+    again = build(config, terms, "run")
+    assert not torch.equal(upload(again, [0, 1]), first)
+    assert again.release._charges.ledger.rho == pytest.approx(2 * rho(again.release.plan.sigma))
+
+
 def test_a_client_that_comes_back_in_a_private_run_answers(records: Path, tmp_path: Path) -> None:
     config, terms = budgeted(records, "logits"), OwnerTerms(tmp_path / "ledger", LIMIT)
     for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -224,3 +225,92 @@ def test_who_evaluates_without_end_is_left_out_of_the_evaluation(tiny, records):
     record, whole = federation.recorder.rounds[0], setup_honest.recorder.rounds[0]
     for client in "012":
         assert record["clients"][client]["loss"] == whole["clients"][client]["loss"]
+
+
+def names_what_was_never_sent(pause_s: float) -> Callable[[EdgeClient], Handler]:
+    """Name the rows of each batch under new numbers, and hand them in when they are asked for."""
+    held: list[Frame] = []
+    numbers = itertools.count(1)
+
+    def named(reply: Frame) -> Frame:
+        held[:] = [reply]
+        ids = torch.tensor([next(numbers) for _ in reply.tensors["lengths"]])
+        told = {
+            "ids": ids,
+            "fresh": torch.zeros(len(ids), dtype=torch.uint8),
+            "lengths": torch.zeros(0, dtype=torch.int32),
+        }
+        rest = {n: t for n, t in reply.tensors.items() if n not in ("activation", *told)}
+        return dataclasses.replace(reply, tensors=rest | told)
+
+    def wrap(edge: EdgeClient) -> Handler:
+        if edge.name != BAD:
+            return edge.handle
+
+        def handle(request: Frame) -> Frame:
+            if request.kind == m.AGAIN:
+                time.sleep(pause_s)
+                own = {name: held[0].tensors[name] for name in ("activation", "lengths")}
+                ids = request.tensors["ids"]
+                own |= {"ids": ids, "fresh": torch.ones(len(ids), dtype=torch.uint8)}
+                return Frame(m.ACTIVATION, BAD, request.seq, {}, own)
+            plain = {name: v for name, v in request.fields.items() if name != "kept"}
+            reply = edge.handle(dataclasses.replace(request, fields=plain))
+            trains = request.kind in (m.BATCH, m.STEP)
+            return named(reply) if trains and "lengths" in reply.tensors else reply
+
+        return handle
+
+    return wrap
+
+
+@pytest.mark.parametrize("share", [0.9, 12.0], ids=["just below the limit", "never"])
+def test_rows_that_are_named_and_kept_back_cost_the_others_one_limit_in_all(tiny, records, share):
+    setup = config(tiny, records, "train.steps=10", "train.rounds=2")
+    _, honest_s = deployed(setup, honest)
+    federation = Federation(setup, wrap=names_what_was_never_sent(share * LIMIT_S), workers=40)
+    federation.server.cohort.deployed = True
+    began = time.monotonic()
+    federation.run()
+    hostile_s = time.monotonic() - began
+    assert len(federation.recorder.rounds) == 2
+    assert hostile_s < patient(2.5 * honest_s + 2 * LIMIT_S)
+    for client in "012":
+        assert federation.recorder.rounds[-1]["clients"][client]["rows"] == 30
+
+
+def test_a_device_that_is_late_with_rows_that_were_lost_goes_on_with_its_batch(tiny, records):
+    """Its answer completes the batch that is open there, and is no batch of its own."""
+    setup = config(tiny, records, "train.steps=40", "train.rounds=1", "link.step_timeout_s=0.2")
+    late: list[int] = []
+    after: list[str] = []
+
+    def wrap(edge: EdgeClient) -> Handler:
+        def handle(request: Frame) -> Frame:
+            if edge.name == BAD and late:
+                after.append(request.kind)
+            if edge.name == BAD and request.kind == m.AGAIN and not late:
+                late.append(len(request.tensors["ids"]))
+                time.sleep(0.3)
+            elif request.kind == m.STEP:
+                time.sleep(0.015)
+            return edge.handle(request)
+
+        return handle
+
+    federation = Federation(setup, wrap=wrap, workers=40)
+    federation.server.cohort.deployed = True
+    batches = federation.server.training.batches
+    fill = batches._take
+
+    def one_lost(client: str, reply: Frame, max_rows: int) -> Any:
+        own = fill(client, reply, max_rows)
+        if client == BAD and not late and own.ids is not None and "activation" not in reply.tensors:
+            own.rows[0] = None
+        return own
+
+    batches._take = one_lost  # type: ignore[method-assign]
+    federation.run()
+    assert late == [1]
+    assert federation.server.cohort.lost == {}
+    assert after[0] == m.STEP, "no other batch was asked for, and this one went on"

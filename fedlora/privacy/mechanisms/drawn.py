@@ -2,7 +2,9 @@
 
 Drawing it anew would be a second look at what it hides, which would have to be paid for. So what is
 drawn is synced to disk before it is charged and sent: a crash leaves it unsent, or to be sent again
-as it is. Whether it has been paid for, the ledger says.
+as it is. Whether it has been paid for, the ledger says: with what is drawn stands which release of
+its record pays, the first, the second, ..., and it is paid once the ledger has counted so many. So
+what an earlier draw has paid, of which the file was lost or replaced, pays for no later one.
 """
 
 from __future__ import annotations
@@ -61,6 +63,11 @@ class Drawn(ABC, Generic[Name, Value]):
     def names(self) -> list[Name]:
         """Return all names under which something was drawn."""
         return list(self._drawn)
+
+    def drop(self, names: Iterable[Name]) -> None:
+        """Forget what was drawn under some names and never sent; ``keep`` leaves it out."""
+        for name in names:
+            self._drawn.pop(name, None)
 
     def keep(self, drawn: Mapping[Name, Value]) -> None:
         """Write what was drawn to disk; only then may it be charged and sent.

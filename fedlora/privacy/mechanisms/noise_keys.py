@@ -15,10 +15,12 @@ from typing import Any
 from fedlora.privacy.mechanisms.drawn import Drawn
 
 _FORMAT = "fedlora-noise-keys/1"
+Key = tuple[bytes, int]
+"""32 bytes, and the number of the release of its record that pays for them; see ``Drawn``."""
 
 
-class NoiseKeys(Drawn[str, bytes]):
-    """A key of 32 bytes for each sample of a plan; see ``Drawn``.
+class NoiseKeys(Drawn[str, Key]):
+    """A key for each sample of a plan; see ``Drawn``.
 
     Parameters
     ----------
@@ -31,8 +33,9 @@ class NoiseKeys(Drawn[str, bytes]):
     def __init__(self, path: Path | None = None, plan: str = "") -> None:
         super().__init__(path, {"format": _FORMAT, "plan": plan})
 
-    def _record(self, name: str, value: bytes) -> Mapping[str, Any]:
-        return {"sample": name, "key": value.hex()}
+    def _record(self, name: str, value: Key) -> Mapping[str, Any]:
+        return {"sample": name, "key": value[0].hex(), "release": value[1]}
 
-    def _of(self, record: Mapping[str, Any]) -> tuple[str, bytes]:
-        return record["sample"], bytes.fromhex(record["key"])
+    def _of(self, record: Mapping[str, Any]) -> tuple[str, Key]:
+        # an older file does not say which release paid: the first
+        return record["sample"], (bytes.fromhex(record["key"]), int(record.get("release", 1)))

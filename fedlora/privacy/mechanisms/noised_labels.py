@@ -12,8 +12,9 @@ from typing import Any
 from fedlora.privacy.mechanisms.drawn import Drawn
 
 FORMAT = "fedlora-noised-labels/2"
-Noised = tuple[list[float], float]
-"""A message, and the noise on it over the clipping norm."""
+Noised = tuple[list[float], float, int]
+"""A message, the noise on it over the clipping norm, and the number of the release of its record
+that pays for it; see ``Drawn``."""
 
 
 class NoisedLabels(Drawn[int, Noised]):
@@ -31,7 +32,8 @@ class NoisedLabels(Drawn[int, Noised]):
         super().__init__(path, {"format": FORMAT, **setting})
 
     def _record(self, name: int, value: Noised) -> Mapping[str, Any]:
-        return {"sample": name, "message": value[0], "sigma": value[1]}
+        return {"sample": name, "message": value[0], "sigma": value[1], "release": value[2]}
 
     def _of(self, record: Mapping[str, Any]) -> tuple[int, Noised]:
-        return int(record["sample"]), (record["message"], record["sigma"])
+        told = record["message"], record["sigma"], int(record.get("release", 1))
+        return int(record["sample"]), told

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +16,31 @@ from fedlora.server.air import Air
 from fedlora.server.compute import SplitEngine
 from fedlora.server.exchange.cohort import Cohort
 from fedlora.server.exchange.kept_rows import KeptRows, rows_on_disk
+from fedlora.server.exchange.member import Member
 from fedlora.server.exchange.representations import Representations
 from fedlora.server.exchange.uploads import Activation, SentActivation, read_activation
 
 log = logging.getLogger("fedlora.server")
+
+
+@dataclass(frozen=True)
+class _Owed:
+    """Rows that a client was asked for and had not sent in time; its batch waits for them.
+
+    Attributes
+    ----------
+    member, seq
+        The request.
+    batch
+        The batch that they belong to.
+    missing
+        Their identifiers.
+    """
+
+    member: Member
+    seq: int
+    batch: SentActivation
+    missing: Collection[int]
 
 
 class Batches:
@@ -51,6 +73,7 @@ class Batches:
         self._targets_only = engine.geometry.targets_only(scenario)
         self.representations = Representations(scenario, cohort, pooled=engine.pool is not None)
         self.kept: KeptRows | None = None
+        self._owed: dict[str, _Owed] = {}
         # A sample's activation stays the same where the embedding does not train.
         if scenario.link.reuse and not scenario.train.embedding:
             clients = max(1, scenario.federation.clients)
@@ -84,8 +107,12 @@ class Batches:
             if self.kept is not None and client in state and client in self._cohort:
                 self.kept.load(client, self._cohort[client], state[client])
 
-    def read(self, replies: Mapping[str, Frame], max_rows: int) -> dict[str, Activation]:
+    def read(
+        self, replies: Mapping[str, Frame], max_rows: int, waiting: Iterable[str] = ()
+    ) -> dict[str, Activation]:
         """Read the activations in a round of answers; a client that answers wrongly is dropped.
+
+        Who is asked for rows again and is late is missing; its batch is whole once it has answered.
 
         Parameters
         ----------
@@ -93,6 +120,8 @@ class Batches:
             By client.
         max_rows
             The most rows of one client.
+        waiting
+            Others that have done their part and wait for these.
         """
         if self.kept is not None:
             self.kept.retain(self._cohort.clients)
@@ -101,15 +130,20 @@ class Batches:
         sent: dict[str, SentActivation] = {}
         for client, reply in replies.items():
             try:
-                sent[client] = self._take(client, reply, max_rows)
+                sent[client] = self._batch_of(client, reply, max_rows)
             except ProtocolError as error:
                 self._cohort.drop(client, str(error))
         lost = {client: missing for client, own in sent.items() if (missing := own.missing)}
         restored = {c: [i for i in ids if self._restores(c, i)] for c, ids in lost.items()}
+        beside = {*sent, *waiting}
         with self._air.apart("resume"):
-            self._ask_again(restored, sent, max_rows)
-        lost = {c: [i for i in ids if i not in restored[c]] for c, ids in lost.items()}
-        self._ask_again(lost, sent, max_rows)
+            self._ask_again(restored, sent, max_rows, beside)
+        lost = {
+            c: [i for i in ids if i not in restored[c]]
+            for c, ids in lost.items()
+            if c not in self._owed
+        }
+        self._ask_again(lost, sent, max_rows, beside)
         return {client: own.whole() for client, own in sent.items() if not own.missing}
 
     def _told(self, client: str) -> dict[str, Any]:
@@ -141,11 +175,20 @@ class Batches:
                 own.rows[place] = self.kept.find(client, identifier)
         return own
 
+    def _batch_of(self, client: str, reply: Frame, max_rows: int) -> SentActivation:
+        """Return the batch that an answer brings, or that it completes."""
+        owed = self._owed.pop(client, None)
+        if owed is None or owed.member is not self._cohort[client] or owed.seq != reply.seq:
+            return self._take(client, reply, max_rows)
+        self._fill(owed.batch, owed.missing, client, reply, max_rows)
+        return owed.batch
+
     def _ask_again(
         self,
         lost: Mapping[str, list[int]],
         sent: Mapping[str, SentActivation],
         max_rows: int,
+        waiting: Iterable[str],
     ) -> None:
         """Fill in rows that are not there; a client that cannot say them is dropped."""
         requests = {
@@ -157,12 +200,33 @@ class Batches:
         }
         if not requests:
             return
-        for client, reply in self._cohort.exchange(requests).items():
+        replies = self._cohort.exchange(requests, waiting)
+        for client, reply in replies.items():
             try:
-                self._cohort.expect(client, reply, m.ACTIVATION)
-                found = self._take(client, reply, max_rows)
-                if found.ids is None or found.missing or set(found.ids) != set(lost[client]):
-                    raise ProtocolError("it sends other rows than those that it was asked for")
-                sent[client].fill(dict(zip(found.ids, found.rows, strict=True)))
+                self._fill(sent[client], lost[client], client, reply, max_rows)
             except ProtocolError as error:
                 self._cohort.drop(client, str(error))
+        for client in requests.keys() & self._cohort.late.keys():
+            member = self._cohort[client]
+            self._owed[client] = _Owed(member, member.seq, sent[client], lost[client])
+
+    def _fill(
+        self,
+        batch: SentActivation,
+        missing: Collection[int],
+        client: str,
+        reply: Frame,
+        max_rows: int,
+    ) -> None:
+        """Fill in the rows that a client was asked for again.
+
+        Raises
+        ------
+        ProtocolError
+            When it sends others.
+        """
+        self._cohort.expect(client, reply, m.ACTIVATION)
+        found = self._take(client, reply, max_rows)
+        if found.ids is None or found.missing or set(found.ids) != set(missing):
+            raise ProtocolError("it sends other rows than those that it was asked for")
+        batch.fill(dict(zip(found.ids, found.rows, strict=True)))

@@ -27,7 +27,7 @@ MOST_LOSSES = 3
 """A device that was lost or late more often in a run is not invited any more."""
 
 
-_MANY = (m.STEP, m.EMBEDDING, m.EVAL)  # the requests of which a round has many
+_MANY = (m.STEP, m.EMBEDDING, m.EVAL, m.AGAIN)  # the requests of which a round has many
 _LOOK, _LOOK_S = 0.1, 0.0005  # between two looks, of the time so far and in seconds
 
 
