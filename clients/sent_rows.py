@@ -70,10 +70,12 @@ class SentRows:
         Raises
         ------
         ProtocolError
-            When these are no identifiers of samples that were sent.
+            When these are no identifiers of samples that were sent, each once.
         """
         if ids is None or ids.dtype != torch.int64 or ids.dim() != 1 or not len(ids):
             raise ProtocolError("rows are asked for again by their identifiers, an int64 vector")
+        if len(torch.unique(ids)) < len(ids):  # or one frame could ask for more than memory holds
+            raise ProtocolError("a row is asked for again twice in one request")
         numbers = [self._numbers.get(own) for own in ids.tolist()]
         known = [number for number in numbers if number is not None]
         if len(known) < len(numbers):

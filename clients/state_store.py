@@ -135,6 +135,9 @@ def forget_ended(states: Path, present: str) -> None:
     """
     with contextlib.suppress(OSError):
         for folder in states.iterdir():
-            idle_s = time.time() - folder.stat().st_mtime
-            if folder.name != present and folder.is_dir() and idle_s > _FORGOTTEN_S:
+            if folder.name == present or not folder.is_dir():
+                continue
+            # a round's state changes its client's folder, and not that of the run
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - newest > _FORGOTTEN_S:
                 shutil.rmtree(folder, ignore_errors=True)

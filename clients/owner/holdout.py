@@ -2,7 +2,8 @@
 
 A server that chose them, or could have them drawn anew, would choose whose counts it sees, and see
 a record first as a held-out one and then as a training one. So each record's lot is drawn when it
-is first seen, from its place and 32 bytes that never leave the device, and written down.
+is first seen, from its place and 32 bytes that never leave the device, and written down, for one
+process after the other: of two that a server invites at once the second reads what the first drew.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from fedlora.errors import FedloraError
-from fedlora.storage import read_object, replace_file
+from fedlora.storage import lock_file, read_object, replace_file
 
 FORMAT = "fedlora-holdout/1"
+_MOST_WAIT_S = 20.0  # for another process that draws
 
 
 def draw(path: Path, contents: Iterable[bytes], share: float) -> list[bool]:
@@ -35,8 +39,32 @@ def draw(path: Path, contents: Iterable[bytes], share: float) -> list[bool]:
     Raises
     ------
     FedloraError
-        When the file is damaged or cannot be written.
+        When the file is damaged, cannot be written, or is held by another process for long.
     """
+    with _held(path):
+        return _drawn(path, contents, share)
+
+
+def _held(path: Path) -> BinaryIO:
+    """Hold the lots until what is returned is closed."""
+    lock, until = path.with_name(path.name + ".lock"), time.monotonic() + _MOST_WAIT_S
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch(0o600)  # who can open it could hold it
+        while (held := lock_file(lock)) is None:
+            if time.monotonic() > until:
+                raise FedloraError(
+                    f"{path} is in use by another process; stop that, or set another privacy-ledger"
+                )
+    except OSError as error:
+        raise FedloraError(
+            f"cannot open {lock}: {error.strerror}; mend the disk or the path"
+        ) from error
+    return held
+
+
+def _drawn(path: Path, contents: Iterable[bytes], share: float) -> list[bool]:
+    """See ``draw``."""
     secret, lots = _read(path)
     known, seen = len(lots), Counter[bytes]()
     drawn = []

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -134,7 +134,7 @@ def hadamard_of_whole(x: torch.Tensor) -> torch.Tensor:
     return torch.matmul(hadamard_matrix(group // _INNER), inner).view(-1, group)
 
 
-@cache
+@lru_cache(maxsize=32)  # the seed of what is read is its sender's to choose, anew each time
 def _signs(seed: int, width: int) -> torch.Tensor:
     """Return +1 or -1 for each number of a row."""
     digest = hashlib.shake_256(f"fedlora rotated {seed}".encode()).digest(math.ceil(width / 8))

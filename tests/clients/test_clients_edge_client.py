@@ -183,3 +183,13 @@ def test_a_representation_that_overflows_here_is_refused_in_a_sentence(client):
         parameter.data.fill_(1.0)
     with pytest.raises(ProtocolError, match=r"loss is (inf|nan): what the server sent overflows"):
         client.handle(Frame(m.STEP, "4", 9, {"step": 0}, z(value=3e38)))
+
+
+def test_rows_are_asked_for_again_each_once(client):
+    """One small frame could otherwise ask for more rows than the device has memory for."""
+    reply = client.handle(Frame(m.BATCH, "4", 1, {"kept": 0}))
+    ids = reply.tensors["ids"]
+    with pytest.raises(ProtocolError, match="twice in one request"):
+        client.handle(Frame(m.AGAIN, "4", 2, {"kept": 0}, {"ids": ids.repeat(2)}))
+    again = client.handle(Frame(m.AGAIN, "4", 3, {"kept": 0}, {"ids": ids}))
+    assert torch.equal(again.tensors["activation"], reply.tensors["activation"])

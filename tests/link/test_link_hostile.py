@@ -32,9 +32,18 @@ from support.link_peers import (
 )
 
 from fedlora.errors import ClientLost, FedloraError, ProtocolError
-from fedlora.link import Fp32Codec, Frame, decode_frame, encode_frame, messages as m, unpack
+from fedlora.link import (
+    Fp32Codec,
+    Frame,
+    closed_words,
+    decode_frame,
+    encode_frame,
+    messages as m,
+    unpack,
+)
 from fedlora.link.stream import CLOSED, REFUSED, TokenStore
 from fedlora.link.stream.client.client import StreamClient
+from fedlora.link.stream.client.sessions import ClientSessions
 from fedlora.link.stream.server.connection import MAX_REFUSALS
 from fedlora.link.stream.server.link import StreamLink
 from fedlora.link.stream.server.listener import StreamServer
@@ -457,3 +466,25 @@ def test_a_host_keeps_its_other_clients_when_one_is_dropped(
     second.send(Frame(m.STEP, "other", 1))
     hostile.send(encode_frame(Frame(m.GRADIENT, "other", 1)))
     assert second.receive(10.0).kind == m.GRADIENT
+
+
+def test_a_server_that_asks_more_than_can_be_answered_ends_the_session() -> None:
+    """What waits for its answer takes so many frames of the largest size, and no more."""
+    told, free, most = list[bytes](), threading.Event(), 4096
+    sessions = ClientSessions(threading.RLock(), told.append, most, 1, closed_words)
+
+    def slow(request: Frame) -> Frame:
+        free.wait(30)
+        return Frame(m.READY, request.client, request.seq)
+
+    session = sessions.begin("0", slow, Frame(m.HELLO, "0", 0, {"token": "t"}))
+    pad = {"x": torch.zeros(3000, dtype=torch.uint8)}
+    frames = [Frame(m.WELCOME, "0", 0, {"resume": "s"})]
+    frames += [Frame(m.HEAD, "0", seq, tensors=pad) for seq in range(1, 40)]
+    taken = [sessions.take(frame, encode_frame(frame)) for frame in frames]
+    free.set()
+    assert 16 < sum(taken) < 32
+    assert not any(taken[sum(taken) :])
+    assert getattr(session.over.exception(1), "kind", "") == "protocol"
+    assert decode_frame(told[0], most).fields == {"reason": "protocol"}
+    sessions.stop(wait=True)

@@ -10,7 +10,7 @@ import torch
 
 from fedlora.config import LinkConfig
 from fedlora.errors import FedloraError, ProtocolError
-from fedlora.link import Frame, create_codec, decode_frame, encode_frame, pack, unpack
+from fedlora.link import Frame, create_codec, decode_frame, encode_frame, pack, rotation, unpack
 from fedlora.link.rotated import RotatedCodec
 
 EVERY = pytest.mark.parametrize("bits", [2, 3, 5, 8, 9, 12])
@@ -218,3 +218,14 @@ def test_bits_that_a_codec_cannot_have_are_refused_with_the_mend():
     choice = LinkConfig(gradient="int8", gradient_bits=4).codec("gradient")
     with pytest.raises(FedloraError, match=r"gradient_bits is 4.*int8.*set link.gradient to rot"):
         create_codec(**choice)
+
+
+@pytest.mark.parametrize("name", ["rotated", "entropy"])
+def test_what_is_kept_of_senders_seeds_is_bounded(name):
+    """Each payload may name another seed: what is kept for all of them would grow without end."""
+    x, codec = random(2, 128), create_codec(name)
+    kept = rotation._signs.cache_info
+    for seed in range(200):
+        written = pack("z", x, create_codec(name, seed=seed))
+        assert torch.allclose(unpack(written, "z", codec, (2, 128)), x, atol=6)
+    assert kept().currsize <= 64

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from support.owner_device import WIDTH, Ask, Device, attack, scenario
 
+from clients.owner.holdout import draw
+from clients.state_store import forget_ended
 from fedlora.config import Scenario
 from fedlora.link import Frame, create_codec, messages as m, pack
 from fedlora.privacy.accounting import upload_cost
@@ -284,3 +289,34 @@ def test_the_states_of_a_run_end_with_it_and_are_the_owners_alone(
     assert not list((tmp_path / "states").rglob("round-*"))
     text = (tmp_path / "ledger.noised").read_text()
     assert "class" not in text and '"target"' not in text
+
+
+def test_sessions_that_begin_at_once_hold_the_same_records_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first draw of all is slow here, so that all sessions would draw lots of their own."""
+    token_bytes = secrets.token_bytes
+
+    def slow(size: int) -> bytes:
+        time.sleep(0.05)
+        return token_bytes(size)
+
+    monkeypatch.setattr(secrets, "token_bytes", slow)
+    contents = [f"record {number}".encode() for number in range(64)]
+    with ThreadPoolExecutor(4) as sessions:
+        drawn = list(sessions.map(lambda _: draw(tmp_path / "lots", contents, 0.5), range(4)))
+    assert all(lots == drawn[0] for lots in drawn)
+    assert draw(tmp_path / "lots", contents, 0.5) == drawn[0]
+    assert (tmp_path / "lots.lock").stat().st_mode & 0o077 == 0
+
+
+def test_states_of_a_long_run_are_there_while_rounds_are_stored(tmp_path: Path) -> None:
+    old = time.time() - 40 * 24 * 3600
+    for run in ("0" * 16, "1" * 16):
+        (tmp_path / run / "0").mkdir(parents=True)
+        for folder in (tmp_path / run / "0", tmp_path / run):
+            os.utime(folder, (old, old))
+    (tmp_path / ("1" * 16) / "0" / "round-000001.safetensors").touch()
+    os.utime(tmp_path / ("1" * 16), (old, old))
+    forget_ended(tmp_path, "2" * 16)
+    assert [path.name for path in tmp_path.iterdir()] == ["1" * 16]

@@ -14,6 +14,10 @@ from fedlora.link.stream import CLOSED, REFUSED, RESUMED, reason_of
 from fedlora.link.stream.client.answer import answer, leave
 from fedlora.link.stream.client.session import ClientSession
 
+_MOST_WAITING = 16
+"""Frames of the largest size that requests of one client may take while they wait for their answer;
+a server leaves fewer unanswered."""
+
 
 class ClientSessions:
     """Hands each client the server's requests, and sends back what it answers.
@@ -43,6 +47,7 @@ class ClientSessions:
     ) -> None:
         self._lock, self._put, self._words = lock, put, words
         self._max_frame_bytes = max_frame_bytes
+        self._most_waiting = _MOST_WAITING * max_frame_bytes
         self._executor = edge_executor(workers)
         self._open: dict[str, ClientSession] = {}
 
@@ -125,6 +130,11 @@ class ClientSessions:
                 if kept:
                     self._put(kept)
                 return True
+            if sum(map(len, session.requests)) + len(data) > self._most_waiting:
+                words = Reason("protocol").fields()
+                self._put(leave(session.client, frame.seq, words))
+                self.lose(session, "protocol", "was sent more than it could answer")
+                return False
             session.requests.append(data)
             if not session.busy:
                 session.busy = True
