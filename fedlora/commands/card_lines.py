@@ -41,6 +41,10 @@ class Export:
         Whether the backbone stores its token embedding under that name.
     chat
         Whether texts are a user's turns.
+    texts
+        Whether the task reads texts.
+    front
+        Whether the token embedding is in a file of its own.
     """
 
     format_: str
@@ -56,6 +60,8 @@ class Export:
     opening: Sequence[int] = ()
     embedded: bool = True
     chat: bool = False
+    texts: bool = True
+    front: bool = False
 
     @property
     def merged(self) -> bool:
@@ -75,6 +81,8 @@ def loading_lines(export: Export, facts: TaskFacts, *, pooled: bool) -> list[str
     pooled
         Whether it is a classifier's.
     """
+    if not export.texts:
+        return _vectors(export)
     if not pooled:
         return _language(export, facts)
     return _held(export, facts) if export.holder else _by_hand(export, facts)
@@ -96,16 +104,45 @@ def _places(export: Export) -> tuple[list[str], str, str]:
 
 def _imports(export: Export, auto: str, peft: str, more: Sequence[str] = ()) -> list[str]:
     own_place = export.base.startswith(PACKAGE) and not export.merged
-    standard = sorted({"sys", *more, *(["importlib.resources"] if own_place else [])})
-    lines = [f"import {name}" for name in standard] + ["", "import torch"]
+    reader, arguments = (["AutoTokenizer"], ["sys"]) if export.texts else ([], [])
+    standard = sorted({*arguments, *more, *(["importlib.resources"] if own_place else [])})
+    lines = [*(f"import {name}" for name in standard), *([""] if standard else []), "import torch"]
     needed = [] if own_place or export.merged else ["PeftConfig"]
     needed += [] if export.merged else [peft]
     if needed:
         lines += [f"from peft import {', '.join(sorted(needed))}"]
-    if "json" in more:
+    if "json" in more or export.front:
         lines += ["from safetensors import safe_open"]
-    auto = ", ".join(sorted({auto, "AutoTokenizer"} - {""}))
+    auto = ", ".join(sorted({auto, *reader} - {""}))
     return [*lines, f"from transformers import {auto}", ""]
+
+
+def _embedding(export: Export) -> list[str]:
+    """Return lines that give the model the token embedding beside it."""
+    if not export.front:
+        return []
+    return [
+        'with safe_open(f"{folder}/front.safetensors", "pt") as file:',
+        '    model.get_input_embeddings().weight = torch.nn.Parameter(file.get_tensor("weight"))',
+    ]
+
+
+def _vectors(export: Export) -> list[str]:
+    """Return lines that load the blocks, for what a task's own front makes."""
+    places, base, revision = _places(export)
+    auto = "AutoModel" if export.embedded or export.merged else "AutoModelForCausalLM"
+    inner = "" if auto == "AutoModel" else ".base_model"
+    whole = f"{auto}.from_pretrained({base}{revision}){inner}"
+    load = whole if export.merged else f"PeftModel.from_pretrained({whole}, folder)"
+    return [
+        *_imports(export, auto, "PeftModel"),
+        *places,
+        f"model = {load}.eval()",
+        "width = model.get_input_embeddings().weight.shape[1]",
+        "vectors = torch.zeros(1, 8, width)  # a row of 8 places, as the task's front makes them",
+        "with torch.no_grad():",
+        "    states = model(inputs_embeds=vectors).last_hidden_state  # what its head is given",
+    ]
 
 
 _TEXTS = 'texts = sys.argv[1:] or ["A text.", "Another one."]'
@@ -192,6 +229,7 @@ def _by_hand(export: Export, facts: TaskFacts) -> list[str]:
         _TEXTS,
         f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
         *load,
+        *_embedding(export),
     ]
     if export.head is not None:
         lines += [
@@ -246,6 +284,7 @@ def _language(export: Export, facts: TaskFacts) -> list[str]:
         _TEXTS,
         f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
         *load,
+        *_embedding(export),
         "for text in texts:",
         *given,
         "    mask, pad = torch.ones_like(ids), tokenizer.eos_token_id or 0",

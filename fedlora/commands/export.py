@@ -17,7 +17,7 @@ from safetensors.torch import save
 from fedlora.commands.card_lines import Export
 from fedlora.commands.model_card import model_card
 from fedlora.commands.prompts import DEVICE_FILE, TaskFacts
-from fedlora.commands.run_model import chosen_adapter, chosen_head
+from fedlora.commands.run_model import chosen_adapter, chosen_head, read_embedding
 from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import (
@@ -41,6 +41,7 @@ from fedlora.split import (
     copy_tokenizer,
     find_family,
     is_hub_name,
+    take_embedding,
 )
 from fedlora.storage import FolderKind, replace_file
 from fedlora.tasks import load_tokenizer, renders_chat, task_class
@@ -52,7 +53,8 @@ _EXPORT = FolderKind(
     "export",
     ("adapter_config.json", "config.json"),
     (
-        *("adapter_config.json", "adapter_model.safetensors", "head.safetensors", DEVICE_FILE),
+        *("adapter_config.json", "adapter_model.safetensors", DEVICE_FILE),
+        *("head.safetensors", "front.safetensors"),
         *("config.json", "generation_config.json", "model*.safetensors"),
         *("model.safetensors.index.json", CARD, *TOKENIZER_FILES),
     ),
@@ -118,7 +120,7 @@ def export_run(
         f"{sum(ranks) / len(ranks):.2f}, to {out}"
     )
     if plan.why_not:
-        typer.echo(f"{plan.why_not}; {out / CARD} has the lines that give this run's answers")
+        typer.echo(f"{plan.why_not}; {out / CARD} has {plan.lines}")
 
 
 class _Plan:
@@ -140,7 +142,12 @@ class _Plan:
         if self._scenario is not None:
             needed = ":" in self._scenario.task.kind
             use_python_path(self._scenario.python_path, needed=needed)
-        self._head = chosen_head(folder, client)
+        self._texts = self._scenario is None or task_class(self._scenario.task.kind).tokens
+        self._embeds = "base"
+        if self._scenario is not None:
+            self._embeds = _facts(folder, adapter).embedding
+        self._head = chosen_head(folder, client) if self._texts else None
+        self._embedding: torch.Tensor | None = None
         self._classifier: Classifier | None = None
         self._padding: Padding | None = None
         self.why_not = ""
@@ -148,15 +155,53 @@ class _Plan:
         if form and format_ == "merged":
             check_form(form, "cpu")
         if self._pooled and format_ == "gguf-ready":
+            what = "the head of a classifier" if self._texts else "a task's front and head"
             raise FedloraError(
-                "--format gguf-ready cannot hold the head of a classifier, as llama.cpp's adapters "
-                "have projections alone; take peft or merged"
+                f"--format gguf-ready cannot hold {what}, as llama.cpp's adapters have projections "
+                "alone; take peft or merged"
             )
-        if self._pooled:
+        if self._embeds == "shared":
+            self._embedding = read_embedding(folder.front)
+            if format_ in ("padded", "gguf-ready"):
+                raise FedloraError(
+                    f"--format {format_} cannot hold the token embedding that the clients trained "
+                    "(train.embedding), as its readers take an adapter's projections alone; take "
+                    "peft or merged"
+                )
+        if not self._texts:
+            self.why_not = self._other_inputs()
+        elif self._embeds == "personal":
+            self.why_not = (
+                "each client has trained a token embedding of its own, which stays with it, so "
+                "that over the backbone's, as here, answers are others than the clients'"
+            )
+        elif self._pooled:
             try:
                 self._classifier = self._fitting()
             except FedloraError as error:
                 self.why_not = str(error)
+
+    @property
+    def lines(self) -> str:
+        """What the card has to load it with, as a sentence's end."""
+        if not self._texts:
+            return "lines that load blocks and adapter"
+        own = self._embeds == "personal"
+        return "lines that load what is here" if own else "the lines that give this run's answers"
+
+    def _other_inputs(self) -> str:
+        """Say what is there of the front and the head of a task that reads no texts."""
+        there = [place.name for place in (self._folder.front, self._folder.head) if place.exists()]
+        holds = "holds" if len(there) == 1 else "hold"
+        shared = f"{' and '.join(there)} {holds} what the clients share of them" if there else ""
+        return (
+            f"the task {self._kind} reads no texts, and transformers has nothing of its front and "
+            f"head; {shared or 'they stay on the clients'}"
+        )
+
+    @property
+    def _kind(self) -> str:
+        return "" if self._scenario is None else self._scenario.task.kind
 
     def _fitting(self) -> Classifier:
         scenario, head = self._scenario, self._head
@@ -169,10 +214,11 @@ class _Plan:
             raise FedloraError("the run's folder has no scenario that says how it pools")
         if not task_class(scenario.task.kind).labelled:
             raise FedloraError(f"task.kind {scenario.task.kind} has no classes")
-        if scenario.train.embedding:
+        if self._embedding is not None and self._format != "merged":
             raise FedloraError(
-                "each client trains a token embedding of its own, which is not here, so that no "
-                "whole classifier can be written"
+                "the token embedding that the clients trained goes along as front.safetensors, "
+                "which transformers' class for classification does not read; export as merged for "
+                "that"
             )
         source = self._source()
         found = Classifier.of(source, scenario.task.pool, head.weight.shape[1])
@@ -202,7 +248,7 @@ class _Plan:
         if self._format == "merged":
             truncated = adapter.truncated(self._ranks)
             model = _model(self._folder)
-            truncated.merge(out, model, partial(self._whole, out), self._compute_as_kept)
+            truncated.merge(out, model, partial(self._whole, out), self._as_trained)
         else:
             if self._classifier is not None and head is not None:
                 prefix = self._classifier.prefix
@@ -216,11 +262,13 @@ class _Plan:
             else:
                 adapter.save(out, self._ranks)
                 _write_device_files(self._folder, out, self._adapter)
-        self._write_head(out)
+        self._write_ends(out)
         self._write_card(out)
 
-    def _compute_as_kept(self, model: Any) -> None:
-        """Give a model the matrices that the adapter was trained over."""
+    def _as_trained(self, model: Any) -> None:
+        """Give a model the embedding and the matrices that the adapter was trained over."""
+        if self._embedding is not None:
+            take_embedding(model, self._embedding)
         form = self._scenario.model.few_bits if self._scenario else None
         if self._scenario is not None and form:
             checkpoint, config = Checkpoint(self._source()), self._scenario.model
@@ -243,8 +291,13 @@ class _Plan:
             merged.config.tie_word_embeddings = False
         return merged
 
-    def _write_head(self, out: Path) -> None:
-        shared = self._folder.head
+    def _write_ends(self, out: Path) -> None:
+        """Write what neither the adapter nor the merged model holds of front and head."""
+        shared, front = self._folder.head, self._folder.front
+        if not self._texts or (self._embedding is not None and self._format != "merged"):
+            for place in (front, *([] if self._texts else [shared])):
+                if place.exists():
+                    shutil.copyfile(place, out / place.name)
         whole = self._format == "merged" and (self._classifier is not None or not self._pooled)
         if self._head is None or whole:
             return
@@ -282,6 +335,8 @@ class _Plan:
             opening,
             embedded,
             chat,
+            self._texts,
+            self._embedding is not None and self._format != "merged",
         )
         card = model_card(export, self._pooled, facts, scenario, self._folder.read_summary() or {})
         replace_file(out / CARD, card.encode())

@@ -16,7 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fedlora.commands.prompts import DEVICE_FILE, TaskFacts, prompt_ids
-from fedlora.commands.run_model import chosen_adapter, chosen_head, read_head
+from fedlora.commands.run_model import (
+    chosen_adapter,
+    chosen_head,
+    read_embedding,
+    read_head,
+)
 from fedlora.config import load_scenario, read_section
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import HEAD, Head, with_head
@@ -33,6 +38,7 @@ from fedlora.split import (
     model_folder,
     plain_llama,
     pool_packed,
+    take_embedding,
 )
 from fedlora.tasks import (
     Tokenizer,
@@ -108,7 +114,8 @@ def infer_texts(
     ------
     FedloraError
         When a text is no UTF-8, or empty where it is classified, when there is no adapter, no
-        backbone, or for classification no shared head, or one of them cannot be read.
+        backbone, or for classification no shared head, or one of them cannot be read, or when each
+        client has trained a token embedding of its own.
     """
     for number, text in enumerate(texts, 1):
         require_unicode(text, f"text {number}", "give it as UTF-8")
@@ -184,6 +191,17 @@ def _revision(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _embedding(facts: TaskFacts, place: Path) -> torch.Tensor | None:
+    """Return the token embedding that a run's clients trained; None where it is the backbone's."""
+    if facts.embedding == "personal":
+        raise FedloraError(
+            f"each client of the run in {place} has trained a token embedding of its own, which "
+            "stays with it, and over the backbone's the answers would be others; train with "
+            "front.share=round or step, or with train.embedding=false"
+        )
+    return read_embedding(RunFolder(place).front) if facts.embedding == "shared" else None
+
+
 def _device(
     facts: TaskFacts,
     adapter: _OfRun | Path,
@@ -199,9 +217,10 @@ def _device(
     pooled = task_class(facts.task.kind).pooled
     tokenizer, rows = load_tokenizer(path), checkpoint.size("vocab_size")
     made = partial(_Device, tokenizer=tokenizer, facts=facts, head=head, place=place, rows=rows)
-    if pooled and (plain := _plain(facts, adapter, checkpoint)) is not None:
+    embedding = _embedding(facts, place)
+    if pooled and embedding is None and (plain := _plain(facts, adapter, checkpoint)) is not None:
         return made(plain, None)
-    whole = _hugging_face(facts, adapter, head, checkpoint)
+    whole = _hugging_face(facts, adapter, head, embedding, checkpoint)
     if not pooled:
         return made(None, whole)
     return made(lambda ids: whole(input_ids=ids[None]).last_hidden_state[0], None)
@@ -215,9 +234,13 @@ def _plain(facts: TaskFacts, adapter: _OfRun | Path, checkpoint: Checkpoint) -> 
 
 
 def _hugging_face(
-    facts: TaskFacts, adapter: _OfRun | Path, head: Head | None, checkpoint: Checkpoint
+    facts: TaskFacts,
+    adapter: _OfRun | Path,
+    head: Head | None,
+    embedding: torch.Tensor | None,
+    checkpoint: Checkpoint,
 ) -> Any:
-    """Return Hugging Face's model with the adapter."""
+    """Return Hugging Face's model with the adapter, and with the run's token embedding."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()  # one line for each text is all that a script wants to read
@@ -229,6 +252,8 @@ def _hugging_face(
         raise FedloraError(
             f"the model in {path} cannot be loaded ({_first_line(error)}); copy it anew"
         ) from None
+    if embedding is not None:
+        take_embedding(base, embedding)
     if facts.weights != "fp32":
         cut = Cut.of(checkpoint, facts.client_front, facts.client_back)
         layers = find_family(checkpoint).layers

@@ -12,7 +12,7 @@ from fedlora.commands.card_lines import PACKAGE, Export, loading_lines
 from fedlora.commands.prompts import TaskFacts
 from fedlora.config import Scenario
 from fedlora.errors import printable
-from fedlora.report import MetricText
+from fedlora.report import MetricText, plural
 
 _HUB = "hub:"
 
@@ -45,7 +45,7 @@ def model_card(
         f"- Form: {_form(export)}",
         *_weights(export, scenario),
         *_task(export, pooled, scenario),
-        *_data(scenario, summary),
+        *_data(export, scenario, summary),
         *_metric(summary),
         "",
         "## Privacy\n",
@@ -65,7 +65,7 @@ def _front_matter(export: Export, pooled: bool, scenario: Scenario | None) -> st
     if export.revision:
         lines += [f"base_model: {json.dumps(export.base)}"]
         lines += [f"base_model_relation: {'finetune' if export.merged else 'adapter'}"]
-    if export.holder or not pooled:
+    if export.texts and (export.holder or not pooled):
         lines += [f"pipeline_tag: {'text-classification' if pooled else 'text-generation'}"]
     lines += ["tags:", "- fedlora", "- federated-learning", "- lora"]
     sources = () if scenario is None else (scenario.data.train, scenario.data.test)
@@ -103,6 +103,8 @@ def _weights(export: Export, scenario: Scenario | None) -> list[str]:
 
 
 def _task(export: Export, pooled: bool, scenario: Scenario | None) -> list[str]:
+    if not export.texts and scenario is not None:
+        return [f"- Task: `{scenario.task.kind}`, which reads no texts"]
     if not pooled:
         return ["- Task: continue a text"]
     pool = "" if scenario is None else f', `task.pool = "{scenario.task.pool}"`'
@@ -111,7 +113,7 @@ def _task(export: Export, pooled: bool, scenario: Scenario | None) -> list[str]:
     return [f"- Task: classify a text{pool}.{known}"]
 
 
-def _data(scenario: Scenario | None, summary: Mapping[str, Any]) -> list[str]:
+def _data(export: Export, scenario: Scenario | None, summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if scenario is not None:
         sources = [scenario.data.train, scenario.data.test]
@@ -119,10 +121,11 @@ def _data(scenario: Scenario | None, summary: Mapping[str, Any]) -> list[str]:
         told = ", ".join(f"`{s}`" for s in named) or "data that stays with those who hold it"
         lines += [f"- Data: {told}"]
     if "clients" in summary:
+        nouns = {"clients": "client", "rounds": "round", "steps": "optimiser step"}
+        counts = ", ".join(plural(summary.get(key), noun) for key, noun in nouns.items())
+        what = "texts and labels" if export.texts else "records"
         lines.append(
-            f"- Training: {summary['clients']} clients, {summary.get('rounds')} rounds, "
-            f"{summary.get('steps')} optimiser steps, seed {summary.get('seed')}; texts and labels "
-            "stayed with the clients"
+            f"- Training: {counts}, seed {summary.get('seed')}; {what} stayed with the clients"
         )
     return lines
 

@@ -19,7 +19,7 @@ from fedlora.errors import FedloraError
 from fedlora.planning import Forecast, Rehearsal, forecast
 from fedlora.preview import Sizes
 from fedlora.registry import resolve
-from fedlora.report import bits_column, bits_text, cut_bits, energy_text, seconds_text
+from fedlora.report import bits_column, bits_text, cut_bits, energy_text, plural, seconds_text
 from fedlora.split import Checkpoint, model_folder
 from fedlora.storage import check_new_file, replace_file
 
@@ -58,7 +58,7 @@ def show_plan(
     if json_file is not None:
         check_new_file(json_file, "--json", overwrite=overwrite)
     console = Console()
-    doing = f"rehearsing {rehearse} rounds" if rehearse else "walking through the rounds"
+    doing = f"rehearsing {plural(rehearse, 'round')}" if rehearse else "walking through the rounds"
     with console.status(doing):
         scenario, faults = all_faults(name, overrides)
         found = None if faults else plan(scenario, rehearse)
@@ -123,7 +123,7 @@ def _print(console: Console, scenario: Scenario, planned: Forecast, sizes: Sizes
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"{scenario.name}, {scenario.train.rounds} rounds",
+        title=f"{scenario.name}, {plural(scenario.train.rounds, 'round')}",
         title_justify="left",
     )
     for heading in ("client", *(heading for heading, _ in columns)):
@@ -156,7 +156,8 @@ def _lines(planned: Forecast, sizes: Sizes) -> list[str]:
             "fp32 each way at every step; without adapters"
         )
     if totals["air_seconds"]:
-        late = f", {totals['late_deliveries']} late deliveries" * bool(totals["late_deliveries"])
+        count = totals["late_deliveries"]
+        late = f", {count} late {'delivery' if count == 1 else 'deliveries'}" * bool(count)
         slowest = seconds_text(totals["air_seconds"])
         lines.append(f"air time: {slowest}, modelled; slowest client, every round{late}")
     up, down = (bits_text(planned.evaluation[way]) for way in ("up", "down"))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fedlora.config import Scenario, TaskConfig
 from fedlora.errors import FedloraError, shown
-from fedlora.tasks import Tokenizer, renders_chat
+from fedlora.tasks import Tokenizer, renders_chat, task_class
 
 DEVICE_FILE = "fedlora.json"
 """Holds what a device must know of the task to use an exported adapter."""
@@ -28,6 +28,9 @@ class TaskFacts:
         Its ``data.prompt_separator``.
     chat
         Whether the chat template renders its records, as ``DataConfig.renders`` says it.
+    embedding
+        Which token embedding the run computed with: the backbone's (``base``), one that the clients
+        trained and share, or ``personal`` ones, which stay with them.
     weights, client_front, client_back
         In what the server kept its blocks' matrices (``ModelConfig.weights``), over which the
         adapter was trained, and how many blocks it did not have.
@@ -40,6 +43,7 @@ class TaskFacts:
     weights: Literal["fp32", "bf16", "int8", "nf4"] = "fp32"
     client_front: int = 0
     client_back: int = 0
+    embedding: Literal["base", "shared", "personal"] = "base"
 
     @classmethod
     def of(cls, scenario: Scenario) -> TaskFacts:
@@ -53,7 +57,14 @@ class TaskFacts:
             model.few_bits or "fp32",
             model.client_front,
             model.client_back,
+            _embedding(scenario),
         )
+
+
+def _embedding(scenario: Scenario) -> Literal["base", "shared", "personal"]:
+    if not scenario.train.embedding or not task_class(scenario.task.kind).tokens:
+        return "base"
+    return "personal" if scenario.front.share == "personal" else "shared"
 
 
 def prompt_ids(facts: TaskFacts, tokenizer: Tokenizer, text: str) -> list[int]:

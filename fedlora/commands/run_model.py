@@ -166,3 +166,23 @@ def read_head(path: Path) -> Head:
         raise FedloraError(
             f"{path} holds no head that can be read ({error}); copy or export it anew"
         ) from None
+
+
+def read_embedding(path: Path) -> torch.Tensor:
+    """Return the token embedding that clients trained and share, shape (vocabulary, width).
+
+    Raises
+    ------
+    FedloraError
+        When the file holds none that can be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            weight: torch.Tensor = file.get_tensor("weight")
+            return weight
+    except (OSError, SafetensorError) as error:
+        raise FedloraError(
+            f"{path} holds no token embedding that can be read ({error}), and the run trained one "
+            "(train.embedding), which is written at its end; go on with it by fedlora resume, or "
+            "copy or export it anew"
+        ) from None

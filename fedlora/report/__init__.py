@@ -5,7 +5,7 @@ from fedlora.report.progress import PhaseProgress, ProgressView
 from fedlora.report.records import ClientRecord, RoundRecord, Rounds, client_ids, cut_bits, mean
 from fedlora.report.result import RunResult
 from fedlora.report.result_table import write_tables
-from fedlora.report.rows import bits_column, result_rows
+from fedlora.report.rows import bits_column, plural, result_rows
 from fedlora.report.run_folder import RUN, RunFolder
 from fedlora.report.summary import Summary
 from fedlora.report.table import print_result
@@ -44,6 +44,7 @@ __all__ = [
     "energy_text",
     "mean",
     "number_text",
+    "plural",
     "print_result",
     "result_rows",
     "seconds_text",

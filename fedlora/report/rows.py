@@ -49,8 +49,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     """Say in one sentence what the run came to."""
     told = metric_of(summary)
     metric, before = finite(summary.get("metric")), finite(summary.get("metric_before"))
-    done = f"after {_plural(summary.get('rounds'), 'round')}"
-    done += f" with {_plural(summary.get('clients'), 'client')}"
+    done = f"after {plural(summary.get('rounds'), 'round')}"
+    done += f" with {plural(summary.get('clients'), 'client')}"
     lost = summary.get("lost_clients") or ()
     done += f" ({len(lost)} lost)" if lost else ""
     idle = finite(summary.get("untrained_rounds"))
@@ -211,10 +211,10 @@ def _untrained(summary: Mapping[str, Any]) -> list[Row]:
     resting = finite(summary.get("resting_components")) or 0
     remark = "too few clients for robust.hostile" if resting else "all ranks were 0"
     if idle:
-        value = f"no, in {count_text(idle)} of {_plural(rounds, 'round')}"
+        value = f"no, in {count_text(idle)} of {plural(rounds, 'round')}"
         return [("adapter trained", value, remark)]
     if resting:
-        return [("adapter trained", f"but for {_plural(resting, 'component')}", remark)]
+        return [("adapter trained", f"but for {plural(resting, 'component')}", remark)]
     return []
 
 
@@ -316,6 +316,7 @@ def _optional(value: float | None, form: str) -> str:
     return ABSENT if value is None else form.format(value)
 
 
-def _plural(count: object, noun: str) -> str:
+def plural(count: object, noun: str) -> str:
+    """Return a count with its noun, as a sentence has it."""
     value = finite(count)
     return f"{count_text(value)} {noun}" if value == 1 else f"{count_text(value)} {noun}s"

@@ -36,6 +36,7 @@ RUN = FolderKind(
     ("events.jsonl",),
     (
         *("scenario.toml", "metrics.jsonl", "summary.json", "adapter", "head.safetensors"),
+        "front.safetensors",
         *("checkpoint", "plots", "audit.json", "report.html", "log.txt", "log.jsonl"),
         *("flower.txt", "status.json", "serving-*.json", "tensorboard", "evaluation.json"),
         *("result.md", "result.tex", "mlflow", "wandb", "rehearsal"),
@@ -88,6 +89,11 @@ class RunFolder:
     def head(self) -> Path:
         """The head that all clients share; personal ones stay with the clients."""
         return self.path / "head.safetensors"
+
+    @property
+    def front(self) -> Path:
+        """The token embedding, or front of a task, that the clients trained and share."""
+        return self.path / "front.safetensors"
 
     @property
     def checkpoint(self) -> Path:

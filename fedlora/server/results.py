@@ -47,7 +47,7 @@ def write_results(
         replace_file(folder.head, save(weights, {"labels": json.dumps(classes)}))
     if training.sharing.front is not None:
         weights = {name: p.detach() for name, p in training.sharing.front.parameters.items()}
-        replace_file(folder.path / "front.safetensors", save(weights))
+        replace_file(folder.front, save(weights))
     held = holdings(results)
     rounds = folder.read_metrics()
     task = make_task(task_class(scenario.task.kind), scenario.task, classes)

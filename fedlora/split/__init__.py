@@ -26,7 +26,7 @@ from fedlora.split.slice import (
     slice_checkpoint,
 )
 from fedlora.split.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, has_tokenizer
-from fedlora.split.whole import load_whole
+from fedlora.split.whole import load_whole, take_embedding
 
 __all__ = [
     "DTYPES",
@@ -72,6 +72,7 @@ __all__ = [
     "replace_linear",
     "resolve_path",
     "slice_checkpoint",
+    "take_embedding",
     "to_prepack",
     "token_embedding",
 ]

@@ -55,3 +55,29 @@ def load_whole(folder: Path, *, pooled: bool, **options: Any) -> Any:
             "finish the download, or save the model again with save_pretrained"
         )
     return model
+
+
+def take_embedding(model: Any, weight: torch.Tensor) -> None:
+    """Give a model another token embedding in place; a head that was tied to its own stays.
+
+    Parameters
+    ----------
+    model
+        As ``load_whole`` returns it.
+    weight
+        Of the token embedding, shape (vocabulary, width); it gets the type of the model's.
+
+    Raises
+    ------
+    FedloraError
+        When it has another shape than the model's.
+    """
+    own = model.get_input_embeddings()
+    if weight.shape != own.weight.shape:
+        raise FedloraError(
+            f"the run's token embedding has shape {tuple(weight.shape)}, the model's "
+            f"{tuple(own.weight.shape)}; give the backbone of the run"
+        )
+    own.weight = torch.nn.Parameter(weight.to(own.weight.dtype), requires_grad=False)
+    if model.get_output_embeddings() is not None:
+        model.config.tie_word_embeddings = False

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from clients.edge_client import EdgeClient
 from fedlora.commands.export import export_run
 from fedlora.commands.infer import infer_texts
+from fedlora.commands.prompts import TaskFacts
 from fedlora.config import with_overrides
 from fedlora.lora.export import CONFIG_FILE
 from fedlora.server.compute import ClientRows
@@ -57,6 +58,8 @@ def exports(trial: Trial) -> str | None:
         pooled = _pools(trial)
         apart = pooled or trial.scenario.lora.also  # which gguf-ready does not hold
         forms = [f for f in _FORMS if f != "gguf-ready" or not apart]
+        if _embeds(trial) == "shared":  # which only these hold
+            forms = ["peft", "merged"]
         form = forms[(trial.scenario.seed + len(trial.initial) + (rank or 0)) % len(forms)]
         place = trial.place / f"export-{rank}"
         with redirect_stdout(io.StringIO()):
@@ -96,7 +99,7 @@ def inferred(trial: Trial) -> str | None:
     """Hold what ``fedlora infer`` says of an export to the same head on plain PEFT."""
     scenario, training = trial.scenario, trial.federation.server.training
     pooled = _pools(trial)
-    if pooled and training.head is None:
+    if (pooled and training.head is None) or _embeds(trial) == "personal":
         return None
     _folder(trial)
     place = trial.place / "export-infer"
@@ -107,7 +110,8 @@ def inferred(trial: Trial) -> str | None:
     lines = out.getvalue().splitlines()
     if len(lines) != len(_TEXTS):
         return f"fedlora infer wrote {len(lines)} lines for {len(_TEXTS)} texts"
-    if not pooled or scenario.train.embedding or scenario.model.dtype != "fp32":
+    rounded = _embeds(trial) == "shared" and scenario.link.end_weight != "fp32"
+    if not pooled or rounded or scenario.model.dtype != "fp32":
         return ""
     client, tokenizer = trial.federation.clients[0], trial.federation.parts.tokenizer
     assert tokenizer is not None  # a task of texts
@@ -170,13 +174,18 @@ def _model(trial: Trial, client: EdgeClient, adapter: Path | None) -> tuple[Whol
             trial.kept["whole"] = Whole(trial.scenario)
         whole = copy.deepcopy(trial.kept["whole"])
     with torch.no_grad():
-        if trial.scenario.train.embedding:
+        if _embeds(trial) == "personal" or (_embeds(trial) == "shared" and not merged):
             whole.base.get_input_embeddings().weight.copy_(client.model.front.tokens.weight)
         if not whole.pooled:
             whole.base.get_output_embeddings().weight.copy_(client.head.module.weight)
     if adapter is None or merged:
         return whole, whole.base
     return whole, PeftModel.from_pretrained(whole.base, str(adapter)).eval()
+
+
+def _embeds(trial: Trial) -> str:
+    """Tell which token embedding a trial's clients have, as an export does."""
+    return TaskFacts.of(trial.scenario).embedding
 
 
 def _pools(trial: Trial) -> bool:
