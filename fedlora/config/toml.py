@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import json
@@ -171,8 +172,15 @@ def with_overrides(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
 
 
 def assignment(key: str, value: object) -> str:
-    """Return a key and its value as ``with_overrides`` takes them; None unsets the key."""
-    return f"{key}={'none' if value is None else _toml(value)}"
+    """Return a key and its value as ``with_overrides`` takes them; None unsets the key.
+
+    Raises
+    ------
+    FedloraError
+        When the value is nothing that a scenario can hold.
+    """
+    unset = value is None and ".options." not in str(key)  # an option may mean the text
+    return f"{key}={'none' if unset else _toml(_plain(value, str(key)))}"
 
 
 def _check_forms(data: Any) -> None:
@@ -282,7 +290,7 @@ def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
         require(
             isinstance(value, Mapping), f"{name} is {shown(value)}; it is a table, write {example}"
         )
-        return dict(value)
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         require(
             abs(value) <= sys.float_info.max, f"{name} is {shown(value)}; write a finite number"
@@ -291,6 +299,24 @@ def _convert(hint: Any, value: Any, name: str, example: str = "") -> Any:
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
     require(right, f"{name} is {shown(value)}; write {_WORDS.get(hint, hint.__name__)}")
     return value
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a value as TOML can hold it: numbers and arrays of NumPy and torch become Python's."""
+    if callable(own := getattr(value, "tolist", None)):
+        return _plain(own(), name)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (str, int, float, datetime.date, datetime.time)):
+        return value
+    raise FedloraError(
+        f"{name} is {shown(value)}, which no scenario can hold; write a text, a number, true or "
+        "false, or a list or table of these"
+    )
 
 
 def _unknown(name: str, known: Mapping[str, Any], key: str) -> str:
@@ -319,6 +345,8 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
     # JSON's escapes are TOML's, but for DEL, which TOML wants escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 

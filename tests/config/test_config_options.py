@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,17 @@ from fedlora import registry
 from fedlora.channel import build_channel
 from fedlora.channel.models.base import ChannelModel
 from fedlora.channel.schedule.base import ClientLoad, Scheduler, build_scheduler
-from fedlora.config import ChannelConfig, RanksConfig, RobustConfig, ScheduleConfig
+from fedlora.config import (
+    ChannelConfig,
+    RanksConfig,
+    RobustConfig,
+    Scenario,
+    ScheduleConfig,
+    assignment,
+    scenario_from_toml,
+    scenario_to_toml,
+    with_overrides,
+)
 from fedlora.errors import FedloraError
 from fedlora.ranks import GuardedStrategy, Projection, RankSpace, RankStrategy, create_strategy
 from fedlora.ranks.reports import ClientReport
@@ -111,3 +123,41 @@ def test_an_odd_option_is_taken_or_refused_in_a_sentence_with_its_key(use, name,
                 pytest.skip("Sionna is not installed")
             assert prefix + option in said and "; " in said, (text, said)
             assert len(said) < 350 and "\n" not in said
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_are_numbers_and_lists():
+    strategy = {"fraction": np.float32(0.5), "every": np.int64(2), "train": "held"}
+    overrides = {
+        "train.rounds": np.int64(3),
+        "train.lr": torch.tensor(0.5),
+        "train.overlap": np.bool_(True),
+        "channel.snr_db": np.linspace(0, 10, 3),
+        "channel.bandwidth_hz": [np.float64(1e6), 2e6],
+        "ranks.options": strategy,
+    }
+    changed = with_overrides(Scenario(), [assignment(*pair) for pair in overrides.items()])
+    assert (changed.train.rounds, changed.train.lr, changed.train.overlap) == (3, 0.5, True)
+    assert changed.channel.snr_db == (0.0, 5.0, 10.0)
+    assert changed.channel.bandwidth_hz == (1e6, 2e6)
+    made = Scenario(ranks=RanksConfig(options=strategy))  # by hand, and then run
+    for found in (changed, with_overrides(made, ())):
+        kept = found.ranks.options
+        assert kept == {"fraction": 0.5, "every": 2, "train": "held"}
+        assert [type(value) for value in kept.values()] == [float, int, str]
+        assert scenario_from_toml(scenario_to_toml(found)).ranks.options == kept
+
+
+@pytest.mark.parametrize("value", [None, {1, 2}, b"bytes", 1j, object, np.array([1j]), [[None]]])
+def test_what_no_scenario_can_hold_is_no_option_instead_of_a_text(value):
+    for key, given in (("ranks.options.r", value), ("ranks.options", {"r": value})):
+        with pytest.raises(FedloraError, match=r"ranks\.options\.r is .*, which no scenario"):
+            assignment(key, given)
+    with pytest.raises(FedloraError, match=r"ranks\.options\.r is .*, which no scenario can hold"):
+        with_overrides(Scenario(ranks=RanksConfig(options={"r": value})), ())
+
+
+def test_a_date_of_an_option_stays_one():
+    table = "[ranks.options]\nday = 2026-01-02\nat = 2026-01-02T03:04:05Z\n"
+    found = scenario_from_toml(table)
+    assert scenario_from_toml(scenario_to_toml(found)).ranks.options == found.ranks.options
+    assert type(found.ranks.options["day"]) is datetime.date
