@@ -181,6 +181,13 @@ class GenerationServer:
                 f"position {position} and {tokens} tokens come to {position + tokens}, and the "
                 f"model has {self.engine.most_tokens} positions; shorten the text",
             )
+        most = self.sessions.bounds.tokens_per_client
+        if tokens > most:  # before anything is made of a payload, which may be far smaller
+            raise GenerationRefused(
+                "full",
+                f"client {shown(request.client)} sends {tokens} tokens, and may hold {most}; "
+                "shorten the text",
+            )
         width = self.engine.geometry.activation_width
         activation = unpack(request.tensors, "activation", self._up, (tokens, width))
         session = self.sessions.begin(

@@ -234,6 +234,15 @@ def test_a_thousand_hostile_requests_change_nobodys_text(split):
     writer.close()
 
 
+def test_more_tokens_than_a_client_may_hold_are_refused_before_they_are_read(split):
+    """A codec may make many numbers of few bytes, with no session there to hold them."""
+    fields = {"session": "none", "position": 0, "tokens": 65, "last": 1}
+    request = Frame(m.GEN_EXTEND, "1", 0, fields, {"activation.x": torch.zeros(1)})
+    answer = split.server.carry(request)
+    assert (answer.kind, answer.fields["refusal"]) == (m.GEN_REFUSED, "full")
+    assert "sends 65 tokens, and may hold 64" in answer.fields["reason"]
+
+
 def test_numbers_that_overflow_the_blocks_are_refused_and_forgotten(split):
     row = split.row("1")
     row.open()
