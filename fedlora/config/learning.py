@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,7 +89,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "task.")
-        twice = next((name for name in self.labels if self.labels.count(name) > 1), None)
+        # counted once: a server names as many as it likes, and each device looks at them first
+        twice = next((name for name, n in Counter(self.labels).items() if n > 1), None)
         require(
             twice is None,
             f"task.labels names {shown(twice)} more than once; name each class once",

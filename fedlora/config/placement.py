@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from fedlora.errors import FedloraError, require
+from fedlora.errors import FedloraError, require, shown
 
+_MOST = 1_000_000
 _RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
 
@@ -25,6 +26,11 @@ def parse_blocks(text: object) -> list[int]:
         require(
             isinstance(text, str) and first <= last,
             f"compute.device_map has the blocks {text!r}; write numbers and ranges like '0-3, 7'",
+        )
+        require(
+            len(blocks) + last - first < _MOST,  # a few bytes could name more than memory holds
+            f"compute.device_map has the blocks {shown(text)}, which are over {_MOST}; name each "
+            "block once",
         )
         blocks.extend(range(first, last + 1))
     return blocks

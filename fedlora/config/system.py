@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,7 +59,7 @@ class FederationConfig:
                 f"federation.nodes has {shown(node)}; write ids as `flwr supernode list` shows "
                 "them",
             )
-        twice = sorted({node for node in self.nodes if self.nodes.count(node) > 1})
+        twice = sorted(node for node, n in Counter(self.nodes).items() if n > 1)
         require(not twice, f"federation.nodes has {''.join(twice[:1])} twice; a node is one client")
         require(
             not self.nodes or len(self.nodes) >= self.clients,
@@ -360,8 +361,13 @@ class ComputeConfig:
                 isinstance(limit, str) and _SIZE.fullmatch(limit) is not None,
                 f"compute.max_memory of {name} is {shown(limit)}; write a text such as 20GiB",
             )
-        placed = [block for blocks in self.device_map.values() for block in parse_blocks(blocks)]
-        twice = sorted({block for block in placed if placed.count(block) > 1})
+        placed, twice = set[int](), list[int]()
+        for blocks in self.device_map.values():
+            named = parse_blocks(blocks)
+            twice += [block for block, n in Counter(named).items() if n > 1 or block in placed]
+            placed.update(named)
+            if twice:
+                break
         require(
             not twice,
             f"compute.device_map names block {twice[:1]} twice; give every block one place",

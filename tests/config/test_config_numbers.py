@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fedlora.config import Scenario, scenario_from_toml, with_overrides
+from fedlora.config import ComputeConfig, Scenario, scenario_from_toml, with_overrides
 from fedlora.config.ranges import Range, range_of
 from fedlora.errors import FedloraError
 
@@ -109,3 +109,17 @@ def test_the_sentence_names_what_zero_means():
     with pytest.raises(FedloraError) as caught:
         with_overrides(Scenario(), ["channel.snr_db=[0.0, 201.0]"])
     assert str(caught.value) == "an entry of channel.snr_db is 201.0; set -200 to 200"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ({"cpu": ",".join(["0-999999"] * 3)}, "which are over 1000000; name each block once"),
+        ({"cpu": "0-9, 4"}, r"names block \[4\] twice"),
+        ({"cpu": "0-9", "disk": "9-12"}, r"names block \[9\] twice"),
+    ],
+)
+def test_few_bytes_do_not_name_more_blocks_than_memory_holds(blocks, words):
+    """Every device reads the scenario that a server sends."""
+    with pytest.raises(FedloraError, match=words):
+        ComputeConfig(device_map=blocks, checkpoint=True)
