@@ -77,6 +77,7 @@ class Unsplit:
             layer = self.model.base_model.model.get_submodule(name)
             layer.lora_A["default"].weight.data.copy_(adapter[name.removeprefix(prefix) + ".A"])
             layer.lora_B["default"].weight.data.copy_(adapter[name.removeprefix(prefix) + ".B"])
+            layer.lora_A["default"].weight.requires_grad_(not scenario.lora.freeze_a)
         for name, tensor in adapter.items():
             if not name.endswith((".A", ".B")):  # what lora.also names
                 parameter = self.model.base_model.model.get_parameter(prefix + name)

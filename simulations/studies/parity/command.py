@@ -17,6 +17,8 @@ from simulations.options import OverwriteOption, SetOption, WorkersOption, looki
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fedlora.config import Scenario
+
 
 def parity(
     scenario: Annotated[str, typer.Argument(help="Scenario with all clients in every round.")],
@@ -50,6 +52,7 @@ def parity(
             f"privacy.{key} is {getattr(base.privacy, key)}, and plain PEFT adds no noise; parity "
             f"needs privacy.{key}=none"
         )
+    _check_undivided(base)
     with looking():
         from fedlora.check import check_scenario
 
@@ -95,3 +98,60 @@ def _print(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table.add_section()
     table.add_row("mean", *averages)
     Console().print(table)
+
+
+def _check_undivided(base: Scenario) -> None:
+    """Refuse what trains, or is measured, otherwise than one undivided model in plain PEFT.
+
+    Codecs are none of it: what they cost is what a comparison shows.
+
+    Raises
+    ------
+    FedloraError
+        When the scenario has such a key, with its value and the one that parity needs.
+    """
+    from fedlora.tasks import head_trains
+
+    r_max, options, robust = base.lora.r_max, base.ranks.options, base.robust
+    uniform = base.ranks.strategy == "uniform" and options.get("r", r_max) == r_max
+    plain = "plain PEFT has"
+    found: dict[str, tuple[bool, object, str, object]] = {
+        "ranks.strategy": (
+            not uniform,
+            f"{base.ranks.strategy}" + (f" of rank {options['r']}" if "r" in options else ""),
+            f"{plain} lora.r_max {r_max} everywhere",
+            "uniform, with no options",
+        ),
+        "train.embedding": (base.train.embedding, "true", f"{plain} it frozen", "false"),
+        "head.train": (
+            base.task.kind == "causal_lm" and head_trains(base),
+            base.head.train,
+            f"{plain} a language model's head frozen",
+            "no",
+        ),
+        "lora.dropout": (base.lora.dropout > 0, base.lora.dropout, f"{plain} masks of its own", 0),
+        "robust.average": (robust.average != "mean", robust.average, f"{plain} the mean", "mean"),
+        "robust.row_clip": (robust.row_clip > 0, robust.row_clip, f"{plain} no limit", 0),
+        "robust.head_clip": (robust.head_clip > 0, robust.head_clip, f"{plain} no limit", 0),
+        "channel.schedule.scheduler": (
+            base.channel.schedule.scheduler != "all",
+            base.channel.schedule.scheduler,
+            f"{plain} the rows of all clients in every step",
+            "all",
+        ),
+        "channel.deliver_every": (
+            base.channel.deliver_every > 0,
+            base.channel.deliver_every,
+            "clients are evaluated with the adapter that reached them",
+            0,
+        ),
+        "evaluate.patience": (
+            base.evaluate.patience > 0,
+            base.evaluate.patience,
+            "the split run may end before the other",
+            0,
+        ),
+    }
+    for key, (wrong, value, why, needed) in found.items():
+        if wrong:
+            raise FedloraError(f"{key} is {value}, and {why}; parity needs {key}={needed}")
