@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fedlora.check import devices_bring_data
 from fedlora.config import Scenario
+from fedlora.errors import printable
 from fedlora.preview import Load, RowView, Sizes, find_faults, predict_sizes, read_all, view_rows
 from fedlora.scenarios import scenario_path
 from fedlora.split import Checkpoint, model_folder
@@ -23,6 +24,7 @@ from fedlora.storage import check_new_file, replace_file
 
 _CLASSES = 6  # columns of the table
 _TOKENS = 400  # of a row that is shown
+_NAME = 80  # characters of a class
 _NOT_IN_A_PAIR = re.compile(r'[\s"\\]')  # settings go to Flower in one text, between quotes
 
 
@@ -132,7 +134,7 @@ def _print_rows(console: Console, scenario: Scenario, rows: RowView) -> None:
         *few,
         *([] if few or not names else ["classes"]),
     ):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(Text(printable(heading, _NAME)), justify="right")
     for number, client in enumerate(rows.clients):
         counts = [str(client.classes.get(name, 0)) for name in few]
         if names and not few:
@@ -157,7 +159,8 @@ def _print_rows(console: Console, scenario: Scenario, rows: RowView) -> None:
 
 def _marked(number: int, target: str, pieces: Sequence[tuple[bool, Sequence[str]]]) -> Text:
     """Return a row with its tokens apart, and marks around what is learnt."""
-    text, left = Text(f"row {number}{f' ({target})' if target else ''}: ", style=""), _TOKENS
+    named = f" ({printable(target, _NAME)})" if target else ""
+    text, left = Text(f"row {number}{named}: ", style=""), _TOKENS
     for learnt, tokens in pieces:
         words = "|".join(json.dumps(token, ensure_ascii=False)[1:-1] for token in tokens[:left])
         text.append(f"[{words}]" if learnt else words, style="bold green" if learnt else "")

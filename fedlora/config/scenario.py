@@ -68,7 +68,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         require(
-            bool(self.name.strip()) and not any(c in "/\\" or c < " " for c in self.name),
+            bool(self.name.strip(" .")) and not any(c in "/\\" or c < " " for c in self.name),
             f"name is {shown(self.name)}; write some letters without / and \\, as the run's folder "
             "is named after it",
         )

@@ -6,6 +6,7 @@ so plots can be drawn from any thread.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -63,9 +65,25 @@ def panels(columns: int = 1, *, height: float = 3.2) -> tuple[Figure, list[Axes]
 
 
 def literal(names: Iterable[str]) -> list[str]:
-    """Return names that come from data so that they are drawn as they are, and not too long."""
+    """Return names that come from data so that they are drawn as they are, and not too long.
+
+    A character that the font of plots lacks, such as one of Chinese, stands there by its number.
+    """
+    names = ("".join(map(_drawn, name)) for name in names)
     short = (name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names)
     return [name.replace("$", r"\$") for name in short]  # an even number of $ would start maths
+
+
+def _drawn(character: str) -> str:
+    """Return a character, or its number where the font has none of it."""
+    known = character.isprintable() and ord(character) in _characters()
+    return character if known else f"U+{ord(character):04X}"
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Return the characters that the font of plots has."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def label(ax: Axes, *, title: str, x: str, y: str) -> None:

@@ -28,6 +28,7 @@ _NEEDED = {
     "data.label": "a class; write one name or number there",
 }
 _TEXTS = ("data.text", "data.prompt", "data.completion")
+_NEAR = 0.7  # of two names, beyond which one is taken for a slip of the other
 _LIST = "a list"
 _ANYTHING = "one value; write one there"
 
@@ -191,7 +192,7 @@ def class_names(records: Sequence[Record], config: DataConfig, source: str) -> l
 
 
 def _no_column(record: Record, column: str, key: str, where: str) -> FedloraError:
-    near = difflib.get_close_matches(column, record, n=1)
+    near = difflib.get_close_matches(column, record, n=1, cutoff=_NEAR)
     hint = (
         f"did you mean {near[0]!r}? write one name in both"
         if near

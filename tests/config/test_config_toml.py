@@ -154,6 +154,7 @@ BAD_OVERRIDES = {
     "train.schedule=step": "train.schedule is 'step'; choose one of constant, linear, cosine",
     "evaluate.baseline=1": "evaluate.baseline is 1",
     "name=5": "name is 5",
+    "name=..": "name is '..'; write some letters",
     "seed=-1": "seed is -1; set 0 to 9223372036854775807",
     "lora.targets=[q_proj]": "cannot read --set 'lora.targets=[q_proj]'; write strings within",
     "lora.targets=[1]": "lora.targets is 1",

@@ -155,6 +155,17 @@ def test_what_check_accepts_a_run_accepts_and_the_numbers_of_its_rows_agree(tmp_
     assert "row 1: <s>[w4|w4|w4|</s>]" in told
 
 
+def test_names_of_classes_send_no_control_codes_to_a_terminal(tmp_path, tiny):
+    rows = [{"text": "w4", "label": label} for label in ("\x1b[31mred", "a" * 300, "b") * 8]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "s.toml").write_text(scenario_to_toml(scenario(tiny, path)))
+    status, told = run(tmp_path / "s.toml")
+    assert status == 0
+    assert "row 1 (?[31mred)" in told and f"row 2 ({'a' * 80})" in told
+    assert "\x1b" not in told and "a" * 81 not in told
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -11,6 +11,7 @@ from PIL import Image
 from support.holdings import add_holdings
 
 from fedlora.report import air_plots, plots
+from fedlora.report.figure import literal, panels, save
 from fedlora.report.gallery import GALLERY, write_plots
 
 HOLDINGS = {"lights": {"a": 40, "b": 10}, "music": {"b": 30}}
@@ -156,8 +157,25 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [r"\$a\$"]
 
 
-def test_a_plot_that_cannot_be_drawn_is_left_out_with_a_warning_that_names_it(finished, caplog):
-    add_holdings(finished, {"on\ud83d": {"client-0": 3}})
+def test_names_that_the_font_lacks_stay_apart_and_warn_of_nothing(recwarn, tmp_path):
+    names = ["\u65e5\u672c", "\U0001f697 car", "gr\u00fcn", "a\x1b[31m"]
+    drawn = ["U+65E5U+672C", "U+1F697 car", "gr\u00fcn", "aU+001B[31m"]
+    assert literal(names) == drawn
+    figure, (ax,) = panels()
+    ax.set_xticks(range(4), literal(names))
+    save(figure, tmp_path / "names.png", ("svg",))
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_plot_that_cannot_be_drawn_is_left_out_with_a_warning_that_names_it(
+    finished, caplog, monkeypatch
+):
+    add_holdings(finished, {"on": {"client-0": 3}})
+
+    def too_large(*_):
+        raise ValueError("image size of 65536x65536 pixels is too large")
+
+    monkeypatch.setattr(plots, "holdings", too_large)
     (finished.plots / "air.png").mkdir(parents=True)  # as good as a disk that fails
     names = {path.stem for path in write_plots(finished)}
     assert names == {plot.name for plot in GALLERY} - {"air", "holdings"}

@@ -228,6 +228,8 @@ def test_missing_label_column_names_those_there_are():
     with pytest.raises(FedloraError, match=r"data\.label is 'lable'.*did you mean 'label'"):
         require_column(RECORDS, "lable", "data.label")
     require_column(RECORDS, "label", "data.label")
+    with pytest.raises(FedloraError, match=r"columns 'text', 'label'; set data\.label"):
+        require_column([{"text": "a", "label": "b"}], "intent", "data.label")  # no slip of text
 
 
 def test_plain_files_need_no_heavy_library(tmp_path):
