@@ -37,6 +37,12 @@ def test_an_address_as_public_host_becomes_an_address_in_the_certificate() -> No
     assert ipaddress.ip_address("192.0.2.7") in names.get_values_for_type(x509.IPAddress)
 
 
+def test_streams_are_opened_again_in_a_run_of_a_year() -> None:
+    certificate = x509.load_pem_x509_certificate(create_identity().certificate_pem)
+    now = datetime.datetime.now(datetime.UTC)
+    assert certificate.not_valid_after_utc - now > datetime.timedelta(days=366)
+
+
 def test_each_run_has_a_key_of_its_own_which_repr_hides() -> None:
     first, second = create_identity(), create_identity()
     assert first.private_key_pem != second.private_key_pem

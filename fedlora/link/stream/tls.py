@@ -37,7 +37,7 @@ class TlsIdentity:
     private_key_pem: bytes = field(repr=False)
 
 
-def create_identity(public_host: str = "", valid_days: float = 30.0) -> TlsIdentity:
+def create_identity(public_host: str = "", valid_days: float = 3650.0) -> TlsIdentity:
     """Return a fresh self-signed EC P-256 certificate and its key.
 
     Parameters
@@ -46,6 +46,8 @@ def create_identity(public_host: str = "", valid_days: float = 30.0) -> TlsIdent
         Host name or address that clients dial.
     valid_days
         Days from now until the certificate ends; it starts one day back, for clocks that are late.
+        The key goes with its process, so the end means nothing but that no stream could be opened
+        again in a longer run.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
