@@ -127,6 +127,10 @@ def _nothing_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrivateRelease, "_pay", lambda self, samples, noises: [])
 
 
+def _noise_is_shared_by_two_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.build._model_name", lambda parts: "one")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
@@ -139,6 +143,7 @@ def _nothing_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
         _a_sentence_leaves,
         _no_noise_is_added,
         _nothing_is_charged,
+        _noise_is_shared_by_two_cuts,
     ],
 )
 def test_a_fault_is_found_once_its_mend_is_taken_out(

@@ -31,6 +31,10 @@ _ODD_VALUES: Sequence[Any] = (
     0, 1, 2, 3, -1, 10**9, 0.5, -2.5, 1e30, True, False, None, "", "x", "0", [], [1], {}, {"a": 1},
 )  # fmt: skip
 _MAX_FRAME_BYTES = 1 << 26
+_NEAR = (
+    *("model.client_front=0", "model.client_front=1", "model.client_front=2", "model.dtype=bf16"),
+    *("seed=2", "task.pool=mean", "link.activation=int8", "evaluate.batch_size=2"),
+)
 
 
 class HostileServer:
@@ -65,6 +69,18 @@ class HostileServer:
             except FedloraError:
                 continue
         return Scenario()
+
+    def near(self, scenario: Scenario) -> Scenario:
+        """Return one that differs from another in a thing that neither charge nor label is about.
+
+        What a device keeps between sessions, such as noise that it repeats, has to be known by it.
+        """
+        for change in self._of_rows.sample(_NEAR, len(_NEAR)):
+            try:
+                return with_overrides(scenario, [change])
+            except FedloraError:
+                continue
+        return scenario
 
     def _overrides(self) -> list[str]:
         pick = self._rng.choice

@@ -123,11 +123,12 @@ def _trial(
     test, moved = rows[: _ROWS // 4], {**dict(enumerate(rows)), place: other}
     first.write(rows, test)
     second.write([moved[i] for i in range(len(rows))], test)
-    left, known = Left(), list[Scenario]()
+    left, known, nearness = Left(), list[Scenario](), random.Random(~seed)
     for _ in range(_SESSIONS):
         server = HostileServer(rng.getrandbits(48), keys["privacy-epsilon"], hides_text=hides_text)
         if len(known) < 2 or rng.random() < 0.3:
-            known.append(server.scenario())
+            drawn = server.scenario()
+            known.append(server.near(known[-1]) if known and nearness.random() < 0.4 else drawn)
         scenario = rng.choice(known[-2:])  # what is kept between sessions is met again
         crash, random_seed = server.crash(), rng.getrandbits(48)
         handler = rng.choice(("session", "session", "session", "session", "hello", "collect"))
