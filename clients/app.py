@@ -9,7 +9,7 @@ loads the ServerApp, and two threads that import one package can find half of it
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +24,8 @@ from clients.process import in_simulation as _simulated
 from fedlora.errors import FedloraError
 from fedlora.import_path import put_bundles_last
 
+log = logging.getLogger("fedlora.edge")
+
 app = ClientApp()
 
 _RECORD = "fedlora"
@@ -33,52 +35,62 @@ _HELLO, _SESSION, _COLLECT = "flower hello", "flower session", "flower collect"
 def _answered(
     kind: str, message: Message, context: Context, answer: Callable[[], Mapping[str, Any]]
 ) -> Message:
-    """Return a handler's reply; of one that fails what the door lets out."""
-    put_bundles_last()
-    from clients.owner import Door, OwnerTerms, log_whole
-    from fedlora.link import REASON, through_flower
+    """Return a handler's reply; of one that fails what may be told of it.
 
-    simulated = _simulated(context.node_config)
-    with _log_of(context.node_config, simulated=simulated):
+    A simulation's handlers only hand on: they import neither torch nor the owner's door, which
+    would be most of its start.
+    """
+    put_bundles_last()
+    from fedlora.reasons import REASON, through_flower, whole_words
+
+    if not _simulated(context.node_config):
+        record = _through_door(kind, context.node_config, answer)
+    else:
         try:
             record = dict(answer())
         except Exception as error:
-            log_whole(f"the {kind} message is not answered", error)
-            door = Door(OwnerTerms(deployed=not simulated))
-            record = door.told(error)
+            log.exception("the %s message is not answered", kind)
+            record = dict(whole_words(error))
     if kind == _SESSION or REASON in record:
         record = through_flower(record)
     return Message(RecordDict({_RECORD: ConfigRecord(record)}), reply_to=message)
 
 
-def _log_of(
-    node_config: Mapping[str, Any], *, simulated: bool
-) -> contextlib.AbstractContextManager[None]:
-    """Return the owner's log of a device; a simulation writes none."""
-    if simulated:
-        return contextlib.nullcontext()
+def _through_door(
+    kind: str, node_config: Mapping[str, Any], answer: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a device's answer; the whole of what fails goes to the owner's log alone."""
+    from clients.owner import Door, OwnerTerms, log_whole
     from fedlora.config import states_folder
     from fedlora.site.device_log import device_log
 
-    return device_log(states_folder(node_config), f"client {node_config.get('partition-id')}")
+    with device_log(states_folder(node_config), f"client {node_config.get('partition-id')}"):
+        try:
+            return dict(answer())
+        except Exception as error:
+            log_whole(f"the {kind} message is not answered", error)
+            return Door(OwnerTerms(deployed=True)).told(error)
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Tell who this node is, or why nobody can tell."""
     node_config = context.node_config
-    simulated = _simulated(node_config)
 
     def answer() -> Mapping[str, Any]:
-        from clients.owner import Door, OwnerTerms, about
         from fedlora.config import NodeKeys
+        from fedlora.reasons import about
 
         with about("keys"):
             keys = NodeKeys.read(node_config)
         own = -1 if keys.partition_id is None else keys.partition_id
-        door = Door(OwnerTerms(deployed=not simulated))
-        told = {"client": door.public(own), "clients": door.public(keys.num_partitions)}
-        return door.record(_HELLO, told)
+        told = {"client": own, "clients": keys.num_partitions}
+        if _simulated(node_config):
+            return told
+        from clients.owner import Door, OwnerTerms
+
+        door = Door(OwnerTerms(deployed=True))
+        return door.record(_HELLO, {name: door.public(value) for name, value in told.items()})
 
     return _answered(_HELLO, message, context, answer)
 
@@ -118,7 +130,7 @@ def collect(message: Message, context: Context) -> Message:
 
 
 def _record(message: Message) -> dict[str, Any]:
-    from clients.owner import about
+    from fedlora.reasons import about
 
     with about("invitation"):
         if _RECORD not in message.content:

@@ -20,7 +20,6 @@ from clients.owner import (
     Diary,
     Door,
     OwnerTerms,
-    about,
     check_arrived,
     local_scenario,
     own_number,
@@ -32,6 +31,7 @@ from clients.state_store import ClientStateStore, binding, forget_ended
 from fedlora.config import NodeKeys, Scenario, scenario_from_toml, states_folder
 from fedlora.errors import ClientLost, FedloraError
 from fedlora.link.stream.client.client import StreamClient
+from fedlora.reasons import about
 from fedlora.site.device_log import device_log
 
 log = logging.getLogger("fedlora.edge")
@@ -53,7 +53,7 @@ def take_part(session: Mapping[str, Any], node_config: Mapping[str, Any]) -> dic
     Returns
     -------
     dict
-        What may be told of a failure: a kind of ``fedlora.link.reasons``. The whole sentence goes
+        What may be told of a failure: a kind of ``fedlora.reasons``. The whole sentence goes
         to the device's log, what happened to its audit file.
     """
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from fedlora.errors import FedloraError
 from fedlora.import_path import leave_working_folder, put_bundles_last
 from fedlora.launch.killed import ended_by_ray
 from fedlora.launch.working_folder import go_where_started
+from fedlora.reasons import REASON, whole_words
 
 if TYPE_CHECKING:
     from fedlora.link import Frame
@@ -68,7 +69,7 @@ class EdgeHost:
             session["certificate"] or None,
             max_frame_bytes=scenario.link.max_frame_mib << 20,
             give_up_s=scenario.link.give_up_s,
-            words=_told_of,
+            words=whole_words,
         )
         self._ledgers = session["ledgers"]
         self._keep = Path(session["keep"])
@@ -94,7 +95,7 @@ class EdgeHost:
                 edge.name, partial(_told, store.handle), opening
             )
         except FedloraError as error:
-            return _told_of(error)
+            return dict(whole_words(error))
         return {}
 
     def overdue(self) -> list[str]:
@@ -107,13 +108,6 @@ class EdgeHost:
         error = session.exception() if session is not None and session.done() else None
         held = self._data.holdings(client, self._parts.scenario)
         return {**held, "error": "" if error is None else str(error)}
-
-
-def _told_of(error: BaseException) -> dict[str, Any]:
-    """Return what is told of an error: in a simulation everything."""
-    from clients.owner import Door, OwnerTerms
-
-    return Door(OwnerTerms()).told(error)
 
 
 def _told(handler: Callable[[Frame], Frame], request: Frame) -> Frame:
@@ -155,7 +149,7 @@ def hand_over(session: Mapping[str, Any]) -> dict[str, Any]:
     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
         cause = getattr(error, "cause", None)
         gone = "" if cause else ended_by_ray("its edge host", str(error))
-        return _told_of(FedloraError(gone or str(cause or error).strip().splitlines()[-1]))
+        return {REASON: gone or str(cause or error).strip().splitlines()[-1]}
     return told
 
 

@@ -20,7 +20,7 @@ class FedloraError(ValueError):
     Attributes
     ----------
     kind, numbers
-        What a server may be told where this happens on a device, see ``fedlora.link.reasons``; an
+        What a server may be told where this happens on a device, see ``fedlora.reasons``; an
         empty kind says nothing.
     """
 

@@ -41,7 +41,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "config link split",
         "storage",
         "batch_order checks registry scaffold unicode verbs",
-        "blame log_line",
+        "blame log_line reasons",
         "errors import_path machine plugin_finding terminal threads",
     ),
     "fedlora.server": (

@@ -10,7 +10,7 @@ from clients.owner.scenario import local_scenario
 from clients.owner.siblings import warn_of_other_ledgers
 from clients.owner.terms import DATA, STATISTICS, TEXT, OwnerTerms, own_number
 from clients.owner.typed import check_arrived
-from clients.owner.words import about, log_whole
+from clients.owner.words import log_whole
 
 __all__ = [
     "DATA",
@@ -25,7 +25,6 @@ __all__ = [
     "Private",
     "PrivateSamples",
     "Reporting",
-    "about",
     "check_arrived",
     "content",
     "local_scenario",

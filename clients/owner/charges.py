@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from clients.owner.origins import Origins
 from clients.owner.terms import OwnerTerms
-from clients.owner.words import about
 from fedlora.config import PrivacyPolicy
 from fedlora.privacy.accounting import Charge, add_up, upload_cost
 from fedlora.privacy.ledger import Ledger, Receipt
+from fedlora.reasons import about
 
 
 class Charges:

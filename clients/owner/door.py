@@ -28,7 +28,7 @@ from clients.owner.private import Private, PrivateSamples, open_private
 from clients.owner.table import TABLE, How
 from clients.owner.terms import OwnerTerms
 from fedlora.errors import FedloraError
-from fedlora.link import REASON, Frame, closed_words, messages as m
+from fedlora.link import Frame, closed_words, messages as m, whole_words
 from fedlora.privacy.ledger import Ledger, Receipt
 from fedlora.tasks import Sample
 
@@ -179,11 +179,10 @@ class Door:
     def words(self, error: BaseException) -> dict[str, Leaving[Any]]:
         """Return what may be told of an error: its kind, or in a simulation its sentence.
 
-        The error's class and ``clients.owner.words.about`` decide on the kind, never its words.
+        The error's class and ``fedlora.reasons.about`` decide on the kind, never its words.
         """
-        if self.terms.simulated and isinstance(error, FedloraError):
-            return {REASON: self.public(str(error))}
-        return {name: self.public(value) for name, value in closed_words(error).items()}
+        told = (whole_words if self.terms.simulated else closed_words)(error)
+        return {name: self.public(value) for name, value in told.items()}
 
     def told(self, error: BaseException) -> dict[str, Any]:
         """Return ``words`` as the fields of a client's last message."""

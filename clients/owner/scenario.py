@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from clients.owner.words import about
 from fedlora.config import ENDS, PAYLOADS, DataConfig, NodeKeys, Scenario
 from fedlora.errors import FedloraError, shown
+from fedlora.reasons import about
 from fedlora.tasks import task_class
 from fedlora.tasks.forecast import Forecast
 

@@ -1,30 +1,12 @@
-"""From an error to what may be told of it: a kind of a closed list, and numbers."""
+"""The whole words of an error, which stay on the device."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from fedlora.errors import FedloraError
 
 log = logging.getLogger("fedlora.edge")
-
-
-@contextmanager
-def about(kind: str) -> Iterator[None]:
-    """Give every ``FedloraError`` that is raised inside a kind, unless it has one already.
-
-    Parameters
-    ----------
-    kind
-        One of ``fedlora.link.reasons.KINDS``.
-    """
-    try:
-        yield
-    except FedloraError as error:
-        error.kind = error.kind or kind
-        raise
 
 
 def log_whole(what: str, error: BaseException) -> None:

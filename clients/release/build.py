@@ -23,7 +23,6 @@ from clients.owner import (
     OwnerTerms,
     PrivateSamples,
     Reporting,
-    about,
     plan_reporting,
 )
 from clients.release.activations import NoisyActivations
@@ -48,6 +47,7 @@ from fedlora.privacy.mechanisms import (
     mechanism_of,
 )
 from fedlora.privacy.plan import plan_release
+from fedlora.reasons import about
 
 
 def build_release(

@@ -2,7 +2,7 @@
 
 Linux ends a process by signal 9 when memory is short, and Ray's memory monitor ends workers before
 it comes to that. Neither leaves the process a word, so what is known is gathered around it. What
-is said fits in a client's reason (``fedlora.link.reasons``), which is cut at 300 characters.
+is said fits in a client's reason (``fedlora.reasons``), which is cut at 300 characters.
 """
 
 from __future__ import annotations

@@ -19,17 +19,6 @@ from fedlora.link.handshake import PROTOCOL, Identity, check_identity
 from fedlora.link.levels import KeptLevels, Levels, levels_bytes
 from fedlora.link.local import Handler, LocalLink, edge_executor
 from fedlora.link.message import Message
-from fedlora.link.reasons import (
-    ERROR,
-    KINDS,
-    NUMBERS,
-    REASON,
-    Reason,
-    Words,
-    closed_words,
-    through_flower,
-    told,
-)
 from fedlora.link.replies import Gradient, Metrics, Ready
 from fedlora.link.requests import (
     Again,
@@ -47,6 +36,19 @@ from fedlora.link.requests import (
     Step,
 )
 from fedlora.link.tokens import TokensCodec, token_bytes
+from fedlora.reasons import (
+    ERROR,
+    KINDS,
+    NUMBERS,
+    REASON,
+    Reason,
+    Words,
+    about,
+    closed_words,
+    through_flower,
+    told,
+    whole_words,
+)
 
 __all__ = [
     "ERROR",
@@ -86,6 +88,7 @@ __all__ = [
     "Step",
     "TokensCodec",
     "Words",
+    "about",
     "check_identity",
     "closed_words",
     "codec_profile",
@@ -106,4 +109,5 @@ __all__ = [
     "unpack",
     "unpack_beside",
     "unpack_ends",
+    "whole_words",
 ]

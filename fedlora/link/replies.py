@@ -222,7 +222,7 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class Leave(Message):
-    """Last words of a client that will not go on; see ``fedlora.link.reasons``.
+    """Last words of a client that will not go on; see ``fedlora.reasons``.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ Events, each with ``event``, ``time`` (UTC), ``session``, ``client`` and ``run``
     A server invites the device: ``name`` of the run, ``scenario`` (SHA-256 of its text), ``server``
     and ``wants``, see ``clients.owner.wishes``.
 ``refused``
-    ``kind`` of ``fedlora.link.reasons``, and its numbers. No words: those may quote records.
+    ``kind`` of ``fedlora.reasons``, and its numbers. No words: those may quote records.
 ``accepted``
     ``data`` and how its records are used: ``train``, ``held_out``, ``left_out``; the owner's
     ``limit``; ``ledger``, see ``clients.owner.diary``.
@@ -19,7 +19,7 @@ Events, each with ``event``, ``time`` (UTC), ``session``, ``client`` and ``run``
     ``round`` that has ended, its ``seconds``, ``samples`` since the run's start, bytes that
     ``left`` since the session's start by kind, ``ledger``.
 ``ended``
-    ``how``: ``finished``, or a kind of ``fedlora.link.reasons``; ``left``, ``ledger``.
+    ``how``: ``finished``, or a kind of ``fedlora.reasons``; ``left``, ``ledger``.
 ``text``
     The device begins to write a text with a server's blocks: ``server``, tokens of the ``prompt``.
 ``text_over``

@@ -149,7 +149,7 @@ class ClientSessions:
         session
             Which.
         kind, reason
-            Why: of ``fedlora.link.reasons``, and as the rest of a sentence.
+            Why: of ``fedlora.reasons``, and as the rest of a sentence.
         """
         lost = ClientLost(f"client {session.client} {reason}")
         lost.kind = kind

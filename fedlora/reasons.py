@@ -7,7 +7,8 @@ sentence of them again. A simulation, where one person owns everything, is told 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -94,6 +95,21 @@ def closed_words(error: BaseException) -> Mapping[str, Any]:
     own = error if isinstance(error, FedloraError) else FedloraError()
     kind = own.kind or ("protocol" if isinstance(own, ProtocolError) else "failed")
     return Reason(kind, own.numbers).fields()
+
+
+def whole_words(error: BaseException) -> Mapping[str, Any]:
+    """Return what a simulation tells of an error: the sentence of one that fedlora raises."""
+    return {REASON: str(error)} if isinstance(error, FedloraError) else closed_words(error)
+
+
+@contextmanager
+def about(kind: str) -> Iterator[None]:
+    """Give every ``FedloraError`` that is raised inside a kind of ``KINDS``, unless it has one."""
+    try:
+        yield
+    except FedloraError as error:
+        error.kind = error.kind or kind
+        raise
 
 
 def through_flower(fields: Mapping[str, Any]) -> dict[str, Any]:
