@@ -3,12 +3,14 @@
 A component that no client trained in a step must stay as it is. Plain AdamW would go on moving it
 by its momentum and decay it, so every component has its own step counter, and an untouched one has
 no update of weight, moments or counter. Where all train, this is ``torch.optim.AdamW``: projections
-all of whose components train, and have trained as often, take torch's fused step together.
+all of whose components train, and have trained as often, take torch's fused step together. Those of
+all others are updated as one row of numbers: each by itself has a few thousand, for which a dozen
+small operations each would take most of the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.optim.adamw import adamw
@@ -17,6 +19,106 @@ from fedlora.errors import FedloraError
 from fedlora.lora.layers import LoraProjection
 
 _EPS = 1e-8
+_ROW = 1 << 18  # numbers from which another row begins
+
+
+class _Row:
+    """Factors that lie together, one after the other as one row of numbers.
+
+    Parameters
+    ----------
+    projections
+        On one device, with factors of one precision, by their places.
+    r_max
+        Components of each.
+
+    Attributes
+    ----------
+    first, second
+        The row's moments.
+    component
+        Place of each number's component among those of all projections, place x r_max and on.
+    """
+
+    def __init__(self, projections: Mapping[int, LoraProjection], r_max: int) -> None:
+        self._projections = projections
+        self._places = {place: 2 * own for own, place in enumerate(projections)}
+        self._sizes = [factor.numel() for factor in self._factors()]
+        one = self._factors()[0]
+        self.first = torch.zeros(sum(self._sizes), device=one.device, dtype=one.dtype)
+        self.second = torch.zeros_like(self.first)
+        own, parts = torch.arange(r_max, device=one.device, dtype=torch.int32), []
+        for place, projection in projections.items():
+            parts.append((own + place * r_max).repeat_interleave(projection.A.shape[1]))
+            parts.append((own + place * r_max).repeat(projection.B.shape[0]))  # stored by output
+        self.component = torch.cat(parts)
+
+    def moments(self, row: torch.Tensor) -> dict[int, list[torch.Tensor]]:
+        """View moments as a projection's factors are, B transposed, by the projection's place."""
+        parts = torch.split(row, self._sizes)
+        views = [part.view(f.shape) for part, f in zip(parts, self._factors(), strict=True)]
+        return {place: [views[at], views[at + 1].T] for place, at in self._places.items()}
+
+    def step(
+        self,
+        chosen: Iterable[int],
+        moving: torch.Tensor,
+        steps: torch.Tensor,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        """Update the moving components of the chosen projections, each at a time of its own.
+
+        ``moving`` and ``steps`` have an entry for each component of all projections.
+        """
+        all_, here = self._factors(), [self._places[c] for c in chosen if c in self._places]
+        told = [n for place in here for n in (place, place + 1) if all_[n].grad is not None]
+        if not told:
+            return
+        moves = self._spread(moving)
+        for place, part in enumerate(torch.split(moves, self._sizes)):
+            if place not in told:
+                part.zero_()
+        time = steps.clamp_min(1.0).double()
+        mean_part, square_part = (
+            self._spread((1 - beta**time).to(self.first.dtype)) for beta in betas
+        )
+        factors = torch.cat([factor.reshape(-1) for factor in all_])
+        given = (factor if factor.grad is None else factor.grad for factor in all_)
+        gradient = torch.cat([own.reshape(-1) for own in given])
+        keep, keep_square = betas
+        first, second = self.first, self.second
+        torch.where(moves, first.lerp(gradient, 1 - keep), first, out=first)
+        square = gradient.square_().mul_(1 - keep_square).add_(second, alpha=keep_square)
+        torch.where(moves, square, second, out=second)
+        denominator = torch.div(second, square_part, out=square).sqrt_().add_(_EPS)
+        update = torch.div(first, mean_part, out=mean_part).div_(denominator)
+        moved = (factors * (1 - lr * weight_decay)).sub_(update, alpha=lr)
+        parts = torch.split(torch.where(moves, moved, factors), self._sizes)
+        for place in told:
+            all_[place].copy_(parts[place].view(all_[place].shape))
+
+    def _factors(self) -> list[torch.nn.Parameter]:
+        return [factor for p in self._projections.values() for factor in (p.A, p.B)]
+
+    def _spread(self, components: torch.Tensor) -> torch.Tensor:
+        """Give each number what its component has."""
+        return components.to(self.first.device).index_select(0, self.component)
+
+
+def _in_rows(projections: Sequence[LoraProjection]) -> list[dict[int, LoraProjection]]:
+    """Deal projections to rows, in order: of one kind each, and not too long for a cache."""
+    rows: list[dict[int, LoraProjection]] = []
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[int, dict[int, LoraProjection]]] = {}
+    for index, p in enumerate(projections):
+        numbers, own = kinds.get((p.A.device, p.A.dtype), (_ROW, {}))
+        if numbers >= _ROW:
+            numbers, own = 0, {}
+            rows.append(own)
+        own[index] = p
+        kinds[p.A.device, p.A.dtype] = numbers + p.A.numel() + p.B.numel(), own
+    return rows
 
 
 class ComponentAdamW:
@@ -43,9 +145,15 @@ class ComponentAdamW:
         self.weight_decay = weight_decay
         r_max = projections[0].A.shape[0]
         self.steps = torch.zeros(len(projections), r_max)
+        self._rows = [_Row(own, r_max) for own in _in_rows(projections)]
         # B is handled transposed, so that components are rows in both factors.
-        self._first = [torch.zeros_like(f) for p in projections for f in (p.A, p.B.T)]
-        self._second = [torch.zeros_like(m) for m in self._first]
+        self._first = self._in_order([row.moments(row.first) for row in self._rows])
+        self._second = self._in_order([row.moments(row.second) for row in self._rows])
+
+    def _in_order(self, found: Sequence[Mapping[int, list[torch.Tensor]]]) -> list[torch.Tensor]:
+        """Return each projection's two parts, in the order of the projections."""
+        by_place = {place: parts for own in found for place, parts in own.items()}
+        return [part for place in sorted(by_place) for part in by_place[place]]
 
     @torch.no_grad()
     def step(self, lr: float, active: torch.Tensor) -> None:
@@ -62,18 +170,15 @@ class ComponentAdamW:
         even = active.all(1) & (self.steps == self.steps[:, :1]).all(1)
         together = {place for place in even.nonzero().flatten().tolist() if self._is_plain(place)}
         self._step_together(sorted(together), lr)
-        for index in active.any(1).nonzero().flatten().tolist():
-            if index in together:
-                continue
-            projection = self.projections[index]
-            rows = active[index].to(projection.A.device)
-            time = self.steps[index].clamp_min(1.0).double()
-            corrections = [(1 - beta**time).to(projection.A).unsqueeze(1) for beta in self.betas]
-            A, B = projection.A, projection.B
-            if A.grad is not None:
-                self._update(2 * index, A, A.grad, lr, rows[:, None], corrections)
-            if B.grad is not None:
-                self._update(2 * index + 1, B.T, B.grad.T, lr, rows[:, None], corrections)
+        apart = [
+            place for place in active.any(1).nonzero().flatten().tolist() if place not in together
+        ]
+        if apart:
+            moving = active.clone()
+            moving[sorted(together)] = False
+            told = moving.flatten(), self.steps.flatten()
+            for row in self._rows:
+                row.step(apart, *told, lr, self.weight_decay, self.betas)
 
     def _is_plain(self, index: int) -> bool:
         """Tell whether torch's fused step is sure to know a projection's factors."""
@@ -116,24 +221,6 @@ class ComponentAdamW:
             eps=_EPS,
             maximize=False,
         )
-
-    def _update(
-        self,
-        place: int,
-        factor: torch.Tensor,
-        grad: torch.Tensor,
-        lr: float,
-        rows: torch.Tensor,
-        corrections: Sequence[torch.Tensor],
-    ) -> None:
-        first, second = self._first[place], self._second[place]
-        keep, keep_square = self.betas
-        first.copy_(torch.where(rows, first.lerp(grad, 1 - keep), first))
-        second.copy_(torch.where(rows, second * keep_square + (1 - keep_square) * grad**2, second))
-        denominator = (second / corrections[1]).sqrt_().add_(_EPS)
-        update = first / corrections[0] / denominator
-        moved = factor * (1 - lr * self.weight_decay) - lr * update
-        factor.copy_(torch.where(rows, moved, factor))
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

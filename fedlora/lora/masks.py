@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -87,11 +88,15 @@ class RankMasks:
         chosen
             Indices of the projections whose masks are set; None: all.
         """
-        table = torch.tensor(ranks, device=device)
-        repeats = torch.tensor(places, device=device)
+        # torch's own wakes all threads for it, however few tokens there are
+        client = torch.from_numpy(np.repeat(np.arange(len(places)), places)).to(device)
+        made: dict[tuple[int, ...], torch.Tensor | None] = {}  # many projections have the same
         present = list(self.present)  # that of a batch which waits stays as it is
         for index in range(len(present)) if chosen is None else chosen:
-            present[index] = self._of(table[:, index], repeats)
+            column = tuple(row[index] for row in ranks)
+            if column not in made:
+                made[column] = self._of(column, client)
+            present[index] = made[column]
         self.present = present
 
     def set_idle(self, chosen: Iterable[int]) -> None:
@@ -110,15 +115,15 @@ class RankMasks:
         mask = self.present[index]
         return None if mask is None else mask.to(device, dtype)
 
-    def _of(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor | None:
-        if not bool(r.any()):
+    def _of(self, ranks: Sequence[int], client: torch.Tensor) -> torch.Tensor | None:
+        """Return the mask for the clients' ranks at a projection; ``client`` is each token's."""
+        if not any(ranks):
             return torch.zeros(0, self.r_max)
-        # A projection that everybody trains whole needs no mask and no multiplication.
-        return None if bool((r == self.r_max).all()) else self._prefix(r, repeats)
-
-    def _prefix(self, r: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
-        mask = torch.arange(self.r_max, device=r.device) < r[:, None]
-        return mask.repeat_interleave(repeats, dim=0)
+        if min(ranks) == self.r_max:  # everybody trains it whole, so nothing is multiplied
+            return None
+        r = torch.tensor(ranks, device=client.device)
+        mask = torch.arange(self.r_max, device=client.device) < r[:, None]
+        return mask.index_select(0, client)
 
     def _apply(
         self, index: int, module: nn.Module, inputs: object, output: torch.Tensor

@@ -76,6 +76,33 @@ def test_component_that_starts_late_is_corrected_from_its_own_first_step():
     torch.testing.assert_close(projections[0].A[2], late, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("row", [1, 1 << 18], ids=["a row for each", "one row"])
+def test_each_component_steps_as_an_adamw_of_its_own_that_sees_its_steps_alone(row, monkeypatch):
+    monkeypatch.setattr("fedlora.lora.adamw._ROW", row)
+    projections, draws = factors(), torch.Generator().manual_seed(8)
+    optimizer = ComponentAdamW(projections, weight_decay=0.3)
+    own = {
+        (p, j): [torch.nn.Parameter(f.detach().clone()) for f in (ours.A[j], ours.B[:, j])]
+        for p, ours in enumerate(projections)
+        for j in range(3)
+    }
+    references = {
+        key: torch.optim.AdamW(both, lr=0.1, weight_decay=0.3) for key, both in own.items()
+    }
+    for step in range(12):
+        active = torch.rand(len(SIZES), 3, generator=draws) < 0.6
+        set_random_gradients(projections, step)
+        for (p, j), (a, b) in own.items():
+            if active[p, j]:
+                a.grad = projections[p].A.grad[j].clone()
+                b.grad = projections[p].B.grad[:, j].clone()
+                references[p, j].step()
+        optimizer.step(0.1, active)
+    for (p, j), (a, b) in own.items():
+        torch.testing.assert_close(projections[p].A[j], a, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(projections[p].B[:, j], b, rtol=1e-5, atol=1e-6)
+
+
 def test_projections_that_step_together_step_as_each_by_itself():
     together, alone = factors(), factors()
     first, second = ComponentAdamW(together, 0.1), ComponentAdamW(alone, 0.1)

@@ -17,6 +17,7 @@ from fedlora.lora.layers import LoraProjection
 from fedlora.lora.sensitivity import Sensitivity
 from fedlora.robust.aggregation import create_average, robust_mean
 from fedlora.robust.momentum import ClientMomentum
+from fedlora.threads import on_one_thread
 
 log = logging.getLogger("fedlora.server")
 
@@ -109,6 +110,7 @@ class AdapterUpdate:
         if self.by_client is not None:
             self.by_client.count([weight or 0.0 for weight in weights])
 
+    @on_one_thread()
     def step(self, number: int, shared: Sequence[torch.Tensor] = ()) -> None:
         """Average what has been added up over its contributors, clip, and step the optimiser.
 
