@@ -19,11 +19,21 @@ def compute_with(threads: int) -> None:
 
 
 @contextmanager
-def on_one_thread() -> Iterator[None]:
-    """Do something on the side: several threads would wait for cores that clients compute on."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def on_threads(threads: int) -> Iterator[None]:
+    """Do something with so many of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Do something small: several threads would wait for each other, and for clients' cores.
+
+    Some of torch's operations wake all threads for a handful of numbers.
+    """
+    with on_threads(1):
+        yield

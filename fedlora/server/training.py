@@ -28,6 +28,7 @@ from fedlora.server.ranking import Ranking, RoundSignals
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
 from fedlora.tasks import Task, task_class
+from fedlora.threads import on_one_thread
 
 log = logging.getLogger("fedlora.server")
 
@@ -133,8 +134,11 @@ class Training:
         self.tokens = 0
         self._moved = True
 
+    @on_one_thread()
     def run(self, restore: Callable[[], None] | None = None) -> None:
         """Run the baseline, if wanted, and all rounds that are not done yet.
+
+        The engine alone uses more of torch's threads than one.
 
         Parameters
         ----------

@@ -17,7 +17,7 @@ from fedlora.lora.layers import LoraProjection
 from fedlora.lora.sensitivity import Sensitivity
 from fedlora.robust.aggregation import create_average, robust_mean
 from fedlora.robust.momentum import ClientMomentum
-from fedlora.threads import on_one_thread
+from fedlora.threads import on_threads
 
 log = logging.getLogger("fedlora.server")
 
@@ -51,6 +51,7 @@ class AdapterUpdate:
     ) -> None:
         self.projections, self.scenario, self.also = projections, scenario, also
         self.average = create_average(scenario.robust)
+        self._threads = torch.get_num_threads()
         self.momentum = ClientMomentum(scenario.robust.momentum)
         self.by_client = ClientGradients(projections) if self.average else None
         self.optimizer = ComponentAdamW(
@@ -110,7 +111,6 @@ class AdapterUpdate:
         if self.by_client is not None:
             self.by_client.count([weight or 0.0 for weight in weights])
 
-    @on_one_thread()
     def step(self, number: int, shared: Sequence[torch.Tensor] = ()) -> None:
         """Average what has been added up over its contributors, clip, and step the optimiser.
 
@@ -169,8 +169,9 @@ class AdapterUpdate:
             active = average_gradients(self.projections, self._count)
             return active, active
         blocks, weights, clients = self.by_client.take()
-        blocks = self.momentum.blend(clients, blocks)
-        means, present = robust_mean(self.average, blocks, weights)
+        with on_threads(self._threads):
+            blocks = self.momentum.blend(clients, blocks)
+            means, present = robust_mean(self.average, blocks, weights)
         for index, projection in enumerate(self.projections):
             A, B = means[2 * index : 2 * index + 2]
             projection.A.grad = A.to(projection.A.dtype)

@@ -27,6 +27,7 @@ from fedlora.server.compute.placement import Placement
 from fedlora.server.compute.prefix import Prefix
 from fedlora.split import DTYPES, Blocks, Checkpoint, TokenEmbedding
 from fedlora.tasks import task_class
+from fedlora.threads import on_threads
 
 log = logging.getLogger("fedlora.server")
 
@@ -35,6 +36,9 @@ AdapterState = Mapping[str, torch.Tensor]
 
 class SplitEngine:
     """Frozen blocks with LoRA; one batch forward, and one backward.
+
+    Both compute with the number of torch's threads that there was when it was made, whatever the
+    server does the rest of its work with.
 
     Parameters
     ----------
@@ -61,6 +65,7 @@ class SplitEngine:
         self.geometry = geometry = Geometry.of(scenario, checkpoint)
         geometry.check_link(scenario)
         self.scenario = scenario
+        self._threads = torch.get_num_threads()
         self.pool = scenario.task.pool if geometry.server_pools else None
         check_device(scenario.compute.device)
         self.device = torch.device(scenario.compute.device)
@@ -151,7 +156,8 @@ class SplitEngine:
         with torch.random.fork_rng(enabled=drops):
             if drops:
                 torch.manual_seed((self.scenario.seed << 32 | exchange) % 2**63)
-            packed, output = self.prefix.forward(rows, train=train)
+            with on_threads(self._threads):
+                packed, output = self.prefix.forward(rows, train=train)
         if train:
             self._rows, self._input, self._output = rows, packed, output
             self._begin()
@@ -234,7 +240,9 @@ class SplitEngine:
             before = [f.grad.clone() if f.grad is not None else 0.0 for f in self._factors()]
         kept = self.update.kept()
         if self._output.requires_grad:  # nobody has a rank where it does not
-            torch.autograd.backward(self._output, self._cotangent(gradients))
+            cotangent = self._cotangent(gradients)
+            with on_threads(self._threads):
+                torch.autograd.backward(self._output, cotangent)
         given = [None if g is None else w for g, w in zip(gradients, weights, strict=True)]
         if not self.update.is_sound(given):
             self.update.put_back(kept)
@@ -277,9 +285,10 @@ class SplitEngine:
         factors, cotangent = self._factors(), self._cotangent(gradients)
         if not self._output.requires_grad:
             return [torch.zeros_like(factor) for factor in factors]
-        return torch.autograd.grad(
-            self._output, factors, cotangent, retain_graph=again, materialize_grads=True
-        )
+        with on_threads(self._threads):
+            return torch.autograd.grad(
+                self._output, factors, cotangent, retain_graph=again, materialize_grads=True
+            )
 
     def _factors(self) -> list[torch.nn.Parameter]:
         return [factor for p in self.projections for factor in (p.A, p.B)]

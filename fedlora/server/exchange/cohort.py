@@ -18,7 +18,6 @@ from fedlora.errors import ClientLate, ClientLost, FedloraError, ProtocolError, 
 from fedlora.link import Frame, Message, messages as m, told
 from fedlora.server.exchange.member import BookFrame, Member, natural
 from fedlora.server.exchange.patience import Patience
-from fedlora.threads import on_one_thread
 
 log = logging.getLogger("fedlora.server")
 
@@ -242,7 +241,6 @@ class Cohort:
         replies = self._collect(list(self.late), due=False)
         return self.one_of(list(self.late)) if wait and not replies else replies
 
-    @on_one_thread()
     def _collect(
         self,
         clients: Sequence[str],
