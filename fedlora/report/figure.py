@@ -56,8 +56,7 @@ def panels(columns: int = 1, *, height: float = 3.2) -> tuple[Figure, list[Axes]
         Of the figure, in inches.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.06)
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout=layout)
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout=layout, facecolor="white")
     axes = [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
     for ax in axes:
         _quiet(ax)
@@ -172,9 +171,11 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ()) -> Path:
     for name in dict.fromkeys(("png", *formats)):
         buffer = io.BytesIO()
         # The same figure is the same bytes: no date, and names that follow from a constant.
-        own = {} if name == "png" else {"svg.hashsalt": "fedlora", "pdf.fonttype": 42}
-        with rc_context(own):
-            figure.savefig(buffer, format=name, facecolor="white", metadata=_UNDATED[name])
+        if name == "png":  # savefig would draw it twice
+            FigureCanvasAgg(figure).print_png(buffer, metadata=_UNDATED[name])
+        else:
+            with rc_context({"svg.hashsalt": "fedlora", "pdf.fonttype": 42}):
+                figure.savefig(buffer, format=name, facecolor="white", metadata=_UNDATED[name])
         replace_file(path.with_suffix(f".{name}"), buffer.getvalue())
     return path
 
