@@ -119,10 +119,31 @@ def attend(
         q, k, v = (_rows(tensor, len(lengths)) for tensor in (query, key, value))
         return _attend(module, q, k, v, sliding_window, options).flatten(0, 1)[None], None
     parts = (torch.split(tensor, list(lengths), dim=2) for tensor in (query, key, value))
-    found = [
-        _attend(module, q, k, v, sliding_window, options) for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(found, dim=1), None
+    each = list(zip(*parts, strict=True))
+    reaches = sliding_window is not None and max(lengths) > sliding_window
+    if reaches or not _is_plain(key, value, options):
+        found = [_attend(module, q, k, v, sliding_window, options) for q, k, v in each]
+        return torch.cat(found, dim=1), None
+    told: dict[str, Any] = {
+        "dropout_p": options.get("dropout", 0.0),
+        "scale": options.get("scaling"),
+        "is_causal": is_causal(module, options),
+        "enable_gqa": query.shape[1] > key.shape[1],
+    }
+    found = [nn.functional.scaled_dot_product_attention(q, k, v, **told) for q, k, v in each]
+    return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+def _is_plain(key: torch.Tensor, value: torch.Tensor, options: Mapping[str, Any]) -> bool:
+    """Tell whether transformers asks torch's attention for nothing but scale, order and heads.
+
+    Then torch's is asked directly: what is around it takes as long as itself where rows are short.
+    """
+    from transformers.integrations.sdpa_attention import use_gqa_in_sdpa
+
+    further = ("softcap", "position_bias", "cache")
+    known = all(options.get(name) is None for name in further)
+    return known and use_gqa_in_sdpa(None, key, value)
 
 
 def _rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
