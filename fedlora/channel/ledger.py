@@ -34,7 +34,7 @@ class AirRow:
     bits, seconds
         Payload in bits and air time in seconds, by direction and kind.
     wire_bytes
-        Bytes with framing, by direction.
+        Bytes of the frames that ``bits`` counts, framing included, by direction.
     delivered
         Whether the round's adapter arrived in time; ``None`` if none was due.
     """

@@ -129,6 +129,25 @@ def test_greedy_may_send_in_every_second_round_alone(small):
     assert sent == [4, 0, 3]
 
 
+@pytest.mark.parametrize(("every", "due"), [(2, 2), (3, 2), (1, 3), (4, 1)])
+def test_greedy_sends_in_the_next_round_in_which_adapters_are_due(small, every, due):
+    """As with ``channel.deliver_every``; by way of a checkpoint before each round."""
+    strategy, arrived = Greedy(every=every), []
+    for number in range(1, 13):
+        again = Greedy(every=every)
+        again.load_state_dict(unpack_state(*pack_state(strategy.state_dict())))
+        strategy = again
+        decided = strategy.allocate(number, reports(small, 4), small)["0"].deliver
+        sends = any(decided) and number % due == 0
+        strategy.observe(number, {"0": ClientOutcome(delivered=True if sends else None)})
+        arrived += [number] if sends else []
+    expected, last = [], 0
+    for number in range(due, 13, due):
+        if not last or number - last >= every:
+            expected, last = [*expected, number], number
+    assert arrived == expected and len(arrived) > 1
+
+
 @pytest.mark.parametrize(
     "make", [Hold, lambda: Greedy(train="shared"), lambda: Bandit(train="held")]
 )
