@@ -17,7 +17,12 @@ from safetensors.torch import save
 from fedlora.commands.card_lines import Export
 from fedlora.commands.model_card import model_card
 from fedlora.commands.prompts import DEVICE_FILE, TaskFacts
-from fedlora.commands.run_model import chosen_adapter, chosen_head, read_embedding
+from fedlora.commands.run_model import (
+    chosen_adapter,
+    chosen_head,
+    read_embedding,
+    why_no_head,
+)
 from fedlora.config import load_scenario
 from fedlora.errors import FedloraError
 from fedlora.lora.classifier import (
@@ -187,6 +192,8 @@ class _Plan:
         if not self._texts:
             return "lines that load blocks and adapter"
         own = self._embeds == "personal"
+        if self._pooled and self._head is None:
+            return "lines that load what is here, up to what the head is given"
         return "lines that load what is here" if own else "the lines that give this run's answers"
 
     def _other_inputs(self) -> str:
@@ -206,10 +213,9 @@ class _Plan:
     def _fitting(self) -> Classifier:
         scenario, head = self._scenario, self._head
         if head is None:
-            raise FedloraError(
-                "no head goes along: personal heads stay on their clients; train with "
-                "head.share=step or round, or name a simulated client by --client"
-            )
+            why, shared = why_no_head(self._folder.path), self._folder.head.exists()
+            more = "" if shared else ", or name a simulated client by --client"
+            raise FedloraError(f"no head is put on the model: {why}{more}")
         if scenario is None or not task_class(scenario.task.kind).pooled:
             raise FedloraError("the run's folder has no scenario that says how it pools")
         if not task_class(scenario.task.kind).labelled:
@@ -294,10 +300,13 @@ class _Plan:
     def _write_ends(self, out: Path) -> None:
         """Write what neither the adapter nor the merged model holds of front and head."""
         shared, front = self._folder.head, self._folder.front
-        if not self._texts or (self._embedding is not None and self._format != "merged"):
-            for place in (front, *([] if self._texts else [shared])):
-                if place.exists():
-                    shutil.copyfile(place, out / place.name)
+        apart = self._embedding is not None and self._format != "merged"
+        for place, goes in (
+            (front, apart or not self._texts),
+            (shared, self._head is None),  # a module of the task's own
+        ):
+            if goes and place.exists():
+                shutil.copyfile(place, out / place.name)
         whole = self._format == "merged" and (self._classifier is not None or not self._pooled)
         if self._head is None or whole:
             return

@@ -20,7 +20,7 @@ from fedlora.commands.run_model import (
     chosen_adapter,
     chosen_head,
     read_embedding,
-    read_head,
+    why_no_head,
 )
 from fedlora.config import load_scenario, read_section
 from fedlora.errors import FedloraError
@@ -177,8 +177,7 @@ def _from_export(folder: Path, model: str) -> _Device:
         raise FedloraError(
             f"{folder} is no export that can be read ({error}); write it again with fedlora export"
         ) from None
-    place = folder / "head.safetensors"
-    head = read_head(place) if place.exists() else None
+    head = chosen_head(RunFolder(folder), None)
     return _device(facts, folder, head, folder, model, _revision(folder))
 
 
@@ -300,10 +299,8 @@ def _first_line(error: Exception) -> str:
 def _labels(device: _Device, texts: Sequence[str]) -> Iterator[str]:
     head = device.head
     if head is None:
-        raise FedloraError(
-            f"{device.place} has no shared head: personal heads stay on their clients; train "
-            "with head.share=step or round to classify here"
-        )
+        why = why_no_head(device.place)
+        raise FedloraError(f"{device.place} has no head to classify with: {why}")
     task = device.facts.task
     for number, text in enumerate(texts, 1):
         ids = device.tokenizer.encode(text, task.max_length)

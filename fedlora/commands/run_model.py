@@ -141,6 +141,16 @@ def chosen_head(folder: RunFolder, client: str | None) -> Head | None:
     return Head(weight, labels if len(labels) == len(weight) else ())
 
 
+def why_no_head(place: Path) -> str:
+    """Say why ``chosen_head`` has none for a run, or its export, that classifies."""
+    if RunFolder(place).head.exists():
+        return (
+            "the head is a module of the task's own, of which head.safetensors has the weights, "
+            "and one linear map is all that is known here"
+        )
+    return "personal heads stay on their clients; train with head.share=step or round"
+
+
 def _is_linear(path: Path) -> bool:
     """Tell whether a head is one linear map, as those of fedlora's own tasks of texts are."""
     try:

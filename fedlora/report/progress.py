@@ -12,7 +12,7 @@ Events, one a line, each with ``event`` and ``time`` (seconds since the epoch):
     ``phase``, ``round``, ``rows`` that are done of ``total``, now and then in a long evaluation.
 ``round``
     ``phase`` and what is known of a ``RoundRecord``: ``round``, ``step``, ``loss``, ``metric``,
-    ``metric_name``.
+    ``metric_name``; with the phase ``train`` also ``bits_up`` and ``bits_down``.
 ``budget``
     ``client`` that joined under privacy, ``rho`` and ``label_epsilon`` that it will have spent at
     most at the run's end.
@@ -103,6 +103,8 @@ class PhaseProgress:
         self.round = int(finite(event.get("round")) or self.round)
         self.step = int(finite(event.get("step")) or self.step)
         self.evaluated = ""
+        self.bits_up = finite(event.get("bits_up")) or self.bits_up
+        self.bits_down = finite(event.get("bits_down")) or self.bits_down
         if event["event"] == "evaluation":
             rows, total = finite(event.get("rows")), finite(event.get("total"))
             self.evaluated = f"evaluated {count_text(rows)} of {count_text(total)} rows"
@@ -110,8 +112,6 @@ class PhaseProgress:
             if self.first_step is None:  # above 1 in a run that was resumed
                 self.first_step = self.step
             self.loss = finite(event.get("loss"))
-            self.bits_up = finite(event.get("bits_up")) or self.bits_up
-            self.bits_down = finite(event.get("bits_down")) or self.bits_down
             self._steps.append((self.latest, self.step))
             tokens = finite(event.get("tokens"))
             if tokens is not None:

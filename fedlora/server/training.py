@@ -251,9 +251,12 @@ class Training:
                 evaluated=self.evaluated,
             )
         self.after_round()
+        up, down = self.air.bits_so_far()  # with heads and adapters, which follow the last step
         self.recorder.append_event(
             "round",
             phase="train",
+            bits_up=up,
+            bits_down=down,
             **{k: record.get(k) for k in ("round", "step", "loss", "metric", "metric_name")},
         )
 

@@ -17,7 +17,7 @@ from clients.edge_client import EdgeClient
 from fedlora.channel import ChannelState, build_channel
 from fedlora.link import Frame
 from fedlora.ranks import ClientReport
-from fedlora.report import Summary
+from fedlora.report import PhaseProgress, Summary
 
 RANKS = [[1, 3, 1, 2], [3, 3, 1, 1], [3, 1, 1, 3]]
 ARRIVES = [[True, False, True, True], [False, False, True, True], [False, True, True, False]]
@@ -309,3 +309,22 @@ def test_the_order_of_a_frames_tensors_does_not_matter(tiny, records):
         assert row is not None
         seconds.add(json.dumps(row.seconds, sort_keys=True))
     assert len(seconds) == 1
+
+
+def test_what_is_told_at_the_end_of_a_round_has_the_heads_and_adapters_that_follow_its_steps(
+    tiny, records
+):
+    federation = Federation(scenario(tiny["gpt2"], records, *DELIVERY)).run()
+    events = [e for e in federation.recorder.events if e.get("phase") == "train"]
+    ends = [event for event in events if event["event"] == "round"]
+    booked = {"up": 0, "down": 0}
+    for event, record in zip(ends, federation.recorder.rounds, strict=True):
+        for way in booked:
+            booked[way] += sum(record["bits"][way].values())
+        assert record["bits"]["down"]["adapter"] > 0 and record["bits"]["down"]["head"] > 0
+        assert {way: event[f"bits_{way}"] for way in booked} == booked
+    phase = PhaseProgress({"name": "train", "rounds": 3, "steps": 1})
+    for event in events:
+        if event["event"] in ("step", "round"):
+            phase.apply(event)
+    assert (phase.bits_up, phase.bits_down) == (booked["up"], booked["down"])

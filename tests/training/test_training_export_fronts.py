@@ -13,6 +13,7 @@ import torch
 from support.federation import Federation, scenario
 from test_training_export import base_model, engine_output, model_output
 from test_training_export_heads import answers, expected, inferred, of_card, ran
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedlora.commands.export import export_run
@@ -21,6 +22,7 @@ from fedlora.config import scenario_to_toml
 from fedlora.errors import FedloraError
 from fedlora.report import RunFolder
 from fedlora.server.results import write_results
+from fedlora.tasks.classification import Classification
 from simulations import federate
 
 TEXTS = ["w9 w10 w5 w33 w34", "w50", "w90 w77 w20"]
@@ -152,3 +154,26 @@ def test_a_forecast_leaves_with_what_its_clients_share_and_no_word_of_texts(
                 assert (out / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
     with pytest.raises(FedloraError, match="a task's front and head"):
         export_run(tmp_path / "run", tmp_path / "gguf", "gguf-ready", None, None)
+
+
+class Deep(Classification):
+    """A classifier of two layers."""
+
+    def head(self, checkpoint, dtype, width, seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(width, 4), nn.Tanh(), nn.Linear(4, len(self.labels)))
+
+
+def test_a_head_of_a_tasks_own_goes_along_as_a_file_and_is_not_called_personal(
+    tiny, records, tmp_path, capsys
+):
+    run, out = tmp_path / "run", tmp_path / "out"
+    ran(run, tiny["llama"], records, "task.kind=test_training_export_fronts:Deep")
+    export_run(run, out, "peft", None, None)
+    told = capsys.readouterr().out
+    assert "a module of the task's own" in told and "this run's answers" not in told
+    assert "personal" not in told + (out / "README.md").read_text()
+    assert (out / "head.safetensors").read_bytes() == (run / "head.safetensors").read_bytes()
+    for place in (run, out):
+        with pytest.raises(FedloraError, match=r"no head to classify with: .* of the task's own"):
+            infer_texts(place, TEXTS, None, None, 5)
