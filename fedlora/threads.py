@@ -27,13 +27,3 @@ def on_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """Do something small: several threads would wait for each other, and for clients' cores.
-
-    Some of torch's operations wake all threads for a handful of numbers.
-    """
-    with on_threads(1):
-        yield

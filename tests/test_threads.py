@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from fedlora.threads import compute_with, on_one_thread
+from fedlora.threads import compute_with, on_threads
 
 
 def test_what_others_are_told_before_its_first_product_changes_nothing():
@@ -24,7 +24,7 @@ def test_the_number_comes_back_after_something_on_the_side():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with on_one_thread():
+        with on_threads(1):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:

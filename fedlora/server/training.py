@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
+
 from fedlora.config import Scenario
 from fedlora.errors import NoClientsLeft
 from fedlora.link import Phase, Round
@@ -28,9 +30,11 @@ from fedlora.server.ranking import Ranking, RoundSignals
 from fedlora.server.round_record import Outcome, round_record
 from fedlora.server.steps import StepLoop
 from fedlora.tasks import Task, task_class
-from fedlora.threads import on_one_thread
+from fedlora.threads import on_threads
 
 log = logging.getLogger("fedlora.server")
+
+_SMALL = 1 << 22  # numbers that a step's clients send
 
 
 class Recorder(Protocol):
@@ -134,11 +138,8 @@ class Training:
         self.tokens = 0
         self._moved = True
 
-    @on_one_thread()
     def run(self, restore: Callable[[], None] | None = None) -> None:
         """Run the baseline, if wanted, and all rounds that are not done yet.
-
-        The engine alone uses more of torch's threads than one.
 
         Parameters
         ----------
@@ -150,6 +151,23 @@ class Training:
         NoClientsLeft
             When fewer clients are left than a round needs, or none in the middle of it.
         """
+        with on_threads(1 if self._is_small() else torch.get_num_threads()):
+            self._run(restore)
+
+    def _is_small(self) -> bool:
+        """Tell whether all but the engine's passes, which choose themselves, is for one thread.
+
+        Some of torch's operations wake all threads for a handful of numbers, and they would wait
+        for each other, and for clients' cores.
+        """
+        config, geometry = self.scenario, self.engine.geometry
+        clients = config.federation.clients_per_round or config.federation.clients
+        states = clients * config.train.batch_size * config.task.max_length
+        ends = geometry.trains_head and not geometry.classifies
+        ends = ends or config.front.share != "personal"  # as many numbers as there are words
+        return states * self.engine.blocks.width <= _SMALL and not ends
+
+    def _run(self, restore: Callable[[], None] | None) -> None:
         if self.scenario.evaluate.baseline and restore is None:
             self._baseline()
         self._begin("train")
