@@ -134,6 +134,8 @@ class Checkpoints:
     ) -> list[str]:
         """Put clients that have just connected to the end of the rounds that are done.
 
+        The others wait for them no longer than for a step; who is late is lost, and may come again.
+
         Parameters
         ----------
         training
@@ -149,7 +151,8 @@ class Checkpoints:
             Those that had a state of just that round.
         """
         cohort, done, back = training.cohort, training.done, []
-        replies = cohort.ask(clients, Restore(done, rows))
+        others = [client for client in cohort.clients if client not in clients]
+        replies = cohort.ask(clients, Restore(done, rows), others)
         for client, reply in replies.items():
             kept = _round_of(reply)
             if kept == done:
@@ -158,8 +161,11 @@ class Checkpoints:
                 log.warning(
                     "client %s goes on from its state of round %s, not %d", client, kept, done
                 )
-        training.sharing.give(list(replies))
-        return back
+        training.sharing.give(list(replies), others)
+        for client in clients if others else ():
+            if client in cohort.late:
+                cohort.lose(client, ClientLost(f"client {client} was late to begin again"))
+        return [client for client in back if client in cohort]
 
     def begin_late(self, training: Training, clients: Iterable[str]) -> None:
         """Let clients that come when rounds are done begin with the common head.

@@ -18,6 +18,7 @@ from clients.edge_client import EdgeClient
 from clients.simulated_data import SimulatedData
 from fedlora.errors import ClientLost, ProtocolError
 from fedlora.link import Frame, messages as m
+from fedlora.server.checkpoint import Checkpoints
 from fedlora.server.run import ServerRun
 
 BAD = "3"
@@ -187,6 +188,31 @@ def test_a_device_whose_hardware_is_slow_keeps_its_place_and_takes_part(tiny, re
     assert federation.server.cohort.lost == {}
     rounds = federation.recorder.rounds
     assert all(record["clients"][BAD]["rows"] > 0 for record in rounds)
+
+
+def test_who_comes_back_and_goes_back_slowly_costs_the_others_one_limit_in_all(
+    tiny, records, tmp_path
+):
+    """Time after time: it was lost, and answers just in time to where the run stands."""
+
+    def wrap(edge: EdgeClient) -> Handler:
+        def handle(request: Frame) -> Frame:
+            if request.kind != m.RESTORE:
+                return edge.handle(request)
+            time.sleep(0.9 * setup.link.step_timeout_s)
+            return Frame(m.READY, edge.name, request.seq, {"round": 0})
+
+        return handle
+
+    setup = config(tiny, records, "link.step_timeout_s=0.2", "link.patience=0")
+    federation = Federation(setup, wrap=wrap, workers=40)
+    cohort, checkpoints = federation.server.cohort, Checkpoints(tmp_path)
+    cohort.deployed = True
+    for _ in range(4):
+        checkpoints.restore_clients(federation.server.training, [BAD])
+    assert "late to begin again" in cohort.lost[BAD]
+    assert cohort.may_return == {BAD}
+    assert cohort.clients == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("rows", [100_001, 1 << 39])
