@@ -127,6 +127,7 @@ class Batches:
             self.kept.retain(self._cohort.clients)
         self._engine.retain(self._cohort.clients)
         self.representations.retain(self._cohort.clients)
+        self._owed = {client: owed for client, owed in self._owed.items() if client in self._cohort}
         sent: dict[str, SentActivation] = {}
         for client, reply in replies.items():
             try:
