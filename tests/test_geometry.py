@@ -7,7 +7,7 @@ from support.tiny_models import CONFIGS
 
 from fedlora.config import Scenario, with_overrides
 from fedlora.geometry import Geometry
-from fedlora.lora.targets import choose_targets, linear_modules
+from fedlora.lora.targets import choose_targets, in_model_order, linear_modules
 from fedlora.server.compute import SplitEngine
 from fedlora.split import Checkpoint
 
@@ -22,6 +22,9 @@ def test_the_modules_that_are_checked_are_those_that_the_server_adapts(checkpoin
     engine = SplitEngine(checkpoint, scenario)
     checked = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
     prefix = engine.blocks.family.prefix
+    assert [name.removeprefix(prefix) for name in in_model_order(checked, checkpoint)] == [
+        projection.name for projection in engine.projections
+    ]
     assert sorted(name.removeprefix(prefix) for name in checked) == sorted(
         projection.name for projection in engine.projections
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from fedlora.errors import FedloraError, shown
-from fedlora.split import Checkpoint, Cut, find_family
+from fedlora.split import Checkpoint, Cut, empty_model, find_family
 
 ALL_LINEAR = "all-linear"
 
@@ -14,7 +14,7 @@ ALL_LINEAR = "all-linear"
 def choose_targets(
     linear: Sequence[str], wanted: Sequence[str], everywhere: Sequence[str] = ()
 ) -> list[str]:
-    """Return the names of the modules to adapt, in the order of the model.
+    """Return the names of the modules to adapt, in the order of ``linear``.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def _named(name: str, target: str) -> bool:
 def linear_modules(checkpoint: Checkpoint, cut: Cut) -> list[str]:
     """Return a checkpoint's names of the linear modules of the server's blocks.
 
-    They are the blocks' matrices; nothing is loaded to find them.
+    They are the blocks' matrices, in the order of the files; nothing is loaded to find them.
     """
     inside = re.compile(rf"(?:^|\.){re.escape(find_family(checkpoint).layers)}\.(\d+)\..+\.weight$")
     held = range(cut.start, cut.stop)
@@ -73,3 +73,24 @@ def linear_modules(checkpoint: Checkpoint, cut: Cut) -> list[str]:
         for name, entry in checkpoint.entries.items()
         if len(entry.shape) == 2 and (found := inside.search(name)) and int(found[1]) in held
     ]
+
+
+def in_model_order(names: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+    """Return a checkpoint's names of linear modules in the order that the model has them in.
+
+    A rank strategy on the server sees the projections so, and gives what is left of a budget to the
+    first that it fits. The model is made without memory.
+    """
+    inside = re.compile(rf"(?:^|\.){re.escape(find_family(checkpoint).layers)}\.(\d+\..+)$")
+    places = {
+        found[1]: place
+        for place, (name, _) in enumerate(empty_model(checkpoint).named_modules())
+        if (found := inside.search(name))
+    }
+
+    def place(name: str) -> int:
+        found = inside.search(name)
+        assert found is not None  # as ``linear_modules`` finds them
+        return places[found[1]]
+
+    return sorted(names, key=place)

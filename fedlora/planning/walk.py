@@ -18,7 +18,7 @@ from fedlora.check import rank_space
 from fedlora.config import ENDS, PAYLOADS, Scenario
 from fedlora.errors import FedloraError
 from fedlora.geometry import Geometry
-from fedlora.lora.targets import choose_targets, linear_modules
+from fedlora.lora.targets import choose_targets, in_model_order, linear_modules
 from fedlora.participation import draw_clients
 from fedlora.planning.client import Bits, PlannedClient, Terms
 from fedlora.planning.payloads import PayloadBits
@@ -117,6 +117,8 @@ class _Walk:
     ) -> None:
         geometry = Geometry.of(scenario, checkpoint)
         targets = choose_targets(linear_modules(checkpoint, geometry.cut), scenario.lora.targets)
+        if scenario.ranks.strategy != "uniform":  # for which the order decides nothing
+            targets = in_model_order(targets, checkpoint)
         shared = geometry.trains_head and scenario.head.share != "personal"
         classes = len(rows.labels)
         head, front = end_sizes(scenario, checkpoint, geometry, classes)
@@ -288,6 +290,11 @@ class _Walk:
                 "later ones as the last of these"
             )
             return notes
+        if scenario.model.client_front and scenario.link.activation in ("distinct", "rotated"):
+            notes.append(
+                "activations that have passed a client's blocks (model.client_front) are counted "
+                "as if no two rows were equal, which is the most"
+            )
         named = {scenario.link.codec(own)["name"] for own in (*PAYLOADS, *ENDS)}
         told = f"--rehearse {self.account.rounds_to_rehearse} trains so many rounds to tell"
         if "rotated" in named:

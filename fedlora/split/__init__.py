@@ -1,6 +1,6 @@
 """A checkpoint cut between client and server, one file a family."""
 
-from fedlora.split.blocks import Blocks, Cut, cut_widths, embedding_width, pad_rows
+from fedlora.split.blocks import Blocks, Cut, cut_widths, embedding_width, empty_model, pad_rows
 from fedlora.split.checkpoint import DTYPES, Checkpoint
 from fedlora.split.conformity import check_conformity, plain_llama
 from fedlora.split.edge import Back, Front, TokenEmbedding, pool_packed
@@ -56,6 +56,7 @@ __all__ = [
     "cut_widths",
     "edge_tensors",
     "embedding_width",
+    "empty_model",
     "final_stage",
     "find_family",
     "has_tokenizer",
