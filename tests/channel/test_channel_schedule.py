@@ -102,6 +102,20 @@ def test_lyapunov_minimises_its_objective_over_all_sets(seed: int, queue_s: floa
     assert objective(tuple(division)) == pytest.approx(min(map(objective, sets)), abs=1e-6)
 
 
+@pytest.mark.parametrize("queue_s", [0.0, 0.02, 0.1, 1.0])
+@pytest.mark.parametrize(("most_s", "fewest"), [(1e6, 1), (2.5, 1), (2.5, 12)])
+def test_lyapunov_passes_over_no_number_of_participants_that_wins(queue_s, most_s, fewest):
+    reports, loads = cohort(7, 24)
+    options = {"mean_delay_s": 1.0, "trade_off": 0.4, "max_delay_s": most_s, "min_clients": fewest}
+    scheduler = LyapunovScheduler(**COMMON, total_bandwidth_hz=2e7, **options)
+    scheduler.load_state_dict({"queue_s": queue_s})
+    curves = DelayCurves.of(range(24), reports, loads)
+    delays = {n: fastest_round(curves, n, 2e7)[0] for n in range(fewest, 25)}
+    open_ = {n: d for n, d in delays.items() if d <= most_s or n == fewest}
+    best = min(open_, key=lambda n: (queue_s * open_[n] - 0.4 * n, -n))
+    assert len(scheduler.select(0, reports, loads)) == best
+
+
 def test_a_fixed_order_of_clients_would_not_be_optimal() -> None:
     # Client 0 computes long and sends little, client 1 the reverse: which of them is cheaper
     # depends on the delay, so no sorting beforehand can tell.

@@ -9,9 +9,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from fedlora.channel.schedule.bandwidth import DelayCurves, fastest_round
 from fedlora.channel.schedule.base import ClientLoad, Scheduler
@@ -27,7 +30,8 @@ class LyapunovScheduler(Scheduler):
     round, weighted by the round; a virtual queue ``Q(t+1) = max(Q(t) + tau(t) - tau_mean, 0)``
     stands for the limit on the mean delay; each round minimises
     ``Q(t) tau(t) - trade_off w(t) |S(t)|`` over the participants S and the division of bandwidth.
-    The minimum is exact: for each number of participants the fastest round is found.
+    The minimum is exact: the fastest round is found for each number of participants, but for those
+    that cannot win, as delay grows with the number.
 
     Parameters
     ----------
@@ -79,23 +83,40 @@ class LyapunovScheduler(Scheduler):
         total_hz = self.total_bandwidth_hz or sum(reports[k].bandwidth_hz for k in clients)
         curves = DelayCurves.of(clients, reports, loads)
         worth = self._trade_off * self._contraction ** max(self.rounds - 1 - round, 0)
-        best = math.inf
-        division: dict[int, float] = {}
-        for count in range(max(1, min(self._min_clients, len(clients))), len(clients) + 1):
-            delay_s, chosen, bandwidth_hz = fastest_round(curves, count, total_hz)
+        fewest, most = max(1, min(self._min_clients, len(clients))), len(clients)
+        best, taken = math.inf, 0
+        rounds: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}
+
+        def look(count: int) -> None:
+            """Find the fastest round of so many, and keep it in mind if it is the best so far."""
+            nonlocal best, taken
+            rounds[count] = fastest_round(curves, count, total_hz)
+            delay_s = rounds[count][0]
             if delay_s > self._max_delay_s and count > self._min_clients:
-                break
+                return
             objective = self.queue_s * delay_s - worth * count
-            if objective <= best:
-                best = objective
-                division = {
-                    clients[place]: float(hz)
-                    for place, hz in zip(chosen, bandwidth_hz, strict=True)
-                }
-            # Delay grows with the number of participants, so no larger number can win any more.
-            if self.queue_s * delay_s - worth * len(clients) > best:
-                break
-        return dict(sorted(division.items()))
+            if (objective, -count) < (best, -taken):
+                best, taken = objective, count
+
+        def between(low: int, high: int) -> tuple[float, int, int]:
+            """Bound the numbers in between, as delay grows with them, for a heap."""
+            return self.queue_s * rounds[low][0] - worth * (high - 1), low, high
+
+        for count in {fewest, most}:
+            look(count)
+        heap = [between(fewest, most)]
+        while heap:
+            least, low, high = heapq.heappop(heap)
+            if high - low < 2 or (least, 1 - high) >= (best, -taken):
+                continue
+            if rounds[low][0] > self._max_delay_s and low >= self._min_clients:
+                continue
+            look(middle := (low + high) // 2)
+            for part in (between(low, middle), between(middle, high)):
+                heapq.heappush(heap, part)
+        _, chosen, bandwidth_hz = rounds[taken]
+        division = zip(chosen, bandwidth_hz, strict=True)
+        return dict(sorted((clients[place], float(hz)) for place, hz in division))
 
     def observe(self, round: int, delay_s: float) -> None:
         """Learn how long a round took, in seconds."""
