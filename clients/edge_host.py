@@ -23,7 +23,7 @@ import ray
 
 from fedlora.blame import naming_plugins, overdue
 from fedlora.errors import FedloraError
-from fedlora.import_path import leave_working_folder, put_bundles_last
+from fedlora.import_path import Importing, leave_working_folder, put_bundles_last
 from fedlora.launch.killed import ended_by_ray
 from fedlora.launch.working_folder import go_where_started
 from fedlora.reasons import REASON, whole_words
@@ -50,13 +50,14 @@ class EdgeHost:
         leave_working_folder()
         put_bundles_last()
         go_where_started()
-        import torch
+        with Importing():
+            import torch
 
-        from clients.build import load_parts
-        from clients.simulated_data import SimulatedData
-        from fedlora.config import scenario_from_toml
-        from fedlora.link.stream.client.client import StreamClient
-        from fedlora.registry import use_python_path
+            from clients.build import load_parts
+            from clients.simulated_data import SimulatedData
+            from fedlora.config import scenario_from_toml
+            from fedlora.link.stream.client.client import StreamClient
+            from fedlora.registry import use_python_path
 
         torch.set_num_threads(1)
         scenario = scenario_from_toml(session["scenario"])

@@ -6,11 +6,12 @@ import sys
 
 def main() -> None:
     """Run the command line; see ``fedlora.cli.main``."""
-    from fedlora.import_path import blamed_on_path, leave_working_folder
+    from fedlora.import_path import Importing, blamed_on_path, leave_working_folder
 
     leave_working_folder()
     try:
-        from fedlora.cli import main as command_line
+        with Importing():
+            from fedlora.cli import main as command_line
     except Exception as error:
         sentence = blamed_on_path(error)
         if not sentence:

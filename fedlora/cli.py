@@ -37,6 +37,7 @@ from fedlora.commands.site import site
 from fedlora.commands.slice import slice_
 from fedlora.errors import FedloraError
 from fedlora.import_path import (
+    Importing,
     blamed_on_path,
     children_environment,
     leave_working_folder,
@@ -203,7 +204,8 @@ def infer(
     ] = "",
 ) -> None:
     """Use backbone and adapter on this machine: classify texts, or continue them."""
-    from fedlora.commands.infer import infer_texts
+    with Importing():
+        from fedlora.commands.infer import infer_texts
 
     # Bytes that are no UTF-8 are kept, so that the refusal can name their line.
     lines = texts or sys.stdin.buffer.read().decode(errors="surrogateescape").splitlines()

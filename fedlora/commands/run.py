@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedlora.config import Scenario, scenario_to_toml, with_overrides
 from fedlora.errors import FedloraError
-from fedlora.import_path import plugin_folders
+from fedlora.import_path import Importing, plugin_folders
 from fedlora.launch.temporary import parent_folder, temporary_folder
 from fedlora.scenarios import find_scenario
 from fedlora.storage import dated_folder
@@ -58,7 +58,8 @@ def run_simulation(
     """
     given = find_scenario(name) if isinstance(name, str) else name
     scenario = with_overrides(given, overrides)
-    from fedlora.report import RunFolder
+    with Importing():
+        from fedlora.report import RunFolder
 
     check_beforehand(scenario, console)
     scenario = with_plugins(scenario)
@@ -84,7 +85,8 @@ def check_beforehand(scenario: Scenario, console: Console | None = None) -> None
     from rich.console import Console
 
     with (console or Console()).status("checking the scenario, its model and its data"):
-        from fedlora.check import check_run
+        with Importing():
+            from fedlora.check import check_run
 
         check_run(scenario)
 

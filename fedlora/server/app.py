@@ -18,7 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora.errors import FedloraError
-from fedlora.import_path import put_bundles_last
+from fedlora.import_path import Importing, put_bundles_last
 from fedlora.terminal import leave_out_chatter
 
 leave_out_chatter()
@@ -36,7 +36,8 @@ class RunEnded(FedloraError):
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run configuration names."""
     put_bundles_last()
-    from fedlora.server.flower.run import run_over_flower
+    with Importing():
+        from fedlora.server.flower.run import run_over_flower
 
     try:
         run_over_flower(grid, context.run_config, context.run_id)

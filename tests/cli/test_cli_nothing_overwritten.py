@@ -20,14 +20,17 @@ PRIVATE = [
     *("--set", "channel.deliver_every=1", "--set", "channel.model=rayleigh"),
 ]
 AIR = ["--set", "channel.deliver_every=1", "--set", "channel.model=rayleigh"]
-NOISELESS = ["quickstart", "--set", "privacy.epsilon=none"]
+UNDIVIDED = [
+    *("quickstart", "--set", "privacy.epsilon=none", "--set", "ranks.strategy=uniform"),
+    *("--set", "channel.deliver_every=0"),
+]
 FOLDERS = {
     "run": (["SCENARIO"], "events.jsonl"),
     "rehearse": (["SCENARIO"], "events.jsonl"),
     "export": (["RUN"], "adapter_config.json"),
     "slice": (["MODEL"], "edge.json"),
     "cascade": (["quickstart-private"], "cascade.json"),
-    "parity": (NOISELESS, "trials.jsonl"),
+    "parity": (UNDIVIDED, "trials.jsonl"),
     "participation": (["quickstart", "--participants", "2"], "participation.csv"),
     "compare": (["SCENARIO", "--strategies", "greedy", *AIR], "trials.jsonl"),
     "train-policy": (["quickstart"], "settings.toml"),
@@ -36,7 +39,7 @@ FOLDERS = {
 """The commands that write a folder: what they need, and what marks a folder of theirs."""
 
 FILES = {
-    **{"audit": ["RUN"], "bench": ["--quick"], "parity": NOISELESS, "site": ["RUN"]},
+    **{"audit": ["RUN"], "bench": ["--quick"], "parity": UNDIVIDED, "site": ["RUN"]},
     **{"fuzz": ["--trials", "1"], "check": ["quickstart"], "plan": ["quickstart"]},
 }
 """The commands that write a file, with --json."""
