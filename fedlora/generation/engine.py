@@ -225,8 +225,9 @@ def check_generates(checkpoint: Checkpoint, scenario: Scenario) -> None:
         )
     if scenario.train.embedding:
         raise FedloraError(
-            "train.embedding is true, so that each client has trained a token embedding of its "
-            "own, which stays on its device; generate from a run with train.embedding=false"
+            "train.embedding is true, so that the clients have trained token embeddings, which "
+            "devices that generate do not have; generate from a run with train.embedding=false, "
+            "or, where front.share is round or step, use fedlora infer or export --format merged"
         )
 
 
