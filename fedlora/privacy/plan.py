@@ -154,10 +154,18 @@ def check_classes(scenario: Scenario, classes: int) -> None:
     Raises
     ------
     FedloraError
-        When there is one, or labels are to be randomised and there is none.
+        When there is one, labels are to be randomised and there is none, or there are more than
+        the mechanism takes.
     """
     policy = scenario.privacy
-    if classes == 0 and mechanism_class(policy.release).needs_classes:
+    mechanism = mechanism_class(policy.release)
+    if mechanism.most_classes and classes > mechanism.most_classes:
+        raise FedloraError(
+            f"there are {classes:,} classes, and privacy.release {policy.release} takes "
+            f"{mechanism.most_classes:,} at most, as it holds their number squared; set it to "
+            "labels or full, or name fewer classes in task.labels"
+        )
+    if classes == 0 and mechanism.needs_classes:
         raise FedloraError(
             f"privacy.release is {policy.release}, and task.kind {scenario.task.kind} has no "
             "labels to randomise, as what it learns follows from the text; set privacy.release to "

@@ -8,8 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
+from fedlora.config import with_overrides
 from fedlora.errors import FedloraError
 from fedlora.privacy.mechanisms import InsecureNoise, SystemNoise, clip_rows, release, rounding_step
+from fedlora.privacy.plan import check_classes
+from fedlora.scenarios import find_scenario
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 C = 0.05
@@ -177,3 +180,15 @@ def test_insecure_noise_repeats_for_a_seed_and_differs_between_uploads_and_clien
     assert len({tuple(x.tolist()) for x in different}) == len(different)
     assert SystemNoise.secret
     assert not InsecureNoise.secret
+
+
+@pytest.mark.parametrize(
+    ("release", "most"), [("logits", 4096), ("row_space", 4096), ("labels", 0), ("full", 0)]
+)
+def test_more_classes_than_a_device_can_hold_are_refused_before_anything_is_made(release, most):
+    """Two releases hold the square of their number, which the server's ``task.labels`` decides."""
+    scenario = with_overrides(find_scenario("quickstart"), [f"privacy.release={release}"])
+    check_classes(scenario, most or 100_000)
+    if most:
+        with pytest.raises(FedloraError, match=r"there are 4,097 classes, .* takes 4,096 at most"):
+            check_classes(scenario, most + 1)

@@ -7,7 +7,8 @@ none of them is given the client's records, its ledger or its door.
 =========================  =====================================================================
 asked by                   for
 =========================  =====================================================================
-``plan.check_release``     ``check``, ``needs_head``, ``needs_classes``, ``repeats``
+``plan.check_release``     ``check``, ``needs_head``, ``repeats``
+``plan.check_classes``     ``needs_classes``, ``most_classes``
 ``plan.plan_release``      ``plan``, from ``uploads`` and ``charge``
 the client                 ``values``, ``noised``, ``charge``
 the server                 ``width``, ``gradients`` from ``cut``, ``probe``
@@ -89,6 +90,8 @@ class Mechanism:
         Whether the server has to know the head.
     needs_classes
         Whether a task without classes is refused.
+    most_classes
+        More classes are refused; 0: none are too many.
     repeats
         Whether a record is paid for once, and what left is repeated afterwards.
     """
@@ -96,6 +99,7 @@ class Mechanism:
     noises_gradients: ClassVar[bool] = True
     needs_head: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
+    most_classes: ClassVar[int] = 0
     repeats: ClassVar[bool] = False
 
     def __init__(self, policy: PrivacyPolicy) -> None:

@@ -26,6 +26,9 @@ import torch
 
 _RANK_TOLERANCE = 1e-6  # singular values below this fraction of the largest carry nothing
 
+MOST_CLASSES = 1 << 12
+"""Of a mechanism that holds ``zero_sum_basis``, 128 MiB then: a server names the classes."""
+
 
 def zero_sum_basis(classes: int) -> torch.Tensor:
     """Return an orthonormal basis (Helmert's) of the vectors that sum to zero.

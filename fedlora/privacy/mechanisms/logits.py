@@ -24,7 +24,7 @@ import torch
 from fedlora.config import Scenario
 from fedlora.privacy.mechanisms.base import Gradients, Mechanism
 from fedlora.privacy.mechanisms.gaussian import release
-from fedlora.privacy.mechanisms.head_releases import believed_labels, zero_sum_basis
+from fedlora.privacy.mechanisms.head_releases import MOST_CLASSES, believed_labels, zero_sum_basis
 from fedlora.privacy.mechanisms.noise import NoiseSource
 
 
@@ -55,6 +55,7 @@ class Logits(Mechanism):
     """Noises a message about each label, and sends it in place of all its gradients."""
 
     needs_head = True
+    most_classes = MOST_CLASSES
     repeats = True
 
     def uploads(self, scenario: Scenario, rows: int) -> int:

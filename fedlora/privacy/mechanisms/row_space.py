@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from fedlora.privacy.mechanisms.base import Gradients, Mechanism
-from fedlora.privacy.mechanisms.head_releases import row_space, zero_sum_basis
+from fedlora.privacy.mechanisms.head_releases import MOST_CLASSES, row_space, zero_sum_basis
 
 
 def row_space_coordinates(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -33,6 +33,7 @@ class RowSpace(Mechanism):
     """Clips and noises each sample's K - 1 coordinates, anew at each upload."""
 
     needs_head = True
+    most_classes = MOST_CLASSES
 
     def values(self, gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         """See ``Mechanism``."""
