@@ -6,7 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Collection
 
+import torch
+
 from fedlora.report import RoundRecord
+from fedlora.threads import on_threads
 from simulations.bench.unsplit import Baseline
 
 SPLIT = "split"
@@ -18,6 +21,7 @@ class Contest:
     A step of the run is everything from the end of the baselines' last step: the forward, the
     exchange with all clients, the backward, the update. On a machine that others use, too, the
     ratio of two neighbouring steps is steadier than either, so ratios are medians over pairs.
+    Baselines compute with as many of torch's threads as there were when they were entered.
 
     Parameters
     ----------
@@ -41,7 +45,7 @@ class Contest:
     """
 
     def __init__(self, warm_up: int, pairs: int, tick: Callable[[], None]) -> None:
-        self.baselines: dict[str, Baseline] = {}
+        self.baselines = {}
         self.seconds: list[dict[str, float]] = []
         self.loss_difference = 0.0
         self.others_rows: Collection[str] = ()
@@ -51,6 +55,16 @@ class Contest:
         self._tick = tick
         self._mark = time.perf_counter()
 
+    @property
+    def baselines(self) -> dict[str, Baseline]:
+        """See the class."""
+        return self._baselines
+
+    @baselines.setter
+    def baselines(self, baselines: dict[str, Baseline]) -> None:
+        # A run uses one thread for all but its engine's passes, and these are not within them.
+        self._baselines, self._threads = baselines, torch.get_num_threads()
+
     def append_event(self, event: str, /, **fields: object) -> None:
         """Note the end of a step, and let the baselines make theirs."""
         if event != "step":
@@ -59,9 +73,10 @@ class Contest:
         number, loss = fields["step"], fields["loss"]
         assert isinstance(number, int) and isinstance(loss, float)
         for name, baseline in self.baselines.items():
-            begun = time.perf_counter()
-            theirs = baseline.step(number - 1)
-            pair[name] = time.perf_counter() - begun
+            with on_threads(self._threads):
+                begun = time.perf_counter()
+                theirs = baseline.step(number - 1)
+                pair[name] = time.perf_counter() - begun
             if name not in self.others_rows:
                 self.loss_difference = max(self.loss_difference, abs(loss - theirs) / abs(theirs))
         if number in self._counted:
