@@ -116,6 +116,15 @@ def test_lyapunov_passes_over_no_number_of_participants_that_wins(queue_s, most_
     assert len(scheduler.select(0, reports, loads)) == best
 
 
+def test_lyapunov_takes_the_fewest_where_no_round_ends_and_nobody_where_nobody_is() -> None:
+    reports = {k: ChannelState(None, None, 1e6, 1e-30, 1e-30) for k in range(4)}
+    loads = {k: ClientLoad(1e6, 1e6, 0.1) for k in range(4)}
+    options = {"mean_delay_s": 1.0, "min_clients": 2}
+    scheduler = LyapunovScheduler(**COMMON, total_bandwidth_hz=2e6, **options)
+    assert len(scheduler.select(0, reports, loads)) == 2
+    assert scheduler.select(0, {}, {}) == {}
+
+
 def test_a_fixed_order_of_clients_would_not_be_optimal() -> None:
     # Client 0 computes long and sends little, client 1 the reverse: which of them is cheaper
     # depends on the delay, so no sorting beforehand can tell.

@@ -80,11 +80,13 @@ class LyapunovScheduler(Scheduler):
     ) -> dict[int, float]:
         """Return the clients of a round, each with its bandwidth in Hz."""
         clients = sorted(reports)
+        if not clients:
+            return {}
         total_hz = self.total_bandwidth_hz or sum(reports[k].bandwidth_hz for k in clients)
         curves = DelayCurves.of(clients, reports, loads)
         worth = self._trade_off * self._contraction ** max(self.rounds - 1 - round, 0)
         fewest, most = max(1, min(self._min_clients, len(clients))), len(clients)
-        best, taken = math.inf, 0
+        best, taken = math.inf, fewest
         rounds: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}
 
         def look(count: int) -> None:
